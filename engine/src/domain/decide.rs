@@ -1,0 +1,299 @@
+//! Deciders: from a state and a command to events, or to a refusal. Pure: no clock, no store, no randomness.
+
+use super::case::{Case, Delivery, Order, OrderStatus, document, license_id, proof_id};
+use super::command::{Action, ExpectedRevision};
+use super::sku::Sku;
+use super::{Event, Illegal, Occurrence};
+use crate::json::{Object, Value};
+use crate::stream::{CaseId, Stream};
+
+/// Why a command is refused. Nothing was written; the same command may succeed later.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// Stable code, COMMANDS.md.
+    pub code: RefusalCode,
+    /// A sentence for the caller.
+    pub message: String,
+}
+
+/// Stable codes of refusals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "the codes of COMMANDS.md, name by name")]
+pub enum RefusalCode {
+    InvalidCommand,
+    OrderNotFound,
+    SkuNotFound,
+    DeliveryNotFound,
+    RevisionConflict,
+    SkuWithdrawn,
+    AmountInvalid,
+    IllegalTransition,
+    IdempotencyMismatch,
+    BodyTooLarge,
+}
+
+impl RefusalCode {
+    /// The code's text.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RefusalCode::InvalidCommand => "INVALID_COMMAND",
+            RefusalCode::OrderNotFound => "ORDER_NOT_FOUND",
+            RefusalCode::SkuNotFound => "SKU_NOT_FOUND",
+            RefusalCode::DeliveryNotFound => "DELIVERY_NOT_FOUND",
+            RefusalCode::RevisionConflict => "REVISION_CONFLICT",
+            RefusalCode::SkuWithdrawn => "SKU_WITHDRAWN",
+            RefusalCode::AmountInvalid => "AMOUNT_INVALID",
+            RefusalCode::IllegalTransition => "ILLEGAL_TRANSITION",
+            RefusalCode::IdempotencyMismatch => "IDEMPOTENCY_MISMATCH",
+            RefusalCode::BodyTooLarge => "BODY_TOO_LARGE",
+        }
+    }
+}
+
+impl Refusal {
+    /// A refusal with its sentence.
+    pub fn new(code: RefusalCode, message: impl Into<String>) -> Refusal {
+        Refusal { code, message: message.into() }
+    }
+}
+
+impl From<Illegal> for Refusal {
+    fn from(e: Illegal) -> Self {
+        Refusal::new(RefusalCode::IllegalTransition, e.0)
+    }
+}
+
+fn check_revision(expected: ExpectedRevision, stream: Stream, revision: u64) -> Result<(), Refusal> {
+    if expected.allows(revision) {
+        return Ok(());
+    }
+    let message = format!("stream {stream} is at revision {revision}; expected {expected:?}");
+    Err(Refusal::new(RefusalCode::RevisionConflict, message))
+}
+
+/// Decides a command about a SKU.
+pub fn decide_sku(sku: Option<&Sku>, action: &Action, expected: ExpectedRevision) -> Result<Event, Refusal> {
+    let (event_type, payload, sku_id) = match action {
+        Action::ListSku { sku_id, title, price, author_id } => {
+            let mut payload = Object::new().with("sku_id", sku_id.as_str()).with("title", title.as_str());
+            payload.set("price", price.to_value());
+            payload.set_some("author_id", author_id.as_deref());
+            ("sku.listed", payload, sku_id)
+        }
+        Action::WithdrawSku { sku_id, reason } => {
+            if sku.is_none() {
+                return Err(sku_not_found(sku_id));
+            }
+            let mut payload = Object::new().with("sku_id", sku_id.as_str());
+            payload.set_some("reason", reason.as_deref());
+            ("sku.withdrawn", payload, sku_id)
+        }
+        _ => return Err(Refusal::new(RefusalCode::InvalidCommand, "not a command about a SKU")),
+    };
+    let stream = Stream::Sku(CaseId::of_sku(sku_id));
+    let revision = sku.map_or(0, |s| s.revision);
+    check_revision(expected, stream, revision)?;
+    let event = Event { stream, event_type, payload };
+    Sku::apply(&mut sku.cloned(), &trial(&event, revision + 1))?;
+    Ok(event)
+}
+
+fn sku_not_found(sku_id: &str) -> Refusal {
+    let sku_id: String = sku_id.chars().take(64).collect();
+    Refusal::new(RefusalCode::SkuNotFound, format!("no SKU {sku_id:?} was ever listed"))
+}
+
+fn trial(event: &Event, revision: u64) -> Occurrence<'_> {
+    Occurrence {
+        stream: event.stream,
+        revision,
+        event_type: event.event_type,
+        payload: &event.payload,
+        index: 0,
+        recorded_at_us: 0,
+        has_private: false,
+    }
+}
+
+/// Decides `order.create`. `buyer` is the pseudonym; the price comes from the SKU and from nowhere else.
+pub fn decide_create(
+    case: &Case,
+    sku: Option<&Sku>,
+    buyer: &str,
+    action: &Action,
+    expected: ExpectedRevision,
+) -> Result<Event, Refusal> {
+    let Action::CreateOrder { sku_id, delivery_mode, key_fingerprint, .. } = action else {
+        return Err(Refusal::new(RefusalCode::InvalidCommand, "not order.create"));
+    };
+    let Some(sku) = sku else { return Err(sku_not_found(sku_id)) };
+    let stream = Stream::Order(case.id);
+    check_revision(expected, stream, case.order.as_ref().map_or(0, |o| o.revision))?;
+    check_fingerprint(delivery_mode, key_fingerprint.as_deref())?;
+    if !sku.listed {
+        return Err(Refusal::new(RefusalCode::SkuWithdrawn, "the SKU is not listed now"));
+    }
+    let mut payload = Object::new()
+        .with("order_id", case.id.to_string())
+        .with("sku_id", sku_id.as_str())
+        // Revisions are far below 2^53.
+        .with("sku_revision", sku.revision as i64)
+        .with("buyer", buyer)
+        .with("total", sku.price.to_value())
+        .with("delivery_mode", delivery_mode.as_str());
+    payload.set_some("key_fingerprint", key_fingerprint.as_deref());
+    let event = Event { stream, event_type: "order.created", payload };
+    case.clone().apply(&trial(&event, 1))?;
+    Ok(event)
+}
+
+fn check_fingerprint(mode: &str, key_fingerprint: Option<&str>) -> Result<(), Refusal> {
+    let message = match (mode, key_fingerprint) {
+        ("buyer-managed", None) => "buyer-managed delivery needs key_fingerprint",
+        ("marketplace-managed", Some(_)) => "key_fingerprint is for buyer-managed delivery only",
+        _ => return Ok(()),
+    };
+    Err(Refusal::new(RefusalCode::InvalidCommand, message))
+}
+
+/// Decides every command about an existing order: one event, or two for a reissue.
+pub fn decide_case(case: &Case, action: &Action, expected: ExpectedRevision) -> Result<Vec<Event>, Refusal> {
+    let Some(order) = &case.order else {
+        return Err(Refusal::new(RefusalCode::OrderNotFound, format!("no order {}", case.id)));
+    };
+    let events = if is_delivery(action) {
+        decide_delivery(case, order, action, expected)?
+    } else {
+        let stream = Stream::Order(case.id);
+        check_revision(expected, stream, order.revision)?;
+        let (event_type, payload) = order_event(case, order, action)?;
+        vec![Event { stream, event_type, payload }]
+    };
+    let mut tried = case.clone();
+    for event in &events {
+        tried.apply(&trial(event, 0))?;
+    }
+    Ok(events)
+}
+
+fn is_delivery(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::RequestDelivery { .. }
+            | Action::EncryptDelivery { .. }
+            | Action::ReadyDelivery { .. }
+            | Action::DownloadDelivery
+            | Action::FailDelivery { .. }
+            | Action::ReissueDelivery { .. }
+    )
+}
+
+fn reason(text: &str) -> Object {
+    Object::new().with("reason", text)
+}
+
+fn order_event(case: &Case, order: &Order, action: &Action) -> Result<(&'static str, Object), Refusal> {
+    Ok(match action {
+        Action::CapturePayment { provider, payment_id, total } => {
+            let payload = Object::new()
+                .with("provider", provider.as_str())
+                .with("payment_id", payment_id.as_str())
+                .with("total", total.to_value());
+            (if *total == order.total { "payment.captured" } else { "payment.mismatch" }, payload)
+        }
+        Action::FailPayment { provider, payment_id, reason: why } => {
+            let payload = reason(why).with("provider", provider.as_str()).with("payment_id", payment_id.as_str());
+            ("payment.failed", payload)
+        }
+        Action::Settle { ledger_proof_id, finance_proof } => {
+            let mut payload = Object::new().with("ledger_proof_id", ledger_proof_id.as_str());
+            payload.set_some("finance_proof", finance_proof.as_deref().map(document));
+            ("order.settled", payload)
+        }
+        Action::IssueLicense { expires_at } => {
+            let mut payload = Object::new().with("license_id", license_id(case.id));
+            payload.set_some("expires_at", *expires_at);
+            ("license.issued", payload)
+        }
+        Action::Finalize => ("order.finalized", Object::new().with("delivery", case.deliveries.len() as i64)),
+        Action::Cancel { reason: why } => ("order.cancelled", reason(why)),
+        Action::Refund { refund, reason: why } => {
+            use OrderStatus::{Finalized, Licensed, Paid, Settled};
+            let refundable = matches!(order.status, Paid | Settled | Licensed | Finalized);
+            let left = order.total.amount - order.refunded;
+            if refundable && (!refund.same_unit(&order.total) || refund.amount > left) {
+                let message = format!("a refund of {refund} for an order of {} of which {left} is left", order.total);
+                return Err(Refusal::new(RefusalCode::AmountInvalid, message));
+            }
+            ("order.refunded", reason(why).with("refund", refund.to_value()))
+        }
+        Action::EraseSubject { reason: why } => {
+            let entries: Vec<Value> = case.private.iter().map(|i| Value::Int(*i as i64)).collect();
+            ("subject.erased", reason(why).with("entries", entries))
+        }
+        _ => return Err(Refusal::new(RefusalCode::InvalidCommand, "not a command about an order")),
+    })
+}
+
+fn decide_delivery(
+    case: &Case,
+    order: &Order,
+    action: &Action,
+    expected: ExpectedRevision,
+) -> Result<Vec<Event>, Refusal> {
+    let next = case.deliveries.len() as u32 + 1;
+    if let Action::RequestDelivery { key_fingerprint } = action {
+        check_revision(expected, Stream::Delivery(case.id, next), 0)?;
+        return Ok(vec![request_event(case, order, next, key_fingerprint.as_deref(), None)?]);
+    }
+    let Some((n, delivery)) = case.current_delivery() else {
+        return Err(Refusal::new(RefusalCode::DeliveryNotFound, "the order has no delivery yet"));
+    };
+    let stream = Stream::Delivery(case.id, n);
+    check_revision(expected, stream, delivery.revision)?;
+    let event = |event_type, payload| vec![Event { stream, event_type, payload }];
+    Ok(match action {
+        Action::EncryptDelivery { algorithm, artifact_sha256, ciphertext_sha256 } => event(
+            "delivery.encrypted",
+            Object::new()
+                .with("algorithm", algorithm.as_str())
+                .with("artifact_sha256", artifact_sha256.as_str())
+                .with("ciphertext_sha256", ciphertext_sha256.as_str()),
+        ),
+        Action::ReadyDelivery { proof } => {
+            let mut payload = Object::new().with("proof_id", proof_id(case.id, n));
+            payload.set_some("proof", proof.as_deref().map(document));
+            event("delivery.ready", payload)
+        }
+        Action::DownloadDelivery => event("delivery.downloaded", Object::new()),
+        Action::FailDelivery { reason: why } => event("delivery.failed", reason(why)),
+        Action::ReissueDelivery { reason: why, key_fingerprint } => {
+            let mut events = event("delivery.reissued", reason(why).with("next", i64::from(next)));
+            events.push(request_event(case, order, next, key_fingerprint.as_deref(), Some((n, delivery)))?);
+            events
+        }
+        _ => return Err(Refusal::new(RefusalCode::InvalidCommand, "not a command about a delivery")),
+    })
+}
+
+fn request_event(
+    case: &Case,
+    order: &Order,
+    n: u32,
+    key_fingerprint: Option<&str>,
+    reissue_of: Option<(u32, &Delivery)>,
+) -> Result<Event, Refusal> {
+    let key_fingerprint = key_fingerprint.or(order.key_fingerprint.as_deref());
+    check_fingerprint(&order.delivery_mode, key_fingerprint)?;
+    let stream = Stream::Delivery(case.id, n);
+    let mut payload = Object::new()
+        .with("delivery_id", stream.to_string())
+        .with("order_id", case.id.to_string())
+        .with("n", i64::from(n))
+        .with("mode", order.delivery_mode.as_str());
+    payload.set_some("key_fingerprint", key_fingerprint);
+    payload.set_some("reissue_of", reissue_of.map(|(old, _)| i64::from(old)));
+    Ok(Event { stream, event_type: "delivery.requested", payload })
+}

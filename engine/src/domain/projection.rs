@@ -1,0 +1,203 @@
+//! Projections: read models whose rows are a pure function of the entries (FORMAT.md 9).
+
+use super::case::{Case, Touched, license_id};
+use super::sku::Sku;
+use crate::hash::Hash;
+use crate::stream::Stream;
+
+/// One value of a row.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Cell {
+    /// SQL NULL.
+    Null,
+    /// INTEGER.
+    Int(i64),
+    /// TEXT.
+    Text(String),
+    /// BLOB.
+    Blob(Vec<u8>),
+}
+
+impl From<i64> for Cell {
+    fn from(v: i64) -> Self {
+        Cell::Int(v)
+    }
+}
+impl From<u64> for Cell {
+    fn from(v: u64) -> Self {
+        // Sizes and revisions are below 2^63 by the header's rules.
+        Cell::Int(v as i64)
+    }
+}
+impl From<u32> for Cell {
+    fn from(v: u32) -> Self {
+        Cell::Int(v.into())
+    }
+}
+impl From<&str> for Cell {
+    fn from(v: &str) -> Self {
+        Cell::Text(v.to_owned())
+    }
+}
+impl From<&String> for Cell {
+    fn from(v: &String) -> Self {
+        Cell::Text(v.clone())
+    }
+}
+impl<T: Into<Cell>> From<Option<T>> for Cell {
+    fn from(v: Option<T>) -> Self {
+        v.map_or(Cell::Null, Into::into)
+    }
+}
+
+/// A projection's table: its first two columns, `chain` and a key, identify a row.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Table {
+    /// Name of the projection and of its table.
+    pub name: &'static str,
+    /// Columns in order.
+    pub columns: &'static [&'static str],
+}
+
+/// Orders, one row each.
+pub const ORDERS: Table = Table {
+    name: "orders",
+    columns: &[
+        "chain", "order_id", "status", "sku_id", "buyer", "amount", "currency", "scale", "refunded", "delivery_mode",
+        "key_fingerprint", "ledger_proof_id", "deliveries", "revision", "created_at_us", "updated_at_us",
+    ],
+};
+/// Deliveries, one row each.
+pub const DELIVERIES: Table = Table {
+    name: "deliveries",
+    columns: &[
+        "chain", "delivery_id", "order_id", "n", "status", "mode", "key_fingerprint", "artifact_sha256",
+        "ciphertext_sha256", "proof_id", "downloads", "revision", "updated_at_us",
+    ],
+};
+/// Licences, one row each.
+pub const LICENCES: Table =
+    Table { name: "licences", columns: &["chain", "license_id", "order_id", "sku_id", "buyer", "idx"] };
+/// Delivery proofs, one row each.
+pub const DELIVERY_PROOFS: Table =
+    Table { name: "delivery_proofs", columns: &["chain", "proof_id", "order_id", "delivery_id", "idx"] };
+/// SKUs, one row each.
+pub const SKUS: Table = Table {
+    name: "skus",
+    columns: &["chain", "sku_id", "status", "title", "amount", "currency", "scale", "revision"],
+};
+/// Idempotency keys, one row each.
+pub const IDEMPOTENCY: Table = Table { name: "idempotency", columns: &["chain", "key", "idx"] };
+
+/// All projections, in the order of FORMAT.md.
+pub const TABLES: [&Table; 6] = [&ORDERS, &DELIVERIES, &LICENCES, &DELIVERY_PROOFS, &SKUS, &IDEMPOTENCY];
+
+/// A row of a projection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Which projection.
+    pub table: &'static Table,
+    /// One cell for each column.
+    pub cells: Vec<Cell>,
+}
+
+impl Row {
+    fn new(table: &'static Table, cells: Vec<Cell>) -> Row {
+        debug_assert_eq!(table.columns.len(), cells.len(), "{}", table.name);
+        Row { table, cells }
+    }
+}
+
+/// The row that an event of a case touched, as the state now is.
+pub fn case_row(chain: u32, case: &Case, touched: &Touched) -> Option<Row> {
+    let order = case.order.as_ref()?;
+    let order_id = case.id.to_string();
+    let delivery_id = |n| Stream::Delivery(case.id, n).to_string();
+    Some(match touched {
+        Touched::Order => Row::new(
+            &ORDERS,
+            vec![
+                chain.into(),
+                Cell::Text(order_id),
+                order.status.as_str().into(),
+                (&order.sku_id).into(),
+                (&order.buyer).into(),
+                order.total.amount.into(),
+                (&order.total.currency).into(),
+                order.total.scale.into(),
+                order.refunded.into(),
+                (&order.delivery_mode).into(),
+                order.key_fingerprint.as_ref().into(),
+                order.ledger_proof_id.as_ref().into(),
+                (case.deliveries.len() as u64).into(),
+                order.revision.into(),
+                order.created_at_us.into(),
+                order.updated_at_us.into(),
+            ],
+        ),
+        Touched::Delivery(n) => {
+            let d = case.deliveries.get(*n as usize - 1)?;
+            Row::new(
+                &DELIVERIES,
+                vec![
+                    chain.into(),
+                    Cell::Text(delivery_id(*n)),
+                    Cell::Text(order_id),
+                    (*n).into(),
+                    d.status.as_str().into(),
+                    (&d.mode).into(),
+                    d.key_fingerprint.as_ref().into(),
+                    d.artifact_sha256.as_ref().into(),
+                    d.ciphertext_sha256.as_ref().into(),
+                    d.proof_id.as_ref().into(),
+                    d.downloads.into(),
+                    d.revision.into(),
+                    d.updated_at_us.into(),
+                ],
+            )
+        }
+        Touched::Licence(index) => Row::new(
+            &LICENCES,
+            vec![
+                chain.into(),
+                Cell::Text(license_id(case.id)),
+                Cell::Text(order_id),
+                (&order.sku_id).into(),
+                (&order.buyer).into(),
+                (*index).into(),
+            ],
+        ),
+        Touched::Proof(n, index) => Row::new(
+            &DELIVERY_PROOFS,
+            vec![
+                chain.into(),
+                Cell::Text(super::case::proof_id(case.id, *n)),
+                Cell::Text(order_id),
+                Cell::Text(delivery_id(*n)),
+                (*index).into(),
+            ],
+        ),
+    })
+}
+
+/// A SKU's row.
+pub fn sku_row(chain: u32, sku: &Sku) -> Row {
+    Row::new(
+        &SKUS,
+        vec![
+            chain.into(),
+            (&sku.sku_id).into(),
+            if sku.listed { "listed" } else { "withdrawn" }.into(),
+            (&sku.title).into(),
+            sku.price.amount.into(),
+            (&sku.price.currency).into(),
+            sku.price.scale.into(),
+            sku.revision.into(),
+        ],
+    )
+}
+
+/// The row of an idempotency key, with the index of the first entry that carries it.
+pub fn idempotency_row(chain: u32, key: &Hash, index: u64) -> Row {
+    Row::new(&IDEMPOTENCY, vec![chain.into(), Cell::Blob(key.0.to_vec()), index.into()])
+}

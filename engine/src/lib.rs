@@ -1,0 +1,31 @@
+//! An event-sourced order ledger whose history can be proven.
+//!
+//! The **pure core** computes everything that can be argued about and touches no disk, clock or network:
+//! [`json`] and [`body`] (canonical bytes), [`header`] and [`hash`] (the entry hash), [`merkle`], [`commit`], [`note`]
+//! (signed tree heads), [`registry`] and [`genesis`] (keys by place in the history), [`stream`] (names and routing), [`domain`]
+//! (decide and apply). Verifiers use it alone. The **engine** (feature `sqlite`) wraps it with a clock, randomness,
+//! signers and a store. FORMAT.md gives every byte.
+
+pub mod body;
+pub mod commit;
+pub mod domain;
+pub mod genesis;
+pub mod hash;
+pub mod header;
+pub mod json;
+pub mod merkle;
+pub mod note;
+pub mod registry;
+pub mod signer;
+pub mod stream;
+
+#[cfg(feature = "sqlite")]
+pub mod environment;
+#[cfg(feature = "sqlite")]
+pub mod keys;
+#[cfg(feature = "sqlite")]
+pub mod ledger;
+#[cfg(feature = "sqlite")]
+pub mod store;
+#[cfg(feature = "sqlite")]
+mod writer;
