@@ -16,6 +16,7 @@ pub mod json;
 pub mod merkle;
 pub mod note;
 pub mod registry;
+pub mod runs;
 pub mod signer;
 pub mod stream;
 

@@ -140,7 +140,7 @@ pub struct Case {
 }
 
 /// What an event touched, for projections.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Touched {
     /// The order's row.
     Order,

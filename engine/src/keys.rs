@@ -1,0 +1,128 @@
+//! Secrets on disk: PKCS#8 PEM private keys and the pseudonym key, readable by their owner only.
+//!
+//! The governance key is not among the server's keys: who runs the server cannot enrol keys (FORMAT.md 6).
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use ed25519_dalek::SigningKey;
+use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
+use ed25519_dalek::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _};
+
+use crate::domain::command::is_service;
+use crate::hash::{from_hex, to_hex};
+use crate::registry::Purpose;
+use crate::signer::LocalSigner;
+
+/// A key file cannot be used. Names the file and what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyFileError {
+    /// It cannot be opened.
+    #[error("key file {path}: {source}; restore it from where you keep it, the ledger cannot sign without it")]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It is not a key.
+    #[error("key file {path} is not an unencrypted Ed25519 PKCS#8 PEM key: {reason}")]
+    Malformed {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// Others may read it.
+    #[error("key file {path} is readable by others (mode {mode:o}); run `chmod 600` on it")]
+    Permissions {
+        /// Which file.
+        path: PathBuf,
+        /// Its mode bits.
+        mode: u32,
+    },
+}
+
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> KeyFileError + '_ {
+    move |source| KeyFileError::Io { path: path.to_owned(), source }
+}
+
+/// Writes a new secret file with mode 0600. Never overwrites: the key there may be the only copy.
+pub fn write_secret(path: &Path, contents: &[u8]) -> Result<(), KeyFileError> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(path).map_err(io(path))?;
+    file.write_all(contents).and_then(|()| file.sync_all()).map_err(io(path))
+}
+
+fn read_secret(path: &Path) -> Result<String, KeyFileError> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = fs::metadata(path).map_err(io(path))?.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(KeyFileError::Permissions { path: path.to_owned(), mode });
+        }
+    }
+    fs::read_to_string(path).map_err(io(path))
+}
+
+/// Writes a private key as PKCS#8 PEM.
+pub fn write_key(path: &Path, key: &SigningKey) -> Result<(), KeyFileError> {
+    let malformed = |e: ed25519_dalek::pkcs8::Error| KeyFileError::Malformed { path: path.to_owned(), reason: e.to_string() };
+    let pem = key.to_pkcs8_pem(LineEnding::LF).map_err(malformed)?;
+    write_secret(path, pem.as_bytes())
+}
+
+/// Reads a private key.
+pub fn read_key(path: &Path, purpose: Purpose) -> Result<LocalSigner, KeyFileError> {
+    let pem = read_secret(path)?;
+    let key = SigningKey::from_pkcs8_pem(&pem)
+        .map_err(|e| KeyFileError::Malformed { path: path.to_owned(), reason: e.to_string() })?;
+    Ok(LocalSigner::new(purpose, key))
+}
+
+/// The per-ledger key that turns people's ids into pseudonyms. 32 bytes, kept with the server's secrets.
+#[derive(Clone)]
+pub struct PseudonymKey([u8; 32]);
+
+impl PseudonymKey {
+    /// From 32 secret bytes.
+    pub fn new(bytes: [u8; 32]) -> PseudonymKey {
+        PseudonymKey(bytes)
+    }
+
+    /// Reads 64 hex characters from a file.
+    pub fn read(path: &Path) -> Result<PseudonymKey, KeyFileError> {
+        let text = read_secret(path)?;
+        let bytes = from_hex(text.trim()).and_then(|b| b.try_into().ok());
+        bytes.map(PseudonymKey).ok_or_else(|| KeyFileError::Malformed {
+            path: path.to_owned(),
+            reason: "expected 64 hex characters".into(),
+        })
+    }
+
+    /// Writes the file.
+    pub fn write(&self, path: &Path) -> Result<(), KeyFileError> {
+        write_secret(path, format!("{}\n", to_hex(&self.0)).as_bytes())
+    }
+
+    /// The id that bodies and projections hold: services as they are, people as `p-` and 32 hex of a keyed BLAKE3.
+    pub fn actor_id(&self, actor: &str) -> String {
+        if is_service(actor) {
+            return actor.to_owned();
+        }
+        let hash = blake3::keyed_hash(&self.0, actor.as_bytes());
+        format!("p-{}", to_hex(&hash.as_bytes()[..16]))
+    }
+}
+
+impl std::fmt::Debug for PseudonymKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PseudonymKey(..)")
+    }
+}

@@ -1,0 +1,732 @@
+//! The engine: a ledger that takes commands, answers when they are durable, and can be read.
+
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread::JoinHandle;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::body::{Body, Meta, PrivateDocument};
+use crate::domain::command::{Action, Command, OrderRef, idempotency_hash, is_service};
+use crate::domain::decide::{Refusal, RefusalCode};
+use crate::domain::projection::{Row, TABLES, Table, case_row, idempotency_row, sku_row};
+use crate::domain::{Occurrence, case::Case, sku::Sku};
+use crate::environment::Environment;
+use crate::genesis::Genesis;
+use crate::hash::{EventId, Hash};
+use crate::json::{Object, Value};
+use crate::keys::PseudonymKey;
+use crate::merkle::{self, Nodes, TILE_WIDTH};
+use crate::note::{Checkpoint, Note};
+use crate::registry::{Registry, RegistryPlace};
+use crate::signer::{Signer, SignerError};
+use crate::store::{CheckpointRow, Entry, Store, StoreError};
+use crate::stream::{CaseId, HEADS_STREAM, LEDGER_STREAM, Stream};
+use crate::writer::{Job, Shared, Submission, SystemEvent, Work, Writer, load_sku, read_case, read_stream};
+
+/// Commands that may wait for one chain's writer before callers are held back.
+const QUEUE: usize = 8192;
+/// Entries read at a time by folds.
+const PAGE: usize = 1024;
+
+/// Why a command was not appended.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AppendError {
+    /// The command's fault, or a conflict with what was appended before. Nothing was written.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The signer is away. Nothing was written; try again.
+    #[error(transparent)]
+    Signer(#[from] SignerError),
+    /// The store's fault; the variant tells whether to try again.
+    #[error(transparent)]
+    Store(Arc<StoreError>),
+    /// The ledger is shutting down. Nothing was written.
+    #[error("the ledger is shutting down; try again")]
+    Closed,
+}
+
+impl From<StoreError> for AppendError {
+    fn from(e: StoreError) -> Self {
+        AppendError::Store(Arc::new(e))
+    }
+}
+
+impl AppendError {
+    /// A stable code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            AppendError::Refused(r) => r.code.as_str(),
+            AppendError::Signer(_) => "SIGNING_UNAVAILABLE",
+            AppendError::Store(e) => match **e {
+                StoreError::Corrupt(_) => "LEDGER_CORRUPT",
+                StoreError::Unknown(_) => "OUTCOME_UNKNOWN",
+                _ => "STORE_UNAVAILABLE",
+            },
+            AppendError::Closed => "SHUTTING_DOWN",
+        }
+    }
+}
+
+/// Why a checkpoint was not issued.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// The stored history is shorter or other than what was recorded for signing before.
+    #[error(
+        "HISTORY_WENT_BACK: chain {chain} has size {size} and root {root}, but size {recorded_size} and root {recorded_root} \
+         were recorded; the ledger was rolled back or rewritten, stop writing and verify it against saved checkpoints"
+    )]
+    HistoryWentBack {
+        /// Which chain.
+        chain: u32,
+        /// Size now.
+        size: u64,
+        /// Root now.
+        root: Hash,
+        /// Size recorded before.
+        recorded_size: u64,
+        /// Root recorded before.
+        recorded_root: Hash,
+    },
+    /// The signer is away.
+    #[error(transparent)]
+    Signer(#[from] SignerError),
+    /// The store's fault.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// `chain.heads` could not be appended.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+}
+
+/// Names an entry in an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntryRef {
+    /// Place in the chain.
+    pub index: u64,
+    /// Its stream.
+    pub stream: String,
+    /// Place in the stream.
+    pub revision: u64,
+    /// Its type.
+    pub event_type: String,
+    /// Its id.
+    pub event_id: EventId,
+    /// Microseconds since the Unix epoch.
+    pub recorded_at_us: i64,
+}
+
+impl EntryRef {
+    pub(crate) fn of(entry: &Entry) -> EntryRef {
+        let h = &entry.header;
+        EntryRef {
+            index: h.index,
+            stream: h.stream.clone(),
+            revision: h.revision,
+            event_type: h.event_type.clone(),
+            event_id: h.id(),
+            recorded_at_us: h.recorded_at_us,
+        }
+    }
+}
+
+/// A durable answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Whether this is the first answer of an idempotency key, given again.
+    pub repeated: bool,
+    /// Which chain.
+    pub chain: u32,
+    /// The order or SKU; `None` for events of the ledger itself.
+    pub case: Option<CaseId>,
+    /// The entries, one or two.
+    pub entries: Vec<EntryRef>,
+}
+
+/// What a ledger is opened with.
+pub struct Config {
+    /// Where entries live.
+    pub store: Arc<dyn Store>,
+    /// Time and randomness.
+    pub environment: Arc<dyn Environment>,
+    /// Signs commits.
+    pub commit_signer: Arc<dyn Signer>,
+    /// Signs checkpoints.
+    pub checkpoint_signer: Arc<dyn Signer>,
+    /// Makes pseudonyms.
+    pub pseudonyms: PseudonymKey,
+}
+
+/// An open ledger. Cheap to share behind an `Arc`; dropping it stops the writers.
+pub struct Ledger {
+    shared: Arc<Shared>,
+    genesis: Genesis,
+    checkpoint_signer: Arc<dyn Signer>,
+    pseudonyms: PseudonymKey,
+    queues: RwLock<Vec<mpsc::Sender<Job>>>,
+    writers: std::sync::Mutex<Vec<JoinHandle<()>>>,
+    checkpointing: tokio::sync::Mutex<()>,
+}
+
+/// A command on its way: the order it is about, and the answer to come.
+#[derive(Debug)]
+pub struct Pending {
+    /// The order or SKU, known before the answer.
+    pub case: CaseId,
+    answer: oneshot::Receiver<Result<Appended, AppendError>>,
+}
+
+impl Pending {
+    /// Waits until the command is durable or refused.
+    pub async fn wait(self) -> Result<Appended, AppendError> {
+        self.answer.await.unwrap_or(Err(AppendError::Closed))
+    }
+}
+
+impl Ledger {
+    /// Writes the genesis entries of all chains into an empty store and opens the ledger.
+    pub async fn create(config: Config, genesis: Genesis) -> Result<Ledger, AppendError> {
+        let store = Arc::clone(&config.store);
+        if blocking(move || store.ledger_id()).await?.is_some() {
+            return Err(StoreError::Unusable("the store holds a ledger already".into()).into());
+        }
+        let body = genesis.to_body();
+        let ledger_id = Genesis::ledger_id(&body.encode());
+        // The registry prefix of the first commit is empty; this one is replaced when the ledger is opened.
+        let registry = Registry::new(genesis.chains, genesis.keys(), Hash::ZERO);
+        let first = shared(&config, ledger_id, &genesis, registry);
+        append_genesis(&first, 0, Stream::Ledger, "ledger.created", body).await?;
+        let registry = load_registry(&*config.store, &genesis, ledger_id)?;
+        let rest = shared(&config, ledger_id, &genesis, registry);
+        for chain in 1..genesis.chains {
+            let payload = Object::new().with("chain", i64::from(chain));
+            let body = Body { actor_id: "system".into(), payload, private_sha256: None, meta: None };
+            append_genesis(&rest, chain, Stream::Chain(chain), "chain.created", body).await?;
+        }
+        Ledger::open(config).await
+    }
+
+    /// Opens an existing ledger without replaying it.
+    pub async fn open(config: Config) -> Result<Ledger, AppendError> {
+        let store = Arc::clone(&config.store);
+        let (genesis, ledger_id, registry) = blocking(move || read_genesis(&*store)).await?;
+        let known = [(&config.commit_signer, crate::registry::Purpose::Commit), (&config.checkpoint_signer, crate::registry::Purpose::Checkpoint)];
+        for (signer, purpose) in known {
+            let key = signer.key();
+            let valid = registry.record(&key.kid).is_some_and(|r| r.key == *key && r.key.purpose == purpose && r.retired.is_none());
+            if !valid {
+                let text = format!(
+                    "the {} key {} is not a valid key of this ledger; use the key files that belong to it",
+                    purpose.as_str(),
+                    key.kid
+                );
+                return Err(StoreError::Unusable(text).into());
+            }
+        }
+        let shared = shared(&config, ledger_id, &genesis, registry);
+        let (mut queues, mut writers) = (Vec::new(), Vec::new());
+        for chain in 0..genesis.chains {
+            let (sender, receiver) = mpsc::channel(QUEUE);
+            let shared = Arc::clone(&shared);
+            let writer = blocking(move || Writer::new(shared, chain)).await?;
+            let thread = std::thread::Builder::new().name(format!("chain-{chain}"));
+            let handle = thread.spawn(move || writer.run(receiver)).map_err(|e| StoreError::Unavailable(e.to_string()))?;
+            queues.push(sender);
+            writers.push(handle);
+        }
+        Ok(Ledger {
+            shared,
+            genesis,
+            checkpoint_signer: config.checkpoint_signer,
+            pseudonyms: config.pseudonyms,
+            queues: RwLock::new(queues),
+            writers: std::sync::Mutex::new(writers),
+            checkpointing: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    /// SHA-256 of the genesis body: what auditors pin.
+    pub fn id(&self) -> Hash {
+        self.shared.ledger_id
+    }
+
+    /// What the genesis fixes.
+    pub fn genesis(&self) -> &Genesis {
+        &self.genesis
+    }
+
+    /// The key registry as of now.
+    pub fn registry(&self) -> Registry {
+        self.shared.registry.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The store, for reads.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.shared.store
+    }
+
+    /// A person's pseudonym, or a service's name.
+    pub fn actor_id(&self, actor: &str) -> String {
+        self.pseudonyms.actor_id(actor)
+    }
+
+    /// Appends a command; the answer means that it is durable.
+    pub async fn append(&self, command: &Command, method: &str) -> Result<Appended, AppendError> {
+        self.submit(command, None, method).await?.wait().await
+    }
+
+    /// Queues a command. Commands of one order keep the order in which they are queued. `resolved` is the order behind
+    /// a `ref:` label. `method` is the first part of the idempotency scope's route: `SUBMIT`, or an HTTP method.
+    pub async fn submit(&self, command: &Command, resolved: Option<CaseId>, method: &str) -> Result<Pending, AppendError> {
+        let submission = self.prepare(command, resolved, method).await?;
+        let case = submission.case;
+        let answer = self.enqueue(case.route(self.genesis.chains), Work::Command(Box::new(submission))).await?;
+        Ok(Pending { case, answer })
+    }
+
+    async fn enqueue(&self, chain: u32, work: Work) -> Result<oneshot::Receiver<Result<Appended, AppendError>>, AppendError> {
+        let queue = self.queues.read().unwrap_or_else(PoisonError::into_inner).get(chain as usize).cloned();
+        let (reply, answer) = oneshot::channel();
+        queue.ok_or(AppendError::Closed)?.send(Job { work, reply }).await.map_err(|_| AppendError::Closed)?;
+        Ok(answer)
+    }
+
+    async fn prepare(&self, command: &Command, resolved: Option<CaseId>, method: &str) -> Result<Submission, AppendError> {
+        let random = |bytes: &mut [u8]| {
+            let why = |e: std::io::Error| StoreError::Unavailable(format!("no randomness: {e}"));
+            self.shared.environment.random(bytes).map_err(why)
+        };
+        let actor_id = self.pseudonyms.actor_id(&command.actor);
+        let idem = command.idempotency_key.as_ref().map(|key| idempotency_hash(&actor_id, method, command.name, key));
+        let case = match (&command.action, &command.order) {
+            (Action::ListSku { sku_id, .. } | Action::WithdrawSku { sku_id, .. }, _) => CaseId::of_sku(sku_id),
+            (Action::CreateOrder { .. }, _) => match &idem {
+                Some(idem) => CaseId::of_idempotency(idem),
+                None => {
+                    let mut id = [0; 16];
+                    random(&mut id)?;
+                    CaseId(id)
+                }
+            },
+            (_, Some(OrderRef::Id(case))) => *case,
+            (_, label) => resolved.ok_or_else(|| {
+                let label = match label {
+                    Some(OrderRef::Label(label)) => label.as_str(),
+                    _ => "",
+                };
+                Refusal::new(RefusalCode::OrderNotFound, format!("no earlier order.create of this input was accepted under ref {label:?}"))
+            })?,
+        };
+        let meta = idem.map(|idem| Meta { idem, request: command.request_digest(command.order.as_ref().map(|_| case)) });
+        let (buyer_id, buyer) = match &command.action {
+            Action::CreateOrder { buyer, .. } => {
+                let buyer = buyer.as_ref().unwrap_or(&command.actor);
+                (self.pseudonyms.actor_id(buyer), Some(buyer))
+            }
+            _ => (String::new(), None),
+        };
+        let mut private = Object::new();
+        if !is_service(&command.actor) {
+            private.set("actor", command.actor.as_str());
+        }
+        private.set_some("buyer", buyer.filter(|b| !is_service(b)).map(String::as_str));
+        private.set_some("private", command.private.clone());
+        let private = if private.is_empty() {
+            None
+        } else {
+            let mut salt = [0; 16];
+            random(&mut salt)?;
+            Some(PrivateDocument::new(private, salt).as_bytes().to_vec())
+        };
+        let limit = self.genesis.limits.private_bytes;
+        if let Some(size) = private.as_ref().map(Vec::len).filter(|size| *size > limit) {
+            let message = format!("the private document would have {size} bytes; the ledger's limit is {limit}");
+            return Err(Refusal::new(RefusalCode::BodyTooLarge, message).into());
+        }
+        let remote_sku = match &command.action {
+            Action::CreateOrder { sku_id, .. } => self.remote_sku(case, sku_id).await?,
+            _ => None,
+        };
+        let expected = command.expected_revision;
+        Ok(Submission { action: command.action.clone(), case, actor_id, buyer_id, expected, meta, private, remote_sku })
+    }
+
+    async fn remote_sku(&self, case: CaseId, sku_id: &str) -> Result<Option<Option<Sku>>, StoreError> {
+        let sku = CaseId::of_sku(sku_id);
+        let chain = sku.route(self.genesis.chains);
+        if chain == case.route(self.genesis.chains) {
+            return Ok(None);
+        }
+        let store = Arc::clone(&self.shared.store);
+        blocking(move || load_sku(&*store, chain, sku)).await.map(Some)
+    }
+
+    /// The entries of one stream, in order.
+    pub async fn read_stream(&self, stream: Stream) -> Result<Vec<Entry>, StoreError> {
+        let (store, chain) = (Arc::clone(&self.shared.store), stream.chain(self.genesis.chains));
+        blocking(move || read_stream(&*store, chain, &stream.to_string())).await
+    }
+
+    /// The entries of an order and its deliveries, in chain order.
+    pub async fn read_order(&self, case: CaseId) -> Result<Vec<Entry>, StoreError> {
+        let (store, chain) = (Arc::clone(&self.shared.store), case.route(self.genesis.chains));
+        blocking(move || read_case(&*store, chain, case)).await
+    }
+
+    /// Up to `limit` entries of a chain from `from`.
+    pub async fn read_chain(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        let store = Arc::clone(&self.shared.store);
+        blocking(move || store.entries(chain, from, limit)).await
+    }
+
+    /// The entry with an event id.
+    pub async fn read_event(&self, id: EventId) -> Result<Option<Entry>, StoreError> {
+        let store = Arc::clone(&self.shared.store);
+        blocking(move || match store.find_event(id)? {
+            Some((chain, index)) => store.entry(chain, index),
+            None => Ok(None),
+        })
+        .await
+    }
+
+    /// A projection row of an order or one of its deliveries, by the table's key column.
+    pub async fn row(&self, table: &'static Table, case: CaseId, key: String) -> Result<Option<Row>, StoreError> {
+        let (store, chain) = (Arc::clone(&self.shared.store), case.route(self.genesis.chains));
+        blocking(move || store.row(table, chain, &key)).await
+    }
+
+    /// Rebuilds all projections of all chains from the entries. Returns how many rows were written.
+    pub async fn rebuild(&self) -> Result<usize, StoreError> {
+        let (store, chains) = (Arc::clone(&self.shared.store), self.genesis.chains);
+        blocking(move || {
+            let mut written = 0;
+            for chain in 0..chains {
+                loop {
+                    let (size, rows) = fold(&*store, chain)?;
+                    match store.replace_projections(chain, size, &rows) {
+                        // Somebody appended meanwhile: fold again.
+                        Err(StoreError::HeadMoved(_)) => continue,
+                        result => result?,
+                    }
+                    written += rows.len();
+                    break;
+                }
+            }
+            Ok(written)
+        })
+        .await
+    }
+
+    /// Folds all entries and compares with the stored projections. Returns the keys of rows that differ.
+    pub async fn check_projections(&self) -> Result<Vec<String>, StoreError> {
+        let (store, chains) = (Arc::clone(&self.shared.store), self.genesis.chains);
+        blocking(move || {
+            let mut differing = Vec::new();
+            for chain in 0..chains {
+                differing.extend(check_chain(&*store, chain)?);
+            }
+            Ok(differing)
+        })
+        .await
+    }
+
+    /// Issues a checkpoint of every chain, chain 0 last. Returns the notes, ascending by chain.
+    pub async fn checkpoint(&self) -> Result<Vec<Note>, CheckpointError> {
+        let _one_at_a_time = self.checkpointing.lock().await;
+        let chains = self.genesis.chains;
+        let mut notes = Vec::new();
+        for chain in 1..chains {
+            notes.push(self.checkpoint_chain(chain).await?);
+        }
+        if chains > 1 {
+            self.append_heads(&notes).await?;
+        }
+        notes.insert(0, self.checkpoint_chain(0).await?);
+        Ok(notes)
+    }
+
+    /// One checkpoint of chain 0 anchors the whole ledger through this entry.
+    async fn append_heads(&self, notes: &[Note]) -> Result<(), CheckpointError> {
+        let store = Arc::clone(&self.shared.store);
+        let heads = blocking(move || store.heads()).await?;
+        let moved = {
+            let store = Arc::clone(&self.shared.store);
+            let last = blocking(move || read_stream(&*store, 0, HEADS_STREAM)).await?.pop();
+            let known = last.and_then(|e| e.parse_body().ok()).map(|b| heads_sizes(&b.payload));
+            known.is_none_or(|known| heads.iter().skip(1).any(|h| known.get(h.chain as usize) != Some(&h.size())))
+        };
+        if !moved || notes.is_empty() {
+            return Ok(());
+        }
+        let items: Vec<Value> = heads
+            .iter()
+            .map(|h| {
+                let object = Object::new()
+                    .with("chain", i64::from(h.chain))
+                    .with("head_hash", h.hash.to_hex())
+                    .with("root", h.range.root().to_hex())
+                    .with("size", h.size() as i64);
+                Value::Object(object)
+            })
+            .collect();
+        let payload = Object::new().with("heads", items);
+        let body = Body { actor_id: "system".into(), payload, private_sha256: None, meta: None };
+        let event = SystemEvent { stream: Stream::Heads, event_type: "chain.heads", body };
+        let answer = self.enqueue(0, Work::System(Box::new(event))).await?;
+        answer.await.unwrap_or(Err(AppendError::Closed))?;
+        Ok(())
+    }
+
+    async fn checkpoint_chain(&self, chain: u32) -> Result<Note, CheckpointError> {
+        let (store, signer) = (Arc::clone(&self.shared.store), Arc::clone(&self.checkpoint_signer));
+        let (base, ledger_id) = (self.genesis.origin.clone(), self.shared.ledger_id);
+        tokio::task::spawn_blocking(move || sign_checkpoint(&*store, &*signer, &base, &ledger_id, chain))
+            .await
+            .unwrap_or_else(|e| Err(StoreError::Unavailable(format!("the checkpoint task died: {e}")).into()))
+    }
+
+    /// Inclusion path of an entry in the tree of the first `size` entries of its chain.
+    pub async fn inclusion_proof(&self, chain: u32, index: u64, size: u64) -> Result<Vec<Hash>, StoreError> {
+        let store = Arc::clone(&self.shared.store);
+        blocking(move || merkle::inclusion_proof(&StoredNodes { store: &*store, chain }, index, size)).await
+    }
+
+    /// Consistency proof between two sizes of a chain.
+    pub async fn consistency_proof(&self, chain: u32, old: u64, new: u64) -> Result<Vec<Hash>, StoreError> {
+        let store = Arc::clone(&self.shared.store);
+        blocking(move || merkle::consistency_proof(&StoredNodes { store: &*store, chain }, old, new)).await
+    }
+
+    /// Stops the writers after all queued commands are answered, issues a checkpoint, and closes the store.
+    pub async fn shutdown(&self) -> Result<Vec<Note>, CheckpointError> {
+        let notes = self.checkpoint().await;
+        self.queues.write().unwrap_or_else(PoisonError::into_inner).clear();
+        let writers = std::mem::take(&mut *self.writers.lock().unwrap_or_else(PoisonError::into_inner));
+        let store = Arc::clone(&self.shared.store);
+        let closed = blocking(move || {
+            for writer in writers {
+                // A writer that panicked has answered nobody with success.
+                let _ = writer.join();
+            }
+            store.close()
+        })
+        .await;
+        let notes = notes?;
+        closed?;
+        Ok(notes)
+    }
+}
+
+fn shared(config: &Config, ledger_id: Hash, genesis: &Genesis, registry: Registry) -> Arc<Shared> {
+    Arc::new(Shared {
+        store: Arc::clone(&config.store),
+        environment: Arc::clone(&config.environment),
+        signer: Arc::clone(&config.commit_signer),
+        ledger_id,
+        limits: genesis.limits,
+        registry: RwLock::new(registry),
+    })
+}
+
+async fn append_genesis(shared: &Arc<Shared>, chain: u32, stream: Stream, event_type: &'static str, body: Body) -> Result<(), AppendError> {
+    let (sender, receiver) = mpsc::channel(1);
+    let (reply, answer) = oneshot::channel();
+    let job = Job { work: Work::System(Box::new(SystemEvent { stream, event_type, body })), reply };
+    sender.send(job).await.map_err(|_| AppendError::Closed)?;
+    drop(sender);
+    let shared = Arc::clone(shared);
+    blocking(move || Writer::new(shared, chain).map(|w| w.run(receiver))).await?;
+    answer.await.unwrap_or(Err(AppendError::Closed)).map(drop)
+}
+
+/// Runs a blocking store call off the async workers.
+async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T, StoreError> + Send + 'static) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(f).await.unwrap_or_else(|e| Err(StoreError::Unavailable(format!("a store task died: {e}"))))
+}
+
+fn heads_sizes(payload: &Object) -> Vec<u64> {
+    let items = payload.value("heads").and_then(Value::as_array).unwrap_or_default();
+    let size = |item: &Value| item.as_object()?.value("size")?.as_int().and_then(|n| u64::try_from(n).ok());
+    items.iter().map(|item| size(item).unwrap_or(0)).collect()
+}
+
+fn read_genesis(store: &dyn Store) -> Result<(Genesis, Hash, Registry), StoreError> {
+    let corrupt = |why: &str| StoreError::Corrupt(format!("{why}; verify the ledger"));
+    let ledger_id = store.ledger_id()?.ok_or_else(|| StoreError::Unusable("the store holds no ledger; `ledger init` makes one".into()))?;
+    let entry = store.entry(0, 0)?.ok_or_else(|| corrupt("the genesis entry is missing"))?;
+    if Genesis::ledger_id(&entry.body) != ledger_id {
+        return Err(corrupt("the genesis entry does not give the ledger's id"));
+    }
+    let body = entry.parse_body().map_err(|e| corrupt(&format!("the genesis body: {e}")))?;
+    let genesis = Genesis::read(&body.payload).ok_or_else(|| corrupt("the genesis payload is malformed"))?;
+    let registry = load_registry(store, &genesis, ledger_id)?;
+    Ok((genesis, ledger_id, registry))
+}
+
+fn load_registry(store: &dyn Store, genesis: &Genesis, ledger_id: Hash) -> Result<Registry, StoreError> {
+    let entries = read_stream(store, 0, LEDGER_STREAM)?;
+    let corrupt = |why: String| StoreError::Corrupt(format!("the key registry: {why}; verify the ledger"));
+    let first = entries.first().ok_or_else(|| corrupt("no genesis entry".into()))?;
+    let mut registry = Registry::new(genesis.chains, genesis.keys(), first.entry_hash);
+    for entry in &entries[1..] {
+        let h = &entry.header;
+        let body = entry.parse_body().map_err(|e| corrupt(e.to_string()))?;
+        let parent_hash = Hash(h.parent_hash);
+        let place = RegistryPlace { ledger_id: &ledger_id, revision: h.revision, parent_hash: &parent_hash, index: h.index };
+        registry.apply(&h.event_type, &body.payload, place, entry.entry_hash).map_err(|e| corrupt(e.0))?;
+    }
+    Ok(registry)
+}
+
+/// Records, signs and stores the checkpoint of what is durable now. Recording comes first: a signer that dies after
+/// signing must not sign another root for the same size when it is back.
+fn sign_checkpoint(
+    store: &dyn Store,
+    signer: &dyn Signer,
+    base: &str,
+    ledger_id: &Hash,
+    chain: u32,
+) -> Result<Note, CheckpointError> {
+    let head = store.heads()?.into_iter().find(|h| h.chain == chain);
+    let head = head.ok_or_else(|| StoreError::Corrupt(format!("chain {chain} has no head row")))?;
+    let mut row = CheckpointRow { chain, size: head.size(), root: head.range.root(), note: None };
+    let checkpoint = Checkpoint { origin: Checkpoint::origin_of(base, ledger_id, chain), size: row.size, root: row.root };
+    if let Some(last) = store.last_checkpoint(chain)? {
+        // The tree that was recorded must be a prefix of the tree that is stored.
+        let prefix = last.size <= row.size && merkle::root_at(&StoredNodes { store, chain }, last.size)? == last.root;
+        if !prefix {
+            return Err(CheckpointError::HistoryWentBack {
+                chain,
+                size: row.size,
+                root: row.root,
+                recorded_size: last.size,
+                recorded_root: last.root,
+            });
+        }
+        if last.size == row.size
+            && let Some(note) = last.note
+        {
+            return Note::parse(note.as_bytes()).map_err(|e| StoreError::Corrupt(e.to_string()).into());
+        }
+    }
+    store.record_checkpoint(&row)?;
+    let signature = signer.sign(checkpoint.to_text().as_bytes())?;
+    let note = checkpoint.to_note(signer.key().public_key, signature.to_vec());
+    row.note = Some(note.to_string());
+    store.sign_checkpoint(&row)?;
+    Ok(note)
+}
+
+/// Tree nodes from stored tiles, and from entries where no tile is complete.
+struct StoredNodes<'a> {
+    store: &'a dyn Store,
+    chain: u32,
+}
+
+impl Nodes for StoredNodes<'_> {
+    type Error = StoreError;
+
+    fn node(&self, level: u32, n: u64) -> Result<Hash, StoreError> {
+        // A node at level 8k + j is the root of 2^j neighbours in a tile of level k.
+        let (tile_level, height) = (level / 8, level % 8);
+        let (first, count) = (n << height, 1_u64 << height);
+        if let Some(tile) = self.store.tile(self.chain, tile_level, first / TILE_WIDTH)? {
+            let from = (first % TILE_WIDTH) as usize * 32;
+            let bytes = tile.get(from..from + count as usize * 32);
+            let hashes = bytes.map(|b| b.chunks_exact(32).filter_map(Hash::from_slice).collect::<Vec<_>>());
+            return hashes.map(|h| merkle::root(&h)).ok_or_else(|| StoreError::Corrupt("a tile is too short; verify the ledger".into()));
+        }
+        if tile_level == 0 {
+            let entries = self.store.entries(self.chain, first, count as usize)?;
+            let leaves: Vec<Hash> = entries.iter().map(|e| e.header.leaf_hash()).collect();
+            if leaves.len() as u64 != count {
+                return Err(StoreError::Corrupt(format!("entries from {first} are missing; verify the ledger")));
+            }
+            return Ok(merkle::root(&leaves));
+        }
+        let mut hashes = Vec::new();
+        for child in 0..2 {
+            hashes.push(self.node(level - 1, n * 2 + child)?);
+        }
+        Ok(merkle::root(&hashes))
+    }
+}
+
+/// All projection rows of a chain, folded from its entries, and the size they are for.
+fn fold(store: &dyn Store, chain: u32) -> Result<(u64, Vec<Row>), StoreError> {
+    use std::collections::HashMap;
+    let mut cases: HashMap<CaseId, Case> = HashMap::new();
+    let mut skus: HashMap<CaseId, Option<Sku>> = HashMap::new();
+    let mut rows: Vec<Row> = Vec::new();
+    let mut touched = std::collections::BTreeSet::new();
+    let mut idempotency: HashMap<Hash, u64> = HashMap::new();
+    let mut size = 0;
+    loop {
+        let page = store.entries(chain, size, PAGE)?;
+        if page.is_empty() {
+            break;
+        }
+        for entry in &page {
+            let h = &entry.header;
+            let corrupt = |why: String| StoreError::Corrupt(format!("entry {} of chain {chain}: {why}; verify the ledger", h.index));
+            let body = entry.parse_body().map_err(|e| corrupt(e.to_string()))?;
+            let stream = Stream::parse(&h.stream).ok_or_else(|| corrupt("no stream name".into()))?;
+            if let Some(meta) = &body.meta {
+                idempotency.entry(meta.idem).or_insert(h.index);
+            }
+            let event = Occurrence {
+                stream,
+                revision: h.revision,
+                event_type: &h.event_type,
+                payload: &body.payload,
+                index: h.index,
+                recorded_at_us: h.recorded_at_us,
+                has_private: body.private_sha256.is_some(),
+            };
+            match stream {
+                Stream::Sku(case) => Sku::apply(skus.entry(case).or_default(), &event).map_err(|e| corrupt(e.0))?,
+                Stream::Order(case) | Stream::Delivery(case, _) => {
+                    let state = cases.entry(case).or_insert_with(|| Case::new(case));
+                    let applied = state.apply(&event).map_err(|e| corrupt(e.0))?;
+                    touched.extend(applied.touched.into_iter().map(|t| (case, t)));
+                }
+                _ => {}
+            }
+        }
+        size += page.len() as u64;
+    }
+    rows.extend(touched.iter().filter_map(|(case, t)| case_row(chain, cases.get(case)?, t)));
+    rows.extend(skus.values().flatten().map(|sku| sku_row(chain, sku)));
+    rows.extend(idempotency.iter().map(|(key, index)| idempotency_row(chain, key, *index)));
+    Ok((size, rows))
+}
+
+fn check_chain(store: &dyn Store, chain: u32) -> Result<Vec<String>, StoreError> {
+    let describe = |row: &Row| match &row.cells[1] {
+        crate::domain::projection::Cell::Text(t) => format!("{} of chain {chain}: {t}", row.table.name),
+        other => format!("{} of chain {chain}: {other:?}", row.table.name),
+    };
+    let key = |row: &Row| (row.table.name, row.cells[1].clone());
+    let (_, rows) = fold(store, chain)?;
+    let mut expected: std::collections::BTreeMap<_, Row> = rows.into_iter().map(|r| (key(&r), r)).collect();
+    let mut differing = Vec::new();
+    for table in TABLES {
+        for stored in store.rows(table, chain)? {
+            match expected.remove(&key(&stored)) {
+                Some(row) if row == stored => {}
+                _ => differing.push(describe(&stored)),
+            }
+        }
+    }
+    differing.extend(expected.values().map(describe));
+    differing.sort();
+    Ok(differing)
+}
+
+/// Writes a copy of the ledger into one file, for handing to an auditor.
+pub async fn backup(ledger: &Ledger, to: &Path) -> Result<(), StoreError> {
+    let (store, to) = (Arc::clone(&ledger.shared.store), to.to_owned());
+    blocking(move || store.backup(&to)).await
+}

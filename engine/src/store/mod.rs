@@ -1,0 +1,204 @@
+//! What a store must do. The documentation of [`Store`] is the durability contract.
+
+pub mod sqlite;
+
+use crate::body::{Body, BodyError};
+use crate::commit::{CommitSignature, Statement};
+use crate::domain::projection::{Row, Table};
+use crate::hash::{EventId, Hash};
+use crate::header::Header;
+use crate::merkle::CompactRange;
+
+/// A chain's head row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainHead {
+    /// Which chain.
+    pub chain: u32,
+    /// Entry hash of the last entry; zeros for none.
+    pub hash: Hash,
+    /// The tree of all entries, which also gives the size.
+    pub range: CompactRange,
+}
+
+impl ChainHead {
+    /// How many entries the chain has.
+    pub fn size(&self) -> u64 {
+        self.range.size()
+    }
+}
+
+/// An entry as stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its header.
+    pub header: Header,
+    /// Hash of the header.
+    pub entry_hash: Hash,
+    /// Index of the stream's previous entry.
+    pub parent_index: Option<u64>,
+    /// Body bytes, exactly as hashed.
+    pub body: Vec<u8>,
+}
+
+impl Entry {
+    /// The body, parsed.
+    pub fn parse_body(&self) -> Result<Body, BodyError> {
+        Body::decode(&self.body)
+    }
+}
+
+/// A stream's head row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct StreamHead {
+    /// Last revision; 0 for a stream without entries.
+    pub revision: u64,
+    /// Entry hash of its last entry.
+    pub hash: Hash,
+    /// Index of its last entry.
+    pub index: u64,
+}
+
+/// A complete tile of 256 hashes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tile {
+    /// 0 for leaf hashes.
+    pub level: u32,
+    /// Which tile of the level.
+    pub n: u64,
+    /// 8,192 bytes.
+    pub hashes: Vec<u8>,
+}
+
+/// Everything one commit makes durable.
+#[derive(Clone, Debug)]
+pub struct CommitBatch {
+    /// The head this commit was linked to; the store refuses it if the head is another.
+    pub before: ChainHead,
+    /// The head after it.
+    pub after: ChainHead,
+    /// The new entries, ascending.
+    pub entries: Vec<Entry>,
+    /// Private documents by index.
+    pub private: Vec<(u64, Vec<u8>)>,
+    /// What the signatures cover.
+    pub statement: Statement,
+    /// One to four.
+    pub signatures: Vec<CommitSignature>,
+    /// New heads of the streams that grew.
+    pub streams: Vec<(String, StreamHead)>,
+    /// Tiles that became complete.
+    pub tiles: Vec<Tile>,
+    /// Event-id runs that became complete, with their number.
+    pub runs: Vec<(u64, Vec<u8>)>,
+    /// Projection rows to write, the last state of each.
+    pub rows: Vec<Row>,
+    /// Private documents to erase.
+    pub erase: Vec<u64>,
+}
+
+/// A recorded checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointRow {
+    /// Which chain.
+    pub chain: u32,
+    /// Tree size.
+    pub size: u64,
+    /// Tree root.
+    pub root: Hash,
+    /// The signed note; `None` while recorded but not signed.
+    pub note: Option<String>,
+}
+
+/// Why a store could not do what was asked. The variants tell what the writer may do next.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Another writer was first. Nothing was written; link again.
+    #[error("another process appended to chain {} first", .0.chain)]
+    HeadMoved(Box<ChainHead>),
+    /// Nothing was written; the same may succeed later (busy, disk full, I/O error).
+    #[error("the store is unavailable: {0}")]
+    Unavailable(String),
+    /// The commit may or may not be durable: ask [`Store::settle`] before anything else.
+    #[error("the outcome of the commit is unknown: {0}")]
+    Unknown(String),
+    /// The store refuses this very data. Nothing was written; the same will fail again.
+    #[error("the store refuses the data: {0}")]
+    Rejected(String),
+    /// What is stored is not what this program writes. Stop and verify the ledger.
+    #[error("the stored ledger is damaged: {0}")]
+    Corrupt(String),
+    /// It cannot be opened as it is; the text says what to do.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+/// Whether a commit of unknown outcome became durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// It is durable.
+    Committed,
+    /// It is not, and will never be.
+    NotCommitted,
+}
+
+/// Called with a locked head, it gives the commit to append, or `None` to append nothing.
+pub type MakeCommit<'a> = dyn FnMut(&ChainHead) -> Option<CommitBatch> + 'a;
+
+/// Storage of one ledger. Calls block; async callers use a blocking thread.
+///
+/// **Durability.** When [`Store::append`] returns `Ok`, the whole batch is on stable storage: it survives the death
+/// of the process, the kernel and the power supply. On `Unavailable` and `HeadMoved` nothing of it is stored, now or
+/// later. On `Unknown` either all of it is or none; [`Store::settle`] tells which, under the head lock. No call makes
+/// a part of a batch visible.
+///
+/// **Order.** Entries of a chain become visible in index order without gaps. `append` compares the head under a
+/// lock that excludes every other writer, in this process and in others.
+///
+/// **History.** Nothing updates or deletes an entry, a commit or a signature. Private documents may be erased, derived
+/// tables may be rebuilt.
+pub trait Store: Send + Sync {
+    /// All chain heads, ascending; empty for a ledger without genesis.
+    fn heads(&self) -> Result<Vec<ChainHead>, StoreError>;
+    /// The ledger id that the store claims.
+    fn ledger_id(&self) -> Result<Option<Hash>, StoreError>;
+    /// Appends one commit if the head is still `batch.before`.
+    fn append(&self, batch: &CommitBatch) -> Result<(), StoreError>;
+    /// Locks the chain's head first, then appends what `make` links to it. For chains with busy neighbours.
+    fn append_locked(&self, chain: u32, make: &mut MakeCommit<'_>) -> Result<(), StoreError>;
+    /// After [`StoreError::Unknown`]: locks the head and compares it with the batch.
+    fn settle(&self, batch: &CommitBatch) -> Result<Settled, StoreError>;
+
+    /// One entry.
+    fn entry(&self, chain: u32, index: u64) -> Result<Option<Entry>, StoreError>;
+    /// Up to `limit` entries of a chain from `from`, ascending.
+    fn entries(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<Entry>, StoreError>;
+    /// A stream's head.
+    fn stream_head(&self, chain: u32, stream: &str) -> Result<Option<StreamHead>, StoreError>;
+    /// Chain and index of an event id.
+    fn find_event(&self, id: EventId) -> Result<Option<(u32, u64)>, StoreError>;
+    /// A private document.
+    fn private(&self, chain: u32, index: u64) -> Result<Option<Vec<u8>>, StoreError>;
+    /// Index of the first entry with an idempotency hash.
+    fn idempotency(&self, chain: u32, key: &Hash) -> Result<Option<u64>, StoreError>;
+    /// A complete tile's 8,192 bytes.
+    fn tile(&self, chain: u32, level: u32, n: u64) -> Result<Option<Vec<u8>>, StoreError>;
+    /// A projection row by chain and key column.
+    fn row(&self, table: &'static Table, chain: u32, key: &str) -> Result<Option<Row>, StoreError>;
+    /// All rows of a projection on a chain, ordered by key.
+    fn rows(&self, table: &'static Table, chain: u32) -> Result<Vec<Row>, StoreError>;
+    /// Drops and rewrites the projections of one chain, if its head is still at `size`.
+    fn replace_projections(&self, chain: u32, size: u64, rows: &[Row]) -> Result<(), StoreError>;
+
+    /// The checkpoint of the largest recorded size.
+    fn last_checkpoint(&self, chain: u32) -> Result<Option<CheckpointRow>, StoreError>;
+    /// Records size and root before they are signed. Keeps a row that is there.
+    fn record_checkpoint(&self, row: &CheckpointRow) -> Result<(), StoreError>;
+    /// Stores the signed note of a recorded checkpoint.
+    fn sign_checkpoint(&self, row: &CheckpointRow) -> Result<(), StoreError>;
+
+    /// Writes a copy of the ledger into one file.
+    fn backup(&self, to: &std::path::Path) -> Result<(), StoreError>;
+    /// Makes the files as small and few as they get. Called at shutdown.
+    fn close(&self) -> Result<(), StoreError>;
+}

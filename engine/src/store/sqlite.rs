@@ -1,0 +1,630 @@
+//! The embedded store: one SQLite file in WAL mode with `synchronous=FULL`.
+//!
+//! One connection writes, under a mutex and `BEGIN IMMEDIATE`, so a second process waits its turn; readers have
+//! connections of their own and never block it. An error of COMMIT itself is `Unknown`: the WAL frames may have
+//! reached the disk or not, and only a look under the lock can tell.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row as SqlRow, ToSql, Transaction, params};
+
+use super::{
+    CheckpointRow, ChainHead, CommitBatch, Entry, MakeCommit, Settled, Store, StoreError, StreamHead,
+};
+use crate::domain::projection::{Cell, Row, TABLES, Table};
+use crate::hash::{EventId, Hash};
+use crate::header::{FORMAT_VERSION, Header};
+use crate::merkle::CompactRange;
+use crate::runs::{RUN_ENTRIES, find_in_run};
+
+/// File name of the database in a ledger's directory.
+pub const DATABASE_FILE: &str = "ledger.db";
+/// Schema steps; `PRAGMA user_version` counts those applied.
+pub const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/sqlite/0001_ledger.sql")];
+/// `PRAGMA application_id`: "OLgr".
+const APPLICATION_ID: i32 = 0x4f4c_6772;
+
+/// Settings of the embedded store.
+#[derive(Clone, Debug)]
+pub struct SqliteOptions {
+    /// How long to wait for another process that writes.
+    pub busy_timeout: Duration,
+    /// Page cache of each connection, KiB.
+    pub cache_kib: i64,
+    /// WAL pages after which a commit moves them into the database file.
+    pub checkpoint_pages: i64,
+    /// Largest database file, in pages of 4 KiB; beyond it appends fail as on a full disk.
+    pub pages_max: Option<u64>,
+    /// SQLite VFS to use instead of the default one.
+    pub vfs: Option<String>,
+    /// `FULL` unless a test shows what happens otherwise.
+    pub synchronous: &'static str,
+}
+
+impl Default for SqliteOptions {
+    fn default() -> Self {
+        SqliteOptions {
+            busy_timeout: Duration::from_secs(30),
+            cache_kib: 32 << 10,
+            checkpoint_pages: 8192,
+            pages_max: None,
+            vfs: None,
+            synchronous: "FULL",
+        }
+    }
+}
+
+/// The embedded store.
+pub struct SqliteStore {
+    path: PathBuf,
+    options: SqliteOptions,
+    writer: Mutex<Connection>,
+    readers: Mutex<Vec<Connection>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panicking holder leaves a connection whose transaction rolls back; the data is never half written.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn sql(e: rusqlite::Error) -> StoreError {
+    match e.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            StoreError::Corrupt(format!("{e}; restore the file from a backup or an export, then verify it"))
+        }
+        Some(ErrorCode::DiskFull) => {
+            StoreError::Unavailable("the disk or the file's quota is full; free space and try again".into())
+        }
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            StoreError::Unavailable("another process holds the ledger's write lock; try again".into())
+        }
+        Some(ErrorCode::ConstraintViolation | ErrorCode::TooBig) => StoreError::Rejected(e.to_string()),
+        Some(ErrorCode::ReadOnly) => StoreError::Unavailable("the ledger's directory or file is read-only".into()),
+        Some(_) => StoreError::Unavailable(e.to_string()),
+        None => StoreError::Corrupt(e.to_string()),
+    }
+}
+
+impl SqliteStore {
+    /// Makes the database file in `dir`, which must not have one.
+    pub fn create(dir: &Path, options: SqliteOptions) -> Result<SqliteStore, StoreError> {
+        let path = dir.join(DATABASE_FILE);
+        if path.exists() {
+            return Err(StoreError::Unusable(format!("{} exists already", path.display())));
+        }
+        let store = Self::connect(path, options, OpenFlags::SQLITE_OPEN_CREATE)?;
+        {
+            let mut conn = lock(&store.writer);
+            let tx = conn.transaction().map_err(sql)?;
+            for step in MIGRATIONS {
+                tx.execute_batch(step).map_err(sql)?;
+            }
+            tx.pragma_update(None, "user_version", MIGRATIONS.len() as i64).map_err(sql)?;
+            tx.pragma_update(None, "application_id", APPLICATION_ID).map_err(sql)?;
+            tx.commit().map_err(sql)?;
+        }
+        Ok(store)
+    }
+
+    /// Opens the database file in `dir`.
+    pub fn open(dir: &Path, options: SqliteOptions) -> Result<SqliteStore, StoreError> {
+        let path = dir.join(DATABASE_FILE);
+        if !path.exists() {
+            let text = format!("there is no ledger in {}; make one with `ledger init`", dir.display());
+            return Err(StoreError::Unusable(text));
+        }
+        let store = Self::connect(path, options, OpenFlags::empty())?;
+        let (id, version) = {
+            let conn = lock(&store.writer);
+            let read = |name| conn.pragma_query_value(None, name, |r| r.get::<_, i64>(0)).map_err(sql);
+            (read("application_id")?, read("user_version")?)
+        };
+        if id != i64::from(APPLICATION_ID) {
+            return Err(StoreError::Unusable(format!("{} is not a ledger's database", store.path.display())));
+        }
+        if version != MIGRATIONS.len() as i64 {
+            return Err(StoreError::Unusable(format!(
+                "{} has schema {version}, this program knows {}; use the program that wrote it",
+                store.path.display(),
+                MIGRATIONS.len()
+            )));
+        }
+        Ok(store)
+    }
+
+    fn connect(path: PathBuf, options: SqliteOptions, extra: OpenFlags) -> Result<SqliteStore, StoreError> {
+        let conn = open_connection(&path, &options, OpenFlags::SQLITE_OPEN_READ_WRITE | extra)?;
+        let mode: String = conn
+            .pragma_update_and_check(None, "journal_mode", "WAL", |r| r.get(0))
+            .map_err(sql)?;
+        if mode != "wal" {
+            return Err(StoreError::Unusable(format!("SQLite refuses WAL mode here (it says {mode:?})")));
+        }
+        conn.pragma_update(None, "synchronous", options.synchronous).map_err(sql)?;
+        conn.pragma_update(None, "wal_autocheckpoint", options.checkpoint_pages).map_err(sql)?;
+        // An erased private document must not survive in free pages.
+        conn.pragma_update(None, "secure_delete", "ON").map_err(sql)?;
+        if let Some(pages) = options.pages_max {
+            conn.pragma_update(None, "max_page_count", pages as i64).map_err(sql)?;
+        }
+        conn.set_prepared_statement_cache_capacity(64);
+        Ok(SqliteStore { path, options, writer: Mutex::new(conn), readers: Mutex::new(Vec::new()) })
+    }
+
+    fn read<T>(&self, f: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let pooled = lock(&self.readers).pop();
+        let conn = match pooled {
+            Some(conn) => conn,
+            None => open_connection(&self.path, &self.options, OpenFlags::SQLITE_OPEN_READ_ONLY)?,
+        };
+        let result = f(&conn);
+        lock(&self.readers).push(conn);
+        result
+    }
+}
+
+fn open_connection(path: &Path, options: &SqliteOptions, flags: OpenFlags) -> Result<Connection, StoreError> {
+    let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let opened = match &options.vfs {
+        Some(vfs) => Connection::open_with_flags_and_vfs(path, flags, vfs.as_str()),
+        None => Connection::open_with_flags(path, flags),
+    };
+    let conn = opened.map_err(|e| match e.sqlite_error_code() {
+        Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => {
+            StoreError::Unusable(format!("cannot open {}: {e}; check that its directory exists and is writable", path.display()))
+        }
+        _ => sql(e),
+    })?;
+    conn.busy_timeout(options.busy_timeout).map_err(sql)?;
+    conn.pragma_update(None, "cache_size", -options.cache_kib).map_err(sql)?;
+    Ok(conn)
+}
+
+fn head_of(conn: &Connection, chain: u32) -> Result<Option<ChainHead>, StoreError> {
+    conn.prepare_cached("SELECT chain, size, head_hash, compact_range FROM chain_heads WHERE chain = ?1")
+        .and_then(|mut s| s.query_row([chain], |r| Ok(read_head(r))).optional())
+        .map_err(sql)?
+        .transpose()
+}
+
+fn read_head(row: &SqlRow<'_>) -> Result<ChainHead, StoreError> {
+    let bad = || StoreError::Corrupt("a row of chain_heads is malformed; verify the ledger".into());
+    let size = column::<i64>(row, 1)?;
+    let hash = hash_column(row, 2)?;
+    let range: Vec<u8> = column(row, 3)?;
+    let range = u64::try_from(size).ok().and_then(|size| CompactRange::from_bytes(size, &range)).ok_or_else(bad)?;
+    Ok(ChainHead { chain: column(row, 0)?, hash, range })
+}
+
+fn column<T: rusqlite::types::FromSql>(row: &SqlRow<'_>, at: usize) -> Result<T, StoreError> {
+    row.get(at).map_err(|e| StoreError::Corrupt(format!("column {at}: {e}; verify the ledger")))
+}
+
+fn hash_column(row: &SqlRow<'_>, at: usize) -> Result<Hash, StoreError> {
+    let bytes: Vec<u8> = column(row, at)?;
+    Hash::from_slice(&bytes).ok_or_else(|| StoreError::Corrupt(format!("column {at}: not 32 bytes; verify the ledger")))
+}
+
+const ENTRY_COLUMNS: &str = "chain, idx, prev_hash, stream, revision, parent_hash, event_id, event_type, \
+     schema_version, recorded_at_us, body_hash, body_sha256, entry_hash, parent_index, body";
+
+fn read_entry(row: &SqlRow<'_>, ledger_id: Hash) -> Result<Entry, StoreError> {
+    let id: Vec<u8> = column(row, 6)?;
+    let header = Header {
+        format_version: FORMAT_VERSION,
+        ledger_id: ledger_id.0,
+        chain: column(row, 0)?,
+        index: column::<i64>(row, 1)? as u64,
+        prev_hash: hash_column(row, 2)?.0,
+        stream: column(row, 3)?,
+        revision: column::<i64>(row, 4)? as u64,
+        parent_hash: hash_column(row, 5)?.0,
+        event_id: id.try_into().map_err(|_| StoreError::Corrupt("event_id is not 16 bytes; verify the ledger".into()))?,
+        event_type: column(row, 7)?,
+        schema_version: column(row, 8)?,
+        recorded_at_us: column(row, 9)?,
+        body_hash: hash_column(row, 10)?.0,
+        body_sha256: hash_column(row, 11)?.0,
+    };
+    let parent: Option<i64> = column(row, 13)?;
+    Ok(Entry { header, entry_hash: hash_column(row, 12)?, parent_index: parent.map(|i| i as u64), body: column(row, 14)? })
+}
+
+impl ToSql for Cell {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self {
+            Cell::Null => ValueRef::Null,
+            Cell::Int(n) => ValueRef::Integer(*n),
+            Cell::Text(s) => ValueRef::Text(s.as_bytes()),
+            Cell::Blob(b) => ValueRef::Blob(b),
+        }))
+    }
+}
+
+fn read_cell(value: ValueRef<'_>) -> Cell {
+    match value {
+        ValueRef::Integer(n) => Cell::Int(n),
+        ValueRef::Text(t) => Cell::Text(String::from_utf8_lossy(t).into_owned()),
+        ValueRef::Blob(b) => Cell::Blob(b.to_vec()),
+        // STRICT tables hold no reals.
+        ValueRef::Null | ValueRef::Real(_) => Cell::Null,
+    }
+}
+
+/// `INSERT … ON CONFLICT DO UPDATE`, so that a row keeps its place in the file.
+fn upsert(table: &Table) -> String {
+    let columns = table.columns;
+    let marks: Vec<String> = (1..=columns.len()).map(|i| format!("?{i}")).collect();
+    let set: Vec<String> = columns[2..].iter().map(|c| format!("{c} = excluded.{c}")).collect();
+    // The first entry that carries an idempotency key stays its answer.
+    let action = if table.name == "idempotency" { "NOTHING".into() } else { format!("UPDATE SET {}", set.join(", ")) };
+    format!(
+        "INSERT INTO {} ({}) VALUES ({}) ON CONFLICT ({}, {}) DO {action}",
+        table.name,
+        columns.join(", "),
+        marks.join(", "),
+        columns[0],
+        columns[1],
+    )
+}
+
+static UPSERTS: std::sync::LazyLock<[String; 6]> = std::sync::LazyLock::new(|| TABLES.map(upsert));
+
+fn upsert_of(table: &Table) -> &'static str {
+    let at = TABLES.iter().position(|t| t.name == table.name).unwrap_or_default();
+    &UPSERTS[at]
+}
+
+fn set_cursors(tx: &Connection, chain: u32, size: u64) -> rusqlite::Result<()> {
+    let mut cursor = tx.prepare_cached(
+        "INSERT INTO cursors VALUES (?1, ?2, ?3) ON CONFLICT (projection, chain) DO UPDATE SET size = excluded.size",
+    )?;
+    for table in TABLES {
+        cursor.execute(params![table.name, chain, size as i64])?;
+    }
+    Ok(())
+}
+
+fn write_rows(tx: &Connection, rows: &[Row]) -> rusqlite::Result<()> {
+    for row in rows {
+        tx.prepare_cached(upsert_of(row.table))?.execute(rusqlite::params_from_iter(&row.cells))?;
+    }
+    Ok(())
+}
+
+fn write_batch(tx: &Transaction<'_>, batch: &CommitBatch) -> rusqlite::Result<()> {
+    let chain = batch.before.chain;
+    if batch.before.size() == 0 && chain == 0 {
+        tx.execute("INSERT INTO ledger VALUES (?1)", [&batch.statement.ledger_id.0[..]])?;
+    }
+    {
+        let mut insert = tx.prepare_cached(
+            "INSERT INTO entries VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+        )?;
+        for entry in &batch.entries {
+            let h = &entry.header;
+            insert.execute(params![
+                h.chain,
+                h.index as i64,
+                &h.prev_hash[..],
+                h.stream,
+                h.revision as i64,
+                &h.parent_hash[..],
+                &h.event_id[..],
+                h.event_type,
+                h.schema_version,
+                h.recorded_at_us,
+                &h.body_hash[..],
+                &h.body_sha256[..],
+                &entry.entry_hash.0[..],
+                entry.parent_index.map(|i| i as i64),
+                entry.body,
+            ])?;
+        }
+        let mut private = tx.prepare_cached("INSERT INTO private_documents VALUES (?1, ?2, ?3)")?;
+        for (index, document) in &batch.private {
+            private.execute(params![chain, *index as i64, document])?;
+        }
+        let s = &batch.statement;
+        tx.prepare_cached("INSERT INTO commits VALUES (?1, ?2, ?3, ?4, ?5)")?.execute(params![
+            chain,
+            s.first_index as i64,
+            s.size,
+            s.registry_size as i64,
+            &s.registry_head.0[..]
+        ])?;
+        let mut signature = tx.prepare_cached("INSERT INTO commit_signatures VALUES (?1, ?2, ?3, ?4, ?5)")?;
+        for signed in &batch.signatures {
+            signature.execute(params![chain, s.first_index as i64, signed.kid, signed.alg, signed.signature])?;
+        }
+        let mut stream = tx.prepare_cached(
+            "INSERT INTO stream_heads VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (chain, stream) DO UPDATE SET \
+             revision = excluded.revision, head_hash = excluded.head_hash, head_index = excluded.head_index",
+        )?;
+        for (name, head) in &batch.streams {
+            stream.execute(params![chain, name, head.revision as i64, &head.hash.0[..], head.index as i64])?;
+        }
+        let mut tile = tx.prepare_cached("INSERT INTO tiles VALUES (?1, ?2, ?3, ?4)")?;
+        for t in &batch.tiles {
+            tile.execute(params![chain, t.level, t.n as i64, t.hashes])?;
+        }
+        let mut run = tx.prepare_cached("INSERT INTO event_id_runs VALUES (?1, ?2, ?3)")?;
+        for (n, ids) in &batch.runs {
+            run.execute(params![chain, *n as i64, ids])?;
+        }
+        write_rows(tx, &batch.rows)?;
+        set_cursors(tx, chain, batch.after.size())?;
+        let mut erase = tx.prepare_cached("DELETE FROM private_documents WHERE chain = ?1 AND idx = ?2")?;
+        for index in &batch.erase {
+            erase.execute(params![chain, *index as i64])?;
+        }
+        tx.prepare_cached(
+            "INSERT INTO chain_heads VALUES (?1, ?2, ?3, ?4) ON CONFLICT (chain) DO UPDATE SET \
+             size = excluded.size, head_hash = excluded.head_hash, compact_range = excluded.compact_range",
+        )?
+        .execute(params![chain, batch.after.size() as i64, &batch.after.hash.0[..], batch.after.range.to_bytes()])?;
+    }
+    Ok(())
+}
+
+fn begin(conn: &mut Connection) -> Result<Transaction<'_>, StoreError> {
+    conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).map_err(sql)
+}
+
+fn empty_head(chain: u32) -> ChainHead {
+    ChainHead { chain, hash: Hash::ZERO, range: CompactRange::default() }
+}
+
+fn append_in(tx: Transaction<'_>, batch: &CommitBatch) -> Result<(), StoreError> {
+    write_batch(&tx, batch).map_err(sql)?;
+    tx.commit().map_err(|e| match e.sqlite_error_code() {
+        // SQLITE_BUSY from COMMIT leaves the transaction open; dropping the connection's statement rolls it back.
+        Some(ErrorCode::DatabaseBusy) => sql(e),
+        _ => StoreError::Unknown(e.to_string()),
+    })
+}
+
+impl Store for SqliteStore {
+    fn heads(&self) -> Result<Vec<ChainHead>, StoreError> {
+        self.read(|conn| {
+            let mut s = conn
+                .prepare_cached("SELECT chain, size, head_hash, compact_range FROM chain_heads ORDER BY chain")
+                .map_err(sql)?;
+            collect(s.query([]).map_err(sql)?, read_head)
+        })
+    }
+
+    fn ledger_id(&self) -> Result<Option<Hash>, StoreError> {
+        self.read(ledger_id_of)
+    }
+
+    fn append(&self, batch: &CommitBatch) -> Result<(), StoreError> {
+        let mut conn = lock(&self.writer);
+        let tx = begin(&mut conn)?;
+        let head = head_of(&tx, batch.before.chain)?.unwrap_or_else(|| empty_head(batch.before.chain));
+        if head != batch.before {
+            return Err(StoreError::HeadMoved(Box::new(head)));
+        }
+        append_in(tx, batch)
+    }
+
+    fn append_locked(&self, chain: u32, make: &mut MakeCommit<'_>) -> Result<(), StoreError> {
+        let mut conn = lock(&self.writer);
+        let tx = begin(&mut conn)?;
+        let head = head_of(&tx, chain)?.unwrap_or_else(|| empty_head(chain));
+        match make(&head) {
+            Some(batch) => append_in(tx, &batch),
+            None => Ok(()),
+        }
+    }
+
+    fn settle(&self, batch: &CommitBatch) -> Result<Settled, StoreError> {
+        let mut conn = lock(&self.writer);
+        if !conn.is_autocommit() {
+            conn.execute_batch("ROLLBACK").map_err(sql)?;
+        }
+        let tx = begin(&mut conn)?;
+        let s = &batch.statement;
+        // Another process may have appended since, so the head alone does not tell: the last entry's hash does.
+        let last = (s.first_index + u64::from(s.size) - 1) as i64;
+        let stored: Option<Vec<u8>> = tx
+            .query_row("SELECT entry_hash FROM entries WHERE chain = ?1 AND idx = ?2", params![s.chain, last], |r| r.get(0))
+            .optional()
+            .map_err(sql)?;
+        Ok(if stored.as_deref() == Some(&s.last_hash.0[..]) { Settled::Committed } else { Settled::NotCommitted })
+    }
+
+    fn entry(&self, chain: u32, index: u64) -> Result<Option<Entry>, StoreError> {
+        Ok(self.entries(chain, index, 1)?.into_iter().find(|e| e.header.index == index))
+    }
+
+    fn entries(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        self.read(|conn| {
+            let Some(id) = ledger_id_of(conn)? else { return Ok(Vec::new()) };
+            let text = format!("SELECT {ENTRY_COLUMNS} FROM entries WHERE chain = ?1 AND idx >= ?2 ORDER BY idx LIMIT ?3");
+            let mut s = conn.prepare_cached(&text).map_err(sql)?;
+            let rows = s.query(params![chain, from as i64, limit as i64]).map_err(sql)?;
+            collect(rows, |r| read_entry(r, id))
+        })
+    }
+
+    fn stream_head(&self, chain: u32, stream: &str) -> Result<Option<StreamHead>, StoreError> {
+        self.read(|conn| {
+            let mut s = conn
+                .prepare_cached("SELECT revision, head_hash, head_index FROM stream_heads WHERE chain = ?1 AND stream = ?2")
+                .map_err(sql)?;
+            let rows = s.query(params![chain, stream]).map_err(sql)?;
+            let found = collect(rows, |r| {
+                let (revision, index) = (column::<i64>(r, 0)? as u64, column::<i64>(r, 2)? as u64);
+                Ok(StreamHead { revision, hash: hash_column(r, 1)?, index })
+            })?;
+            Ok(found.into_iter().next())
+        })
+    }
+
+    fn find_event(&self, id: EventId) -> Result<Option<(u32, u64)>, StoreError> {
+        let Some(ledger_id) = self.ledger_id()? else { return Ok(None) };
+        for head in self.heads()? {
+            let chain = head.chain;
+            let complete = head.size() / RUN_ENTRIES;
+            // The newest entries are not in a run yet; they are asked for most.
+            let tail = (complete * RUN_ENTRIES..head.size()).rev();
+            if let Some(index) = tail.into_iter().find(|i| EventId::derive(&ledger_id, chain, *i) == id) {
+                return Ok(Some((chain, index)));
+            }
+            let candidates = self.read(|conn| {
+                let mut s = conn.prepare_cached("SELECT run, ids FROM event_id_runs WHERE chain = ?1").map_err(sql)?;
+                let mut rows = s.query([chain]).map_err(sql)?;
+                let mut found = Vec::new();
+                while let Some(row) = rows.next().map_err(sql)? {
+                    let run = column::<i64>(row, 0)? as u64;
+                    let ids = row.get_ref(1).map_err(sql)?;
+                    if let Ok(ids) = ids.as_blob() {
+                        found.extend(find_in_run(ids, &id).map(|offset| run * RUN_ENTRIES + offset));
+                    }
+                }
+                Ok(found)
+            })?;
+            if let Some(index) = candidates.into_iter().find(|i| EventId::derive(&ledger_id, chain, *i) == id) {
+                return Ok(Some((chain, index)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn private(&self, chain: u32, index: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        self.read(|conn| {
+            conn.prepare_cached("SELECT document FROM private_documents WHERE chain = ?1 AND idx = ?2")
+                .and_then(|mut s| s.query_row(params![chain, index as i64], |r| r.get(0)).optional())
+                .map_err(sql)
+        })
+    }
+
+    fn idempotency(&self, chain: u32, key: &Hash) -> Result<Option<u64>, StoreError> {
+        self.read(|conn| {
+            conn.prepare_cached("SELECT idx FROM idempotency WHERE chain = ?1 AND key = ?2")
+                .and_then(|mut s| s.query_row(params![chain, &key.0[..]], |r| r.get::<_, i64>(0)).optional())
+                .map(|found| found.map(|i| i as u64))
+                .map_err(sql)
+        })
+    }
+
+    fn tile(&self, chain: u32, level: u32, n: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        self.read(|conn| {
+            conn.prepare_cached("SELECT hashes FROM tiles WHERE chain = ?1 AND level = ?2 AND n = ?3")
+                .and_then(|mut s| s.query_row(params![chain, level, n as i64], |r| r.get(0)).optional())
+                .map_err(sql)
+        })
+    }
+
+    fn row(&self, table: &'static Table, chain: u32, key: &str) -> Result<Option<Row>, StoreError> {
+        let text = format!("SELECT * FROM {} WHERE chain = ?1 AND {} = ?2", table.name, table.columns[1]);
+        Ok(self.query_rows(table, &text, params![chain, key])?.into_iter().next())
+    }
+
+    fn rows(&self, table: &'static Table, chain: u32) -> Result<Vec<Row>, StoreError> {
+        let text = format!("SELECT * FROM {} WHERE chain = ?1 ORDER BY {}", table.name, table.columns[1]);
+        self.query_rows(table, &text, params![chain])
+    }
+
+    fn replace_projections(&self, chain: u32, size: u64, rows: &[Row]) -> Result<(), StoreError> {
+        let mut conn = lock(&self.writer);
+        let tx = begin(&mut conn)?;
+        if let Some(head) = head_of(&tx, chain)?.filter(|h| h.size() != size) {
+            return Err(StoreError::HeadMoved(Box::new(head)));
+        }
+        for table in TABLES {
+            tx.execute(&format!("DELETE FROM {} WHERE chain = ?1", table.name), [chain]).map_err(sql)?;
+        }
+        write_rows(&tx, rows).and_then(|()| set_cursors(&tx, chain, size)).map_err(sql)?;
+        tx.commit().map_err(sql)
+    }
+
+    fn last_checkpoint(&self, chain: u32) -> Result<Option<CheckpointRow>, StoreError> {
+        self.read(|conn| {
+            let mut s = conn
+                .prepare_cached("SELECT size, root, note FROM checkpoints WHERE chain = ?1 ORDER BY size DESC LIMIT 1")
+                .map_err(sql)?;
+            let found = collect(s.query([chain]).map_err(sql)?, |r| {
+                let size = column::<i64>(r, 0)? as u64;
+                Ok(CheckpointRow { chain, size, root: hash_column(r, 1)?, note: column(r, 2)? })
+            })?;
+            Ok(found.into_iter().next())
+        })
+    }
+
+    fn record_checkpoint(&self, row: &CheckpointRow) -> Result<(), StoreError> {
+        lock(&self.writer)
+            .execute(
+                "INSERT INTO checkpoints VALUES (?1, ?2, ?3, NULL) ON CONFLICT (chain, size) DO NOTHING",
+                params![row.chain, row.size as i64, &row.root.0[..]],
+            )
+            .map(drop)
+            .map_err(sql)
+    }
+
+    fn sign_checkpoint(&self, row: &CheckpointRow) -> Result<(), StoreError> {
+        lock(&self.writer)
+            .execute(
+                "UPDATE checkpoints SET note = ?4 WHERE chain = ?1 AND size = ?2 AND root = ?3 AND note IS NULL",
+                params![row.chain, row.size as i64, &row.root.0[..], row.note],
+            )
+            .map(drop)
+            .map_err(sql)
+    }
+
+    fn backup(&self, to: &Path) -> Result<(), StoreError> {
+        if to.exists() {
+            return Err(StoreError::Unusable(format!("{} exists already", to.display())));
+        }
+        let path = to.to_str().ok_or_else(|| StoreError::Unusable("the file name is not UTF-8".into()))?;
+        // VACUUM INTO reads one snapshot while writers go on, and leaves no WAL beside the copy.
+        self.read(|conn| conn.execute("VACUUM INTO ?1", [path]).map(drop).map_err(sql))
+    }
+
+    fn close(&self) -> Result<(), StoreError> {
+        lock(&self.readers).clear();
+        lock(&self.writer).query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(sql)
+    }
+}
+
+impl SqliteStore {
+    fn query_rows(
+        &self,
+        table: &'static Table,
+        text: &str,
+        params: impl rusqlite::Params,
+    ) -> Result<Vec<Row>, StoreError> {
+        self.read(|conn| {
+            let mut s = conn.prepare_cached(text).map_err(sql)?;
+            collect(s.query(params).map_err(sql)?, |r| {
+                let cells = (0..table.columns.len()).map(|i| r.get_ref(i).map(read_cell).map_err(sql));
+                Ok(Row { table, cells: cells.collect::<Result<_, _>>()? })
+            })
+        })
+    }
+}
+
+fn ledger_id_of(conn: &Connection) -> Result<Option<Hash>, StoreError> {
+    let found: Option<Vec<u8>> = conn
+        .prepare_cached("SELECT ledger_id FROM ledger")
+        .and_then(|mut s| s.query_row([], |r| r.get(0)).optional())
+        .map_err(sql)?;
+    found
+        .map(|b| Hash::from_slice(&b).ok_or_else(|| StoreError::Corrupt("ledger_id is not 32 bytes; verify the ledger".into())))
+        .transpose()
+}
+
+fn collect<T>(
+    mut rows: rusqlite::Rows<'_>,
+    read: impl Fn(&SqlRow<'_>) -> Result<T, StoreError>,
+) -> Result<Vec<T>, StoreError> {
+    let mut out = Vec::new();
+    while let Some(row) = rows.next().map_err(sql)? {
+        out.push(read(row)?);
+    }
+    Ok(out)
+}

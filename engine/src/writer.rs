@@ -1,0 +1,742 @@
+//! One thread per chain drains waiting commands: decide, link, hash, sign once, store once, then answer (group commit).
+//!
+//! Everything a batch decides is provisional until the store has it: refusals too, since they may rest on an
+//! entry of the same batch. So all answers wait for the commit, and a failed batch forgets what it assumed.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use lru::LruCache;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::body::{Body, Meta};
+use crate::commit::{ALG_ED25519, CommitSignature, Statement};
+use crate::domain::case::{Case, Touched};
+use crate::domain::command::{Action, ExpectedRevision};
+use crate::domain::decide::{Refusal, RefusalCode, decide_case, decide_create, decide_sku};
+use crate::domain::projection::{Row, case_row, idempotency_row, sku_row};
+use crate::domain::sku::Sku;
+use crate::domain::{Event, Occurrence};
+use crate::environment::Environment;
+use crate::hash::{EventId, Hash, body_hash, entry_hash, sha256};
+use crate::header::{FORMAT_VERSION, Header};
+use crate::ledger::{AppendError, Appended, EntryRef};
+use crate::merkle::{self, TILE_BYTES, TILE_WIDTH};
+use crate::genesis::Limits;
+use crate::registry::Registry;
+use crate::runs::{RUN_ENTRIES, event_id_run};
+use crate::signer::Signer;
+use crate::store::{ChainHead, CommitBatch, Entry, Settled, Store, StoreError, StreamHead, Tile};
+use crate::stream::{CaseId, Stream};
+
+/// Cases kept folded in memory, for each chain. A case takes about a kilobyte.
+const CASES_CACHED: usize = 16_384;
+/// Tries to learn the outcome of a commit before the callers are told that it is unknown.
+const SETTLE_TRIES: u32 = 20;
+/// Tries to link to a moving head before the lock is taken first.
+const OPTIMISTIC_TRIES: u32 = 2;
+
+/// A command, prepared as far as it can be without the chain's state.
+pub(crate) struct Submission {
+    pub(crate) action: Action,
+    pub(crate) case: CaseId,
+    pub(crate) actor_id: String,
+    pub(crate) buyer_id: String,
+    pub(crate) expected: ExpectedRevision,
+    pub(crate) meta: Option<Meta>,
+    pub(crate) private: Option<Vec<u8>>,
+    /// The SKU's state where it lies on another chain.
+    pub(crate) remote_sku: Option<Option<Sku>>,
+}
+
+/// An event of the ledger itself.
+pub(crate) struct SystemEvent {
+    pub(crate) stream: Stream,
+    pub(crate) event_type: &'static str,
+    pub(crate) body: Body,
+}
+
+pub(crate) enum Work {
+    Command(Box<Submission>),
+    System(Box<SystemEvent>),
+}
+
+pub(crate) struct Job {
+    pub(crate) work: Work,
+    pub(crate) reply: oneshot::Sender<Result<Appended, AppendError>>,
+}
+
+/// What all writers of a ledger share.
+pub(crate) struct Shared {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) environment: Arc<dyn Environment>,
+    pub(crate) signer: Arc<dyn Signer>,
+    pub(crate) ledger_id: Hash,
+    pub(crate) limits: Limits,
+    pub(crate) registry: RwLock<Registry>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Key {
+    Order(CaseId),
+    Sku(CaseId),
+    System(Stream),
+}
+
+enum State {
+    Case(Box<Case>),
+    Sku(Option<Sku>),
+    System,
+}
+
+struct Cached {
+    state: State,
+    heads: HashMap<Stream, StreamHead>,
+}
+
+/// What a job came to, waiting for the commit.
+enum Outcome {
+    Appended(Appended),
+    Failed(AppendError),
+}
+
+pub(crate) struct Writer {
+    shared: Arc<Shared>,
+    chain: u32,
+    head: ChainHead,
+    last_time_us: i64,
+    cases: LruCache<Key, Cached>,
+    /// Hashes of the incomplete tile of each level.
+    partial: Vec<Vec<Hash>>,
+    stale: bool,
+}
+
+/// A batch under construction.
+struct Draft {
+    before: ChainHead,
+    after: ChainHead,
+    entries: Vec<Entry>,
+    leaves: Vec<Hash>,
+    private: Vec<(u64, Vec<u8>)>,
+    bytes: usize,
+    streams: HashMap<Stream, StreamHead>,
+    tiles: Vec<Tile>,
+    touched: Vec<(Key, Option<Touched>)>,
+    touched_set: HashSet<(Key, Option<Touched>)>,
+    idempotency: HashMap<Hash, (u64, Hash, usize)>,
+    erase: Vec<u64>,
+    now_us: i64,
+}
+
+impl Writer {
+    pub(crate) fn new(shared: Arc<Shared>, chain: u32) -> Result<Writer, StoreError> {
+        let capacity = NonZeroUsize::new(CASES_CACHED).unwrap_or(NonZeroUsize::MIN);
+        let head = ChainHead { chain, hash: Hash::ZERO, range: merkle::CompactRange::default() };
+        let cases = LruCache::new(capacity);
+        let mut writer = Writer { shared, chain, head, last_time_us: 0, cases, partial: Vec::new(), stale: true };
+        writer.reload()?;
+        Ok(writer)
+    }
+
+    /// Runs until every sender is gone.
+    pub(crate) fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+        let mut waiting = VecDeque::new();
+        let mut last = 0;
+        while let Some(first) = jobs.blocking_recv() {
+            waiting.push_back(first);
+            self.drain(&mut jobs, &mut waiting, last);
+            last = waiting.len();
+            while !waiting.is_empty() {
+                self.commit_some(&mut waiting);
+            }
+        }
+    }
+
+    /// Takes what waits. Callers that were just answered come back within microseconds: giving them a moment
+    /// makes one large commit of what would be two small ones.
+    fn drain(&self, jobs: &mut mpsc::Receiver<Job>, waiting: &mut VecDeque<Job>, last: usize) {
+        let most = self.shared.limits.commit_entries;
+        let patience = std::time::Instant::now() + Duration::from_micros(400);
+        loop {
+            while waiting.len() < most {
+                match jobs.try_recv() {
+                    Ok(job) => waiting.push_back(job),
+                    Err(_) => break,
+                }
+            }
+            if waiting.len() >= last.min(most) || std::time::Instant::now() >= patience {
+                return;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// Reads the head and what appending needs from the store, and forgets the rest.
+    fn reload(&mut self) -> Result<(), StoreError> {
+        self.stale = true;
+        self.cases.clear();
+        let store = &self.shared.store;
+        let empty = ChainHead { chain: self.chain, hash: Hash::ZERO, range: merkle::CompactRange::default() };
+        self.head = store.heads()?.into_iter().find(|h| h.chain == self.chain).unwrap_or(empty);
+        self.load_tail()
+    }
+
+    fn load_tail(&mut self) -> Result<(), StoreError> {
+        let size = self.head.size();
+        let store = &self.shared.store;
+        self.last_time_us = match size {
+            0 => 0,
+            n => store.entry(self.chain, n - 1)?.map_or(0, |e| e.header.recorded_at_us),
+        };
+        let missing = |what: &str| StoreError::Corrupt(format!("{what} is missing; verify the ledger"));
+        let from = size - size % TILE_WIDTH;
+        let tail = store.entries(self.chain, from, TILE_WIDTH as usize)?;
+        let leaves: Vec<Hash> = tail.iter().filter(|e| e.header.index < size).map(|e| e.header.leaf_hash()).collect();
+        if leaves.len() as u64 != size - from {
+            return Err(missing("an entry before the head"));
+        }
+        self.partial = vec![leaves];
+        let mut full = size / TILE_WIDTH;
+        let mut level = 0;
+        while full > 0 {
+            let mut hashes = Vec::new();
+            for n in full - full % TILE_WIDTH..full {
+                let tile = store.tile(self.chain, level, n)?.ok_or_else(|| missing("a tile"))?;
+                hashes.push(tile_root(&tile).ok_or_else(|| missing("a whole tile"))?);
+            }
+            self.partial.push(hashes);
+            full /= TILE_WIDTH;
+            level += 1;
+        }
+        self.stale = false;
+        Ok(())
+    }
+
+    /// Commits as many waiting jobs as fit into one commit, and answers them.
+    fn commit_some(&mut self, waiting: &mut VecDeque<Job>) {
+        let mut tries = 0;
+        loop {
+            if self.stale
+                && let Err(e) = self.reload()
+            {
+                fail_all(waiting, &AppendError::Store(Arc::new(e)));
+                return;
+            }
+            let result = if tries < OPTIMISTIC_TRIES { self.commit_linked(waiting) } else { self.commit_locked(waiting) };
+            match result {
+                Ok((taken, outcomes)) => {
+                    for (job, outcome) in waiting.drain(..taken).zip(outcomes) {
+                        answer(job, outcome);
+                    }
+                    return;
+                }
+                Err(CommitError::Store(StoreError::HeadMoved(_))) => {
+                    self.stale = true;
+                    tries += 1;
+                }
+                Err(CommitError::Store(StoreError::Rejected(why))) => {
+                    self.stale = true;
+                    // One of them is guilty. Alone, only it fails.
+                    if waiting.len() > 1 {
+                        let mut all = std::mem::take(waiting);
+                        while let Some(job) = all.pop_front() {
+                            let mut alone = VecDeque::from([job]);
+                            self.commit_some(&mut alone);
+                        }
+                    } else {
+                        fail_all(waiting, &AppendError::Store(Arc::new(StoreError::Rejected(why))));
+                    }
+                    return;
+                }
+                Err(CommitError::Store(e)) => {
+                    self.stale = true;
+                    fail_all(waiting, &AppendError::Store(Arc::new(e)));
+                    return;
+                }
+                Err(CommitError::Signer(e)) => {
+                    self.stale = true;
+                    fail_all(waiting, &AppendError::Signer(e));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn commit_linked(&mut self, waiting: &VecDeque<Job>) -> Result<(usize, Vec<Outcome>), CommitError> {
+        let (taken, outcomes, batch, now_us) = self.prepare(waiting)?;
+        let Some(batch) = batch else { return Ok((taken, outcomes)) };
+        let store = Arc::clone(&self.shared.store);
+        self.settle_if_unknown(store.append(&batch), &batch)?;
+        self.advance(batch, now_us);
+        Ok((taken, outcomes))
+    }
+
+    /// The slow way, for a chain on which other processes write all the time: nothing moves while the lock is held.
+    fn commit_locked(&mut self, waiting: &VecDeque<Job>) -> Result<(usize, Vec<Outcome>), CommitError> {
+        let store = Arc::clone(&self.shared.store);
+        let mut made = None;
+        let result = store.append_locked(self.chain, &mut |head| {
+            let prepared = (|| {
+                self.head = head.clone();
+                self.cases.clear();
+                self.load_tail()?;
+                self.prepare(waiting)
+            })();
+            let batch = prepared.as_ref().ok().and_then(|p| p.2.clone());
+            made = Some(prepared);
+            batch
+        });
+        let (taken, outcomes, batch, now_us) = match made {
+            Some(prepared) => prepared?,
+            None => return Err(CommitError::Store(result.err().unwrap_or_else(|| StoreError::Unavailable("no lock".into())))),
+        };
+        let Some(batch) = batch else { return Ok((taken, outcomes)) };
+        self.settle_if_unknown(result, &batch)?;
+        self.advance(batch, now_us);
+        Ok((taken, outcomes))
+    }
+
+    fn settle_if_unknown(&self, result: Result<(), StoreError>, batch: &CommitBatch) -> Result<(), CommitError> {
+        let Err(StoreError::Unknown(why)) = result else { return result.map_err(CommitError::Store) };
+        for attempt in 0..SETTLE_TRIES {
+            match self.shared.store.settle(batch) {
+                Ok(Settled::Committed) => return Ok(()),
+                Ok(Settled::NotCommitted) => return Err(StoreError::Unavailable(why).into()),
+                Err(_) => std::thread::sleep(Duration::from_millis(5 << attempt.min(6))),
+            }
+        }
+        Err(StoreError::Unknown(why).into())
+    }
+
+    fn advance(&mut self, batch: CommitBatch, now_us: i64) {
+        self.head = batch.after;
+        self.last_time_us = now_us;
+    }
+
+    /// Decides and links as many jobs as fit. Changes cached states and partial tiles: on failure, `stale`.
+    #[allow(clippy::type_complexity, reason = "taken, outcomes, the commit, its time: used in two places above")]
+    fn prepare(&mut self, waiting: &VecDeque<Job>) -> Result<(usize, Vec<Outcome>, Option<CommitBatch>, i64), CommitError> {
+        self.stale = true;
+        let mut draft = Draft {
+            before: self.head.clone(),
+            after: self.head.clone(),
+            entries: Vec::with_capacity(waiting.len()),
+            leaves: Vec::with_capacity(waiting.len()),
+            private: Vec::new(),
+            bytes: 0,
+            streams: HashMap::with_capacity(waiting.len()),
+            tiles: Vec::new(),
+            touched: Vec::with_capacity(waiting.len()),
+            touched_set: HashSet::with_capacity(waiting.len()),
+            idempotency: HashMap::new(),
+            erase: Vec::new(),
+            now_us: self.shared.environment.now_us().max(self.last_time_us).clamp(0, (1 << 53) - 1),
+        };
+        let mut outcomes: Vec<Outcome> = Vec::with_capacity(waiting.len());
+        for job in waiting {
+            // Two entries are the most that one command makes.
+            let room = draft.entries.len() + 2 <= self.shared.limits.commit_entries.max(2)
+                && draft.bytes + 6 * self.shared.limits.body_bytes <= self.shared.limits.commit_bytes.max(6 * self.shared.limits.body_bytes);
+            if !room && !draft.entries.is_empty() {
+                break;
+            }
+            let at = outcomes.len();
+            let outcome = match self.execute(&job.work, &mut draft, at, &outcomes) {
+                Ok(appended) => Outcome::Appended(appended),
+                Err(Stop::Refused(r)) => Outcome::Failed(AppendError::Refused(r)),
+                Err(Stop::Store(e)) => return Err(e.into()),
+            };
+            outcomes.push(outcome);
+        }
+        let (taken, now_us) = (outcomes.len(), draft.now_us);
+        if draft.entries.is_empty() {
+            self.stale = false;
+            return Ok((taken, outcomes, None, now_us));
+        }
+        let batch = self.finish(draft)?;
+        self.stale = false;
+        Ok((taken, outcomes, Some(batch), now_us))
+    }
+
+    fn execute(&mut self, work: &Work, draft: &mut Draft, at: usize, done: &[Outcome]) -> Result<Appended, Stop> {
+        match work {
+            Work::Command(submission) => {
+                if let Some(repeated) = self.repeated(submission, draft, done)? {
+                    return Ok(repeated);
+                }
+                self.command(submission, draft, at)
+            }
+            Work::System(event) => {
+                let key = Key::System(event.stream);
+                self.load(key)?;
+                let entry = self.link(key, event.stream, event.event_type, &event.body, event.body.encode(), draft)?;
+                Ok(Appended { repeated: false, chain: self.chain, case: None, entries: vec![entry] })
+            }
+        }
+    }
+
+    /// The first answer of a known idempotency key.
+    fn repeated(&self, s: &Submission, draft: &Draft, done: &[Outcome]) -> Result<Option<Appended>, Stop> {
+        let Some(meta) = &s.meta else { return Ok(None) };
+        let mismatch = || {
+            let message = "this idempotency key was used with another request; use a new key for a new request";
+            Stop::Refused(Refusal::new(RefusalCode::IdempotencyMismatch, message))
+        };
+        if let Some((_, request, at)) = draft.idempotency.get(&meta.idem) {
+            if *request != meta.request {
+                return Err(mismatch());
+            }
+            return Ok(match done.get(*at) {
+                Some(Outcome::Appended(a)) => Some(Appended { repeated: true, ..a.clone() }),
+                _ => None,
+            });
+        }
+        let store = &self.shared.store;
+        let Some(index) = store.idempotency(self.chain, &meta.idem)? else { return Ok(None) };
+        // A command makes at most two entries, next to each other.
+        let entries = store.entries(self.chain, index, 2)?;
+        let mut refs = Vec::new();
+        for entry in &entries {
+            let body = entry.parse_body().map_err(|e| StoreError::Corrupt(format!("entry {index}: {e}; verify the ledger")))?;
+            match body.meta {
+                Some(m) if m.idem == meta.idem && m.request != meta.request => return Err(mismatch()),
+                Some(m) if m.idem == meta.idem => refs.push(EntryRef::of(entry)),
+                _ => break,
+            }
+        }
+        if refs.is_empty() {
+            let text = format!("idempotency row of entry {index} is wrong; run `ledger replay --check`");
+            return Err(StoreError::Corrupt(text).into());
+        }
+        Ok(Some(Appended { repeated: true, chain: self.chain, case: Some(s.case), entries: refs }))
+    }
+
+    fn command(&mut self, s: &Submission, draft: &mut Draft, at: usize) -> Result<Appended, Stop> {
+        let is_sku = matches!(s.action, Action::ListSku { .. } | Action::WithdrawSku { .. });
+        let key = if is_sku { Key::Sku(s.case) } else { Key::Order(s.case) };
+        self.load(key)?;
+        let events = match &s.action {
+            Action::CreateOrder { sku_id, .. } => {
+                let sku = match &s.remote_sku {
+                    Some(sku) => sku.clone(),
+                    None => {
+                        let sku_key = Key::Sku(CaseId::of_sku(sku_id));
+                        self.load(sku_key)?;
+                        match self.cases.get(&sku_key).map(|c| &c.state) {
+                            Some(State::Sku(sku)) => sku.clone(),
+                            _ => None,
+                        }
+                    }
+                };
+                let Some(Cached { state: State::Case(case), .. }) = self.cases.get(&key) else { return Err(lost()) };
+                vec![decide_create(case, sku.as_ref(), &s.buyer_id, &s.action, s.expected)?]
+            }
+            action => match self.cases.get(&key).map(|c| &c.state) {
+                Some(State::Sku(sku)) => vec![decide_sku(sku.as_ref(), action, s.expected)?],
+                Some(State::Case(case)) => decide_case(case, action, s.expected)?,
+                _ => return Err(lost()),
+            },
+        };
+        // Encode everything before anything changes, so that a refusal leaves no trace.
+        let mut bodies = Vec::with_capacity(events.len());
+        for (i, event) in events.iter().enumerate() {
+            // The private document belongs to the first entry.
+            let private_sha256 = s.private.as_ref().filter(|_| i == 0).map(|p| sha256(&[p]));
+            let body = Body { actor_id: s.actor_id.clone(), payload: event.payload.clone(), private_sha256, meta: s.meta };
+            let bytes = body.encode();
+            let limit = self.shared.limits.body_bytes;
+            if bytes.len() > limit {
+                let message = format!("the body would have {} bytes; the ledger's limit is {limit}", bytes.len());
+                return Err(Refusal::new(RefusalCode::BodyTooLarge, message).into());
+            }
+            bodies.push((body, bytes));
+        }
+        if let Action::EraseSubject { .. } = &s.action
+            && let Some(Cached { state: State::Case(case), .. }) = self.cases.get(&key)
+        {
+            draft.erase.extend(&case.private);
+            let erased: HashSet<u64> = case.private.iter().copied().collect();
+            draft.private.retain(|(index, _)| !erased.contains(index));
+        }
+        if let Some(meta) = &s.meta {
+            draft.idempotency.insert(meta.idem, (draft.after.size(), meta.request, at));
+        }
+        let mut entries = Vec::with_capacity(events.len());
+        for (i, (Event { stream, event_type, .. }, (body, bytes))) in events.iter().zip(bodies).enumerate() {
+            if let Some(private) = s.private.as_ref().filter(|_| i == 0) {
+                draft.bytes += private.len();
+                draft.private.push((draft.after.size(), private.clone()));
+            }
+            entries.push(self.link(key, *stream, event_type, &body, bytes, draft)?);
+        }
+        Ok(Appended { repeated: false, chain: self.chain, case: Some(s.case), entries })
+    }
+
+    /// Makes the entry, applies it to the cached state, and adds it to the draft.
+    fn link(
+        &mut self,
+        key: Key,
+        stream: Stream,
+        event_type: &str,
+        body: &Body,
+        bytes: Vec<u8>,
+        draft: &mut Draft,
+    ) -> Result<EntryRef, Stop> {
+        let Some(cached) = self.cases.get_mut(&key) else { return Err(lost()) };
+        let parent = cached.heads.get(&stream).copied().unwrap_or_default();
+        let index = draft.after.size();
+        let header = Header {
+            format_version: FORMAT_VERSION,
+            ledger_id: self.shared.ledger_id.0,
+            chain: self.chain,
+            index,
+            prev_hash: draft.after.hash.0,
+            stream: stream.to_string(),
+            revision: parent.revision + 1,
+            parent_hash: parent.hash.0,
+            event_id: EventId::derive(&self.shared.ledger_id, self.chain, index).0,
+            event_type: event_type.to_owned(),
+            schema_version: 1,
+            recorded_at_us: draft.now_us,
+            body_hash: body_hash(&bytes).0,
+            body_sha256: sha256(&[&bytes]).0,
+        };
+        let event = Occurrence {
+            stream,
+            revision: header.revision,
+            event_type,
+            payload: &body.payload,
+            index,
+            recorded_at_us: header.recorded_at_us,
+            has_private: body.private_sha256.is_some(),
+        };
+        let touched = match &mut cached.state {
+            State::Case(case) => case.apply(&event).map_err(Refusal::from)?.touched.into_iter().map(Some).collect(),
+            State::Sku(sku) => {
+                Sku::apply(sku, &event).map_err(Refusal::from)?;
+                vec![None]
+            }
+            State::System => Vec::new(),
+        };
+        for t in touched {
+            let item = (key, t);
+            if draft.touched_set.insert(item.clone()) {
+                draft.touched.push(item);
+            }
+        }
+        let encoded = header.encode();
+        let (hash, leaf) = (entry_hash(&encoded), merkle::leaf_hash(&encoded));
+        let head = StreamHead { revision: header.revision, hash, index };
+        cached.heads.insert(stream, head);
+        draft.streams.insert(stream, head);
+        draft.bytes += encoded.len() + bytes.len();
+        draft.leaves.push(leaf);
+        draft.after.hash = hash;
+        draft.after.range.push(leaf);
+        push_tile(&mut self.partial, 0, index, leaf, &mut draft.tiles);
+        let parent_index = (parent.revision > 0).then_some(parent.index);
+        let entry = Entry { header, entry_hash: hash, parent_index, body: bytes };
+        let reference = EntryRef::of(&entry);
+        draft.entries.push(entry);
+        Ok(reference)
+    }
+
+    fn finish(&mut self, draft: Draft) -> Result<CommitBatch, CommitError> {
+        let (registry_size, registry_head) = {
+            let registry = self.shared.registry.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+            // Only the very first commit of the ledger names no registry: its keys are those of its own genesis.
+            let size = if self.chain == 0 && draft.before.size() == 0 { 0 } else { registry.size() };
+            (size, registry.head(size).unwrap_or_default())
+        };
+        let statement = Statement {
+            ledger_id: self.shared.ledger_id,
+            chain: self.chain,
+            first_index: draft.before.size(),
+            size: draft.entries.len() as u32,
+            root: merkle::root(&draft.leaves),
+            last_hash: draft.after.hash,
+            registry_size,
+            registry_head,
+        };
+        let signer = &self.shared.signer;
+        let kid = signer.key().kid.clone();
+        let signature = signer.sign(&statement.to_bytes(ALG_ED25519, &kid)).map_err(CommitError::Signer)?;
+        let mut rows: Vec<Row> = Vec::with_capacity(draft.touched.len() + draft.idempotency.len());
+        for (key, touched) in &draft.touched {
+            match (self.cases.peek(key).map(|c| &c.state), touched) {
+                (Some(State::Case(case)), Some(touched)) => rows.extend(case_row(self.chain, case, touched)),
+                (Some(State::Sku(Some(sku))), _) => rows.push(sku_row(self.chain, sku)),
+                _ => {}
+            }
+        }
+        let mut keys: Vec<_> = draft.idempotency.iter().collect();
+        keys.sort_by_key(|(_, (index, _, _))| *index);
+        rows.extend(keys.into_iter().map(|(idem, (index, _, _))| idempotency_row(self.chain, idem, *index)));
+        let runs = draft.before.size() / RUN_ENTRIES..draft.after.size() / RUN_ENTRIES;
+        let runs = runs.map(|run| (run, event_id_run(&self.shared.ledger_id, self.chain, run))).collect();
+        Ok(CommitBatch {
+            before: draft.before,
+            after: draft.after,
+            entries: draft.entries,
+            private: draft.private,
+            statement,
+            signatures: vec![CommitSignature { kid, alg: ALG_ED25519, signature: signature.to_vec() }],
+            streams: draft.streams.into_iter().map(|(s, h)| (s.to_string(), h)).collect(),
+            tiles: draft.tiles,
+            runs,
+            rows,
+            erase: draft.erase,
+        })
+    }
+
+    /// Brings a case's state into the cache, folding its entries if it is not there.
+    fn load(&mut self, key: Key) -> Result<(), StoreError> {
+        if self.cases.get(&key).is_some() {
+            return Ok(());
+        }
+        let cached = load(&*self.shared.store, self.chain, key)?;
+        self.cases.put(key, cached);
+        Ok(())
+    }
+}
+
+fn push_tile(partial: &mut Vec<Vec<Hash>>, level: usize, index: u64, hash: Hash, tiles: &mut Vec<Tile>) {
+    if partial.len() == level {
+        partial.push(Vec::new());
+    }
+    partial[level].push(hash);
+    if partial[level].len() as u64 == TILE_WIDTH {
+        let hashes = std::mem::take(&mut partial[level]);
+        let n = index / TILE_WIDTH;
+        tiles.push(Tile { level: level as u32, n, hashes: hashes.iter().flat_map(|h| h.0).collect() });
+        push_tile(partial, level + 1, n, merkle::root(&hashes), tiles);
+    }
+}
+
+fn tile_root(bytes: &[u8]) -> Option<Hash> {
+    let hashes = bytes.chunks_exact(32).map(Hash::from_slice).collect::<Option<Vec<_>>>()?;
+    (bytes.len() == TILE_BYTES).then(|| merkle::root(&hashes))
+}
+
+/// Reads a stream by following parent indexes back from its head.
+pub(crate) fn read_stream(store: &dyn Store, chain: u32, stream: &str) -> Result<Vec<Entry>, StoreError> {
+    let Some(head) = store.stream_head(chain, stream)? else { return Ok(Vec::new()) };
+    let mut next = Some(head.index);
+    let mut entries = Vec::new();
+    while let Some(index) = next {
+        let entry = store.entry(chain, index)?.filter(|e| e.header.stream == stream);
+        let entry = entry.filter(|e| e.parent_index.is_none_or(|p| p < index));
+        let wrong = || StoreError::Corrupt(format!("stream {stream} is broken at entry {index}; verify the ledger"));
+        let entry = entry.ok_or_else(wrong)?;
+        next = entry.parent_index;
+        entries.push(entry);
+    }
+    entries.reverse();
+    Ok(entries)
+}
+
+/// All entries of an order and its deliveries, in chain order.
+pub(crate) fn read_case(store: &dyn Store, chain: u32, case: CaseId) -> Result<Vec<Entry>, StoreError> {
+    let mut entries = read_stream(store, chain, &Stream::Order(case).to_string())?;
+    for n in 1.. {
+        let delivery = read_stream(store, chain, &Stream::Delivery(case, n).to_string())?;
+        if delivery.is_empty() {
+            break;
+        }
+        entries.extend(delivery);
+    }
+    entries.sort_by_key(|e| e.header.index);
+    Ok(entries)
+}
+
+fn load(store: &dyn Store, chain: u32, key: Key) -> Result<Cached, StoreError> {
+    let (entries, mut state) = match key {
+        Key::Order(case) => (read_case(store, chain, case)?, State::Case(Box::new(Case::new(case)))),
+        Key::Sku(case) => (read_stream(store, chain, &Stream::Sku(case).to_string())?, State::Sku(None)),
+        Key::System(stream) => {
+            let head = store.stream_head(chain, &stream.to_string())?.unwrap_or_default();
+            return Ok(Cached { state: State::System, heads: HashMap::from([(stream, head)]) });
+        }
+    };
+    let mut heads = HashMap::new();
+    for entry in &entries {
+        let h = &entry.header;
+        let corrupt = |why: String| StoreError::Corrupt(format!("entry {} of chain {chain}: {why}; verify the ledger", h.index));
+        let stream = Stream::parse(&h.stream).ok_or_else(|| corrupt("no stream name".into()))?;
+        let body = entry.parse_body().map_err(|e| corrupt(e.to_string()))?;
+        let event = Occurrence {
+            stream,
+            revision: h.revision,
+            event_type: &h.event_type,
+            payload: &body.payload,
+            index: h.index,
+            recorded_at_us: h.recorded_at_us,
+            has_private: body.private_sha256.is_some(),
+        };
+        match &mut state {
+            State::Case(case) => case.apply(&event).map(drop),
+            State::Sku(sku) => Sku::apply(sku, &event),
+            State::System => Ok(()),
+        }
+        .map_err(|e| corrupt(e.0))?;
+        heads.insert(stream, StreamHead { revision: h.revision, hash: entry.entry_hash, index: h.index });
+    }
+    Ok(Cached { state, heads })
+}
+
+/// The state of a SKU as committed.
+pub(crate) fn load_sku(store: &dyn Store, chain: u32, case: CaseId) -> Result<Option<Sku>, StoreError> {
+    match load(store, chain, Key::Sku(case))?.state {
+        State::Sku(sku) => Ok(sku),
+        _ => Ok(None),
+    }
+}
+
+enum Stop {
+    Refused(Refusal),
+    Store(StoreError),
+}
+
+impl From<Refusal> for Stop {
+    fn from(r: Refusal) -> Self {
+        Stop::Refused(r)
+    }
+}
+
+impl From<StoreError> for Stop {
+    fn from(e: StoreError) -> Self {
+        Stop::Store(e)
+    }
+}
+
+enum CommitError {
+    Store(StoreError),
+    Signer(crate::signer::SignerError),
+}
+
+impl From<StoreError> for CommitError {
+    fn from(e: StoreError) -> Self {
+        CommitError::Store(e)
+    }
+}
+
+fn lost() -> Stop {
+    // Only if the cache were smaller than a batch; then the caller may try again.
+    Stop::Store(StoreError::Unavailable("a case left the cache during its batch".into()))
+}
+
+fn answer(job: Job, outcome: Outcome) {
+    // A caller that went away has its entry all the same; a retry with its idempotency key finds it.
+    let _ = job.reply.send(match outcome {
+        Outcome::Appended(a) => Ok(a),
+        Outcome::Failed(e) => Err(e),
+    });
+}
+
+fn fail_all(waiting: &mut VecDeque<Job>, error: &AppendError) {
+    for job in waiting.drain(..) {
+        let _ = job.reply.send(Err(error.clone()));
+    }
+}
