@@ -88,7 +88,9 @@ impl Genesis {
         };
         let genesis = Genesis {
             origin: f.required("origin", |v| text1(v).filter(|o| is_origin(o))),
-            chains: f.required("chains", |v| count(v).and_then(|n| u32::try_from(n).ok()).filter(|n| (1..=CHAINS_MAX).contains(n))),
+            chains: f.required("chains", |v| {
+                count(v).and_then(|n| u32::try_from(n).ok()).filter(|n| (1..=CHAINS_MAX).contains(n))
+            }),
             limits: f.required("limits", |v| read_limits(v.as_object()?)),
             governance_key: key(&mut f, "governance_key", Purpose::Governance)?,
             commit_key: key(&mut f, "commit_key", Purpose::Commit)?,

@@ -76,12 +76,9 @@ pub fn sha256(parts: &[&[u8]]) -> Hash {
 }
 
 // Deriving the context key costs as much as hashing a short body, so each is derived once.
-static BODY: LazyLock<blake3::Hasher> =
-    LazyLock::new(|| blake3::Hasher::new_derive_key("ledger 2026 v1 body"));
-static ENTRY: LazyLock<blake3::Hasher> =
-    LazyLock::new(|| blake3::Hasher::new_derive_key("ledger 2026 v1 entry"));
-static EVENT_ID: LazyLock<blake3::Hasher> =
-    LazyLock::new(|| blake3::Hasher::new_derive_key("ledger 2026 v1 event-id"));
+static BODY: LazyLock<blake3::Hasher> = LazyLock::new(|| blake3::Hasher::new_derive_key("ledger 2026 v1 body"));
+static ENTRY: LazyLock<blake3::Hasher> = LazyLock::new(|| blake3::Hasher::new_derive_key("ledger 2026 v1 entry"));
+static EVENT_ID: LazyLock<blake3::Hasher> = LazyLock::new(|| blake3::Hasher::new_derive_key("ledger 2026 v1 event-id"));
 
 fn derive(context: &blake3::Hasher, bytes: &[u8]) -> Hash {
     Hash(*context.clone().update(bytes).finalize().as_bytes())

@@ -65,8 +65,7 @@ pub enum HeaderError {
 }
 
 // `config::legacy()` with a bound, so that a hostile length cannot ask for memory.
-const CONFIG: Configuration<LittleEndian, Fixint, Limit<1024>> =
-    bincode::config::legacy().with_limit::<1024>();
+const CONFIG: Configuration<LittleEndian, Fixint, Limit<1024>> = bincode::config::legacy().with_limit::<1024>();
 
 impl Header {
     /// The header's bytes, the input of the entry hash and of the RFC 6962 leaf.

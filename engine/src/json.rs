@@ -73,7 +73,9 @@ impl fmt::Display for JsonError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self.fault {
             JsonFault::Syntax => "not valid JSON",
-            JsonFault::NotAnInteger => "a number with a fraction or exponent; write an integer (money is amount and scale)",
+            JsonFault::NotAnInteger => {
+                "a number with a fraction or exponent; write an integer (money is amount and scale)"
+            }
             JsonFault::NegativeZero => "-0 is refused; write 0",
             JsonFault::OutOfRange => "an integer beyond ±(2^53−1); write it as a string",
             JsonFault::DuplicateName => "the same member name twice",
@@ -561,9 +563,15 @@ mod tests {
 
     #[test]
     fn prints_as_rfc_8785() {
-        assert_eq!(canonical("{ \"b\" : [1 , -2,null,true,false], \"a\":{} }"), r#"{"a":{},"b":[1,-2,null,true,false]}"#);
+        assert_eq!(
+            canonical("{ \"b\" : [1 , -2,null,true,false], \"a\":{} }"),
+            r#"{"a":{},"b":[1,-2,null,true,false]}"#
+        );
         // RFC 8785 3.2.2.2: the escapes; 3.2.3: order by UTF-16 units, so U+1F600 sorts before U+FB33.
-        assert_eq!(canonical(r#""\u20ac$\u000F\u000aA'\u0042\u0022\u005c\\\"\/""#), "\"€$\\u000f\\nA'B\\\"\\\\\\\\\\\"/\"");
+        assert_eq!(
+            canonical(r#""\u20ac$\u000F\u000aA'\u0042\u0022\u005c\\\"\/""#),
+            "\"€$\\u000f\\nA'B\\\"\\\\\\\\\\\"/\""
+        );
         assert_eq!(
             canonical("{\"\u{fb33}\":1,\"\u{1f600}\":2,\"\u{80}\":3,\"\\r\":4,\"1\":5,\"ö\":6,\"€\":7}"),
             "{\"\\r\":4,\"1\":5,\"\u{80}\":3,\"ö\":6,\"€\":7,\"\u{1f600}\":2,\"\u{fb33}\":1}"

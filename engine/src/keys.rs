@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use ed25519_dalek::SigningKey;
+pub use ed25519_dalek::SigningKey;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _};
 
@@ -73,7 +73,8 @@ fn read_secret(path: &Path) -> Result<String, KeyFileError> {
 
 /// Writes a private key as PKCS#8 PEM.
 pub fn write_key(path: &Path, key: &SigningKey) -> Result<(), KeyFileError> {
-    let malformed = |e: ed25519_dalek::pkcs8::Error| KeyFileError::Malformed { path: path.to_owned(), reason: e.to_string() };
+    let malformed =
+        |e: ed25519_dalek::pkcs8::Error| KeyFileError::Malformed { path: path.to_owned(), reason: e.to_string() };
     let pem = key.to_pkcs8_pem(LineEnding::LF).map_err(malformed)?;
     write_secret(path, pem.as_bytes())
 }

@@ -180,8 +180,18 @@ pub struct Pending {
 
 impl Pending {
     /// Waits until the command is durable or refused.
-    pub async fn wait(self) -> Result<Appended, AppendError> {
-        self.answer.await.unwrap_or(Err(AppendError::Closed))
+    pub async fn wait(mut self) -> Result<Appended, AppendError> {
+        self.answered().await
+    }
+
+    /// Like [`Pending::wait`]; cancelling it loses nothing. Not to be called again after it has answered.
+    pub async fn answered(&mut self) -> Result<Appended, AppendError> {
+        (&mut self.answer).await.unwrap_or(Err(AppendError::Closed))
+    }
+
+    /// Whether the answer is at hand.
+    pub fn is_ready(&self) -> bool {
+        !self.answer.is_empty()
     }
 }
 
@@ -212,10 +222,15 @@ impl Ledger {
     pub async fn open(config: Config) -> Result<Ledger, AppendError> {
         let store = Arc::clone(&config.store);
         let (genesis, ledger_id, registry) = blocking(move || read_genesis(&*store)).await?;
-        let known = [(&config.commit_signer, crate::registry::Purpose::Commit), (&config.checkpoint_signer, crate::registry::Purpose::Checkpoint)];
+        let known = [
+            (&config.commit_signer, crate::registry::Purpose::Commit),
+            (&config.checkpoint_signer, crate::registry::Purpose::Checkpoint),
+        ];
         for (signer, purpose) in known {
             let key = signer.key();
-            let valid = registry.record(&key.kid).is_some_and(|r| r.key == *key && r.key.purpose == purpose && r.retired.is_none());
+            let valid = registry
+                .record(&key.kid)
+                .is_some_and(|r| r.key == *key && r.key.purpose == purpose && r.retired.is_none());
             if !valid {
                 let text = format!(
                     "the {} key {} is not a valid key of this ledger; use the key files that belong to it",
@@ -232,7 +247,8 @@ impl Ledger {
             let shared = Arc::clone(&shared);
             let writer = blocking(move || Writer::new(shared, chain)).await?;
             let thread = std::thread::Builder::new().name(format!("chain-{chain}"));
-            let handle = thread.spawn(move || writer.run(receiver)).map_err(|e| StoreError::Unavailable(e.to_string()))?;
+            let handle =
+                thread.spawn(move || writer.run(receiver)).map_err(|e| StoreError::Unavailable(e.to_string()))?;
             queues.push(sender);
             writers.push(handle);
         }
@@ -279,21 +295,35 @@ impl Ledger {
 
     /// Queues a command. Commands of one order keep the order in which they are queued. `resolved` is the order behind
     /// a `ref:` label. `method` is the first part of the idempotency scope's route: `SUBMIT`, or an HTTP method.
-    pub async fn submit(&self, command: &Command, resolved: Option<CaseId>, method: &str) -> Result<Pending, AppendError> {
+    pub async fn submit(
+        &self,
+        command: &Command,
+        resolved: Option<CaseId>,
+        method: &str,
+    ) -> Result<Pending, AppendError> {
         let submission = self.prepare(command, resolved, method).await?;
         let case = submission.case;
         let answer = self.enqueue(case.route(self.genesis.chains), Work::Command(Box::new(submission))).await?;
         Ok(Pending { case, answer })
     }
 
-    async fn enqueue(&self, chain: u32, work: Work) -> Result<oneshot::Receiver<Result<Appended, AppendError>>, AppendError> {
+    async fn enqueue(
+        &self,
+        chain: u32,
+        work: Work,
+    ) -> Result<oneshot::Receiver<Result<Appended, AppendError>>, AppendError> {
         let queue = self.queues.read().unwrap_or_else(PoisonError::into_inner).get(chain as usize).cloned();
         let (reply, answer) = oneshot::channel();
         queue.ok_or(AppendError::Closed)?.send(Job { work, reply }).await.map_err(|_| AppendError::Closed)?;
         Ok(answer)
     }
 
-    async fn prepare(&self, command: &Command, resolved: Option<CaseId>, method: &str) -> Result<Submission, AppendError> {
+    async fn prepare(
+        &self,
+        command: &Command,
+        resolved: Option<CaseId>,
+        method: &str,
+    ) -> Result<Submission, AppendError> {
         let random = |bytes: &mut [u8]| {
             let why = |e: std::io::Error| StoreError::Unavailable(format!("no randomness: {e}"));
             self.shared.environment.random(bytes).map_err(why)
@@ -316,10 +346,14 @@ impl Ledger {
                     Some(OrderRef::Label(label)) => label.as_str(),
                     _ => "",
                 };
-                Refusal::new(RefusalCode::OrderNotFound, format!("no earlier order.create of this input was accepted under ref {label:?}"))
+                Refusal::new(
+                    RefusalCode::OrderNotFound,
+                    format!("no earlier order.create of this input was accepted under ref {label:?}"),
+                )
             })?,
         };
-        let meta = idem.map(|idem| Meta { idem, request: command.request_digest(command.order.as_ref().map(|_| case)) });
+        let meta =
+            idem.map(|idem| Meta { idem, request: command.request_digest(command.order.as_ref().map(|_| case)) });
         let (buyer_id, buyer) = match &command.action {
             Action::CreateOrder { buyer, .. } => {
                 let buyer = buyer.as_ref().unwrap_or(&command.actor);
@@ -530,7 +564,13 @@ fn shared(config: &Config, ledger_id: Hash, genesis: &Genesis, registry: Registr
     })
 }
 
-async fn append_genesis(shared: &Arc<Shared>, chain: u32, stream: Stream, event_type: &'static str, body: Body) -> Result<(), AppendError> {
+async fn append_genesis(
+    shared: &Arc<Shared>,
+    chain: u32,
+    stream: Stream,
+    event_type: &'static str,
+    body: Body,
+) -> Result<(), AppendError> {
     let (sender, receiver) = mpsc::channel(1);
     let (reply, answer) = oneshot::channel();
     let job = Job { work: Work::System(Box::new(SystemEvent { stream, event_type, body })), reply };
@@ -542,8 +582,12 @@ async fn append_genesis(shared: &Arc<Shared>, chain: u32, stream: Stream, event_
 }
 
 /// Runs a blocking store call off the async workers.
-async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T, StoreError> + Send + 'static) -> Result<T, StoreError> {
-    tokio::task::spawn_blocking(f).await.unwrap_or_else(|e| Err(StoreError::Unavailable(format!("a store task died: {e}"))))
+async fn blocking<T: Send + 'static>(
+    f: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(f)
+        .await
+        .unwrap_or_else(|e| Err(StoreError::Unavailable(format!("a store task died: {e}"))))
 }
 
 fn heads_sizes(payload: &Object) -> Vec<u64> {
@@ -554,7 +598,9 @@ fn heads_sizes(payload: &Object) -> Vec<u64> {
 
 fn read_genesis(store: &dyn Store) -> Result<(Genesis, Hash, Registry), StoreError> {
     let corrupt = |why: &str| StoreError::Corrupt(format!("{why}; verify the ledger"));
-    let ledger_id = store.ledger_id()?.ok_or_else(|| StoreError::Unusable("the store holds no ledger; `ledger init` makes one".into()))?;
+    let ledger_id = store
+        .ledger_id()?
+        .ok_or_else(|| StoreError::Unusable("the store holds no ledger; `ledger init` makes one".into()))?;
     let entry = store.entry(0, 0)?.ok_or_else(|| corrupt("the genesis entry is missing"))?;
     if Genesis::ledger_id(&entry.body) != ledger_id {
         return Err(corrupt("the genesis entry does not give the ledger's id"));
@@ -574,7 +620,8 @@ fn load_registry(store: &dyn Store, genesis: &Genesis, ledger_id: Hash) -> Resul
         let h = &entry.header;
         let body = entry.parse_body().map_err(|e| corrupt(e.to_string()))?;
         let parent_hash = Hash(h.parent_hash);
-        let place = RegistryPlace { ledger_id: &ledger_id, revision: h.revision, parent_hash: &parent_hash, index: h.index };
+        let place =
+            RegistryPlace { ledger_id: &ledger_id, revision: h.revision, parent_hash: &parent_hash, index: h.index };
         registry.apply(&h.event_type, &body.payload, place, entry.entry_hash).map_err(|e| corrupt(e.0))?;
     }
     Ok(registry)
@@ -592,7 +639,8 @@ fn sign_checkpoint(
     let head = store.heads()?.into_iter().find(|h| h.chain == chain);
     let head = head.ok_or_else(|| StoreError::Corrupt(format!("chain {chain} has no head row")))?;
     let mut row = CheckpointRow { chain, size: head.size(), root: head.range.root(), note: None };
-    let checkpoint = Checkpoint { origin: Checkpoint::origin_of(base, ledger_id, chain), size: row.size, root: row.root };
+    let checkpoint =
+        Checkpoint { origin: Checkpoint::origin_of(base, ledger_id, chain), size: row.size, root: row.root };
     if let Some(last) = store.last_checkpoint(chain)? {
         // The tree that was recorded must be a prefix of the tree that is stored.
         let prefix = last.size <= row.size && merkle::root_at(&StoredNodes { store, chain }, last.size)? == last.root;
@@ -636,7 +684,9 @@ impl Nodes for StoredNodes<'_> {
             let from = (first % TILE_WIDTH) as usize * 32;
             let bytes = tile.get(from..from + count as usize * 32);
             let hashes = bytes.map(|b| b.chunks_exact(32).filter_map(Hash::from_slice).collect::<Vec<_>>());
-            return hashes.map(|h| merkle::root(&h)).ok_or_else(|| StoreError::Corrupt("a tile is too short; verify the ledger".into()));
+            return hashes
+                .map(|h| merkle::root(&h))
+                .ok_or_else(|| StoreError::Corrupt("a tile is too short; verify the ledger".into()));
         }
         if tile_level == 0 {
             let entries = self.store.entries(self.chain, first, count as usize)?;
@@ -670,7 +720,9 @@ fn fold(store: &dyn Store, chain: u32) -> Result<(u64, Vec<Row>), StoreError> {
         }
         for entry in &page {
             let h = &entry.header;
-            let corrupt = |why: String| StoreError::Corrupt(format!("entry {} of chain {chain}: {why}; verify the ledger", h.index));
+            let corrupt = |why: String| {
+                StoreError::Corrupt(format!("entry {} of chain {chain}: {why}; verify the ledger", h.index))
+            };
             let body = entry.parse_body().map_err(|e| corrupt(e.to_string()))?;
             let stream = Stream::parse(&h.stream).ok_or_else(|| corrupt("no stream name".into()))?;
             if let Some(meta) = &body.meta {

@@ -242,12 +242,11 @@ mod tests {
     /// The eight leaves of the RFC 6962 reference tree and their root.
     #[test]
     fn reference_tree() {
-        let leaves: Vec<Hash> = [
-            "", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f",
-        ]
-        .iter()
-        .map(|hex| leaf_hash(&from_hex(hex).unwrap()))
-        .collect();
+        let leaves: Vec<Hash> =
+            ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"]
+                .iter()
+                .map(|hex| leaf_hash(&from_hex(hex).unwrap()))
+                .collect();
         assert_eq!(root(&leaves).to_hex(), "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328");
         assert_eq!(root(&[]), empty_root());
     }

@@ -226,7 +226,8 @@ mod tests {
         use ed25519_dalek::{Signer as _, SigningKey};
         let note = Note::parse(CHECKPOINT.as_bytes()).unwrap();
         assert_eq!(note.to_string(), CHECKPOINT);
-        let key = NoteKey::parse_vkey("ledger.example/audit+d2684154+AYqI4910CfGV/VLbLTy6XXLKZwm/HZQSG/N0iAG0D29c").unwrap();
+        let key =
+            NoteKey::parse_vkey("ledger.example/audit+d2684154+AYqI4910CfGV/VLbLTy6XXLKZwm/HZQSG/N0iAG0D29c").unwrap();
         assert_eq!(note.verify(std::slice::from_ref(&key)), Ok(()));
         let checkpoint = Checkpoint::parse(&note.text).unwrap();
         let leaves: Vec<Hash> = (0..5).map(|i| merkle::leaf_hash(format!("e{i}").as_bytes())).collect();
@@ -249,10 +250,24 @@ mod tests {
 
     #[test]
     fn malformed_notes_are_refused() {
-        for text in ["", "a\n", "a\n\n", "a\n\n\u{2014} b\n", "a\n\n\u{2014} b AAAA\n", "a\r\n\n\u{2014} b AAAAAAAA\n", "a\n\n\u{2014} b AAAAAAAA"] {
+        for text in [
+            "",
+            "a\n",
+            "a\n\n",
+            "a\n\n\u{2014} b\n",
+            "a\n\n\u{2014} b AAAA\n",
+            "a\r\n\n\u{2014} b AAAAAAAA\n",
+            "a\n\n\u{2014} b AAAAAAAA",
+        ] {
             assert!(Note::parse(text.as_bytes()).is_err(), "{text:?}");
         }
-        for text in ["o\n01\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n", "o\n1\nAAAA\n", "o\n1\n", "\n0\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n", "o\n0\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\nx\n"] {
+        for text in [
+            "o\n01\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n",
+            "o\n1\nAAAA\n",
+            "o\n1\n",
+            "\n0\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n",
+            "o\n0\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\nx\n",
+        ] {
             assert!(Checkpoint::parse(text).is_err(), "{text:?}");
         }
     }

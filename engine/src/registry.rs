@@ -220,7 +220,12 @@ pub fn govern_statement(ledger_id: &Hash, revision: u64, parent_hash: &Hash, act
 }
 
 /// The payload of a registry entry.
-pub fn govern_payload(action: &Action, governance_kid: &str, governance: &[u8; 64], possession: Option<&[u8; 64]>) -> Object {
+pub fn govern_payload(
+    action: &Action,
+    governance_kid: &str,
+    governance: &[u8; 64],
+    possession: Option<&[u8; 64]>,
+) -> Object {
     let mut payload = Object::new()
         .with("action", action.to_object())
         .with("governance_kid", governance_kid)
@@ -323,13 +328,19 @@ impl Registry {
         let message = govern_statement(place.ledger_id, place.revision, place.parent_hash, &action);
         let authority = self.record(&governance_kid);
         let authority = authority.filter(|r| r.key.purpose == Purpose::Governance && r.retired.is_none());
-        let Some(authority) = authority else { return Err(Illegal("governance_kid is no valid governance key".into())) };
+        let Some(authority) = authority else {
+            return Err(Illegal("governance_kid is no valid governance key".into()));
+        };
         allowed(verify_ed25519(&authority.key.public_key, &message, &governance), || {
             "the governance signature does not verify".into()
         })?;
-        allowed(action.incoming().is_some() == possession.is_some(), || "possession_signature is missing or superfluous".into())?;
+        allowed(action.incoming().is_some() == possession.is_some(), || {
+            "possession_signature is missing or superfluous".into()
+        })?;
         if let (Some(key), Some(possession)) = (action.incoming(), &possession) {
-            allowed(verify_ed25519(&key.public_key, &message, possession), || "the incoming key's signature does not verify".into())?;
+            allowed(verify_ed25519(&key.public_key, &message, possession), || {
+                "the incoming key's signature does not verify".into()
+            })?;
             let known = self.records.iter().any(|r| r.key.kid == key.kid || r.key.public_key == key.public_key);
             allowed(!known, || "the kid or the public key is enrolled already".into())?;
         }
@@ -351,7 +362,13 @@ impl Registry {
 
     /// Applies a registry entry with this entry hash. On `Err` only the head has advanced: the entry is part of the
     /// stream whether or not it was allowed.
-    pub fn apply(&mut self, event_type: &str, payload: &Object, place: RegistryPlace<'_>, entry_hash: Hash) -> Result<(), Illegal> {
+    pub fn apply(
+        &mut self,
+        event_type: &str,
+        payload: &Object,
+        place: RegistryPlace<'_>,
+        entry_hash: Hash,
+    ) -> Result<(), Illegal> {
         let checked = self.check(event_type, payload, place);
         self.heads.push(entry_hash);
         let registry_size = self.size();

@@ -135,13 +135,30 @@ mod tests {
     #[test]
     fn only_the_printed_form_is_a_stream() {
         let case = "0123456789abcdef0123456789abcdef";
-        for text in ["ledger", "heads", "chain-1", &format!("order-{case}"), &format!("delivery-{case}-12"), &format!("sku-{case}")] {
+        for text in [
+            "ledger",
+            "heads",
+            "chain-1",
+            &format!("order-{case}"),
+            &format!("delivery-{case}-12"),
+            &format!("sku-{case}"),
+        ] {
             assert_eq!(Stream::parse(text).unwrap().to_string(), text);
             assert!(crate::header::is_stream_name(text));
         }
-        for text in ["", "chain-0", "chain-01", "chain-+1", "order-", "order-0123", "Ledger", &format!("delivery-{case}"),
-            &format!("delivery-{case}-0"), &format!("delivery-{case}-01"), &format!("order-{}", case.to_uppercase())]
-        {
+        for text in [
+            "",
+            "chain-0",
+            "chain-01",
+            "chain-+1",
+            "order-",
+            "order-0123",
+            "Ledger",
+            &format!("delivery-{case}"),
+            &format!("delivery-{case}-0"),
+            &format!("delivery-{case}-01"),
+            &format!("order-{}", case.to_uppercase()),
+        ] {
             assert_eq!(Stream::parse(text), None, "{text}");
         }
     }

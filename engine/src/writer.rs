@@ -20,11 +20,11 @@ use crate::domain::projection::{Row, case_row, idempotency_row, sku_row};
 use crate::domain::sku::Sku;
 use crate::domain::{Event, Occurrence};
 use crate::environment::Environment;
+use crate::genesis::Limits;
 use crate::hash::{EventId, Hash, body_hash, entry_hash, sha256};
 use crate::header::{FORMAT_VERSION, Header};
 use crate::ledger::{AppendError, Appended, EntryRef};
 use crate::merkle::{self, TILE_BYTES, TILE_WIDTH};
-use crate::genesis::Limits;
 use crate::registry::Registry;
 use crate::runs::{RUN_ENTRIES, event_id_run};
 use crate::signer::Signer;
@@ -224,7 +224,8 @@ impl Writer {
                 fail_all(waiting, &AppendError::Store(Arc::new(e)));
                 return;
             }
-            let result = if tries < OPTIMISTIC_TRIES { self.commit_linked(waiting) } else { self.commit_locked(waiting) };
+            let result =
+                if tries < OPTIMISTIC_TRIES { self.commit_linked(waiting) } else { self.commit_locked(waiting) };
             match result {
                 Ok((taken, outcomes)) => {
                     for (job, outcome) in waiting.drain(..taken).zip(outcomes) {
@@ -290,7 +291,11 @@ impl Writer {
         });
         let (taken, outcomes, batch, now_us) = match made {
             Some(prepared) => prepared?,
-            None => return Err(CommitError::Store(result.err().unwrap_or_else(|| StoreError::Unavailable("no lock".into())))),
+            None => {
+                return Err(CommitError::Store(
+                    result.err().unwrap_or_else(|| StoreError::Unavailable("no lock".into())),
+                ));
+            }
         };
         let Some(batch) = batch else { return Ok((taken, outcomes)) };
         self.settle_if_unknown(result, &batch)?;
@@ -317,7 +322,10 @@ impl Writer {
 
     /// Decides and links as many jobs as fit. Changes cached states and partial tiles: on failure, `stale`.
     #[allow(clippy::type_complexity, reason = "taken, outcomes, the commit, its time: used in two places above")]
-    fn prepare(&mut self, waiting: &VecDeque<Job>) -> Result<(usize, Vec<Outcome>, Option<CommitBatch>, i64), CommitError> {
+    fn prepare(
+        &mut self,
+        waiting: &VecDeque<Job>,
+    ) -> Result<(usize, Vec<Outcome>, Option<CommitBatch>, i64), CommitError> {
         self.stale = true;
         let mut draft = Draft {
             before: self.head.clone(),
@@ -338,7 +346,8 @@ impl Writer {
         for job in waiting {
             // Two entries are the most that one command makes.
             let room = draft.entries.len() + 2 <= self.shared.limits.commit_entries.max(2)
-                && draft.bytes + 6 * self.shared.limits.body_bytes <= self.shared.limits.commit_bytes.max(6 * self.shared.limits.body_bytes);
+                && draft.bytes + 6 * self.shared.limits.body_bytes
+                    <= self.shared.limits.commit_bytes.max(6 * self.shared.limits.body_bytes);
             if !room && !draft.entries.is_empty() {
                 break;
             }
@@ -399,7 +408,9 @@ impl Writer {
         let entries = store.entries(self.chain, index, 2)?;
         let mut refs = Vec::new();
         for entry in &entries {
-            let body = entry.parse_body().map_err(|e| StoreError::Corrupt(format!("entry {index}: {e}; verify the ledger")))?;
+            let body = entry
+                .parse_body()
+                .map_err(|e| StoreError::Corrupt(format!("entry {index}: {e}; verify the ledger")))?;
             match body.meta {
                 Some(m) if m.idem == meta.idem && m.request != meta.request => return Err(mismatch()),
                 Some(m) if m.idem == meta.idem => refs.push(EntryRef::of(entry)),
@@ -444,7 +455,8 @@ impl Writer {
         for (i, event) in events.iter().enumerate() {
             // The private document belongs to the first entry.
             let private_sha256 = s.private.as_ref().filter(|_| i == 0).map(|p| sha256(&[p]));
-            let body = Body { actor_id: s.actor_id.clone(), payload: event.payload.clone(), private_sha256, meta: s.meta };
+            let body =
+                Body { actor_id: s.actor_id.clone(), payload: event.payload.clone(), private_sha256, meta: s.meta };
             let bytes = body.encode();
             let limit = self.shared.limits.body_bytes;
             if bytes.len() > limit {
@@ -663,7 +675,8 @@ fn load(store: &dyn Store, chain: u32, key: Key) -> Result<Cached, StoreError> {
     let mut heads = HashMap::new();
     for entry in &entries {
         let h = &entry.header;
-        let corrupt = |why: String| StoreError::Corrupt(format!("entry {} of chain {chain}: {why}; verify the ledger", h.index));
+        let corrupt =
+            |why: String| StoreError::Corrupt(format!("entry {} of chain {chain}: {why}; verify the ledger", h.index));
         let stream = Stream::parse(&h.stream).ok_or_else(|| corrupt("no stream name".into()))?;
         let body = entry.parse_body().map_err(|e| corrupt(e.to_string()))?;
         let event = Occurrence {

@@ -268,7 +268,9 @@ impl Case {
         let mut f = Fields::new(event.payload);
         let was = order.status;
         let from = |ok: &[OrderStatus]| {
-            allowed(ok.contains(&was), || format!("{} is not allowed while the order is {}", event.event_type, was.as_str()))
+            allowed(ok.contains(&was), || {
+                format!("{} is not allowed while the order is {}", event.event_type, was.as_str())
+            })
         };
         let mut touched = vec![Touched::Order];
         match event.event_type {
@@ -402,7 +404,9 @@ impl Case {
         let mut f = Fields::new(event.payload);
         let was = delivery.status;
         let from = |ok: &[DeliveryStatus]| {
-            allowed(ok.contains(&was), || format!("{} is not allowed while the delivery is {}", event.event_type, was.as_str()))
+            allowed(ok.contains(&was), || {
+                format!("{} is not allowed while the delivery is {}", event.event_type, was.as_str())
+            })
         };
         let order_in = |ok: &[OrderStatus]| {
             allowed(ok.contains(&order.status), || {

@@ -158,17 +158,7 @@ impl Command {
         let expected_revision = f.optional("expected_revision", read_expected).unwrap_or_default();
         let private = f.optional("private", |v| v.as_object().cloned());
         f.finish()?;
-        Ok(Command {
-            name,
-            actor,
-            action,
-            order,
-            idempotency_key,
-            expected_revision,
-            private,
-            label,
-            request: object,
-        })
+        Ok(Command { name, actor, action, order, idempotency_key, expected_revision, private, label, request: object })
     }
 
     /// Digest of the request: the object without `ref`, with `order_id` resolved, in canonical form.
@@ -234,58 +224,81 @@ fn string(value: &Value) -> Option<String> {
 
 fn read_action(name: &str, f: &mut Fields<'_>) -> Option<(&'static str, Action)> {
     Some(match name {
-        "sku.list" => ("sku.list", Action::ListSku {
-            sku_id: f.required("sku_id", text1),
-            title: f.required("title", text1),
-            price: f.required("price", Money::read),
-            author_id: f.optional("author_id", text1),
-        }),
-        "sku.withdraw" => ("sku.withdraw", Action::WithdrawSku {
-            sku_id: f.required("sku_id", text1),
-            reason: f.optional("reason", text),
-        }),
-        "order.create" => ("order.create", Action::CreateOrder {
-            sku_id: f.required("sku_id", text1),
-            delivery_mode: f.required("delivery_mode", read_mode),
-            key_fingerprint: f.optional("key_fingerprint", hex64),
-            buyer: f.optional("buyer", |v| bounded(v, 255).filter(|a| is_actor(a))),
-        }),
-        "payment.capture" => ("payment.capture", Action::CapturePayment {
-            provider: f.required("provider", text1),
-            payment_id: f.required("payment_id", text1),
-            total: f.required("total", Money::read),
-        }),
-        "payment.fail" => ("payment.fail", Action::FailPayment {
-            provider: f.required("provider", text1),
-            payment_id: f.required("payment_id", text1),
-            reason: f.required("reason", text),
-        }),
-        "order.settle" => ("order.settle", Action::Settle {
-            ledger_proof_id: f.required("ledger_proof_id", text1),
-            finance_proof: f.optional("finance_proof", string),
-        }),
-        "license.issue" => ("license.issue", Action::IssueLicense { expires_at: f.optional("expires_at", Value::as_int) }),
+        "sku.list" => (
+            "sku.list",
+            Action::ListSku {
+                sku_id: f.required("sku_id", text1),
+                title: f.required("title", text1),
+                price: f.required("price", Money::read),
+                author_id: f.optional("author_id", text1),
+            },
+        ),
+        "sku.withdraw" => (
+            "sku.withdraw",
+            Action::WithdrawSku { sku_id: f.required("sku_id", text1), reason: f.optional("reason", text) },
+        ),
+        "order.create" => (
+            "order.create",
+            Action::CreateOrder {
+                sku_id: f.required("sku_id", text1),
+                delivery_mode: f.required("delivery_mode", read_mode),
+                key_fingerprint: f.optional("key_fingerprint", hex64),
+                buyer: f.optional("buyer", |v| bounded(v, 255).filter(|a| is_actor(a))),
+            },
+        ),
+        "payment.capture" => (
+            "payment.capture",
+            Action::CapturePayment {
+                provider: f.required("provider", text1),
+                payment_id: f.required("payment_id", text1),
+                total: f.required("total", Money::read),
+            },
+        ),
+        "payment.fail" => (
+            "payment.fail",
+            Action::FailPayment {
+                provider: f.required("provider", text1),
+                payment_id: f.required("payment_id", text1),
+                reason: f.required("reason", text),
+            },
+        ),
+        "order.settle" => (
+            "order.settle",
+            Action::Settle {
+                ledger_proof_id: f.required("ledger_proof_id", text1),
+                finance_proof: f.optional("finance_proof", string),
+            },
+        ),
+        "license.issue" => {
+            ("license.issue", Action::IssueLicense { expires_at: f.optional("expires_at", Value::as_int) })
+        }
         "delivery.request" => {
             ("delivery.request", Action::RequestDelivery { key_fingerprint: f.optional("key_fingerprint", hex64) })
         }
-        "delivery.encrypt" => ("delivery.encrypt", Action::EncryptDelivery {
-            algorithm: f.required("algorithm", text1),
-            artifact_sha256: f.required("artifact_sha256", hex64),
-            ciphertext_sha256: f.required("ciphertext_sha256", hex64),
-        }),
+        "delivery.encrypt" => (
+            "delivery.encrypt",
+            Action::EncryptDelivery {
+                algorithm: f.required("algorithm", text1),
+                artifact_sha256: f.required("artifact_sha256", hex64),
+                ciphertext_sha256: f.required("ciphertext_sha256", hex64),
+            },
+        ),
         "delivery.ready" => ("delivery.ready", Action::ReadyDelivery { proof: f.optional("proof", string) }),
         "delivery.download" => ("delivery.download", Action::DownloadDelivery),
         "delivery.fail" => ("delivery.fail", Action::FailDelivery { reason: f.required("reason", text) }),
-        "delivery.reissue" => ("delivery.reissue", Action::ReissueDelivery {
-            reason: f.required("reason", text),
-            key_fingerprint: f.optional("key_fingerprint", hex64),
-        }),
+        "delivery.reissue" => (
+            "delivery.reissue",
+            Action::ReissueDelivery {
+                reason: f.required("reason", text),
+                key_fingerprint: f.optional("key_fingerprint", hex64),
+            },
+        ),
         "order.finalize" => ("order.finalize", Action::Finalize),
         "order.cancel" => ("order.cancel", Action::Cancel { reason: f.required("reason", text) }),
-        "order.refund" => ("order.refund", Action::Refund {
-            refund: f.required("refund", Money::read),
-            reason: f.required("reason", text),
-        }),
+        "order.refund" => (
+            "order.refund",
+            Action::Refund { refund: f.required("refund", Money::read), reason: f.required("reason", text) },
+        ),
         "subject.erase" => ("subject.erase", Action::EraseSubject { reason: f.required("reason", text) }),
         _ => return None,
     })

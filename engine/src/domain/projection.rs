@@ -63,16 +63,41 @@ pub struct Table {
 pub const ORDERS: Table = Table {
     name: "orders",
     columns: &[
-        "chain", "order_id", "status", "sku_id", "buyer", "amount", "currency", "scale", "refunded", "delivery_mode",
-        "key_fingerprint", "ledger_proof_id", "deliveries", "revision", "created_at_us", "updated_at_us",
+        "chain",
+        "order_id",
+        "status",
+        "sku_id",
+        "buyer",
+        "amount",
+        "currency",
+        "scale",
+        "refunded",
+        "delivery_mode",
+        "key_fingerprint",
+        "ledger_proof_id",
+        "deliveries",
+        "revision",
+        "created_at_us",
+        "updated_at_us",
     ],
 };
 /// Deliveries, one row each.
 pub const DELIVERIES: Table = Table {
     name: "deliveries",
     columns: &[
-        "chain", "delivery_id", "order_id", "n", "status", "mode", "key_fingerprint", "artifact_sha256",
-        "ciphertext_sha256", "proof_id", "downloads", "revision", "updated_at_us",
+        "chain",
+        "delivery_id",
+        "order_id",
+        "n",
+        "status",
+        "mode",
+        "key_fingerprint",
+        "artifact_sha256",
+        "ciphertext_sha256",
+        "proof_id",
+        "downloads",
+        "revision",
+        "updated_at_us",
     ],
 };
 /// Licences, one row each.
@@ -82,10 +107,8 @@ pub const LICENCES: Table =
 pub const DELIVERY_PROOFS: Table =
     Table { name: "delivery_proofs", columns: &["chain", "proof_id", "order_id", "delivery_id", "idx"] };
 /// SKUs, one row each.
-pub const SKUS: Table = Table {
-    name: "skus",
-    columns: &["chain", "sku_id", "status", "title", "amount", "currency", "scale", "revision"],
-};
+pub const SKUS: Table =
+    Table { name: "skus", columns: &["chain", "sku_id", "status", "title", "amount", "currency", "scale", "revision"] };
 /// Idempotency keys, one row each.
 pub const IDEMPOTENCY: Table = Table { name: "idempotency", columns: &["chain", "key", "idx"] };
 

@@ -11,9 +11,7 @@ use std::time::Duration;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row as SqlRow, ToSql, Transaction, params};
 
-use super::{
-    CheckpointRow, ChainHead, CommitBatch, Entry, MakeCommit, Settled, Store, StoreError, StreamHead,
-};
+use super::{ChainHead, CheckpointRow, CommitBatch, Entry, MakeCommit, Settled, Store, StoreError, StreamHead};
 use crate::domain::projection::{Cell, Row, TABLES, Table};
 use crate::hash::{EventId, Hash};
 use crate::header::{FORMAT_VERSION, Header};
@@ -61,8 +59,9 @@ impl Default for SqliteOptions {
 pub struct SqliteStore {
     path: PathBuf,
     options: SqliteOptions,
-    writer: Mutex<Connection>,
+    // Dropped before the writer: only the last connection that may write removes the WAL file.
     readers: Mutex<Vec<Connection>>,
+    writer: Mutex<Connection>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -137,9 +136,7 @@ impl SqliteStore {
 
     fn connect(path: PathBuf, options: SqliteOptions, extra: OpenFlags) -> Result<SqliteStore, StoreError> {
         let conn = open_connection(&path, &options, OpenFlags::SQLITE_OPEN_READ_WRITE | extra)?;
-        let mode: String = conn
-            .pragma_update_and_check(None, "journal_mode", "WAL", |r| r.get(0))
-            .map_err(sql)?;
+        let mode: String = conn.pragma_update_and_check(None, "journal_mode", "WAL", |r| r.get(0)).map_err(sql)?;
         if mode != "wal" {
             return Err(StoreError::Unusable(format!("SQLite refuses WAL mode here (it says {mode:?})")));
         }
@@ -173,9 +170,9 @@ fn open_connection(path: &Path, options: &SqliteOptions, flags: OpenFlags) -> Re
         None => Connection::open_with_flags(path, flags),
     };
     let conn = opened.map_err(|e| match e.sqlite_error_code() {
-        Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => {
-            StoreError::Unusable(format!("cannot open {}: {e}; check that its directory exists and is writable", path.display()))
-        }
+        Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => StoreError::Unusable(
+            format!("cannot open {}: {e}; check that its directory exists and is writable", path.display()),
+        ),
         _ => sql(e),
     })?;
     conn.busy_timeout(options.busy_timeout).map_err(sql)?;
@@ -222,7 +219,9 @@ fn read_entry(row: &SqlRow<'_>, ledger_id: Hash) -> Result<Entry, StoreError> {
         stream: column(row, 3)?,
         revision: column::<i64>(row, 4)? as u64,
         parent_hash: hash_column(row, 5)?.0,
-        event_id: id.try_into().map_err(|_| StoreError::Corrupt("event_id is not 16 bytes; verify the ledger".into()))?,
+        event_id: id
+            .try_into()
+            .map_err(|_| StoreError::Corrupt("event_id is not 16 bytes; verify the ledger".into()))?,
         event_type: column(row, 7)?,
         schema_version: column(row, 8)?,
         recorded_at_us: column(row, 9)?,
@@ -230,7 +229,12 @@ fn read_entry(row: &SqlRow<'_>, ledger_id: Hash) -> Result<Entry, StoreError> {
         body_sha256: hash_column(row, 11)?.0,
     };
     let parent: Option<i64> = column(row, 13)?;
-    Ok(Entry { header, entry_hash: hash_column(row, 12)?, parent_index: parent.map(|i| i as u64), body: column(row, 14)? })
+    Ok(Entry {
+        header,
+        entry_hash: hash_column(row, 12)?,
+        parent_index: parent.map(|i| i as u64),
+        body: column(row, 14)?,
+    })
 }
 
 impl ToSql for Cell {
@@ -365,7 +369,12 @@ fn write_batch(tx: &Transaction<'_>, batch: &CommitBatch) -> rusqlite::Result<()
             "INSERT INTO chain_heads VALUES (?1, ?2, ?3, ?4) ON CONFLICT (chain) DO UPDATE SET \
              size = excluded.size, head_hash = excluded.head_hash, compact_range = excluded.compact_range",
         )?
-        .execute(params![chain, batch.after.size() as i64, &batch.after.hash.0[..], batch.after.range.to_bytes()])?;
+        .execute(params![
+            chain,
+            batch.after.size() as i64,
+            &batch.after.hash.0[..],
+            batch.after.range.to_bytes()
+        ])?;
     }
     Ok(())
 }
@@ -431,7 +440,9 @@ impl Store for SqliteStore {
         // Another process may have appended since, so the head alone does not tell: the last entry's hash does.
         let last = (s.first_index + u64::from(s.size) - 1) as i64;
         let stored: Option<Vec<u8>> = tx
-            .query_row("SELECT entry_hash FROM entries WHERE chain = ?1 AND idx = ?2", params![s.chain, last], |r| r.get(0))
+            .query_row("SELECT entry_hash FROM entries WHERE chain = ?1 AND idx = ?2", params![s.chain, last], |r| {
+                r.get(0)
+            })
             .optional()
             .map_err(sql)?;
         Ok(if stored.as_deref() == Some(&s.last_hash.0[..]) { Settled::Committed } else { Settled::NotCommitted })
@@ -444,7 +455,8 @@ impl Store for SqliteStore {
     fn entries(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
         self.read(|conn| {
             let Some(id) = ledger_id_of(conn)? else { return Ok(Vec::new()) };
-            let text = format!("SELECT {ENTRY_COLUMNS} FROM entries WHERE chain = ?1 AND idx >= ?2 ORDER BY idx LIMIT ?3");
+            let text =
+                format!("SELECT {ENTRY_COLUMNS} FROM entries WHERE chain = ?1 AND idx >= ?2 ORDER BY idx LIMIT ?3");
             let mut s = conn.prepare_cached(&text).map_err(sql)?;
             let rows = s.query(params![chain, from as i64, limit as i64]).map_err(sql)?;
             collect(rows, |r| read_entry(r, id))
@@ -454,7 +466,9 @@ impl Store for SqliteStore {
     fn stream_head(&self, chain: u32, stream: &str) -> Result<Option<StreamHead>, StoreError> {
         self.read(|conn| {
             let mut s = conn
-                .prepare_cached("SELECT revision, head_hash, head_index FROM stream_heads WHERE chain = ?1 AND stream = ?2")
+                .prepare_cached(
+                    "SELECT revision, head_hash, head_index FROM stream_heads WHERE chain = ?1 AND stream = ?2",
+                )
                 .map_err(sql)?;
             let rows = s.query(params![chain, stream]).map_err(sql)?;
             let found = collect(rows, |r| {
@@ -614,7 +628,10 @@ fn ledger_id_of(conn: &Connection) -> Result<Option<Hash>, StoreError> {
         .and_then(|mut s| s.query_row([], |r| r.get(0)).optional())
         .map_err(sql)?;
     found
-        .map(|b| Hash::from_slice(&b).ok_or_else(|| StoreError::Corrupt("ledger_id is not 32 bytes; verify the ledger".into())))
+        .map(|b| {
+            Hash::from_slice(&b)
+                .ok_or_else(|| StoreError::Corrupt("ledger_id is not 32 bytes; verify the ledger".into()))
+        })
         .transpose()
 }
 

@@ -1,0 +1,18 @@
+use std::path::{Path, PathBuf};
+
+use crate::{CliError, directory, output};
+
+/// Write a copy of the ledger into one file, while writers go on
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The file to make; it must not exist
+    file: PathBuf,
+}
+
+pub(crate) async fn run(dir: &Path, json: bool, args: Args) -> Result<u8, CliError> {
+    let ledger = directory::open(dir).await?;
+    ledger_engine::ledger::backup(&ledger, &args.file).await?;
+    let text = format!("wrote {}", args.file.display());
+    output::line(&if json { serde_json::json!({ "ok": true, "file": args.file }).to_string() } else { text })?;
+    Ok(0)
+}

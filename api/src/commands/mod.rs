@@ -1,0 +1,10 @@
+//! One module for each subcommand: its arguments, and what it does with the engine.
+
+pub(crate) mod backup;
+pub(crate) mod checkpoint;
+pub(crate) mod init;
+pub(crate) mod keys;
+pub(crate) mod log;
+pub(crate) mod order;
+pub(crate) mod replay;
+pub(crate) mod submit;

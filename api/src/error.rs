@@ -1,0 +1,48 @@
+//! Errors of the command line. Each says whose fault it is and what to do next.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use ledger_engine::keys::KeyFileError;
+use ledger_engine::ledger::{AppendError, CheckpointError};
+use ledger_engine::store::StoreError;
+
+/// Why a command could not be carried out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CliError {
+    /// What the user asked for cannot be done as asked.
+    #[error("{0}")]
+    Usage(String),
+    /// A file or stream failed; the text says which.
+    #[error("{0}: {1}")]
+    Io(String, std::io::Error),
+    /// A key file cannot be used.
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A command could not be appended.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    /// No checkpoint could be issued.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+}
+
+/// Prints an error and gives exit status 2. A closed pipe is no error: the reader has seen enough.
+pub(crate) fn report(error: &CliError, json: bool) -> ExitCode {
+    if let CliError::Io(_, e) = error
+        && e.kind() == std::io::ErrorKind::BrokenPipe
+    {
+        return ExitCode::SUCCESS;
+    }
+    if json {
+        let object = serde_json::json!({ "ok": false, "error": error.to_string() });
+        // Nowhere left to complain if this fails too.
+        let _ = writeln!(std::io::stdout(), "{object}");
+    }
+    let _ = writeln!(std::io::stderr(), "ledger: {error}");
+    ExitCode::from(2)
+}

@@ -1,0 +1,71 @@
+//! The `ledger` command line: arguments in, engine calls, answers out. No rules of its own.
+
+mod commands;
+mod directory;
+mod error;
+mod output;
+mod time;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use error::CliError;
+
+/// A tamper-evident ledger of marketplace orders and deliveries.
+///
+/// Without a database server it keeps everything in one directory. `ledger demo` shows a whole day of it.
+#[derive(Debug, Parser)]
+#[command(name = "ledger", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = "Exit status: 0 done; 1 something was refused or differs; 2 it could not be done.\n\
+    To prove a ledger, use `audit-verify DIR --trust LEDGER_ID`.")]
+pub struct Cli {
+    /// The ledger's directory
+    #[arg(long, global = true, env = "LEDGER_DIR", default_value = "ledger-data", value_name = "DIR")]
+    dir: PathBuf,
+    /// Print JSON, one object a line
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Init(commands::init::Args),
+    Submit(commands::submit::Args),
+    Order(commands::order::Args),
+    Log(commands::log::Args),
+    Keys(commands::keys::Args),
+    Checkpoint(commands::checkpoint::Args),
+    Replay(commands::replay::Args),
+    Backup(commands::backup::Args),
+}
+
+/// Runs one command and returns the exit status.
+pub fn run(cli: Cli) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return error::report(&CliError::Io("cannot start the runtime".into(), e), cli.json),
+    };
+    let json = cli.json;
+    match runtime.block_on(dispatch(cli)) {
+        Ok(code) => ExitCode::from(code),
+        Err(e) => error::report(&e, json),
+    }
+}
+
+async fn dispatch(cli: Cli) -> Result<u8, CliError> {
+    let Cli { dir, json, command } = cli;
+    match command {
+        Command::Init(args) => commands::init::run(&dir, json, args).await,
+        Command::Submit(args) => commands::submit::run(&dir, json, args).await,
+        Command::Order(args) => commands::order::run(&dir, json, args).await,
+        Command::Log(args) => commands::log::run(&dir, json, args).await,
+        Command::Keys(args) => commands::keys::run(&dir, json, args).await,
+        Command::Checkpoint(args) => commands::checkpoint::run(&dir, json, args).await,
+        Command::Replay(args) => commands::replay::run(&dir, json, args).await,
+        Command::Backup(args) => commands::backup::run(&dir, json, args).await,
+    }
+}
