@@ -22,7 +22,7 @@ use crate::registry::{Registry, RegistryPlace};
 use crate::signer::{Signer, SignerError};
 use crate::store::{CheckpointRow, Entry, Store, StoreError};
 use crate::stream::{CaseId, HEADS_STREAM, LEDGER_STREAM, Stream};
-use crate::writer::{Job, Shared, Submission, SystemEvent, Work, Writer, load_sku, read_case, read_stream};
+use crate::writer::{Job, Message, Shared, Submission, SystemEvent, Work, Writer, load_sku, read_case, read_stream, run_storer};
 
 /// Commands that may wait for one chain's writer before callers are held back.
 const QUEUE: usize = 8192;
@@ -165,7 +165,7 @@ pub struct Ledger {
     genesis: Genesis,
     checkpoint_signer: Arc<dyn Signer>,
     pseudonyms: PseudonymKey,
-    queues: RwLock<Vec<mpsc::Sender<Job>>>,
+    queues: RwLock<Vec<mpsc::Sender<Message>>>,
     writers: std::sync::Mutex<Vec<JoinHandle<()>>>,
     checkpointing: tokio::sync::Mutex<()>,
 }
@@ -244,13 +244,15 @@ impl Ledger {
         let (mut queues, mut writers) = (Vec::new(), Vec::new());
         for chain in 0..genesis.chains {
             let (sender, receiver) = mpsc::channel(QUEUE);
+            let storing = Arc::clone(&shared);
             let shared = Arc::clone(&shared);
             let writer = blocking(move || Writer::new(shared, chain)).await?;
-            let thread = std::thread::Builder::new().name(format!("chain-{chain}"));
-            let handle =
-                thread.spawn(move || writer.run(receiver)).map_err(|e| StoreError::Unavailable(e.to_string()))?;
+            let (batches, stored) = std::sync::mpsc::channel();
+            let inbox = sender.clone();
+            let storer = move || run_storer(&storing, &stored, &inbox);
+            writers.push(spawn(format!("store-{chain}"), storer)?);
+            writers.push(spawn(format!("chain-{chain}"), move || writer.run(receiver, &batches))?);
             queues.push(sender);
-            writers.push(handle);
         }
         Ok(Ledger {
             shared,
@@ -314,7 +316,7 @@ impl Ledger {
     ) -> Result<oneshot::Receiver<Result<Appended, AppendError>>, AppendError> {
         let queue = self.queues.read().unwrap_or_else(PoisonError::into_inner).get(chain as usize).cloned();
         let (reply, answer) = oneshot::channel();
-        queue.ok_or(AppendError::Closed)?.send(Job { work, reply }).await.map_err(|_| AppendError::Closed)?;
+        queue.ok_or(AppendError::Closed)?.send(Message::Job(Job { work, reply })).await.map_err(|_| AppendError::Closed)?;
         Ok(answer)
     }
 
@@ -536,7 +538,7 @@ impl Ledger {
     /// Stops the writers after all queued commands are answered, issues a checkpoint, and closes the store.
     pub async fn shutdown(&self) -> Result<Vec<Note>, CheckpointError> {
         let notes = self.checkpoint().await;
-        self.queues.write().unwrap_or_else(PoisonError::into_inner).clear();
+        self.stop_writers();
         let writers = std::mem::take(&mut *self.writers.lock().unwrap_or_else(PoisonError::into_inner));
         let store = Arc::clone(&self.shared.store);
         let closed = blocking(move || {
@@ -553,6 +555,26 @@ impl Ledger {
     }
 }
 
+impl Ledger {
+    fn stop_writers(&self) {
+        self.shared.closing.store(true, std::sync::atomic::Ordering::Release);
+        for queue in self.queues.write().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // A full queue needs no message: its writer is awake and looks by itself.
+            let _ = queue.try_send(Message::Close);
+        }
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        self.stop_writers();
+    }
+}
+
+fn spawn(name: String, f: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
+    std::thread::Builder::new().name(name).spawn(f).map_err(|e| StoreError::Unavailable(e.to_string()))
+}
+
 fn shared(config: &Config, ledger_id: Hash, genesis: &Genesis, registry: Registry) -> Arc<Shared> {
     Arc::new(Shared {
         store: Arc::clone(&config.store),
@@ -561,6 +583,7 @@ fn shared(config: &Config, ledger_id: Hash, genesis: &Genesis, registry: Registr
         ledger_id,
         limits: genesis.limits,
         registry: RwLock::new(registry),
+        closing: std::sync::atomic::AtomicBool::new(false),
     })
 }
 
@@ -571,13 +594,10 @@ async fn append_genesis(
     event_type: &'static str,
     body: Body,
 ) -> Result<(), AppendError> {
-    let (sender, receiver) = mpsc::channel(1);
     let (reply, answer) = oneshot::channel();
     let job = Job { work: Work::System(Box::new(SystemEvent { stream, event_type, body })), reply };
-    sender.send(job).await.map_err(|_| AppendError::Closed)?;
-    drop(sender);
     let shared = Arc::clone(shared);
-    blocking(move || Writer::new(shared, chain).map(|w| w.run(receiver))).await?;
+    blocking(move || Writer::new(shared, chain).map(|w| w.run_once(job))).await?;
     answer.await.unwrap_or(Err(AppendError::Closed)).map(drop)
 }
 

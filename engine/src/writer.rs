@@ -22,7 +22,7 @@ use crate::domain::{Event, Occurrence};
 use crate::environment::Environment;
 use crate::genesis::Limits;
 use crate::hash::{EventId, Hash, body_hash, entry_hash, sha256};
-use crate::header::{FORMAT_VERSION, Header};
+use crate::header::{FORMAT_VERSION, HEADER_BYTES_MAX, Header};
 use crate::ledger::{AppendError, Appended, EntryRef};
 use crate::merkle::{self, TILE_BYTES, TILE_WIDTH};
 use crate::registry::Registry;
@@ -32,9 +32,11 @@ use crate::store::{ChainHead, CommitBatch, Entry, Settled, Store, StoreError, St
 use crate::stream::{CaseId, Stream};
 
 /// Cases kept folded in memory, for each chain. A case takes about a kilobyte.
-const CASES_CACHED: usize = 16_384;
+const CASES_CACHED: usize = 32_768;
 /// Tries to learn the outcome of a commit before the callers are told that it is unknown.
 const SETTLE_TRIES: u32 = 20;
+/// Commits of up to this many commands are stored by the writer itself.
+const INLINE_JOBS: usize = 8;
 /// Tries to link to a moving head before the lock is taken first.
 const OPTIMISTIC_TRIES: u32 = 2;
 
@@ -76,6 +78,8 @@ pub(crate) struct Shared {
     pub(crate) ledger_id: Hash,
     pub(crate) limits: Limits,
     pub(crate) registry: RwLock<Registry>,
+    /// Set once, when the ledger shuts down or is dropped.
+    pub(crate) closing: std::sync::atomic::AtomicBool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -96,6 +100,75 @@ struct Cached {
     heads: HashMap<Stream, StreamHead>,
 }
 
+/// What a writer's inbox takes.
+pub(crate) enum Message {
+    Job(Job),
+    /// The commit on its way is durable, or not.
+    Stored(Result<(), StoreError>),
+    /// Look at [`Shared::closing`].
+    Close,
+}
+
+/// The commit that grows while another one is stored.
+#[derive(Default)]
+struct Open {
+    draft: Option<Draft>,
+    jobs: Vec<Job>,
+    outcomes: Vec<Outcome>,
+    /// Jobs for the commit after it.
+    queue: VecDeque<Job>,
+}
+
+impl Open {
+    fn has_work(&self) -> bool {
+        !self.jobs.is_empty() || !self.queue.is_empty()
+    }
+
+    /// Leaves the queue in `rest` and takes everything else.
+    fn keep_queue(mut self, rest: &mut Open) -> Open {
+        rest.queue = std::mem::take(&mut self.queue);
+        self
+    }
+}
+
+/// The commit that is being stored.
+struct InFlight {
+    jobs: Vec<Job>,
+    outcomes: Vec<Outcome>,
+    idempotency: HashMap<Hash, (u64, Hash, usize)>,
+}
+
+/// Appends, and learns the outcome where the store does not know it: never by a guess.
+fn store_settled(store: &dyn Store, batch: &CommitBatch) -> Result<(), StoreError> {
+    settle(store, batch, store.append(batch))
+}
+
+fn settle(store: &dyn Store, batch: &CommitBatch, result: Result<(), StoreError>) -> Result<(), StoreError> {
+    let Err(StoreError::Unknown(why)) = result else { return result };
+    for attempt in 0..SETTLE_TRIES {
+        match store.settle(batch) {
+            Ok(Settled::Committed) => return Ok(()),
+            Ok(Settled::NotCommitted) => return Err(StoreError::Unavailable(why)),
+            Err(_) => std::thread::sleep(Duration::from_millis(5 << attempt.min(6))),
+        }
+    }
+    Err(StoreError::Unknown(why))
+}
+
+/// Stores commits of one writer and reports each.
+pub(crate) fn run_storer(
+    shared: &Shared,
+    batches: &std::sync::mpsc::Receiver<CommitBatch>,
+    inbox: &mpsc::Sender<Message>,
+) {
+    while let Ok(batch) = batches.recv() {
+        let result = store_settled(&*shared.store, &batch);
+        if inbox.blocking_send(Message::Stored(result)).is_err() {
+            return;
+        }
+    }
+}
+
 /// What a job came to, waiting for the commit.
 enum Outcome {
     Appended(Appended),
@@ -113,7 +186,7 @@ pub(crate) struct Writer {
     stale: bool,
 }
 
-/// A batch under construction.
+/// A commit under construction.
 struct Draft {
     before: ChainHead,
     after: ChainHead,
@@ -130,6 +203,15 @@ struct Draft {
     now_us: i64,
 }
 
+impl Draft {
+    /// Whether one more command fits, whatever it is: two entries with bodies and a private document.
+    fn has_room(&self, limits: &Limits) -> bool {
+        let command_bytes = 2 * (limits.body_bytes + HEADER_BYTES_MAX) + limits.private_bytes;
+        let fits = self.entries.len() + 2 <= limits.commit_entries && self.bytes + command_bytes <= limits.commit_bytes;
+        fits || self.entries.is_empty()
+    }
+}
+
 impl Writer {
     pub(crate) fn new(shared: Arc<Shared>, chain: u32) -> Result<Writer, StoreError> {
         let capacity = NonZeroUsize::new(CASES_CACHED).unwrap_or(NonZeroUsize::MIN);
@@ -140,37 +222,139 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Runs until every sender is gone.
-    pub(crate) fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
-        let mut waiting = VecDeque::new();
-        let mut last = 0;
-        while let Some(first) = jobs.blocking_recv() {
-            waiting.push_back(first);
-            self.drain(&mut jobs, &mut waiting, last);
-            last = waiting.len();
-            while !waiting.is_empty() {
-                self.commit_some(&mut waiting);
+    /// Runs until the ledger closes. While one commit is being stored the next one is decided and linked, so that both
+    /// cores work; it is signed and stored as soon as the store is free, with whatever came until then.
+    pub(crate) fn run(mut self, mut inbox: mpsc::Receiver<Message>, storer: &std::sync::mpsc::Sender<CommitBatch>) {
+        let mut open = Open::default();
+        let mut in_flight: Option<InFlight> = None;
+        loop {
+            let busy = in_flight.is_some();
+            let message = if !busy && open.has_work() { inbox.try_recv().ok() } else { inbox.blocking_recv() };
+            match message {
+                Some(Message::Job(job)) => self.take(job, &mut open, in_flight.as_ref()),
+                Some(Message::Stored(Ok(()))) => {
+                    if let Some(stored) = in_flight.take() {
+                        stored.jobs.into_iter().zip(stored.outcomes).for_each(|(job, outcome)| answer(job, outcome));
+                    }
+                }
+                Some(Message::Stored(Err(e))) => self.recover(in_flight.take(), &mut open, Some(e)),
+                Some(Message::Close) => {}
+                // The inbox is empty and the store is free.
+                None if open.has_work() => in_flight = self.flush(&mut open, storer),
+                None => return,
+            }
+            let closing = self.shared.closing.load(std::sync::atomic::Ordering::Acquire);
+            if closing && in_flight.is_none() && !open.has_work() && inbox.is_empty() {
+                return;
             }
         }
     }
 
-    /// Takes what waits. Callers that were just answered come back within microseconds: giving them a moment
-    /// makes one large commit of what would be two small ones.
-    fn drain(&self, jobs: &mut mpsc::Receiver<Job>, waiting: &mut VecDeque<Job>, last: usize) {
-        let most = self.shared.limits.commit_entries;
-        let patience = std::time::Instant::now() + Duration::from_micros(400);
-        loop {
-            while waiting.len() < most {
-                match jobs.try_recv() {
-                    Ok(job) => waiting.push_back(job),
-                    Err(_) => break,
-                }
-            }
-            if waiting.len() >= last.min(most) || std::time::Instant::now() >= patience {
+    /// Adds a job to the open commit, or to the queue behind it when it is full.
+    fn take(&mut self, job: Job, open: &mut Open, in_flight: Option<&InFlight>) {
+        open.queue.push_back(job);
+        self.fill(open, in_flight);
+    }
+
+    fn fill(&mut self, open: &mut Open, in_flight: Option<&InFlight>) {
+        if self.stale && in_flight.is_none() && open.jobs.is_empty() {
+            // The next commit starts from what is stored; a failure is found again by the slow path.
+            let _ = self.reload();
+        }
+        while !self.stale && !open.queue.is_empty() {
+            // Made no earlier than its first job, since it reads the clock.
+            let draft = open.draft.get_or_insert_with(|| self.new_draft());
+            if !draft.has_room(&self.shared.limits) {
                 return;
             }
-            std::thread::yield_now();
+            let Some(job) = open.queue.pop_front() else { return };
+            let at = open.outcomes.len();
+            match self.execute(&job.work, draft, at, &open.outcomes, in_flight) {
+                Ok(appended) => open.outcomes.push(Outcome::Appended(appended)),
+                Err(Stop::Refused(r)) => open.outcomes.push(Outcome::Failed(AppendError::Refused(r))),
+                Err(Stop::Store(_)) => {
+                    open.queue.push_front(job);
+                    self.stale = true;
+                    return;
+                }
+            }
+            open.jobs.push(job);
         }
+    }
+
+    /// Signs the open commit and hands it to the store.
+    fn flush(&mut self, open: &mut Open, storer: &std::sync::mpsc::Sender<CommitBatch>) -> Option<InFlight> {
+        if self.stale {
+            self.recover(None, open, None);
+            return None;
+        }
+        let Open { draft, jobs, outcomes, .. } = std::mem::take(&mut *open).keep_queue(open);
+        let Some(draft) = draft else {
+            self.fill(open, None);
+            return None;
+        };
+        if draft.entries.is_empty() {
+            jobs.into_iter().zip(outcomes).for_each(|(job, outcome)| answer(job, outcome));
+            self.fill(open, None);
+            return None;
+        }
+        let idempotency = draft.idempotency.clone();
+        let now_us = draft.now_us;
+        let flight = || InFlight { jobs, outcomes, idempotency };
+        let batch = match self.finish(draft) {
+            Ok(batch) => batch,
+            Err(e) => {
+                self.stale = true;
+                let error = match e {
+                    CommitError::Signer(e) => AppendError::Signer(e),
+                    CommitError::Store(e) => AppendError::Store(Arc::new(e)),
+                };
+                flight().jobs.into_iter().for_each(|job| answer(job, Outcome::Failed(error.clone())));
+                return None;
+            }
+        };
+        self.head = batch.after.clone();
+        self.last_time_us = now_us;
+        let flight = flight();
+        if flight.jobs.len() <= INLINE_JOBS {
+            // A hand-over to the other thread would cost a lone caller more than it wins.
+            match store_settled(&*self.shared.store, &batch) {
+                Ok(()) => flight.jobs.into_iter().zip(flight.outcomes).for_each(|(job, outcome)| answer(job, outcome)),
+                Err(e) => self.recover(Some(flight), open, Some(e)),
+            }
+            self.fill(open, None);
+            return None;
+        }
+        if storer.send(batch).is_err() {
+            let gone = StoreError::Unavailable("the storing thread is gone".into());
+            self.recover(Some(flight), open, Some(gone));
+            return None;
+        }
+        self.fill(open, Some(&flight));
+        Some(flight)
+    }
+
+    /// After a failed commit: what was assumed is forgotten, and its jobs, with those that built on it, are done again
+    /// one commit after the other. On an outage they are told to try again.
+    fn recover(&mut self, failed: Option<InFlight>, open: &mut Open, error: Option<StoreError>) {
+        self.stale = true;
+        let mut waiting: VecDeque<Job> = failed.into_iter().flat_map(|f| f.jobs).collect();
+        if let Some(e) = error
+            && !matches!(e, StoreError::HeadMoved(_) | StoreError::Rejected(_))
+        {
+            fail_all(&mut waiting, &AppendError::Store(Arc::new(e)));
+        }
+        let again = std::mem::take(open);
+        waiting.extend(again.jobs);
+        waiting.extend(again.queue);
+        while !waiting.is_empty() {
+            self.commit_some(&mut waiting);
+        }
+    }
+
+    /// The simple way: commits the jobs and returns when they are answered.
+    pub(crate) fn run_once(mut self, job: Job) {
+        self.commit_some(&mut VecDeque::from([job]));
     }
 
     /// Reads the head and what appending needs from the store, and forgets the rest.
@@ -269,7 +453,7 @@ impl Writer {
         let (taken, outcomes, batch, now_us) = self.prepare(waiting)?;
         let Some(batch) = batch else { return Ok((taken, outcomes)) };
         let store = Arc::clone(&self.shared.store);
-        self.settle_if_unknown(store.append(&batch), &batch)?;
+        store_settled(&*store, &batch)?;
         self.advance(batch, now_us);
         Ok((taken, outcomes))
     }
@@ -298,21 +482,9 @@ impl Writer {
             }
         };
         let Some(batch) = batch else { return Ok((taken, outcomes)) };
-        self.settle_if_unknown(result, &batch)?;
+        settle(&*store, &batch, result)?;
         self.advance(batch, now_us);
         Ok((taken, outcomes))
-    }
-
-    fn settle_if_unknown(&self, result: Result<(), StoreError>, batch: &CommitBatch) -> Result<(), CommitError> {
-        let Err(StoreError::Unknown(why)) = result else { return result.map_err(CommitError::Store) };
-        for attempt in 0..SETTLE_TRIES {
-            match self.shared.store.settle(batch) {
-                Ok(Settled::Committed) => return Ok(()),
-                Ok(Settled::NotCommitted) => return Err(StoreError::Unavailable(why).into()),
-                Err(_) => std::thread::sleep(Duration::from_millis(5 << attempt.min(6))),
-            }
-        }
-        Err(StoreError::Unknown(why).into())
     }
 
     fn advance(&mut self, batch: CommitBatch, now_us: i64) {
@@ -320,39 +492,36 @@ impl Writer {
         self.last_time_us = now_us;
     }
 
-    /// Decides and links as many jobs as fit. Changes cached states and partial tiles: on failure, `stale`.
-    #[allow(clippy::type_complexity, reason = "taken, outcomes, the commit, its time: used in two places above")]
-    fn prepare(
-        &mut self,
-        waiting: &VecDeque<Job>,
-    ) -> Result<(usize, Vec<Outcome>, Option<CommitBatch>, i64), CommitError> {
-        self.stale = true;
-        let mut draft = Draft {
+    fn new_draft(&self) -> Draft {
+        Draft {
             before: self.head.clone(),
             after: self.head.clone(),
-            entries: Vec::with_capacity(waiting.len()),
-            leaves: Vec::with_capacity(waiting.len()),
+            entries: Vec::with_capacity(256),
+            leaves: Vec::with_capacity(256),
             private: Vec::new(),
             bytes: 0,
-            streams: HashMap::with_capacity(waiting.len()),
+            streams: HashMap::with_capacity(256),
             tiles: Vec::new(),
-            touched: Vec::with_capacity(waiting.len()),
-            touched_set: HashSet::with_capacity(waiting.len()),
+            touched: Vec::with_capacity(256),
+            touched_set: HashSet::with_capacity(256),
             idempotency: HashMap::new(),
             erase: Vec::new(),
             now_us: self.shared.environment.now_us().max(self.last_time_us).clamp(0, (1 << 53) - 1),
-        };
+        }
+    }
+
+    /// Decides and links as many jobs as fit. Changes cached states and partial tiles: on failure, `stale`.
+    #[allow(clippy::type_complexity, reason = "taken, outcomes, the commit, its time: used in two places above")]
+    fn prepare(&mut self, waiting: &VecDeque<Job>) -> Result<(usize, Vec<Outcome>, Option<CommitBatch>, i64), CommitError> {
+        self.stale = true;
+        let mut draft = self.new_draft();
         let mut outcomes: Vec<Outcome> = Vec::with_capacity(waiting.len());
         for job in waiting {
-            // Two entries are the most that one command makes.
-            let room = draft.entries.len() + 2 <= self.shared.limits.commit_entries.max(2)
-                && draft.bytes + 6 * self.shared.limits.body_bytes
-                    <= self.shared.limits.commit_bytes.max(6 * self.shared.limits.body_bytes);
-            if !room && !draft.entries.is_empty() {
+            if !draft.has_room(&self.shared.limits) {
                 break;
             }
             let at = outcomes.len();
-            let outcome = match self.execute(&job.work, &mut draft, at, &outcomes) {
+            let outcome = match self.execute(&job.work, &mut draft, at, &outcomes, None) {
                 Ok(appended) => Outcome::Appended(appended),
                 Err(Stop::Refused(r)) => Outcome::Failed(AppendError::Refused(r)),
                 Err(Stop::Store(e)) => return Err(e.into()),
@@ -369,10 +538,17 @@ impl Writer {
         Ok((taken, outcomes, Some(batch), now_us))
     }
 
-    fn execute(&mut self, work: &Work, draft: &mut Draft, at: usize, done: &[Outcome]) -> Result<Appended, Stop> {
+    fn execute(
+        &mut self,
+        work: &Work,
+        draft: &mut Draft,
+        at: usize,
+        done: &[Outcome],
+        in_flight: Option<&InFlight>,
+    ) -> Result<Appended, Stop> {
         match work {
             Work::Command(submission) => {
-                if let Some(repeated) = self.repeated(submission, draft, done)? {
+                if let Some(repeated) = self.repeated(submission, draft, done, in_flight)? {
                     return Ok(repeated);
                 }
                 self.command(submission, draft, at)
@@ -387,17 +563,27 @@ impl Writer {
     }
 
     /// The first answer of a known idempotency key.
-    fn repeated(&self, s: &Submission, draft: &Draft, done: &[Outcome]) -> Result<Option<Appended>, Stop> {
+    fn repeated(
+        &self,
+        s: &Submission,
+        draft: &Draft,
+        done: &[Outcome],
+        in_flight: Option<&InFlight>,
+    ) -> Result<Option<Appended>, Stop> {
         let Some(meta) = &s.meta else { return Ok(None) };
         let mismatch = || {
             let message = "this idempotency key was used with another request; use a new key for a new request";
             Stop::Refused(Refusal::new(RefusalCode::IdempotencyMismatch, message))
         };
-        if let Some((_, request, at)) = draft.idempotency.get(&meta.idem) {
+        // What is not stored yet: the open commit, and the one on its way.
+        let unstored = draft.idempotency.get(&meta.idem).map(|found| (found, done));
+        let unstored = unstored
+            .or_else(|| in_flight.and_then(|f| f.idempotency.get(&meta.idem).map(|found| (found, &f.outcomes[..]))));
+        if let Some(((_, request, at), outcomes)) = unstored {
             if *request != meta.request {
                 return Err(mismatch());
             }
-            return Ok(match done.get(*at) {
+            return Ok(match outcomes.get(*at) {
                 Some(Outcome::Appended(a)) => Some(Appended { repeated: true, ..a.clone() }),
                 _ => None,
             });
