@@ -37,6 +37,8 @@ const CASES_CACHED: usize = 32_768;
 const SETTLE_TRIES: u32 = 20;
 /// Commits of up to this many commands are stored by the writer itself.
 const INLINE_JOBS: usize = 8;
+/// Commands that a commit may take however few callers there are.
+const COMMIT_SHARE_MIN: usize = 64;
 /// Tries to link to a moving head before the lock is taken first.
 const OPTIMISTIC_TRIES: u32 = 2;
 
@@ -184,6 +186,12 @@ pub(crate) struct Writer {
     /// Hashes of the incomplete tile of each level.
     partial: Vec<Vec<Hash>>,
     stale: bool,
+    /// Commands that callers have had on their way at once, lately.
+    outstanding: usize,
+    /// Commands that the next commit takes at most.
+    share: usize,
+    /// Commands of the commit that was stored last.
+    answered: usize,
 }
 
 /// A commit under construction.
@@ -217,7 +225,7 @@ impl Writer {
         let capacity = NonZeroUsize::new(CASES_CACHED).unwrap_or(NonZeroUsize::MIN);
         let head = ChainHead { chain, hash: Hash::ZERO, range: merkle::CompactRange::default() };
         let cases = LruCache::new(capacity);
-        let mut writer = Writer { shared, chain, head, last_time_us: 0, cases, partial: Vec::new(), stale: true };
+        let mut writer = Writer { shared, chain, head, last_time_us: 0, cases, partial: Vec::new(), stale: true, outstanding: 0, share: COMMIT_SHARE_MIN, answered: 0 };
         writer.reload()?;
         Ok(writer)
     }
@@ -234,13 +242,18 @@ impl Writer {
                 Some(Message::Job(job)) => self.take(job, &mut open, in_flight.as_ref()),
                 Some(Message::Stored(Ok(()))) => {
                     if let Some(stored) = in_flight.take() {
+                        self.answered = stored.jobs.len();
                         stored.jobs.into_iter().zip(stored.outcomes).for_each(|(job, outcome)| answer(job, outcome));
                     }
                 }
                 Some(Message::Stored(Err(e))) => self.recover(in_flight.take(), &mut open, Some(e)),
                 Some(Message::Close) => {}
                 // The inbox is empty and the store is free.
-                None if open.has_work() => in_flight = self.flush(&mut open, storer),
+                None if open.has_work() => {
+                    let answered = std::mem::take(&mut self.answered);
+                    self.balance(answered + open.jobs.len() + open.queue.len());
+                    in_flight = self.flush(&mut open, storer);
+                }
                 None => return,
             }
             let closing = self.shared.closing.load(std::sync::atomic::Ordering::Acquire);
@@ -248,6 +261,13 @@ impl Writer {
                 return;
             }
         }
+    }
+
+    /// Commits take half of what callers keep outstanding: if one took all of it, its callers would wait for the
+    /// store and the writer for the callers, in turn.
+    fn balance(&mut self, outstanding: usize) {
+        self.outstanding = outstanding.max(self.outstanding - self.outstanding / 16);
+        self.share = (self.outstanding / 2).clamp(COMMIT_SHARE_MIN, self.shared.limits.commit_entries.max(COMMIT_SHARE_MIN));
     }
 
     /// Adds a job to the open commit, or to the queue behind it when it is full.
@@ -264,7 +284,7 @@ impl Writer {
         while !self.stale && !open.queue.is_empty() {
             // Made no earlier than its first job, since it reads the clock.
             let draft = open.draft.get_or_insert_with(|| self.new_draft());
-            if !draft.has_room(&self.shared.limits) {
+            if !draft.has_room(&self.shared.limits) || open.jobs.len() >= self.share {
                 return;
             }
             let Some(job) = open.queue.pop_front() else { return };
