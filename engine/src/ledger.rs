@@ -22,7 +22,9 @@ use crate::registry::{Registry, RegistryPlace};
 use crate::signer::{Signer, SignerError};
 use crate::store::{CheckpointRow, Entry, Store, StoreError};
 use crate::stream::{CaseId, HEADS_STREAM, LEDGER_STREAM, Stream};
-use crate::writer::{Job, Message, Shared, Submission, SystemEvent, Work, Writer, load_sku, read_case, read_stream, run_storer};
+use crate::writer::{
+    Job, Message, Shared, Submission, SystemEvent, Work, Writer, load_sku, read_case, read_stream, run_storer,
+};
 
 /// Commands that may wait for one chain's writer before callers are held back.
 const QUEUE: usize = 8192;
@@ -316,7 +318,11 @@ impl Ledger {
     ) -> Result<oneshot::Receiver<Result<Appended, AppendError>>, AppendError> {
         let queue = self.queues.read().unwrap_or_else(PoisonError::into_inner).get(chain as usize).cloned();
         let (reply, answer) = oneshot::channel();
-        queue.ok_or(AppendError::Closed)?.send(Message::Job(Job { work, reply })).await.map_err(|_| AppendError::Closed)?;
+        queue
+            .ok_or(AppendError::Closed)?
+            .send(Message::Job(Job { work, reply }))
+            .await
+            .map_err(|_| AppendError::Closed)?;
         Ok(answer)
     }
 

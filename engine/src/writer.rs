@@ -225,7 +225,18 @@ impl Writer {
         let capacity = NonZeroUsize::new(CASES_CACHED).unwrap_or(NonZeroUsize::MIN);
         let head = ChainHead { chain, hash: Hash::ZERO, range: merkle::CompactRange::default() };
         let cases = LruCache::new(capacity);
-        let mut writer = Writer { shared, chain, head, last_time_us: 0, cases, partial: Vec::new(), stale: true, outstanding: 0, share: COMMIT_SHARE_MIN, answered: 0 };
+        let mut writer = Writer {
+            shared,
+            chain,
+            head,
+            last_time_us: 0,
+            cases,
+            partial: Vec::new(),
+            stale: true,
+            outstanding: 0,
+            share: COMMIT_SHARE_MIN,
+            answered: 0,
+        };
         writer.reload()?;
         Ok(writer)
     }
@@ -267,7 +278,8 @@ impl Writer {
     /// store and the writer for the callers, in turn.
     fn balance(&mut self, outstanding: usize) {
         self.outstanding = outstanding.max(self.outstanding - self.outstanding / 16);
-        self.share = (self.outstanding / 2).clamp(COMMIT_SHARE_MIN, self.shared.limits.commit_entries.max(COMMIT_SHARE_MIN));
+        self.share =
+            (self.outstanding / 2).clamp(COMMIT_SHARE_MIN, self.shared.limits.commit_entries.max(COMMIT_SHARE_MIN));
     }
 
     /// Adds a job to the open commit, or to the queue behind it when it is full.
@@ -532,7 +544,10 @@ impl Writer {
 
     /// Decides and links as many jobs as fit. Changes cached states and partial tiles: on failure, `stale`.
     #[allow(clippy::type_complexity, reason = "taken, outcomes, the commit, its time: used in two places above")]
-    fn prepare(&mut self, waiting: &VecDeque<Job>) -> Result<(usize, Vec<Outcome>, Option<CommitBatch>, i64), CommitError> {
+    fn prepare(
+        &mut self,
+        waiting: &VecDeque<Job>,
+    ) -> Result<(usize, Vec<Outcome>, Option<CommitBatch>, i64), CommitError> {
         self.stale = true;
         let mut draft = self.new_draft();
         let mut outcomes: Vec<Outcome> = Vec::with_capacity(waiting.len());

@@ -1,0 +1,102 @@
+//! Ledgers for tests: seeded time and keys, a real SQLite file in a temporary directory.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(missing_docs, unreachable_pub, reason = "test support")]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ledger_engine::domain::command::Command;
+use ledger_engine::environment::SeededEnvironment;
+use ledger_engine::genesis::{Genesis, Limits};
+use ledger_engine::keys::PseudonymKey;
+use ledger_engine::ledger::{AppendError, Appended, Config, Ledger};
+use ledger_engine::registry::Purpose;
+use ledger_engine::signer::{LocalSigner, Signer as _};
+use ledger_engine::store::Store;
+use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
+
+pub const PRICE: &str = r#"{"amount":1250,"currency":"EUR","scale":2}"#;
+
+pub fn genesis(chains: u32) -> Genesis {
+    let key = |purpose, seed| LocalSigner::from_seed(purpose, &[seed; 32]).key().clone();
+    Genesis {
+        origin: "ledger.example/test".into(),
+        chains,
+        limits: Limits::default(),
+        governance_key: key(Purpose::Governance, 1),
+        commit_key: key(Purpose::Commit, 2),
+        checkpoint_key: key(Purpose::Checkpoint, 3),
+        nonce: [7; 16],
+    }
+}
+
+pub fn config(store: Arc<dyn Store>) -> Config {
+    Config {
+        store,
+        environment: Arc::new(SeededEnvironment::new(1, 1_795_000_000_000_000, 1000)),
+        commit_signer: Arc::new(LocalSigner::from_seed(Purpose::Commit, &[2; 32])),
+        checkpoint_signer: Arc::new(LocalSigner::from_seed(Purpose::Checkpoint, &[3; 32])),
+        pseudonyms: PseudonymKey::new([9; 32]),
+    }
+}
+
+pub async fn create(dir: &Path, chains: u32) -> Ledger {
+    let store = SqliteStore::create(dir, SqliteOptions::default()).unwrap();
+    Ledger::create(config(Arc::new(store)), genesis(chains)).await.unwrap()
+}
+
+pub async fn open(dir: &Path) -> Ledger {
+    let store = SqliteStore::open(dir, SqliteOptions::default()).unwrap();
+    Ledger::open(config(Arc::new(store))).await.unwrap()
+}
+
+pub async fn send(ledger: &Ledger, line: &str) -> Result<Appended, AppendError> {
+    let command = Command::parse(line.as_bytes()).unwrap_or_else(|e| panic!("{e}: {line}"));
+    ledger.append(&command, "SUBMIT").await
+}
+
+pub async fn code(ledger: &Ledger, line: &str) -> &'static str {
+    match send(ledger, line).await {
+        Ok(a) if a.repeated => "repeated",
+        Ok(_) => "accepted",
+        Err(e) => e.code(),
+    }
+}
+
+pub async fn list_sku(ledger: &Ledger, sku: &str) {
+    let line = format!(
+        r#"{{"command":"sku.list","actor":"service:catalog","sku_id":"{sku}","title":"Font","price":{PRICE}}}"#
+    );
+    send(ledger, &line).await.unwrap();
+}
+
+pub fn create_line(key: &str, sku: &str) -> String {
+    format!(
+        r#"{{"command":"order.create","actor":"{key}@example.org","idempotency_key":"{key}","sku_id":"{sku}","delivery_mode":"marketplace-managed"}}"#
+    )
+}
+
+pub async fn create_order(ledger: &Ledger, key: &str, sku: &str) -> String {
+    send(ledger, &create_line(key, sku)).await.unwrap().case.unwrap().to_string()
+}
+
+/// The commands that take an order from paid to downloaded.
+pub fn life(order: &str) -> Vec<String> {
+    let of = |command: &str, rest: &str| {
+        format!(r#"{{"command":"{command}","actor":"service:market","order_id":"{order}"{rest}}}"#)
+    };
+    let hex = "ab".repeat(32);
+    vec![
+        of("payment.capture", &format!(r#","provider":"stripe","payment_id":"pi","total":{PRICE}"#)),
+        of("order.settle", r#","ledger_proof_id":"lp""#),
+        of("license.issue", ""),
+        of("delivery.request", ""),
+        of(
+            "delivery.encrypt",
+            &format!(r#","algorithm":"AES256-GCM","artifact_sha256":"{hex}","ciphertext_sha256":"{hex}""#),
+        ),
+        of("delivery.ready", ""),
+        of("order.finalize", ""),
+        of("delivery.download", ""),
+    ]
+}
