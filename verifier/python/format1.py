@@ -1,0 +1,217 @@
+"""The encodings of ledger format 1 (FORMAT.md sections 2 to 5 and 8), the forms of its events (section 9)."""
+import functools, hashlib, json, re, sqlite3, struct, unicodedata
+from pathlib import Path
+from types import SimpleNamespace as Record
+from urllib.parse import quote
+from blake3 import blake3
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+COLUMNS = {table.split()[0]: table.split()[1:] for table in """
+    ledger ledger_id;
+    entries chain idx prev_hash stream revision parent_hash event_id event_type schema_version recorded_at_us
+        body_hash body_sha256 entry_hash parent_index body;
+    private_documents chain idx document;
+    commits chain first_index size registry_size registry_head;
+    commit_signatures chain first_index kid alg signature;
+    checkpoints chain size root note;
+    chain_heads chain size head_hash compact_range;
+    stream_heads chain stream revision head_hash head_index;
+    tiles chain level n hashes;
+    event_id_runs chain run ids;
+    cursors projection chain size;
+    orders chain order_id status sku_id buyer amount currency scale refunded delivery_mode key_fingerprint
+        ledger_proof_id deliveries revision created_at_us updated_at_us;
+    deliveries chain delivery_id order_id n status mode key_fingerprint artifact_sha256 ciphertext_sha256
+        proof_id downloads revision updated_at_us;
+    licences chain license_id order_id sku_id buyer idx;
+    delivery_proofs chain proof_id order_id delivery_id idx;
+    skus chain sku_id status title amount currency scale revision;
+    idempotency chain key idx""".split(";")}
+DIGESTS = set("""ledger_id prev_hash parent_hash body_hash body_sha256 entry_hash registry_head root
+    head_hash""".split())                                            # BLOBs of 32 bytes
+BLOBS = DIGESTS | set("event_id body document signature compact_range hashes ids key".split())
+TEXTS = set("""stream event_type kid note projection order_id status sku_id buyer currency delivery_mode title
+    mode key_fingerprint ledger_proof_id delivery_id artifact_sha256 ciphertext_sha256 proof_id
+    license_id""".split())                                           # every other column is an INTEGER
+PROJECTIONS = ("orders", "deliveries", "licences", "delivery_proofs", "skus", "idempotency")
+DERIVED = {
+    "chain_heads": "chain_head_mismatch", "stream_heads": "stream_head_mismatch", "tiles": "tile_mismatch",
+    "event_id_runs": "event_index_mismatch", "cursors": "cursor_mismatch",
+    **dict.fromkeys(PROJECTIONS, "projection_mismatch")}
+UNPLACED = {                                                         # what a row is whose chain is no number
+    "entries": "entry_undecodable", "private_documents": "private_unexpected",
+    "checkpoints": "checkpoint_undecodable", "commits": "commit_undecodable",
+    "commit_signatures": "commit_signature_orphan", **DERIVED}
+# Section 9: event | payload (? may be absent; type text if none is named) | statuses of the order and |
+# of the current delivery in which it is allowed | status reached. Empty: no condition, no change of status.
+EVENTS = {row.split("|")[0].strip(): row.split("|")[1:] for row in """
+    sku.listed|sku_id title price:M author_id?|||listed
+    sku.withdrawn|sku_id reason?|||withdrawn
+    order.created|order_id sku_id sku_revision:int buyer total:M delivery_mode:mode print|||pending
+    payment.captured|provider payment_id total:M|pending payment_failed||paid
+    payment.failed|provider payment_id reason|pending payment_failed||payment_failed
+    payment.mismatch|provider payment_id total:M|pending payment_failed||
+    order.settled|ledger_proof_id finance_proof?:doc|paid||settled
+    license.issued|license_id expires_at?:int|settled||licensed
+    delivery.requested|delivery_id order_id n:int mode:mode print reissue_of?:int|||requested
+    delivery.encrypted|algorithm artifact_sha256:hex64 ciphertext_sha256:hex64|open|requested failed|encrypted
+    delivery.ready|proof_id proof?:doc|open|encrypted|ready
+    delivery.downloaded||finalized|ready downloaded|downloaded
+    delivery.failed|reason||requested encrypted|failed
+    delivery.reissued|reason next:int|open|ready downloaded failed|reissued
+    order.finalized|delivery:int|licensed|ready|finalized
+    order.cancelled|reason|pending payment_failed||cancelled
+    order.refunded|refund:M reason|paid settled open||
+    subject.erased|reason entries:ints|||""".replace("open|", "licensed finalized|").replace(
+        "print", "key_fingerprint?:hex64").strip().splitlines()}
+ACTIONS = {                                                          # section 6: event -> type and form of A
+    "key.enrolled": ("enrol", "type key:key"),
+    "key.rotated": ("rotate", "type key:key old_kid:kid cut:ints"),
+    "key.revoked": ("revoke", "type kid:kid reason cut:ints compromised_since?:ints")}
+PURPOSES = "governance commit checkpoint export licence delivery-proof finance kernel".split()
+LIMITS = {"body_bytes": 65536, "commit_bytes": 16777216, "commit_entries": 4096, "private_bytes": 65536}
+ZEROS, U63, SAFE, BAD = bytes(32), 2**63, 2**53 - 1, ()        # BAD: a value of a wrong storage class
+
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, sqlite3.Error)
+RANGES = {"schema_version": (1, 1), "recorded_at_us": (0, SAFE), "revision": (1, U63 - 1)}
+
+def load(source):  # the rows of all tables (section 8), and a dump's trusted id and expectation
+    def typed(name, value):
+        kind = bytes if name in BLOBS else str if name in TEXTS else int
+        if dump and kind is bytes and type(value) is str and re.fullmatch("(?:[0-9a-f]{2})*", value):
+            return bytes.fromhex(value)
+        return value if value is None or type(value) is kind else BAD
+    dump = json.loads(Path(source).read_bytes()) if source.endswith(".json") else {}
+    if dump:
+        if dump["format"] != "ledger-dump/1": raise ValueError("not a dump of format 1")
+        tables = dump["tables"]
+    else:
+        db = sqlite3.connect(f"file:{quote(source)}/ledger.db?mode=ro", uri=True, isolation_level=None)
+        db.row_factory, db.text_factory = sqlite3.Row, lambda raw: raw.decode(errors="surrogateescape")
+        db.execute("BEGIN")
+        names = {row["name"] for row in db.execute("SELECT name FROM sqlite_master")} & COLUMNS.keys()
+        tables = {name: [dict(row) for row in db.execute(f"SELECT * FROM {name}")] for name in names}
+    rows = {table: [Record(**{c: typed(c, row.get(c)) for c in columns}) for row in tables.get(table, ())]
+            for table, columns in COLUMNS.items()}
+    return rows, bytes.fromhex(dump.get("trust") or ""), dump.get("expect")
+
+def decodable(row, table):  # whether each column of a row has its type, length and range
+    def fits(name, value):
+        if name in BLOBS:
+            wanted = 32 if name in DIGESTS else 16 if name == "event_id" else None
+            return type(value) is bytes and wanted in (None, len(value))
+        if name == "event_type": return matches("[a-z][a-z0-9_.]{0,63}")(value)
+        if value is None: return name in ("note", "parent_index")
+        if name == "note": return value != BAD
+        least, most = RANGES.get(name, (0, U63 - 1))
+        return value != BAD and (value.isascii() if name in TEXTS else least <= value <= most)
+    return all(fits(name, getattr(row, name)) for name in COLUMNS[table])
+
+def commit_decodable(commit): return decodable(commit, "commits") and 1 <= commit.size <= 4096
+def ordered(rows, name): return sorted(rows, key=lambda r: v if type(v := getattr(r, name)) is int else U63)
+def sha(data): return hashlib.sha256(data).digest()
+def b3(what, data): return blake3(data, derive_key_context="ledger 2026 v1 " + what).digest()
+def string(text): return struct.pack("<Q", len(text)) + text.encode("ascii")
+
+def full_subtrees(leaves):  # RFC 6962: levels[k][i] is the root over leaves i * 2^k up to (i + 1) * 2^k
+    levels = [leaves]
+    while len(below := levels[-1]) > 1:
+        levels.append([sha(b"\1" + below[i] + below[i + 1]) for i in range(0, len(below) - 1, 2)])
+    return levels
+
+def compact_range(levels, size):
+    return [levels[k][(size >> k) - 1] for k in reversed(range(size.bit_length())) if size >> k & 1]
+
+def tree_root(levels, size):
+    parts = compact_range(levels, size)[::-1] or [sha(b"")]
+    return functools.reduce(lambda right, left: sha(b"\1" + left + right), parts)
+
+# The y coordinates (sign bit cleared) of all encodings, canonical or not, of the points of order 1, 2, 4, 8.
+P, ORDER = 2**255 - 19, 2**252 + 27742317777372353535851937790883648493
+Y8 = 0x05fc536d880238b13933c6d305acdfd5f098eff289f4c345b027b2c28f95e826
+SMALL_ORDER = {0, 1, P - 1, P, P + 1, Y8, P - Y8}
+
+def verifies(public_hex, signature, message):
+    public, s = bytes.fromhex(public_hex), int.from_bytes(signature[32:], "little")
+    points = [int.from_bytes(point, "little") % 2**255 for point in (public, signature[:32])]
+    if len(signature) != 64 or s >= ORDER or any(y in SMALL_ORDER or y >= P for y in points): return False
+    try:
+        return Ed25519PublicKey.from_public_bytes(public).verify(signature, message) is None
+    except (InvalidSignature, ValueError):
+        return False
+
+def jcs(value): return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+def parse_body(body):
+    """The value of a body as in section 2.1, else None. Parsing takes names in JCS order only, and keeps it,
+    so printing the value gives the same bytes exactly if the body was canonical."""
+    def refuse(what): raise ValueError(what)
+    def members(pairs):
+        names = [name.encode("utf-16-be") for name, _ in pairs]
+        return dict(pairs) if names == sorted(set(names)) else refuse("names")
+    def integer(text): return int(text) if len(text) <= 17 and abs(int(text)) <= SAFE else refuse("number")
+    def plain(value, depth):
+        if type(value) not in (dict, list): return type(value) is not str or "\0" not in value
+        inside = [*value, *value.values()] if type(value) is dict else value
+        return depth <= 32 and all(plain(v, depth + 1) for v in inside)
+    try:
+        value = json.loads(body.decode(), object_pairs_hook=members, parse_int=integer, parse_float=refuse,
+                           parse_constant=refuse)
+        good = len(body) <= 65536 and jcs(value) == body and plain(value, 1) and shaped(
+            value, "actor_id:str payload:dict private_sha256?:hex64 meta?:meta")
+        return value if good else None
+    except (ValueError, RecursionError):
+        return None
+
+@functools.cache
+def members_of(form):
+    pairs = [(member + ":text").split(":")[:2] for member in form.split()]
+    return {n.rstrip("?"): TYPES[t] for n, t in pairs}, {n for n, _ in pairs if not n.endswith("?")}
+
+def shaped(value, form):  # whether value is an object with exactly the members of the form, each of its type
+    types, required = members_of(form)
+    return (type(value) is dict and required <= value.keys() <= types.keys()
+            and all(types[name](v) for name, v in value.items()))
+
+def matches(pattern): return lambda v: type(v) is str and re.fullmatch(pattern, v) is not None
+
+TYPES = {
+    **{t.__name__: lambda v, t=t: type(v) is t for t in (str, int, dict, list)},
+    **{f"hex{n}": matches(f"[0-9a-f]{{{n}}}") for n in (32, 64, 128)},
+    "text": lambda v: type(v) is str and len(v.encode()) <= 1024,
+    "currency": matches("[A-Z]{3}"),
+    "ints": lambda v: type(v) is list and all(type(i) is int and i >= 0 for i in v),
+    "kid": matches("[a-z0-9][a-z0-9._-]{0,63}"), "mode": matches("buyer-managed|marketplace-managed"),
+    "meta": lambda v: v == {} or shaped(v, "idem:hex64 request:hex64"),
+    "M": lambda v: (shaped(v, "amount:int currency:currency scale:int") and v["amount"] > 0
+                    and 0 <= v["scale"] <= 4),
+    "doc": lambda v: shaped(v, "sha256:hex64 text:str") and sha(v["text"].encode()).hex() == v["sha256"],
+    "key": lambda v: (shaped(v, "alg:str kid:kid public_key:hex64 purpose:str") and v["alg"] == "ed25519"
+                      and v["purpose"] in PURPOSES),
+    "limits": lambda v: (shaped(v, " ".join(n + ":int" for n in LIMITS))
+                         and all(0 < v[n] <= LIMITS[n] for n in v))}
+
+def genesis_valid(body):  # section 4, for the parsed body of entry (0, 0)
+    p = body["payload"] if body and body["actor_id"] == "system" else None
+    form = "commit_key:key checkpoint_key:key governance_key:key"
+    if not shaped(p, form + " chains:int limits:limits nonce:hex32 origin:str routing:str"): return False
+    keys, origin = {name: key for name, key in p.items() if name.endswith("_key")}, p["origin"]
+    return (1 <= p["chains"] <= 1024 and p["routing"] == "sha256-case/v1" and 1 <= len(origin.encode()) <= 200
+            and not any(c.isspace() or c == "+" or unicodedata.category(c) == "Cc" for c in origin)
+            and all(key["purpose"] + "_key" == name for name, key in keys.items())
+            and all(len({key[member] for key in keys.values()}) == 3 for member in ("kid", "public_key")))
+
+@functools.cache
+def parse_stream(stream):
+    """(kind, case, n) by section 5, kind None for any other; the case of all but orders is the stream."""
+    kinds = "(ledger|heads|chain|order|delivery|sku)"
+    m = re.fullmatch(kinds + "(?:-([0-9a-f]{32}))?(?:-([1-9][0-9]{0,17}))?", stream)
+    kind, case, n = m.groups() if m else (None, None, None)
+    if bool(case) != (kind in ("order", "delivery", "sku")) or bool(n) != (kind in ("chain", "delivery")):
+        kind = None
+    return kind, case if kind in ("order", "delivery") else stream, int(n or 0)
+
+def case_of(stream): return parse_stream(stream)[1]
+def sku_stream(sku_id):
+    return "sku-" + sha(b"ledger/sku/v1\0" + sku_id.encode(errors="surrogatepass")).hex()[:32]
