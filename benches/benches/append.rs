@@ -1,0 +1,69 @@
+//! How fast does the embedded ledger append durably, and how near is that to SQLite alone?
+#![allow(missing_docs)]
+
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use ledger_benches::raw::{Recorder, database, write};
+use ledger_benches::{ENTRIES_PER_ORDER, create, create_on, parsed, run_orders, run_parsed, tiny};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const SEED: u64 = 20_261_123;
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime")
+}
+
+fn group(c: &mut Criterion, callers: u64, orders: u64, entries_per_raw_commit: usize) {
+    let orders = if tiny() { 4 } else { orders };
+    let mut group = c.benchmark_group(format!("append/{callers} callers"));
+    group.throughput(Throughput::Elements(orders * ENTRIES_PER_ORDER)).sample_size(10);
+    group.measurement_time(Duration::from_secs(15));
+    let rt = runtime();
+    group.bench_function("ledger", |b| {
+        b.iter_custom(|iterations| {
+            let dir = tempfile::tempdir_in(".").expect("a directory on the disk under test");
+            let ledger = rt.block_on(create(dir.path()));
+            let mut spent = Duration::ZERO;
+            for i in 0..iterations {
+                let commands = parsed(SEED, i * orders, orders);
+                let start = Instant::now();
+                rt.block_on(run_parsed(&ledger, commands, callers));
+                spent += start.elapsed();
+            }
+            rt.block_on(ledger.shutdown()).expect("a clean end");
+            spent
+        });
+    });
+    group.bench_function("raw SQLite", |b| {
+        b.iter_custom(|iterations| {
+            let dir = tempfile::tempdir_in(".").expect("a directory on the disk under test");
+            let raw_dir = tempfile::tempdir_in(".").expect("a directory on the disk under test");
+            let recorder = Recorder::new(dir.path());
+            let ledger = rt.block_on(create_on(recorder.clone()));
+            let mut conn = database(raw_dir.path());
+            write(&mut conn, &recorder.take(), 1).expect("the beginning");
+            let mut spent = Duration::ZERO;
+            for i in 0..iterations {
+                rt.block_on(run_orders(&ledger, SEED, i * orders, orders, callers));
+                let batches = recorder.take();
+                let start = Instant::now();
+                write(&mut conn, &batches, entries_per_raw_commit).expect("room on the disk");
+                spent += start.elapsed();
+            }
+            rt.block_on(ledger.shutdown()).expect("a clean end");
+            spent
+        });
+    });
+    group.finish();
+}
+
+fn append(c: &mut Criterion) {
+    group(c, 256, 4096, 256);
+    group(c, 1, 100, 1);
+}
+
+criterion_group!(benches, append);
+criterion_main!(benches);
