@@ -29,17 +29,25 @@ pub fn tiny() -> bool {
 pub fn order(seed: u64, i: u64) -> Vec<String> {
     let digest = ledger_engine::hash::sha256(&[&seed.to_le_bytes(), &i.to_le_bytes()]).to_hex();
     let total = r#"{"amount":1250,"currency":"EUR","scale":2}"#;
-    let of = |command: &str, rest: String| format!(r#"{{"command":"{command}","actor":"service:market","order_id":"ref:o"{rest}}}"#);
+    let of = |command: &str, rest: String| {
+        format!(r#"{{"command":"{command}","actor":"service:market","order_id":"ref:o"{rest}}}"#)
+    };
     vec![
         format!(
             r#"{{"command":"order.create","actor":"buyer-{}@example.org","idempotency_key":"{digest}","ref":"o","sku_id":"s-1","delivery_mode":"buyer-managed","key_fingerprint":"{digest}"}}"#,
             i % 1000
         ),
-        of("payment.capture", format!(r#","idempotency_key":"evt-{digest}","provider":"stripe","payment_id":"pi_{i}","total":{total}"#)),
+        of(
+            "payment.capture",
+            format!(r#","idempotency_key":"evt-{digest}","provider":"stripe","payment_id":"pi_{i}","total":{total}"#),
+        ),
         of("order.settle", format!(r#","ledger_proof_id":"lp-{i}""#)),
         of("license.issue", String::new()),
         of("delivery.request", String::new()),
-        of("delivery.encrypt", format!(r#","algorithm":"AES256-GCM","artifact_sha256":"{digest}","ciphertext_sha256":"{digest}""#)),
+        of(
+            "delivery.encrypt",
+            format!(r#","algorithm":"AES256-GCM","artifact_sha256":"{digest}","ciphertext_sha256":"{digest}""#),
+        ),
         of("delivery.ready", String::new()),
         of("order.finalize", String::new()),
         of("delivery.download", String::new()),

@@ -128,9 +128,21 @@ fn write_batch(conn: &Connection, batch: &CommitBatch) -> rusqlite::Result<()> {
     for e in &batch.entries {
         let h = &e.header;
         insert.execute(params![
-            h.chain, h.index as i64, &h.prev_hash[..], h.stream, h.revision as i64, &h.parent_hash[..], &h.event_id[..],
-            h.event_type, h.schema_version, h.recorded_at_us, &h.body_hash[..], &h.body_sha256[..], &e.entry_hash.0[..],
-            e.parent_index.map(|i| i as i64), e.body
+            h.chain,
+            h.index as i64,
+            &h.prev_hash[..],
+            h.stream,
+            h.revision as i64,
+            &h.parent_hash[..],
+            &h.event_id[..],
+            h.event_type,
+            h.schema_version,
+            h.recorded_at_us,
+            &h.body_hash[..],
+            &h.body_sha256[..],
+            &e.entry_hash.0[..],
+            e.parent_index.map(|i| i as i64),
+            e.body
         ])?;
     }
     let mut private = conn.prepare_cached("INSERT INTO private_documents VALUES (?,?,?)")?;
@@ -138,11 +150,21 @@ fn write_batch(conn: &Connection, batch: &CommitBatch) -> rusqlite::Result<()> {
         private.execute(params![chain, *index as i64, document])?;
     }
     let s = &batch.statement;
-    conn.prepare_cached("INSERT INTO commits VALUES (?,?,?,?,?)")?
-        .execute(params![chain, s.first_index as i64, s.size, s.registry_size as i64, &s.registry_head.0[..]])?;
+    conn.prepare_cached("INSERT INTO commits VALUES (?,?,?,?,?)")?.execute(params![
+        chain,
+        s.first_index as i64,
+        s.size,
+        s.registry_size as i64,
+        &s.registry_head.0[..]
+    ])?;
     for g in &batch.signatures {
-        conn.prepare_cached("INSERT INTO commit_signatures VALUES (?,?,?,?,?)")?
-            .execute(params![chain, s.first_index as i64, g.kid, g.alg, g.signature])?;
+        conn.prepare_cached("INSERT INTO commit_signatures VALUES (?,?,?,?,?)")?.execute(params![
+            chain,
+            s.first_index as i64,
+            g.kid,
+            g.alg,
+            g.signature
+        ])?;
     }
     let mut stream = conn.prepare_cached(
         "INSERT INTO stream_heads VALUES (?,?,?,?,?) ON CONFLICT (chain,stream) DO UPDATE SET \
@@ -152,7 +174,8 @@ fn write_batch(conn: &Connection, batch: &CommitBatch) -> rusqlite::Result<()> {
         stream.execute(params![chain, name, head.revision as i64, &head.hash.0[..], head.index as i64])?;
     }
     for t in &batch.tiles {
-        conn.prepare_cached("INSERT INTO tiles VALUES (?,?,?,?)")?.execute(params![chain, t.level, t.n as i64, t.hashes])?;
+        conn.prepare_cached("INSERT INTO tiles VALUES (?,?,?,?)")?
+            .execute(params![chain, t.level, t.n as i64, t.hashes])?;
     }
     for (n, ids) in &batch.runs {
         conn.prepare_cached("INSERT INTO event_id_runs VALUES (?,?,?)")?.execute(params![chain, *n as i64, ids])?;

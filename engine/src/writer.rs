@@ -32,7 +32,7 @@ use crate::store::{ChainHead, CommitBatch, Entry, Settled, Store, StoreError, St
 use crate::stream::{CaseId, Stream};
 
 /// Cases kept folded in memory, for each chain. A case takes about a kilobyte.
-const CASES_CACHED: usize = 32_768;
+const CASES_CACHED: usize = 16_384;
 /// Tries to learn the outcome of a commit before the callers are told that it is unknown.
 const SETTLE_TRIES: u32 = 20;
 /// Commits of up to this many commands are stored by the writer itself.
@@ -125,12 +125,6 @@ impl Open {
     fn has_work(&self) -> bool {
         !self.jobs.is_empty() || !self.queue.is_empty()
     }
-
-    /// Leaves the queue in `rest` and takes everything else.
-    fn keep_queue(mut self, rest: &mut Open) -> Open {
-        rest.queue = std::mem::take(&mut self.queue);
-        self
-    }
 }
 
 /// The commit that is being stored.
@@ -190,8 +184,6 @@ pub(crate) struct Writer {
     outstanding: usize,
     /// Commands that the next commit takes at most.
     share: usize,
-    /// Commands of the commit that was stored last.
-    answered: usize,
 }
 
 /// A commit under construction.
@@ -235,61 +227,70 @@ impl Writer {
             stale: true,
             outstanding: 0,
             share: COMMIT_SHARE_MIN,
-            answered: 0,
         };
         writer.reload()?;
         Ok(writer)
     }
 
-    /// Runs until the ledger closes. While one commit is being stored the next one is decided and linked, so that both
-    /// cores work; it is signed and stored as soon as the store is free, with whatever came until then.
+    /// Runs until the ledger closes. While one commit is being stored the next one is decided, linked and signed, so that
+    /// both cores work; at most one more waits for the store, so that the store never waits.
     pub(crate) fn run(mut self, mut inbox: mpsc::Receiver<Message>, storer: &std::sync::mpsc::Sender<CommitBatch>) {
         let mut open = Open::default();
-        let mut in_flight: Option<InFlight> = None;
+        let mut in_flight: VecDeque<InFlight> = VecDeque::with_capacity(2);
+        let mut failed: VecDeque<Job> = VecDeque::new();
         loop {
-            let busy = in_flight.is_some();
-            let message = if !busy && open.has_work() { inbox.try_recv().ok() } else { inbox.blocking_recv() };
+            let full = open.jobs.len() >= self.share || !open.queue.is_empty();
+            let may_flush = open.has_work() && (in_flight.is_empty() || (in_flight.len() == 1 && full && !self.stale));
+            let message = match (may_flush, full) {
+                (true, true) => None,
+                (true, false) => inbox.try_recv().ok(),
+                (false, _) => inbox.blocking_recv(),
+            };
             match message {
-                Some(Message::Job(job)) => self.take(job, &mut open, in_flight.as_ref()),
-                Some(Message::Stored(Ok(()))) => {
-                    if let Some(stored) = in_flight.take() {
-                        self.answered = stored.jobs.len();
-                        stored.jobs.into_iter().zip(stored.outcomes).for_each(|(job, outcome)| answer(job, outcome));
+                Some(Message::Job(job)) => {
+                    open.queue.push_back(job);
+                    self.fill(&mut open, &in_flight);
+                }
+                Some(Message::Stored(result)) => {
+                    if let Some(stored) = in_flight.pop_front() {
+                        self.stored(stored, result, &mut failed);
+                    }
+                    if in_flight.is_empty() && !failed.is_empty() {
+                        self.recover(std::mem::take(&mut failed), &mut open);
                     }
                 }
-                Some(Message::Stored(Err(e))) => self.recover(in_flight.take(), &mut open, Some(e)),
                 Some(Message::Close) => {}
-                // The inbox is empty and the store is free.
-                None if open.has_work() => {
-                    let answered = std::mem::take(&mut self.answered);
-                    self.balance(answered + open.jobs.len() + open.queue.len());
-                    in_flight = self.flush(&mut open, storer);
-                }
+                // The inbox is empty, or the commit is full.
+                None if may_flush => self.flush(&mut open, &mut in_flight, storer),
                 None => return,
             }
             let closing = self.shared.closing.load(std::sync::atomic::Ordering::Acquire);
-            if closing && in_flight.is_none() && !open.has_work() && inbox.is_empty() {
+            if closing && in_flight.is_empty() && !open.has_work() && inbox.is_empty() {
                 return;
             }
         }
     }
 
-    /// Commits take half of what callers keep outstanding: if one took all of it, its callers would wait for the
-    /// store and the writer for the callers, in turn.
-    fn balance(&mut self, outstanding: usize) {
-        self.outstanding = outstanding.max(self.outstanding - self.outstanding / 16);
-        self.share =
-            (self.outstanding / 2).clamp(COMMIT_SHARE_MIN, self.shared.limits.commit_entries.max(COMMIT_SHARE_MIN));
+    /// Answers the callers of a stored commit, or puts its jobs aside to be done again. A commit that was linked to a
+    /// failed one fails too: the store finds another head than it names.
+    fn stored(&mut self, flight: InFlight, result: Result<(), StoreError>, failed: &mut VecDeque<Job>) {
+        match result {
+            Ok(()) => {
+                flight.jobs.into_iter().zip(flight.outcomes).for_each(|(job, outcome)| answer(job, outcome));
+            }
+            Err(e) => {
+                self.stale = true;
+                if matches!(e, StoreError::HeadMoved(_) | StoreError::Rejected(_)) {
+                    failed.extend(flight.jobs);
+                } else {
+                    fail_all(&mut flight.jobs.into(), &AppendError::Store(Arc::new(e)));
+                }
+            }
+        }
     }
 
-    /// Adds a job to the open commit, or to the queue behind it when it is full.
-    fn take(&mut self, job: Job, open: &mut Open, in_flight: Option<&InFlight>) {
-        open.queue.push_back(job);
-        self.fill(open, in_flight);
-    }
-
-    fn fill(&mut self, open: &mut Open, in_flight: Option<&InFlight>) {
-        if self.stale && in_flight.is_none() && open.jobs.is_empty() {
+    fn fill(&mut self, open: &mut Open, in_flight: &VecDeque<InFlight>) {
+        if self.stale && in_flight.is_empty() && open.jobs.is_empty() {
             // The next commit starts from what is stored; a failure is found again by the slow path.
             let _ = self.reload();
         }
@@ -315,24 +316,31 @@ impl Writer {
     }
 
     /// Signs the open commit and hands it to the store.
-    fn flush(&mut self, open: &mut Open, storer: &std::sync::mpsc::Sender<CommitBatch>) -> Option<InFlight> {
+    fn flush(
+        &mut self,
+        open: &mut Open,
+        in_flight: &mut VecDeque<InFlight>,
+        storer: &std::sync::mpsc::Sender<CommitBatch>,
+    ) {
         if self.stale {
-            self.recover(None, open, None);
-            return None;
+            return self.recover(VecDeque::new(), open);
         }
-        let Open { draft, jobs, outcomes, .. } = std::mem::take(&mut *open).keep_queue(open);
-        let Some(draft) = draft else {
-            self.fill(open, None);
-            return None;
+        self.balance(open.jobs.len() + open.queue.len() + in_flight.iter().map(|f| f.jobs.len()).sum::<usize>());
+        let (draft, jobs) = (open.draft.take(), std::mem::take(&mut open.jobs));
+        let outcomes = std::mem::take(&mut open.outcomes);
+        let Some(draft) = draft.filter(|d| !d.entries.is_empty()) else {
+            // Refusals and repetitions may rest on the commit before, so they wait for it.
+            match in_flight.back_mut() {
+                Some(last) => {
+                    last.jobs.extend(jobs);
+                    last.outcomes.extend(outcomes);
+                }
+                None => jobs.into_iter().zip(outcomes).for_each(|(job, outcome)| answer(job, outcome)),
+            }
+            return self.fill(open, in_flight);
         };
-        if draft.entries.is_empty() {
-            jobs.into_iter().zip(outcomes).for_each(|(job, outcome)| answer(job, outcome));
-            self.fill(open, None);
-            return None;
-        }
-        let idempotency = draft.idempotency.clone();
+        let mut flight = InFlight { jobs, outcomes, idempotency: draft.idempotency.clone() };
         let now_us = draft.now_us;
-        let flight = || InFlight { jobs, outcomes, idempotency };
         let batch = match self.finish(draft) {
             Ok(batch) => batch,
             Err(e) => {
@@ -341,41 +349,31 @@ impl Writer {
                     CommitError::Signer(e) => AppendError::Signer(e),
                     CommitError::Store(e) => AppendError::Store(Arc::new(e)),
                 };
-                flight().jobs.into_iter().for_each(|job| answer(job, Outcome::Failed(error.clone())));
-                return None;
+                return fail_all(&mut std::mem::take(&mut flight.jobs).into(), &error);
             }
         };
-        self.head = batch.after.clone();
-        self.last_time_us = now_us;
-        let flight = flight();
-        if flight.jobs.len() <= INLINE_JOBS {
+        self.advance(&batch, now_us);
+        if in_flight.is_empty() && flight.jobs.len() <= INLINE_JOBS {
             // A hand-over to the other thread would cost a lone caller more than it wins.
-            match store_settled(&*self.shared.store, &batch) {
-                Ok(()) => flight.jobs.into_iter().zip(flight.outcomes).for_each(|(job, outcome)| answer(job, outcome)),
-                Err(e) => self.recover(Some(flight), open, Some(e)),
+            let mut failed = VecDeque::new();
+            self.stored(flight, store_settled(&*self.shared.store, &batch), &mut failed);
+            if !failed.is_empty() {
+                return self.recover(failed, open);
             }
-            self.fill(open, None);
-            return None;
-        }
-        if storer.send(batch).is_err() {
+        } else if storer.send(batch).is_ok() {
+            in_flight.push_back(flight);
+        } else {
             let gone = StoreError::Unavailable("the storing thread is gone".into());
-            self.recover(Some(flight), open, Some(gone));
-            return None;
+            self.stale = true;
+            fail_all(&mut flight.jobs.into(), &AppendError::Store(Arc::new(gone)));
         }
-        self.fill(open, Some(&flight));
-        Some(flight)
+        self.fill(open, in_flight);
     }
 
     /// After a failed commit: what was assumed is forgotten, and its jobs, with those that built on it, are done again
-    /// one commit after the other. On an outage they are told to try again.
-    fn recover(&mut self, failed: Option<InFlight>, open: &mut Open, error: Option<StoreError>) {
+    /// one commit after the other.
+    fn recover(&mut self, mut waiting: VecDeque<Job>, open: &mut Open) {
         self.stale = true;
-        let mut waiting: VecDeque<Job> = failed.into_iter().flat_map(|f| f.jobs).collect();
-        if let Some(e) = error
-            && !matches!(e, StoreError::HeadMoved(_) | StoreError::Rejected(_))
-        {
-            fail_all(&mut waiting, &AppendError::Store(Arc::new(e)));
-        }
         let again = std::mem::take(open);
         waiting.extend(again.jobs);
         waiting.extend(again.queue);
@@ -384,9 +382,17 @@ impl Writer {
         }
     }
 
-    /// The simple way: commits the jobs and returns when they are answered.
+    /// The simple way: commits the job and returns when it is answered.
     pub(crate) fn run_once(mut self, job: Job) {
         self.commit_some(&mut VecDeque::from([job]));
+    }
+
+    /// Commits take half of what callers keep outstanding: if one took all of it, its callers would wait for the
+    /// store and the writer for the callers, in turn.
+    fn balance(&mut self, outstanding: usize) {
+        self.outstanding = outstanding.max(self.outstanding - self.outstanding / 16);
+        self.share =
+            (self.outstanding / 2).clamp(COMMIT_SHARE_MIN, self.shared.limits.commit_entries.max(COMMIT_SHARE_MIN));
     }
 
     /// Reads the head and what appending needs from the store, and forgets the rest.
@@ -486,7 +492,7 @@ impl Writer {
         let Some(batch) = batch else { return Ok((taken, outcomes)) };
         let store = Arc::clone(&self.shared.store);
         store_settled(&*store, &batch)?;
-        self.advance(batch, now_us);
+        self.advance(&batch, now_us);
         Ok((taken, outcomes))
     }
 
@@ -515,12 +521,12 @@ impl Writer {
         };
         let Some(batch) = batch else { return Ok((taken, outcomes)) };
         settle(&*store, &batch, result)?;
-        self.advance(batch, now_us);
+        self.advance(&batch, now_us);
         Ok((taken, outcomes))
     }
 
-    fn advance(&mut self, batch: CommitBatch, now_us: i64) {
-        self.head = batch.after;
+    fn advance(&mut self, batch: &CommitBatch, now_us: i64) {
+        self.head = batch.after.clone();
         self.last_time_us = now_us;
     }
 
@@ -550,13 +556,13 @@ impl Writer {
     ) -> Result<(usize, Vec<Outcome>, Option<CommitBatch>, i64), CommitError> {
         self.stale = true;
         let mut draft = self.new_draft();
-        let mut outcomes: Vec<Outcome> = Vec::with_capacity(waiting.len());
+        let (none, mut outcomes) = (VecDeque::new(), Vec::with_capacity(waiting.len()));
         for job in waiting {
             if !draft.has_room(&self.shared.limits) {
                 break;
             }
             let at = outcomes.len();
-            let outcome = match self.execute(&job.work, &mut draft, at, &outcomes, None) {
+            let outcome = match self.execute(&job.work, &mut draft, at, &outcomes, &none) {
                 Ok(appended) => Outcome::Appended(appended),
                 Err(Stop::Refused(r)) => Outcome::Failed(AppendError::Refused(r)),
                 Err(Stop::Store(e)) => return Err(e.into()),
@@ -579,7 +585,7 @@ impl Writer {
         draft: &mut Draft,
         at: usize,
         done: &[Outcome],
-        in_flight: Option<&InFlight>,
+        in_flight: &VecDeque<InFlight>,
     ) -> Result<Appended, Stop> {
         match work {
             Work::Command(submission) => {
@@ -603,7 +609,7 @@ impl Writer {
         s: &Submission,
         draft: &Draft,
         done: &[Outcome],
-        in_flight: Option<&InFlight>,
+        in_flight: &VecDeque<InFlight>,
     ) -> Result<Option<Appended>, Stop> {
         let Some(meta) = &s.meta else { return Ok(None) };
         let mismatch = || {
@@ -612,8 +618,8 @@ impl Writer {
         };
         // What is not stored yet: the open commit, and the one on its way.
         let unstored = draft.idempotency.get(&meta.idem).map(|found| (found, done));
-        let unstored = unstored
-            .or_else(|| in_flight.and_then(|f| f.idempotency.get(&meta.idem).map(|found| (found, &f.outcomes[..]))));
+        let unstored =
+            unstored.or_else(|| in_flight.iter().find_map(|f| Some((f.idempotency.get(&meta.idem)?, &f.outcomes[..]))));
         if let Some(((_, request, at), outcomes)) = unstored {
             if *request != meta.request {
                 return Err(mismatch());
