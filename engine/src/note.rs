@@ -242,7 +242,7 @@ mod tests {
             hash("jh+IfPx8el5D8gLa9n2Zro+P1LM6ayUbz59dg0djA+o="),
         );
         let Ok(inclusion) = merkle::inclusion_proof(&leaves[..], 3, 5);
-        assert_eq!(inclusion, [a, b, c].iter().map(|h| *h).collect::<Vec<_>>());
+        assert_eq!(inclusion, [a, b, c]);
         let Ok(consistency) = merkle::consistency_proof(&leaves[..], 3, 5);
         assert_eq!(consistency, [a, hash("1b21ihkXOmoBEd8/H2LbqgDkQiHg8JtHSJgSoBDNUxQ="), b, c]);
         assert_eq!(merkle::root(&leaves[..3]), hash("ZLJJxOBgbj2XQsSb/VfNHj6xcPXM76JuoEXKGT1kp18="));

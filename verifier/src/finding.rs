@@ -1,0 +1,100 @@
+//! Findings and their codes.
+
+use std::fmt;
+
+macro_rules! codes {
+    ($($variant:ident $text:literal $meaning:literal;)*) => {
+        /// What is wrong. The text of each is stable.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[non_exhaustive]
+        #[allow(missing_docs, reason = "each has its meaning as text")]
+        pub enum Code { $($variant),* }
+
+        impl Code {
+            /// All codes, in the order of FORMAT.md.
+            pub const ALL: &[Code] = &[$(Code::$variant),*];
+
+            /// The stable text.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Code::$variant => $text),* }
+            }
+
+            /// What it means, and what to do.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Code::$variant => $meaning),* }
+            }
+        }
+    };
+}
+
+codes! {
+    LedgerIdMismatch "ledger_id_mismatch" "this is not the ledger that was pinned, or its id row was changed: check the id you were given, and where the file came from";
+    GenesisInvalid "genesis_invalid" "the genesis entry does not describe a ledger: no key can be trusted";
+    ChainUnknown "chain_unknown" "rows of a chain that the genesis does not have: somebody added or moved them";
+    EntryMissing "entry_missing" "entries were deleted: compare with a backup or an export";
+    EntryUndecodable "entry_undecodable" "a column of the entry is not what the format allows: it was changed";
+    EntryDuplicate "entry_duplicate" "a second entry claims the same place: somebody added it";
+    BodyHashMismatch "body_hash_mismatch" "the body is not the one that was signed: the event's content was changed";
+    EventIdMismatch "event_id_mismatch" "the entry's id does not belong to its place: it was changed, or the entry moved";
+    PrevHashMismatch "prev_hash_mismatch" "the link to the entry before was changed, or the entry before was replaced";
+    EntryHashMismatch "entry_hash_mismatch" "a header column (type, time, stream, revision, …) or the stored hash was changed";
+    TimeRegression "time_regression" "the entry's time is before the one of the entry before: the writer broke a rule";
+    ParentIndexMismatch "parent_index_mismatch" "the stored place of the stream's previous entry was changed; nothing signed is affected";
+    RevisionMismatch "revision_mismatch" "the stream's revisions have a gap or repeat: the writer broke a rule";
+    ParentHashMismatch "parent_hash_mismatch" "the link to the stream's previous entry is wrong: the writer broke a rule";
+    BodyInvalid "body_invalid" "the body is not canonical JSON of the format: the writer broke a rule";
+    RoutingMismatch "routing_mismatch" "the stream does not exist in the format or belongs on another chain: the writer broke a rule";
+    IllegalTransition "illegal_transition" "the event was not allowed in the state the order, delivery or SKU was in: the writer broke a rule";
+    RegistryInvalid "registry_invalid" "a change of keys without the governance key's authority: do not trust keys from here on";
+    PrivateMismatch "private_mismatch" "the private document is not the one that was recorded: it was changed";
+    PrivateUnexpected "private_unexpected" "a private document that no entry names: somebody added or moved it";
+    CommitUndecodable "commit_undecodable" "a commit row or its signatures are not what the format allows: they were changed or repeated";
+    CommitTiling "commit_tiling" "commits leave a gap or overlap: a commit row was deleted, added or changed";
+    CommitUnsigned "commit_unsigned" "the commit has no signature: it was deleted";
+    RegistryPositionMismatch "registry_position_mismatch" "the commit names a state of the key registry that does not exist or goes back";
+    KidUnknown "kid_unknown" "the signing key is not in the registry at that point";
+    KidWrongPurpose "kid_wrong_purpose" "the key was enrolled for something else";
+    AlgorithmMismatch "algorithm_mismatch" "the signature names an algorithm that the key does not have";
+    KidNotValid "kid_not_valid" "the key was retired before it signed this: treat what it signed as forged";
+    CommitSignatureInvalid "commit_signature_invalid" "the signature does not cover these entries: entries or the signature were replaced";
+    CommitTooLarge "commit_too_large" "the commit is over the format's limit of 16 MiB";
+    CommitSignatureOrphan "commit_signature_orphan" "a signature without its commit, or a second one by the same key: rows were added, moved or deleted";
+    CheckpointUndecodable "checkpoint_undecodable" "the checkpoint is not a signed note of the format";
+    CheckpointMismatch "checkpoint_mismatch" "the checkpoint's text differs from its row, or is of another ledger or chain";
+    CheckpointBeyondTail "checkpoint_beyond_tail" "the checkpoint covers entries that are gone: the ledger was cut off or rolled back";
+    CheckpointRootMismatch "checkpoint_root_mismatch" "the checkpoint was signed over another history: this one was rewritten";
+    CheckpointSignatureInvalid "checkpoint_signature_invalid" "the checkpoint's signature does not verify: text or signature were changed";
+    ChainHeadMismatch "chain_head_mismatch" "the chain's head row differs from the entries; the engine will refuse or mislead readers";
+    StreamHeadMismatch "stream_head_mismatch" "a stream's head row differs from the entries";
+    TileMismatch "tile_mismatch" "a stored tile of the Merkle tree differs from the entries: proofs from it would fail";
+    EventIndexMismatch "event_index_mismatch" "a run of event ids differs from the entries: look-ups by id would fail";
+    CursorMismatch "cursor_mismatch" "a projection's cursor differs from the chain's size; `ledger replay` mends it";
+    ProjectionMismatch "projection_mismatch" "a projection's row differs from the fold of the entries; `ledger replay` mends it, after you know who changed it";
+}
+
+/// One fault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What is wrong.
+    pub code: Code,
+    /// On which chain, where that makes sense.
+    pub chain: Option<u64>,
+    /// `table/key/…`, or `entries/from/to`.
+    pub place: String,
+    /// What should be there, and what is, where that helps.
+    pub evidence: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.code.as_str())?;
+        if let Some(chain) = self.chain {
+            write!(f, " chain {chain}")?;
+        }
+        write!(f, " {}", self.place)?;
+        if !self.evidence.is_empty() {
+            write!(f, "\n    {}", self.evidence)?;
+        }
+        write!(f, "\n    {}", self.code.meaning())
+    }
+}

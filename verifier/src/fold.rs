@@ -1,0 +1,312 @@
+//! Steps 2.7 to 2.12: the entries are folded, and each is judged against the state it found.
+
+use std::collections::{BTreeMap, HashMap};
+
+use ledger_engine::body::{BODY_BYTES_MAX, Body, BodyError};
+use ledger_engine::domain::case::{Case, Touched};
+use ledger_engine::domain::projection::{Row, case_row, idempotency_row, sku_row};
+use ledger_engine::domain::{Illegal, Occurrence};
+use ledger_engine::genesis::Genesis;
+use ledger_engine::hash::{Hash, sha256};
+use ledger_engine::json::{Object, Value};
+use ledger_engine::registry::{Registry, RegistryPlace};
+use ledger_engine::stream::{CaseId, Stream};
+use rayon::prelude::*;
+
+use crate::chain::{Chain, Prices};
+use crate::finding::Code;
+use crate::row::{EntryRow, read_entry};
+use crate::source::{SourceError, Tables};
+use crate::verify::Collector;
+
+/// What judging needs of the whole ledger.
+pub(crate) struct Context<'a> {
+    pub(crate) ledger_id: Hash,
+    /// `None`: the registry is unknown.
+    pub(crate) genesis: Option<&'a Genesis>,
+    /// The genesis entry's body hash is right, but the genesis is not valid.
+    pub(crate) genesis_invalid: bool,
+    pub(crate) chains: &'a [Chain],
+    pub(crate) prices: &'a Prices,
+}
+
+/// The state of a chain after its last entry.
+#[derive(Default)]
+pub(crate) struct Folded {
+    pub(crate) cases: HashMap<CaseId, Case>,
+    touched: BTreeMap<(CaseId, Touched), ()>,
+    pub(crate) idempotency: BTreeMap<Hash, u64>,
+    /// Faults found by entry, so that commits know which registry entries were fine.
+    pub(crate) faulty: HashMap<u64, Code>,
+    pub(crate) private_present: u64,
+    pub(crate) private_redacted: u64,
+}
+
+impl Folded {
+    /// The projection rows that should be stored.
+    pub(crate) fn rows(&self, chain: &Chain) -> Vec<Row> {
+        let number = chain.number as u32;
+        let mut rows: Vec<Row> =
+            self.touched.keys().filter_map(|(case, t)| case_row(number, self.cases.get(case)?, t)).collect();
+        rows.extend(chain.sku_states.values().flatten().map(|sku| sku_row(number, sku)));
+        rows.extend(self.idempotency.iter().map(|(key, index)| idempotency_row(number, key, *index)));
+        rows
+    }
+}
+
+impl Context<'_> {
+    fn home(&self, stream: &Stream) -> Option<u64> {
+        self.genesis.map(|g| u64::from(stream.chain(g.chains)))
+    }
+
+    /// Judges the entries of one chain in order.
+    pub(crate) fn judge(
+        &self,
+        tables: &dyn Tables,
+        chain: &Chain,
+        registry: &mut Option<Registry>,
+        out: &mut Collector,
+    ) -> Result<Folded, SourceError> {
+        let mut folded = Folded::default();
+        let mut gaps = chain.gaps.iter().peekable();
+        let mut last: Option<(u64, i64, bool)> = None;
+        let id = self.ledger_id;
+        tables.rows("entries", Some(chain.number), &mut |piece| {
+            let rows: Vec<_> = piece
+                .par_iter()
+                .map(|cells| {
+                    let row = read_entry(cells, &id);
+                    let body = row.as_ref().map(|r| Body::decode(&r.body));
+                    (cells.get(1).and_then(crate::row::number), row, body)
+                })
+                .collect();
+            for (idx, row, body) in rows {
+                while let Some((from, to)) = gaps.next_if(|(_, to)| idx.is_some_and(|i| *to <= i)) {
+                    out.entry_missing(chain.number, *from, *to);
+                }
+                let repeated = last.is_some_and(|(before, ..)| Some(before) == idx);
+                let (code, evidence) = match (idx.and_then(|i| chain.at.get(&i)), row, body) {
+                    (Some(seen), Some(row), Some(body)) if !repeated => {
+                        let early = last.is_some_and(|(_, time, clean)| clean && row.header.recorded_at_us < time);
+                        let judged = if seen.damage.is_some() {
+                            None
+                        } else {
+                            self.fold(chain, &row, body, registry, &mut folded)
+                        };
+                        let code = match seen.damage {
+                            Some(code) => Some((code, evidence(&row, seen))),
+                            None if early => Some((Code::TimeRegression, String::new())),
+                            None => seen.stream_fault.map(|c| (c, String::new())).or(judged),
+                        };
+                        last = Some((row.header.index, row.header.recorded_at_us, code.is_none()));
+                        code.map_or((None, String::new()), |(c, e)| (Some(c), e))
+                    }
+                    (_, Some(row), _) if repeated => {
+                        last = Some((row.header.index, row.header.recorded_at_us, false));
+                        (Some(Code::EntryDuplicate), String::new())
+                    }
+                    _ => {
+                        last = Some((idx.unwrap_or(u64::MAX), 0, false));
+                        (Some(Code::EntryUndecodable), String::new())
+                    }
+                };
+                let genesis = chain.number == 0 && idx == Some(0) && self.genesis_invalid;
+                let code = if genesis { Some(Code::GenesisInvalid) } else { code };
+                if let Some(code) = code {
+                    let key = idx.map_or_else(|| "?".to_owned(), |i| i.to_string());
+                    folded.faulty.entry(idx.unwrap_or(u64::MAX)).or_insert(code);
+                    out.report(code, Some(chain.number), format!("entries/{key}"), evidence);
+                }
+            }
+        })?;
+        for (from, to) in gaps {
+            out.entry_missing(chain.number, *from, *to);
+        }
+        Ok(folded)
+    }
+
+    /// Steps 2.9 to 2.12 for an undamaged row.
+    fn fold(
+        &self,
+        chain: &Chain,
+        row: &EntryRow,
+        body: Result<Body, BodyError>,
+        registry: &mut Option<Registry>,
+        folded: &mut Folded,
+    ) -> Option<(Code, String)> {
+        let body = match body {
+            Ok(body) => body,
+            Err(e) => return Some((Code::BodyInvalid, e.to_string())),
+        };
+        let h = &row.header;
+        if let Some(meta) = &body.meta {
+            folded.idempotency.entry(meta.idem).or_insert(h.index);
+        }
+        let stream = Stream::parse(&h.stream);
+        let home = stream.as_ref().and_then(|s| self.home(s));
+        if self.genesis.is_some() && home != Some(chain.number) {
+            return Some((Code::RoutingMismatch, format!("stream {} belongs on chain {home:?}", h.stream)));
+        }
+        let judged = match stream {
+            Some(stream) => self.transition(chain, row, &body, stream, registry, folded),
+            None => Ok(()),
+        };
+        let registry_event = h.event_type.starts_with("key.");
+        // Without a chain that holds together the state may be wrong, and with it the judgement.
+        let judgeable = !chain.tainted && !chain.tainted_cases.contains(&crate::chain::case_of(&h.stream));
+        if let Err(e) = judged
+            && (judgeable || registry_event && !chain.tainted)
+        {
+            let code = if registry_event { Code::RegistryInvalid } else { Code::IllegalTransition };
+            return Some((code, e.0));
+        }
+        self.private(chain, h.index, &body, folded)
+    }
+
+    fn private(&self, chain: &Chain, index: u64, body: &Body, folded: &mut Folded) -> Option<(Code, String)> {
+        let named = body.private_sha256?;
+        let Some(document) = chain.documents.get(&index) else {
+            folded.private_redacted += 1;
+            return None;
+        };
+        folded.private_present += 1;
+        let document = document.as_ref().filter(|d| d.len() <= BODY_BYTES_MAX);
+        let found = document.map(|d| sha256(&[d]));
+        (found != Some(named)).then(|| (Code::PrivateMismatch, format!("expected {named}, found {found:?}")))
+    }
+
+    fn transition(
+        &self,
+        chain: &Chain,
+        row: &EntryRow,
+        body: &Body,
+        stream: Stream,
+        registry: &mut Option<Registry>,
+        folded: &mut Folded,
+    ) -> Result<(), Illegal> {
+        let h = &row.header;
+        let event = Occurrence {
+            stream,
+            revision: h.revision,
+            event_type: &h.event_type,
+            payload: &body.payload,
+            index: h.index,
+            recorded_at_us: h.recorded_at_us,
+            has_private: body.private_sha256.is_some(),
+        };
+        let refuse = |why: &str| Err(Illegal(why.to_owned()));
+        if h.event_type.starts_with("key.") {
+            let (Some(registry), Some(_)) = (registry.as_mut(), self.genesis) else { return Ok(()) };
+            if stream != Stream::Ledger {
+                return refuse("an event of the key registry on another stream");
+            }
+            let parent_hash = Hash(h.parent_hash);
+            let place = RegistryPlace { ledger_id: &self.ledger_id, revision: h.revision, parent_hash: &parent_hash, index: h.index };
+            return registry.apply(&h.event_type, &body.payload, place, row.entry_hash);
+        }
+        if h.index == 0 {
+            let made = match (stream, h.event_type.as_str()) {
+                (Stream::Ledger, "ledger.created") => chain.number == 0,
+                (Stream::Chain(k), "chain.created") => {
+                    let payload = Object::new().with("chain", i64::from(k));
+                    body.actor_id == "system" && body.payload == payload && chain.number != 0
+                }
+                _ => false,
+            };
+            return if made { Ok(()) } else { refuse("not the entry that begins a chain") };
+        }
+        match stream {
+            Stream::Sku(_) => match chain.sku_refused.get(&h.index) {
+                Some(why) => Err(Illegal(why.clone())),
+                None => Ok(()),
+            },
+            Stream::Order(id) | Stream::Delivery(id, _) => {
+                if event.event_type == "order.created" {
+                    self.price(body)?;
+                }
+                let case = folded.cases.entry(id).or_insert_with(|| Case::new(id));
+                let applied = case.apply(&event);
+                if applied.is_err() && event.has_private {
+                    case.private.push(h.index);
+                }
+                let applied = applied?;
+                folded.touched.extend(applied.touched.into_iter().map(|t| ((id, t), ())));
+                Ok(())
+            }
+            Stream::Heads if h.event_type == "chain.heads" => self.heads(&body.payload, h.index),
+            Stream::Ledger if self.genesis.is_none() => Ok(()),
+            _ => refuse("no event of this stream"),
+        }
+    }
+
+    fn price(&self, body: &Body) -> Result<(), Illegal> {
+        let member = |name| body.payload.value(name);
+        let (Some(sku), Some(revision)) = (member("sku_id").and_then(Value::as_str), member("sku_revision").and_then(Value::as_int))
+        else {
+            // The case's own rules refuse a malformed payload.
+            return Ok(());
+        };
+        let stream = Stream::Sku(CaseId::of_sku(sku));
+        let name = stream.to_string();
+        let Some(home) = self.home(&stream).and_then(|n| self.chains.get(n as usize)) else { return Ok(()) };
+        if home.tainted || home.tainted_cases.contains(&name) {
+            return Ok(());
+        }
+        let listed = u64::try_from(revision).ok().and_then(|r| self.prices.get(&(name, r)));
+        let total = member("total").and_then(ledger_engine::domain::money::Money::read);
+        if listed.is_some() && listed == total.as_ref() {
+            return Ok(());
+        }
+        Err(Illegal(format!("the total is not the price that revision {revision} of the SKU lists")))
+    }
+
+    fn heads(&self, payload: &Object, index: u64) -> Result<(), Illegal> {
+        let Some(genesis) = self.genesis else { return Ok(()) };
+        let wrong = || Illegal("the heads are not those of the chains".into());
+        let items = payload.value("heads").and_then(Value::as_array).filter(|_| payload.len() == 1).ok_or_else(wrong)?;
+        if items.len() != genesis.chains as usize {
+            return Err(wrong());
+        }
+        for (chain, item) in self.chains.iter().zip(items) {
+            let head = item.as_object().filter(|o| o.len() == 4).ok_or_else(wrong)?;
+            let int = |name| head.value(name).and_then(Value::as_int).and_then(|n| u64::try_from(n).ok());
+            let hash = |name| head.value(name).and_then(Value::as_str).and_then(Hash::from_hex);
+            let (Some(number), Some(size), Some(root), Some(last)) = (int("chain"), int("size"), hash("root"), hash("head_hash"))
+            else {
+                return Err(wrong());
+            };
+            let most = match (chain.number, chain.tainted) {
+                (0, _) => index,
+                (_, true) => u64::MAX,
+                (_, false) => chain.end,
+            };
+            if number != chain.number || size > most {
+                return Err(wrong());
+            }
+            if size > chain.intact {
+                continue;
+            }
+            let expected = size.checked_sub(1).map_or(Some(Hash::ZERO), |i| chain.at.get(&i).map(|s| s.hash));
+            if chain.tree.root(size) != Some(root) || expected != Some(last) {
+                return Err(wrong());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn evidence(row: &EntryRow, seen: &crate::chain::Seen) -> String {
+    match seen.damage {
+        Some(Code::BodyHashMismatch) => {
+            let found = ledger_engine::hash::body_hash(&row.body);
+            format!("{} of stream {}: expected body hash {}, found {found}", row.header.event_type, row.header.stream, Hash(row.header.body_hash))
+        }
+        Some(Code::EntryHashMismatch) => {
+            format!("{} of stream {}: expected entry hash {}, found {}", row.header.event_type, row.header.stream, row.entry_hash, row.hash)
+        }
+        Some(Code::PrevHashMismatch) => {
+            format!("{} of stream {}: the link is {}", row.header.event_type, row.header.stream, Hash(row.header.prev_hash))
+        }
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,39 @@
+//! Judges a ledger by FORMAT.md section 10: every fault is found, placed and named, in one run.
+//!
+//! It shares the format and the hashing with the engine and never its store: it has its own read-only SQL, and believes
+//! the bytes and the pinned ledger id only.
+
+mod chain;
+mod commits;
+mod derived;
+mod finding;
+mod fold;
+mod report;
+mod row;
+mod source;
+mod tree;
+mod verify;
+
+pub use finding::{Code, Finding};
+pub use report::{ChainReport, Report, Verdict};
+pub use source::{Dump, SourceError, Sqlite, Tables};
+pub use verify::verify;
+
+use std::path::Path;
+
+use ledger_engine::hash::Hash;
+
+/// Verifies a ledger's directory, a backup file (`.db`) or a dump (`.json`). Without `trust`, a dump's own is used.
+pub fn verify_path(path: &Path, trust: Option<Hash>) -> Report {
+    let name = path.display().to_string();
+    if path.extension().is_some_and(|e| e == "json") {
+        return match Dump::read(path) {
+            Ok(dump) => verify(&name, &dump, trust.or(dump.trust)),
+            Err(e) => Report::unreadable(&name, &e.to_string()),
+        };
+    }
+    match Sqlite::open(path).map(|source| verify(&name, &source, trust)) {
+        Ok(report) => report,
+        Err(e) => Report::unreadable(&name, &e.to_string()),
+    }
+}

@@ -1,0 +1,257 @@
+//! Where rows come from: a SQLite file or a dump. Rows are handed over as they are, however damaged.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use ledger_engine::domain::projection::{Cell, TABLES};
+use ledger_engine::hash::{Hash, from_hex};
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OpenFlags};
+
+/// A source cannot be read at all.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// It is not there or not readable.
+    #[error("{path}: {reason}")]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
+}
+
+/// Columns of the tables that are not projections, in the order of FORMAT.md 8.
+const COLUMNS: [(&str, &[&str]); 11] = [
+    ("ledger", &["ledger_id"]),
+    ("entries", &[
+        "chain", "idx", "prev_hash", "stream", "revision", "parent_hash", "event_id", "event_type", "schema_version",
+        "recorded_at_us", "body_hash", "body_sha256", "entry_hash", "parent_index", "body",
+    ]),
+    ("private_documents", &["chain", "idx", "document"]),
+    ("commits", &["chain", "first_index", "size", "registry_size", "registry_head"]),
+    ("commit_signatures", &["chain", "first_index", "kid", "alg", "signature"]),
+    ("checkpoints", &["chain", "size", "root", "note"]),
+    ("chain_heads", &["chain", "size", "head_hash", "compact_range"]),
+    ("stream_heads", &["chain", "stream", "revision", "head_hash", "head_index"]),
+    ("tiles", &["chain", "level", "n", "hashes"]),
+    ("event_id_runs", &["chain", "run", "ids"]),
+    ("cursors", &["projection", "chain", "size"]),
+];
+
+/// Columns of a table, and how many of them are its key.
+pub(crate) fn columns(table: &str) -> (&'static [&'static str], usize) {
+    let found = COLUMNS.iter().find(|(name, _)| *name == table).map(|(_, columns)| *columns);
+    let columns = found.or_else(|| TABLES.iter().find(|t| t.name == table).map(|t| t.columns)).unwrap_or_default();
+    let key = match table {
+        "ledger" | "chain_heads" => 1,
+        "tiles" | "commit_signatures" => 3,
+        _ => 2,
+    };
+    (columns, key)
+}
+
+/// All tables of the format.
+pub(crate) fn table_names() -> impl Iterator<Item = &'static str> {
+    COLUMNS.iter().map(|(name, _)| *name).chain(TABLES.iter().map(|t| t.name))
+}
+
+/// Rows of a ledger. A missing table is empty; a missing column is null.
+pub trait Tables {
+    /// The chain numbers that occur in a table, and `None` if a row has no usable one.
+    fn chains(&self, table: &str) -> Result<BTreeSet<Option<u64>>, SourceError>;
+    /// The rows of a table on a chain (`None`: those without a usable number), ordered by key, in pieces.
+    fn rows(&self, table: &str, chain: Option<u64>, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError>;
+
+    /// All rows at once.
+    fn all(&self, table: &str, chain: Option<u64>) -> Result<Vec<Vec<Cell>>, SourceError> {
+        let mut all = Vec::new();
+        self.rows(table, chain, &mut |rows| all.extend(rows))?;
+        Ok(all)
+    }
+}
+
+/// Rows read at a time.
+const PIECE: usize = 4096;
+
+/// A ledger's SQLite file, read in one transaction: writers may go on.
+pub struct Sqlite {
+    path: PathBuf,
+    conn: Connection,
+    present: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl Sqlite {
+    /// Opens a ledger's directory or a backup file, read-only.
+    pub fn open(path: &Path) -> Result<Sqlite, SourceError> {
+        let file = if path.is_dir() { path.join("ledger.db") } else { path.to_owned() };
+        let unreadable = |reason: String| SourceError::Unreadable { path: file.clone(), reason };
+        if !file.is_file() {
+            return Err(unreadable("there is no ledger here; name a ledger's directory, a backup (.db) or a dump (.json)".into()));
+        }
+        let wal = PathBuf::from(format!("{}-wal", file.display()));
+        // Without a WAL nobody writes, and a file on read-only media can be opened only so.
+        let immutable = if wal.exists() { "" } else { "&immutable=1" };
+        let name: String = file.display().to_string().chars().flat_map(|c| match c {
+            '?' | '#' | '%' => format!("%{:02x}", c as u32).chars().collect::<Vec<_>>(),
+            c => vec![c],
+        }).collect();
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let conn = Connection::open_with_flags(format!("file:{name}?mode=ro{immutable}"), flags)
+            .map_err(|e| unreadable(e.to_string()))?;
+        let mut present: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        let read = || -> rusqlite::Result<()> {
+            conn.busy_timeout(std::time::Duration::from_secs(30))?;
+            conn.execute_batch("BEGIN")?;
+            for table in table_names() {
+                let mut s = conn.prepare("SELECT name FROM pragma_table_info(?1)")?;
+                let names = s.query_map([table], |r| r.get::<_, String>(0))?.collect::<rusqlite::Result<BTreeSet<_>>>()?;
+                present.insert(table.to_owned(), names);
+            }
+            Ok(())
+        };
+        let mut read = read;
+        read().map_err(|e| unreadable(format!("{e}; is it a ledger's database? restore it from a backup if it is damaged")))?;
+        if present.get("entries").is_none_or(BTreeSet::is_empty) {
+            return Err(unreadable("the database has no table of entries: it is no ledger".into()));
+        }
+        Ok(Sqlite { path: file, conn, present })
+    }
+
+    fn fail(&self, e: &rusqlite::Error) -> SourceError {
+        SourceError::Unreadable { path: self.path.clone(), reason: format!("{e}; the file is damaged or busy, restore it or try again") }
+    }
+
+    fn has(&self, table: &str, column: &str) -> bool {
+        self.present.get(table).is_some_and(|c| c.contains(column))
+    }
+}
+
+impl Tables for Sqlite {
+    fn chains(&self, table: &str) -> Result<BTreeSet<Option<u64>>, SourceError> {
+        if !self.has(table, "chain") {
+            return Ok(BTreeSet::new());
+        }
+        let read = || -> rusqlite::Result<BTreeSet<Option<u64>>> {
+            let mut s = self.conn.prepare(&format!("SELECT DISTINCT chain FROM {table}"))?;
+            let found = s.query_map([], |r| {
+                let cell = r.get_ref(0)?;
+                Ok(cell.as_i64().ok().and_then(|n| u64::try_from(n).ok()))
+            })?;
+            found.collect()
+        };
+        read().map_err(|e| self.fail(&e))
+    }
+
+    fn rows(&self, table: &str, chain: Option<u64>, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError> {
+        let (columns, key) = columns(table);
+        if self.present.get(table).is_none_or(BTreeSet::is_empty) {
+            return Ok(());
+        }
+        let list: Vec<&str> = columns.iter().map(|c| if self.has(table, c) { *c } else { "NULL" }).collect();
+        let order: Vec<&str> = list[..key].iter().copied().filter(|c| *c != "NULL").collect();
+        let filter = match chain {
+            _ if !columns.contains(&"chain") => String::new(),
+            Some(n) => format!("WHERE chain = {n} AND typeof(chain) = 'integer'"),
+            None => "WHERE typeof(chain) != 'integer' OR chain < 0".to_owned(),
+        };
+        let order = if order.is_empty() { String::new() } else { format!("ORDER BY {}", order.join(", ")) };
+        let mut read = || -> rusqlite::Result<()> {
+            let mut s = self.conn.prepare(&format!("SELECT {} FROM {table} {filter} {order}", list.join(", ")))?;
+            let mut rows = s.query([])?;
+            let mut piece = Vec::with_capacity(PIECE);
+            while let Some(row) = rows.next()? {
+                piece.push((0..columns.len()).map(|i| row.get_ref(i).map(cell)).collect::<rusqlite::Result<Vec<_>>>()?);
+                if piece.len() == PIECE {
+                    each(std::mem::replace(&mut piece, Vec::with_capacity(PIECE)));
+                }
+            }
+            each(piece);
+            Ok(())
+        };
+        read().map_err(|e| self.fail(&e))
+    }
+}
+
+fn cell(value: ValueRef<'_>) -> Cell {
+    match value {
+        ValueRef::Null => Cell::Null,
+        ValueRef::Integer(n) => Cell::Int(n),
+        // No column of the format is a real or invalid text: an empty blob in its place fits nowhere.
+        ValueRef::Real(_) => Cell::Blob(Vec::new()),
+        ValueRef::Text(t) => String::from_utf8(t.to_vec()).map_or(Cell::Blob(Vec::new()), Cell::Text),
+        ValueRef::Blob(b) => Cell::Blob(b.to_vec()),
+    }
+}
+
+/// A dump (FORMAT.md 8).
+pub struct Dump {
+    tables: BTreeMap<String, Vec<Vec<Cell>>>,
+    /// The ledger id that the dump names as trusted.
+    pub trust: Option<Hash>,
+    /// Exit status and sorted codes that a verifier must give.
+    pub expect: Option<(u8, Vec<String>)>,
+}
+
+const BLOBS: [&str; 18] = [
+    "ledger_id", "prev_hash", "parent_hash", "body_hash", "body_sha256", "entry_hash", "registry_head", "root", "head_hash",
+    "event_id", "body", "document", "signature", "compact_range", "hashes", "ids", "key", "_",
+];
+
+impl Dump {
+    /// Reads a dump file.
+    pub fn read(path: &Path) -> Result<Dump, SourceError> {
+        let unreadable = |reason: String| SourceError::Unreadable { path: path.to_owned(), reason };
+        let bytes = std::fs::read(path).map_err(|e| unreadable(e.to_string()))?;
+        let json: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| unreadable(format!("not JSON: {e}")))?;
+        if json["format"] != "ledger-dump/1" {
+            return Err(unreadable("not a dump: member format is not \"ledger-dump/1\"".into()));
+        }
+        let mut tables = BTreeMap::new();
+        for name in table_names() {
+            let (columns, _) = columns(name);
+            let rows = json["tables"][name].as_array().map(Vec::as_slice).unwrap_or_default();
+            let rows = rows.iter().map(|row| columns.iter().map(|c| json_cell(c, &row[*c])).collect()).collect();
+            tables.insert(name.to_owned(), rows);
+        }
+        let codes = json["expect"]["findings"].as_array().map(|a| a.iter().filter_map(|c| c.as_str().map(str::to_owned)).collect());
+        let exit = json["expect"]["exit"].as_u64().and_then(|n| u8::try_from(n).ok());
+        Ok(Dump { tables, trust: json["trust"].as_str().and_then(Hash::from_hex), expect: exit.zip(codes) })
+    }
+}
+
+fn json_cell(column: &str, value: &serde_json::Value) -> Cell {
+    match value {
+        serde_json::Value::Null => Cell::Null,
+        serde_json::Value::Number(n) => n.as_i64().map_or(Cell::Blob(Vec::new()), Cell::Int),
+        serde_json::Value::String(s) if BLOBS.contains(&column) => from_hex(s).map_or(Cell::Text(s.clone()), Cell::Blob),
+        serde_json::Value::String(s) => Cell::Text(s.clone()),
+        _ => Cell::Blob(Vec::new()),
+    }
+}
+
+fn chain_of(table: &str, row: &[Cell]) -> Option<u64> {
+    let (columns, _) = columns(table);
+    columns.iter().position(|c| *c == "chain").and_then(|at| crate::row::number(&row[at]))
+}
+
+impl Tables for Dump {
+    fn chains(&self, table: &str) -> Result<BTreeSet<Option<u64>>, SourceError> {
+        let (columns, _) = columns(table);
+        let rows = self.tables.get(table).filter(|_| columns.contains(&"chain")).map(Vec::as_slice).unwrap_or_default();
+        Ok(rows.iter().map(|row| chain_of(table, row)).collect())
+    }
+
+    fn rows(&self, table: &str, chain: Option<u64>, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError> {
+        let (columns, key) = columns(table);
+        let all = self.tables.get(table).map(Vec::as_slice).unwrap_or_default();
+        let mine = |row: &&Vec<Cell>| !columns.contains(&"chain") || chain_of(table, row) == chain;
+        let mut rows: Vec<Vec<Cell>> = all.iter().filter(mine).cloned().collect();
+        rows.sort_by(|a, b| a[..key].cmp(&b[..key]));
+        for piece in rows.chunks(PIECE) {
+            each(piece.to_vec());
+        }
+        Ok(())
+    }
+}

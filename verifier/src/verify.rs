@@ -1,0 +1,218 @@
+//! The whole judgement, in the steps of FORMAT.md 10.
+
+use std::collections::{BTreeSet, HashMap};
+
+use ledger_engine::body::Body;
+use ledger_engine::domain::projection::{Cell, TABLES};
+use ledger_engine::genesis::{CHAINS_MAX, Genesis};
+use ledger_engine::hash::{Hash, body_hash};
+use ledger_engine::registry::Registry;
+
+use crate::chain::{Chain, Prices, Reader};
+use crate::commits::Keys;
+use crate::derived;
+use crate::finding::{Code, Finding};
+use crate::fold::Context;
+use crate::report::{ChainReport, Report};
+use crate::row::{blob, hash, number};
+use crate::source::{SourceError, Tables, table_names};
+
+/// Takes findings as they are made.
+#[derive(Default)]
+pub(crate) struct Collector {
+    pub(crate) findings: Vec<Finding>,
+}
+
+impl Collector {
+    pub(crate) fn report(&mut self, code: Code, chain: Option<u64>, place: String, evidence: String) {
+        self.findings.push(Finding { code, chain, place, evidence });
+    }
+
+    pub(crate) fn entry_missing(&mut self, chain: u64, from: u64, to: u64) {
+        let evidence = format!("{} entries from index {from}", to - from);
+        self.report(Code::EntryMissing, Some(chain), format!("entries/{from}/{to}"), evidence);
+    }
+}
+
+/// Judges one source. Whatever cannot be read makes the report `could not check`.
+pub fn verify(name: &str, tables: &dyn Tables, trust: Option<Hash>) -> Report {
+    judge(name, tables, trust).unwrap_or_else(|e| Report::unreadable(name, &e.to_string()))
+}
+
+/// What step 1 learns.
+struct Identity {
+    id: Hash,
+    genesis: Option<Genesis>,
+    /// The genesis body is the one its header names.
+    authentic: bool,
+    hash: Hash,
+}
+
+fn identity(tables: &dyn Tables, trust: Option<Hash>, out: &mut Collector) -> Result<Identity, SourceError> {
+    let rows = tables.all("ledger", None)?;
+    let claims: Vec<Option<Hash>> = rows.iter().map(|r| r.first().and_then(hash)).collect();
+    let mut first = None;
+    tables.rows("entries", Some(0), &mut |piece| {
+        if first.is_none() {
+            first = piece.into_iter().find(|cells| number(&cells[1]) == Some(0) && blob(&cells[14]).is_some());
+        }
+    })?;
+    let body = first.as_ref().and_then(|cells| blob(&cells[14]));
+    let stored = first.as_ref().and_then(|cells| hash(&cells[10]));
+    let authentic = body.is_some_and(|b| Some(body_hash(b)) == stored);
+    let claimed = claims.iter().flatten().next().copied();
+    let id = match body {
+        Some(body) if authentic => Genesis::ledger_id(body),
+        _ => trust.or(claimed).unwrap_or_default(),
+    };
+    if claims != [Some(id)] || trust.is_some_and(|t| t != id) {
+        let shown: Vec<String> = claims.iter().map(|c| c.map_or_else(|| "unreadable".into(), Hash::to_hex)).collect();
+        let pinned = trust.map_or_else(|| "nothing".to_owned(), Hash::to_hex);
+        let evidence = format!("genesis gives {id}; the ledger table holds {}; pinned is {pinned}", shown.join(", "));
+        out.report(Code::LedgerIdMismatch, None, "ledger".into(), evidence);
+    }
+    let genesis = body.filter(|_| authentic).and_then(|b| Body::decode(b).ok());
+    let genesis = genesis.filter(|b| b.actor_id == "system").and_then(|b| Genesis::read(&b.payload));
+    let entry_hash = first.as_ref().and_then(|cells| hash(&cells[12])).unwrap_or_default();
+    Ok(Identity { id, genesis: genesis.filter(distinct_keys), authentic, hash: entry_hash })
+}
+
+fn distinct_keys(genesis: &Genesis) -> bool {
+    let keys = genesis.keys();
+    let kids: BTreeSet<_> = keys.iter().map(|k| &k.kid).collect();
+    let public: BTreeSet<_> = keys.iter().map(|k| k.public_key).collect();
+    kids.len() == 3 && public.len() == 3
+}
+
+fn judge(name: &str, tables: &dyn Tables, trust: Option<Hash>) -> Result<Report, SourceError> {
+    let mut out = Collector::default();
+    let identity = identity(tables, trust, &mut out)?;
+    let mut numbers: BTreeSet<u64> = BTreeSet::new();
+    let mut largest = 0;
+    for table in table_names() {
+        for chain in tables.chains(table)? {
+            match chain {
+                Some(n) => {
+                    numbers.insert(n);
+                    largest = if table == "entries" && n < u64::from(CHAINS_MAX) { largest.max(n) } else { largest };
+                }
+                None => unplaced(tables, table, &mut out)?,
+            }
+        }
+    }
+    let count = identity.genesis.as_ref().map_or(1 + largest, |g| u64::from(g.chains));
+    for n in numbers.into_iter().filter(|n| *n >= count) {
+        out.report(Code::ChainUnknown, Some(n), "chains".into(), format!("the ledger has {count} chains"));
+    }
+    let mut prices = Prices::new();
+    let mut chains: Vec<Chain> = Vec::new();
+    for n in 0..count {
+        let chains_known = identity.genesis.as_ref().map(|g| g.chains);
+        let mut reader = Reader { ledger_id: identity.id, chains: chains_known, prices: &mut prices };
+        let mut chain = reader.read(tables, n)?;
+        chain.documents = documents(tables, n)?;
+        chains.push(chain);
+    }
+    let context = Context {
+        ledger_id: identity.id,
+        genesis: identity.genesis.as_ref(),
+        genesis_invalid: identity.authentic && identity.genesis.is_none(),
+        chains: &chains,
+        prices: &prices,
+    };
+    let mut registry = identity.genesis.as_ref().map(|g| Registry::new(g.chains, g.keys(), identity.hash));
+    let mut folds = Vec::new();
+    for chain in &chains {
+        folds.push(context.judge(tables, chain, &mut registry, &mut out)?);
+        private_rows(tables, chain, &mut out)?;
+    }
+    let mut reports = Vec::new();
+    for (chain, folded) in chains.iter().zip(&folds) {
+        let mut report = ChainReport {
+            chain: chain.number,
+            entries: chain.rows,
+            streams: chain.streams.len() as u64,
+            private_present: folded.private_present,
+            private_redacted: folded.private_redacted,
+            ..ChainReport::default()
+        };
+        if let (Some(genesis), Some(registry)) = (&identity.genesis, &registry) {
+            let keys = Keys { ledger_id: identity.id, genesis, registry, first: &chains[0] };
+            (report.commits, report.signatures) = keys.commits(tables, chain, folded, &mut out)?;
+            (report.checkpoints, report.covered) = keys.checkpoints(tables, chain, &mut out)?;
+        }
+        if !chain.tainted {
+            report.projection_rows = Some(derived::compare(tables, chain, folded, &identity.id, &mut out)?);
+        }
+        reports.push(report);
+    }
+    let origin = identity.genesis.map(|g| g.origin);
+    // Findings of one chain in the order of the steps: the sort is stable.
+    out.findings.sort_by_key(|f| f.chain.map_or(0, |c| c + 1));
+    Ok(Report::new(name, Some(identity.id), origin, trust.is_some(), out.findings, reports))
+}
+
+fn documents(tables: &dyn Tables, chain: u64) -> Result<HashMap<u64, Option<Vec<u8>>>, SourceError> {
+    let mut documents = HashMap::new();
+    tables.rows("private_documents", Some(chain), &mut |piece| {
+        for cells in piece {
+            if let Some(index) = number(&cells[1]) {
+                documents.entry(index).or_insert_with(|| blob(&cells[2]).map(<[u8]>::to_vec));
+            }
+        }
+    })?;
+    Ok(documents)
+}
+
+/// Step 3.
+fn private_rows(tables: &dyn Tables, chain: &Chain, out: &mut Collector) -> Result<(), SourceError> {
+    if chain.documents.is_empty() && tables.all("private_documents", Some(chain.number))?.is_empty() {
+        return Ok(());
+    }
+    // Which entries name a private document is in their bodies; those with one are few, so they are read again.
+    let mut named = BTreeSet::new();
+    tables.rows("entries", Some(chain.number), &mut |piece| {
+        for cells in &piece {
+            if let (Some(index), Some(body)) = (number(&cells[1]), blob(&cells[14]))
+                && chain.documents.contains_key(&index)
+                && Body::decode(body).map_or(true, |b| b.private_sha256.is_some())
+            {
+                named.insert(index);
+            }
+        }
+    })?;
+    let mut seen = BTreeSet::new();
+    for cells in tables.all("private_documents", Some(chain.number))? {
+        let index = number(&cells[1]);
+        let excused = index.is_some_and(|i| {
+            chain.damaged.contains(&i) || chain.gaps.iter().any(|(from, to)| (*from..*to).contains(&i))
+        });
+        let fresh = index.is_some_and(|i| seen.insert(i));
+        if !fresh || (!excused && !index.is_some_and(|i| named.contains(&i))) {
+            let place = index.map_or_else(|| "?".to_owned(), |i| i.to_string());
+            out.report(Code::PrivateUnexpected, Some(chain.number), format!("private_documents/{place}"), String::new());
+        }
+    }
+    Ok(())
+}
+
+/// Rows whose chain is not a number from 0.
+fn unplaced(tables: &dyn Tables, table: &str, out: &mut Collector) -> Result<(), SourceError> {
+    let code = match table {
+        "entries" => Code::EntryUndecodable,
+        "private_documents" => Code::PrivateUnexpected,
+        "commits" => Code::CommitUndecodable,
+        "commit_signatures" => Code::CommitSignatureOrphan,
+        "checkpoints" => Code::CheckpointUndecodable,
+        "chain_heads" => Code::ChainHeadMismatch,
+        "stream_heads" => Code::StreamHeadMismatch,
+        "tiles" => Code::TileMismatch,
+        "event_id_runs" => Code::EventIndexMismatch,
+        "cursors" => Code::CursorMismatch,
+        name if TABLES.iter().any(|t| t.name == name) => Code::ProjectionMismatch,
+        _ => return Ok(()),
+    };
+    let rows: Vec<Vec<Cell>> = tables.all(table, None)?;
+    rows.iter().for_each(|_| out.report(code, None, table.to_owned(), "the chain column is no number from 0".into()));
+    Ok(())
+}
