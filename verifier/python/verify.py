@@ -125,8 +125,7 @@ class Verifier:
         event_id, last = bytearray(b3("event-id", place)[:16]), chain.at.get(row.idx - 1)
         event_id[6], event_id[8] = 0x80 | event_id[6] & 0x0f, 0x80 | event_id[8] & 0x3f
         linked = (row.prev_hash == ZEROS if row.idx == 0
-                  else last is None or last.damage == "entry_undecodable" or row.prev_hash == last.entry_hash
-                  or last.damage and row.prev_hash == last.hash)
+                  else last is None or last.damage or row.prev_hash == last.entry_hash)
         body_hashes = b3("body", row.body), sha(row.body)
         return ("entry_duplicate" if row.idx in chain.at
                 else "body_hash_mismatch" if body_hashes != (row.body_hash, row.body_sha256)

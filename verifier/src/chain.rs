@@ -114,9 +114,11 @@ impl Reader<'_> {
                 chain.tainted_cases.insert(case);
             }
         }
-        let certain = chain.at.iter().enumerate().take_while(|(n, (idx, s))| {
-            *n as u64 == **idx && (s.damage.is_none() || !chain.tainted)
-        });
+        let certain = chain
+            .at
+            .iter()
+            .enumerate()
+            .take_while(|(n, (idx, s))| *n as u64 == **idx && (s.damage.is_none() || !chain.tainted));
         let leaves: Vec<Hash> = certain.map(|(_, (_, s))| s.leaf).collect();
         chain.intact = chain.damaged.first().map_or(leaves.len() as u64, |d| (*d).min(leaves.len() as u64));
         chain.tree = Tree::new(leaves);
@@ -137,8 +139,13 @@ impl Reader<'_> {
                 chain.end = chain.end.max(idx + 1);
             }
             let lost = Seen {
-                hash: Hash::ZERO, stored: Hash::ZERO, leaf: Hash::ZERO, damage: Some(Code::EntryUndecodable),
-                stream_fault: None, bytes: 0, registry_revision: None,
+                hash: Hash::ZERO,
+                stored: Hash::ZERO,
+                leaf: Hash::ZERO,
+                damage: Some(Code::EntryUndecodable),
+                stream_fault: None,
+                bytes: 0,
+                registry_revision: None,
             };
             chain.at.entry(key).or_insert(lost);
             return;
@@ -244,9 +251,8 @@ fn damage(chain: &Chain, row: &EntryRow) -> Option<Code> {
     let before = h.index.checked_sub(1).map(|i| chain.at.get(&i));
     let linked = match before {
         None => h.prev_hash == Hash::ZERO.0,
-        Some(None) => true,
-        Some(Some(b)) if b.damage == Some(Code::EntryUndecodable) => true,
-        Some(Some(b)) => h.prev_hash == b.stored.0 || (b.damage.is_some() && h.prev_hash == b.hash.0),
+        // After a missing or damaged row a broken link is no fault of its own.
+        Some(before) => before.is_none_or(|b| b.damage.is_some() || h.prev_hash == b.stored.0),
     };
     if chain.at.contains_key(&h.index) {
         Some(Code::EntryDuplicate)

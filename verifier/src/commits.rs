@@ -93,7 +93,9 @@ impl Keys<'_> {
                 floor = floor.max(commit.registry_size);
                 continue;
             };
-            let position = self.position(chain, &commit, &entries, floor).then_some((Code::RegistryPositionMismatch, String::new()));
+            let position = self
+                .position(chain, &commit, &entries, floor)
+                .then_some((Code::RegistryPositionMismatch, String::new()));
             let fault = position.or_else(|| faults[i].clone().filter(|(code, _)| *code != Code::CommitUnsigned));
             let before = i.checked_sub(1).map_or(Some(0), |b| rows[b].commit.map(|c| c.end()));
             let after = rows.get(i + 1).map_or(Some(chain.known_end), |r| r.first);
@@ -121,10 +123,16 @@ impl Keys<'_> {
                 None => {
                     floor = floor.max(commit.registry_size);
                     for (index, entry) in &entries[..entries.len() - 1] {
-                        let early = entry.registry_revision.is_some() && *index > 0 && !folded.faulty.contains_key(index);
+                        let early =
+                            entry.registry_revision.is_some() && *index > 0 && !folded.faulty.contains_key(index);
                         if early {
                             let place = format!("entries/{index}");
-                            out.report(Code::RegistryInvalid, Some(chain.number), place, "not the last entry of its commit".into());
+                            out.report(
+                                Code::RegistryInvalid,
+                                Some(chain.number),
+                                place,
+                                "not the last entry of its commit".into(),
+                            );
                         }
                     }
                 }
@@ -137,19 +145,34 @@ impl Keys<'_> {
             if let (Some(e), Some(commit), None, true) = (expected, &row.commit, row.code, clean)
                 && e != commit.first
             {
-                out.report(Code::CommitTiling, Some(chain.number), format!("commits/{e}"), format!("the next commit starts at {}", commit.first));
+                out.report(
+                    Code::CommitTiling,
+                    Some(chain.number),
+                    format!("commits/{e}"),
+                    format!("the next commit starts at {}", commit.first),
+                );
             }
             let tiling = row.code == Some(Code::CommitTiling);
             if row.commit.is_none() || (tiling && row.commit.is_some_and(|c| c.end() > chain.known_end)) {
                 let place = row.first.map_or_else(|| "?".to_owned(), |f| f.to_string());
-                out.report(row.code.unwrap_or(Code::CommitUndecodable), Some(chain.number), format!("commits/{place}"), String::new());
+                out.report(
+                    row.code.unwrap_or(Code::CommitUndecodable),
+                    Some(chain.number),
+                    format!("commits/{place}"),
+                    String::new(),
+                );
             }
             expected = row.commit.map(|c| c.end());
             clean = row.code.is_none();
         }
         if clean && expected.is_some_and(|e| e != chain.known_end) {
             let at = expected.unwrap_or_default();
-            out.report(Code::CommitTiling, Some(chain.number), format!("commits/{at}"), format!("entries up to {} are in no commit", chain.known_end));
+            out.report(
+                Code::CommitTiling,
+                Some(chain.number),
+                format!("commits/{at}"),
+                format!("entries up to {} are in no commit", chain.known_end),
+            );
         }
         Ok((rows.len() as u64, signatures.values().map(|s| s.len() as u64).sum()))
     }
@@ -173,7 +196,8 @@ impl Keys<'_> {
             };
             if !commits.contains(&first) {
                 // Where commits leave a gap that starts here, the missing commit row is the fault.
-                let gap = first == 0 && !places.contains(&0) || rows.iter().any(|r| r.commit.is_some_and(|c| c.end() == first));
+                let gap = first == 0 && !places.contains(&0)
+                    || rows.iter().any(|r| r.commit.is_some_and(|c| c.end() == first));
                 if !gap {
                     orphans.insert((first, String::new()));
                 }
@@ -187,7 +211,12 @@ impl Keys<'_> {
             of.insert(kid, (cells[3].clone(), cells[4].clone()));
         }
         for (first, kid) in orphans {
-            out.report(Code::CommitSignatureOrphan, Some(chain.number), format!("commit_signatures/{first}/{kid}"), String::new());
+            out.report(
+                Code::CommitSignatureOrphan,
+                Some(chain.number),
+                format!("commit_signatures/{first}/{kid}"),
+                String::new(),
+            );
         }
         Ok(signatures)
     }
@@ -242,14 +271,23 @@ impl Keys<'_> {
     }
 
     /// Step 5 for one chain. Returns how many checkpoints there are and the largest signed size that holds.
-    pub(crate) fn checkpoints(&self, tables: &dyn Tables, chain: &Chain, out: &mut Collector) -> Result<(u64, Option<u64>), SourceError> {
+    pub(crate) fn checkpoints(
+        &self,
+        tables: &dyn Tables,
+        chain: &Chain,
+        out: &mut Collector,
+    ) -> Result<(u64, Option<u64>), SourceError> {
         let mut seen = BTreeSet::new();
         let mut covered = None;
         let rows = tables.all("checkpoints", Some(chain.number))?;
         for cells in &rows {
             let size = number(&cells[1]);
             let fresh = size.is_none_or(|s| seen.insert(s));
-            let result = if fresh { self.checkpoint(chain, cells) } else { Err((Code::CheckpointUndecodable, "a second row".into())) };
+            let result = if fresh {
+                self.checkpoint(chain, cells)
+            } else {
+                Err((Code::CheckpointUndecodable, "a second row".into()))
+            };
             match result {
                 Ok(signed) => covered = covered.max(signed),
                 Err((code, why)) => {
@@ -319,6 +357,7 @@ fn entries<'a>(chain: &'a Chain, commit: &Commit) -> Option<Vec<(u64, &'a Seen)>
         return None;
     }
     let found: Vec<(u64, &Seen)> = chain.at.range(commit.first..commit.end()).map(|(i, s)| (*i, s)).collect();
-    let whole = found.len() as u64 == commit.size && found.iter().all(|(i, s)| s.damage.is_none() && !chain.damaged.contains(i));
+    let whole = found.len() as u64 == commit.size
+        && found.iter().all(|(i, s)| s.damage.is_none() && !chain.damaged.contains(i));
     whole.then_some(found)
 }

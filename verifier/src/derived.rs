@@ -33,14 +33,18 @@ pub(crate) fn compare(
     expected.insert("stream_heads", heads.collect());
     let tiles = chain.tree.tiles().map(|(level, tile, hashes)| vec![n(), int(level), int(tile), Cell::Blob(hashes)]);
     expected.insert("tiles", tiles.collect());
-    let runs = (0..size / RUN_ENTRIES).map(|run| vec![n(), int(run), Cell::Blob(event_id_run(ledger_id, chain.number as u32, run))]);
+    let runs = (0..size / RUN_ENTRIES)
+        .map(|run| vec![n(), int(run), Cell::Blob(event_id_run(ledger_id, chain.number as u32, run))]);
     expected.insert("event_id_runs", runs.collect());
     expected.insert("cursors", TABLES.iter().map(|t| vec![t.name.into(), n(), int(size)]).collect());
     for row in folded.rows(chain) {
         expected.entry(row.table.name).or_default().push(row.cells);
     }
     let mut compared = 0;
-    for table in ["chain_heads", "stream_heads", "tiles", "event_id_runs", "cursors"].into_iter().chain(TABLES.iter().map(|t| t.name)) {
+    for table in ["chain_heads", "stream_heads", "tiles", "event_id_runs", "cursors"]
+        .into_iter()
+        .chain(TABLES.iter().map(|t| t.name))
+    {
         let code = match table {
             "chain_heads" => Code::ChainHeadMismatch,
             "stream_heads" => Code::StreamHeadMismatch,
@@ -61,7 +65,12 @@ pub(crate) fn compare(
         for (key, (want, found)) in sides {
             if want != found && judged(chain, table, &key) {
                 let place: Vec<String> = key.iter().map(show).collect();
-                out.report(code, Some(chain.number), format!("{table}/{}", place.join("/")), difference(table, &want, &found));
+                out.report(
+                    code,
+                    Some(chain.number),
+                    format!("{table}/{}", place.join("/")),
+                    difference(table, &want, &found),
+                );
             }
         }
     }
@@ -90,7 +99,11 @@ fn show(cell: &Cell) -> String {
     match cell {
         Cell::Null => "null".into(),
         Cell::Int(n) => n.to_string(),
-        Cell::Text(t) => t.chars().take(120).flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect(),
+        Cell::Text(t) => t
+            .chars()
+            .take(120)
+            .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+            .collect(),
         Cell::Blob(b) if b.len() > 32 => format!("{}… ({} bytes)", to_hex(&b[..32]), b.len()),
         Cell::Blob(b) => to_hex(b),
     }
@@ -103,7 +116,8 @@ fn difference(table: &str, want: &[Vec<Cell>], found: &[Vec<Cell>]) -> String {
         ([want], [found]) => {
             let (names, _) = columns(table);
             let differing = names.iter().zip(want.iter().zip(found)).filter(|(_, (a, b))| a != b);
-            let parts: Vec<String> = differing.map(|(name, (a, b))| format!("{name}: expected {}, found {}", show(a), show(b))).collect();
+            let parts: Vec<String> =
+                differing.map(|(name, (a, b))| format!("{name}: expected {}, found {}", show(a), show(b))).collect();
             parts.join("; ")
         }
         _ => "the row is there more than once".into(),

@@ -201,7 +201,12 @@ impl Context<'_> {
                 return refuse("an event of the key registry on another stream");
             }
             let parent_hash = Hash(h.parent_hash);
-            let place = RegistryPlace { ledger_id: &self.ledger_id, revision: h.revision, parent_hash: &parent_hash, index: h.index };
+            let place = RegistryPlace {
+                ledger_id: &self.ledger_id,
+                revision: h.revision,
+                parent_hash: &parent_hash,
+                index: h.index,
+            };
             return registry.apply(&h.event_type, &body.payload, place, row.entry_hash);
         }
         if h.index == 0 {
@@ -241,7 +246,8 @@ impl Context<'_> {
 
     fn price(&self, body: &Body) -> Result<(), Illegal> {
         let member = |name| body.payload.value(name);
-        let (Some(sku), Some(revision)) = (member("sku_id").and_then(Value::as_str), member("sku_revision").and_then(Value::as_int))
+        let (Some(sku), Some(revision)) =
+            (member("sku_id").and_then(Value::as_str), member("sku_revision").and_then(Value::as_int))
         else {
             // The case's own rules refuse a malformed payload.
             return Ok(());
@@ -263,7 +269,8 @@ impl Context<'_> {
     fn heads(&self, payload: &Object, index: u64) -> Result<(), Illegal> {
         let Some(genesis) = self.genesis else { return Ok(()) };
         let wrong = || Illegal("the heads are not those of the chains".into());
-        let items = payload.value("heads").and_then(Value::as_array).filter(|_| payload.len() == 1).ok_or_else(wrong)?;
+        let items =
+            payload.value("heads").and_then(Value::as_array).filter(|_| payload.len() == 1).ok_or_else(wrong)?;
         if items.len() != genesis.chains as usize {
             return Err(wrong());
         }
@@ -271,7 +278,8 @@ impl Context<'_> {
             let head = item.as_object().filter(|o| o.len() == 4).ok_or_else(wrong)?;
             let int = |name| head.value(name).and_then(Value::as_int).and_then(|n| u64::try_from(n).ok());
             let hash = |name| head.value(name).and_then(Value::as_str).and_then(Hash::from_hex);
-            let (Some(number), Some(size), Some(root), Some(last)) = (int("chain"), int("size"), hash("root"), hash("head_hash"))
+            let (Some(number), Some(size), Some(root), Some(last)) =
+                (int("chain"), int("size"), hash("root"), hash("head_hash"))
             else {
                 return Err(wrong());
             };
@@ -299,13 +307,26 @@ fn evidence(row: &EntryRow, seen: &crate::chain::Seen) -> String {
     match seen.damage {
         Some(Code::BodyHashMismatch) => {
             let found = ledger_engine::hash::body_hash(&row.body);
-            format!("{} of stream {}: expected body hash {}, found {found}", row.header.event_type, row.header.stream, Hash(row.header.body_hash))
+            format!(
+                "{} of stream {}: expected body hash {}, found {found}",
+                row.header.event_type,
+                row.header.stream,
+                Hash(row.header.body_hash)
+            )
         }
         Some(Code::EntryHashMismatch) => {
-            format!("{} of stream {}: expected entry hash {}, found {}", row.header.event_type, row.header.stream, row.entry_hash, row.hash)
+            format!(
+                "{} of stream {}: expected entry hash {}, found {}",
+                row.header.event_type, row.header.stream, row.entry_hash, row.hash
+            )
         }
         Some(Code::PrevHashMismatch) => {
-            format!("{} of stream {}: the link is {}", row.header.event_type, row.header.stream, Hash(row.header.prev_hash))
+            format!(
+                "{} of stream {}: the link is {}",
+                row.header.event_type,
+                row.header.stream,
+                Hash(row.header.prev_hash)
+            )
         }
         _ => String::new(),
     }

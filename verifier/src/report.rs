@@ -91,7 +91,15 @@ impl Report {
     pub(crate) fn unreadable(source: &str, reason: &str) -> Report {
         let (findings, chains) = (Vec::new(), Vec::new());
         let verdict = Verdict::NotChecked;
-        Report { source: source.to_owned(), verdict, reason: reason.to_owned(), ledger_id: None, origin: None, findings, chains }
+        Report {
+            source: source.to_owned(),
+            verdict,
+            reason: reason.to_owned(),
+            ledger_id: None,
+            origin: None,
+            findings,
+            chains,
+        }
     }
 
     /// The headline.
@@ -146,9 +154,15 @@ impl Report {
                 || "projections not covered (the history is damaged)".to_owned(),
                 |n| format!("{n} projection rows compared with the fold"),
             );
-            line(format!("  {rows}; private documents: {} checked, {} redacted", c.private_present, c.private_redacted));
+            line(format!(
+                "  {rows}; private documents: {} checked, {} redacted",
+                c.private_present, c.private_redacted
+            ));
             let size = c.covered.unwrap_or(0);
-            line(format!("  not covered: {} entries after the last checkpoint (size {size}); no anchor was given", c.entries.saturating_sub(size)));
+            line(format!(
+                "  not covered: {} entries after the last checkpoint (size {size}); no anchor was given",
+                c.entries.saturating_sub(size)
+            ));
         }
         if self.verdict == Verdict::IdentityNotProven {
             line("Nothing contradicts the ledger, but nothing says that it is yours: give --trust with the id you were given.".into());

@@ -25,10 +25,26 @@ pub enum SourceError {
 /// Columns of the tables that are not projections, in the order of FORMAT.md 8.
 const COLUMNS: [(&str, &[&str]); 11] = [
     ("ledger", &["ledger_id"]),
-    ("entries", &[
-        "chain", "idx", "prev_hash", "stream", "revision", "parent_hash", "event_id", "event_type", "schema_version",
-        "recorded_at_us", "body_hash", "body_sha256", "entry_hash", "parent_index", "body",
-    ]),
+    (
+        "entries",
+        &[
+            "chain",
+            "idx",
+            "prev_hash",
+            "stream",
+            "revision",
+            "parent_hash",
+            "event_id",
+            "event_type",
+            "schema_version",
+            "recorded_at_us",
+            "body_hash",
+            "body_sha256",
+            "entry_hash",
+            "parent_index",
+            "body",
+        ],
+    ),
     ("private_documents", &["chain", "idx", "document"]),
     ("commits", &["chain", "first_index", "size", "registry_size", "registry_head"]),
     ("commit_signatures", &["chain", "first_index", "kid", "alg", "signature"]),
@@ -88,15 +104,22 @@ impl Sqlite {
         let file = if path.is_dir() { path.join("ledger.db") } else { path.to_owned() };
         let unreadable = |reason: String| SourceError::Unreadable { path: file.clone(), reason };
         if !file.is_file() {
-            return Err(unreadable("there is no ledger here; name a ledger's directory, a backup (.db) or a dump (.json)".into()));
+            return Err(unreadable(
+                "there is no ledger here; name a ledger's directory, a backup (.db) or a dump (.json)".into(),
+            ));
         }
         let wal = PathBuf::from(format!("{}-wal", file.display()));
         // Without a WAL nobody writes, and a file on read-only media can be opened only so.
         let immutable = if wal.exists() { "" } else { "&immutable=1" };
-        let name: String = file.display().to_string().chars().flat_map(|c| match c {
-            '?' | '#' | '%' => format!("%{:02x}", c as u32).chars().collect::<Vec<_>>(),
-            c => vec![c],
-        }).collect();
+        let name: String = file
+            .display()
+            .to_string()
+            .chars()
+            .flat_map(|c| match c {
+                '?' | '#' | '%' => format!("%{:02x}", c as u32).chars().collect::<Vec<_>>(),
+                c => vec![c],
+            })
+            .collect();
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let conn = Connection::open_with_flags(format!("file:{name}?mode=ro{immutable}"), flags)
             .map_err(|e| unreadable(e.to_string()))?;
@@ -106,13 +129,16 @@ impl Sqlite {
             conn.execute_batch("BEGIN")?;
             for table in table_names() {
                 let mut s = conn.prepare("SELECT name FROM pragma_table_info(?1)")?;
-                let names = s.query_map([table], |r| r.get::<_, String>(0))?.collect::<rusqlite::Result<BTreeSet<_>>>()?;
+                let names =
+                    s.query_map([table], |r| r.get::<_, String>(0))?.collect::<rusqlite::Result<BTreeSet<_>>>()?;
                 present.insert(table.to_owned(), names);
             }
             Ok(())
         };
         let mut read = read;
-        read().map_err(|e| unreadable(format!("{e}; is it a ledger's database? restore it from a backup if it is damaged")))?;
+        read().map_err(|e| {
+            unreadable(format!("{e}; is it a ledger's database? restore it from a backup if it is damaged"))
+        })?;
         if present.get("entries").is_none_or(BTreeSet::is_empty) {
             return Err(unreadable("the database has no table of entries: it is no ledger".into()));
         }
@@ -120,7 +146,10 @@ impl Sqlite {
     }
 
     fn fail(&self, e: &rusqlite::Error) -> SourceError {
-        SourceError::Unreadable { path: self.path.clone(), reason: format!("{e}; the file is damaged or busy, restore it or try again") }
+        SourceError::Unreadable {
+            path: self.path.clone(),
+            reason: format!("{e}; the file is damaged or busy, restore it or try again"),
+        }
     }
 
     fn has(&self, table: &str, column: &str) -> bool {
@@ -195,8 +224,24 @@ pub struct Dump {
 }
 
 const BLOBS: [&str; 18] = [
-    "ledger_id", "prev_hash", "parent_hash", "body_hash", "body_sha256", "entry_hash", "registry_head", "root", "head_hash",
-    "event_id", "body", "document", "signature", "compact_range", "hashes", "ids", "key", "_",
+    "ledger_id",
+    "prev_hash",
+    "parent_hash",
+    "body_hash",
+    "body_sha256",
+    "entry_hash",
+    "registry_head",
+    "root",
+    "head_hash",
+    "event_id",
+    "body",
+    "document",
+    "signature",
+    "compact_range",
+    "hashes",
+    "ids",
+    "key",
+    "_",
 ];
 
 impl Dump {
@@ -204,7 +249,8 @@ impl Dump {
     pub fn read(path: &Path) -> Result<Dump, SourceError> {
         let unreadable = |reason: String| SourceError::Unreadable { path: path.to_owned(), reason };
         let bytes = std::fs::read(path).map_err(|e| unreadable(e.to_string()))?;
-        let json: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| unreadable(format!("not JSON: {e}")))?;
+        let json: serde_json::Value =
+            serde_json::from_slice(&bytes).map_err(|e| unreadable(format!("not JSON: {e}")))?;
         if json["format"] != "ledger-dump/1" {
             return Err(unreadable("not a dump: member format is not \"ledger-dump/1\"".into()));
         }
@@ -215,7 +261,9 @@ impl Dump {
             let rows = rows.iter().map(|row| columns.iter().map(|c| json_cell(c, &row[*c])).collect()).collect();
             tables.insert(name.to_owned(), rows);
         }
-        let codes = json["expect"]["findings"].as_array().map(|a| a.iter().filter_map(|c| c.as_str().map(str::to_owned)).collect());
+        let codes = json["expect"]["findings"]
+            .as_array()
+            .map(|a| a.iter().filter_map(|c| c.as_str().map(str::to_owned)).collect());
         let exit = json["expect"]["exit"].as_u64().and_then(|n| u8::try_from(n).ok());
         Ok(Dump { tables, trust: json["trust"].as_str().and_then(Hash::from_hex), expect: exit.zip(codes) })
     }
@@ -225,7 +273,9 @@ fn json_cell(column: &str, value: &serde_json::Value) -> Cell {
     match value {
         serde_json::Value::Null => Cell::Null,
         serde_json::Value::Number(n) => n.as_i64().map_or(Cell::Blob(Vec::new()), Cell::Int),
-        serde_json::Value::String(s) if BLOBS.contains(&column) => from_hex(s).map_or(Cell::Text(s.clone()), Cell::Blob),
+        serde_json::Value::String(s) if BLOBS.contains(&column) => {
+            from_hex(s).map_or(Cell::Text(s.clone()), Cell::Blob)
+        }
         serde_json::Value::String(s) => Cell::Text(s.clone()),
         _ => Cell::Blob(Vec::new()),
     }

@@ -190,7 +190,12 @@ fn private_rows(tables: &dyn Tables, chain: &Chain, out: &mut Collector) -> Resu
         let fresh = index.is_some_and(|i| seen.insert(i));
         if !fresh || (!excused && !index.is_some_and(|i| named.contains(&i))) {
             let place = index.map_or_else(|| "?".to_owned(), |i| i.to_string());
-            out.report(Code::PrivateUnexpected, Some(chain.number), format!("private_documents/{place}"), String::new());
+            out.report(
+                Code::PrivateUnexpected,
+                Some(chain.number),
+                format!("private_documents/{place}"),
+                String::new(),
+            );
         }
     }
     Ok(())
