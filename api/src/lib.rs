@@ -33,6 +33,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(commands::demo::Args),
     Init(commands::init::Args),
     Submit(commands::submit::Args),
     Order(commands::order::Args),
@@ -59,6 +60,7 @@ pub fn run(cli: Cli) -> ExitCode {
 async fn dispatch(cli: Cli) -> Result<u8, CliError> {
     let Cli { dir, json, command } = cli;
     match command {
+        Command::Demo(args) => commands::demo::run(json, args).await,
         Command::Init(args) => commands::init::run(&dir, json, args).await,
         Command::Submit(args) => commands::submit::run(&dir, json, args).await,
         Command::Order(args) => commands::order::run(&dir, json, args).await,

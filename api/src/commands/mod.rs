@@ -2,6 +2,7 @@
 
 pub(crate) mod backup;
 pub(crate) mod checkpoint;
+pub(crate) mod demo;
 pub(crate) mod init;
 pub(crate) mod keys;
 pub(crate) mod log;

@@ -51,6 +51,8 @@ pub(crate) struct Summary {
     pub(crate) refused: u64,
     pub(crate) entries: u64,
     pub(crate) refusals: std::collections::BTreeMap<&'static str, u64>,
+    /// First line and message of each code, where they are collected.
+    pub(crate) examples: std::collections::BTreeMap<&'static str, (u64, String)>,
 }
 
 impl Summary {
