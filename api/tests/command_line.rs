@@ -1,0 +1,249 @@
+//! The binaries as their users run them.
+#![allow(missing_docs)]
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+const LEDGER: &str = env!("CARGO_BIN_EXE_ledger");
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// The Python with the packages of the second verifier; the test command makes it.
+fn python() -> String {
+    std::env::var("LEDGER_PYTHON").unwrap_or_else(|_| root().join("target/python/bin/python").display().to_string())
+}
+
+fn run(dir: &Path, args: &[&str]) -> Output {
+    Command::new(LEDGER).arg("--dir").arg(dir).args(args).output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn init(dir: &Path) -> String {
+    let output = run(dir, &["init", "--json"]);
+    assert!(output.status.success(), "{}", text(&output));
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    json["ledger_id"].as_str().unwrap().to_owned()
+}
+
+fn verify(dir: &Path, id: &str) -> audit_verify::Report {
+    audit_verify::verify_path(dir, ledger_engine::hash::Hash::from_hex(id))
+}
+
+fn second_verifier(args: &[&str]) -> (i32, String) {
+    let output = Command::new(python()).arg(root().join("verifier/python/verify.py")).args(args).output();
+    let output = output.expect("the test command makes the Python environment: run .ci/run, or set LEDGER_PYTHON");
+    (output.status.code().unwrap(), text(&output))
+}
+
+/// The whole day: every answer and every final state equals the independent fold; both verifiers agree.
+#[test]
+fn the_day_is_answered_as_the_prose_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let (shop, commands) = (dir.path().join("shop"), dir.path().join("day.jsonl"));
+    std::fs::write(&commands, ledger_fixtures::recorded_day().unwrap()).unwrap();
+    let fold = Command::new(python()).arg(root().join("fixtures/fold.py")).arg(&commands).output().unwrap();
+    assert!(fold.status.success(), "{}", text(&fold));
+    let fold: Value = serde_json::from_slice(&fold.stdout).unwrap();
+    let id = init(&shop);
+    let output = run(&shop, &["--json", "submit", commands.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1), "some lines are refused");
+    let answers: Vec<Value> = output.stdout.lines().map(|l| serde_json::from_str(&l.unwrap()).unwrap()).collect();
+    let (summary, answers) = answers.split_last().unwrap();
+    let expected = fold["lines"].as_array().unwrap();
+    assert_eq!(answers.len(), expected.len());
+    let mut order_of_line = std::collections::HashMap::new();
+    for (answer, expected) in answers.iter().zip(expected) {
+        let got = [&answer["line"], &answer["outcome"], &answer["code"]];
+        assert_eq!(got, [&expected[0], &expected[1], &expected[2]], "{answer}");
+        if answer["outcome"] == "accepted" && answer["entries"][0]["event_type"] == "order.created" {
+            order_of_line.insert(format!("L{}", answer["line"]), answer["order_id"].as_str().unwrap().to_owned());
+        }
+    }
+    assert!(summary["accepted"].as_u64().unwrap() > 40_000);
+
+    let db = rusqlite::Connection::open(shop.join("ledger.db")).unwrap();
+    let number = |r: &rusqlite::Row<'_>, i| r.get::<_, i64>(i).map(Value::from);
+    let word = |r: &rusqlite::Row<'_>, i| r.get::<_, Option<String>>(i).map(|v| v.map_or(Value::Null, Value::from));
+    let mut order = db.prepare("SELECT status, sku_id, currency, delivery_mode, key_fingerprint, ledger_proof_id, amount, scale, refunded, revision, deliveries FROM orders WHERE order_id = ?1").unwrap();
+    let mut delivery = db.prepare("SELECT status, mode, key_fingerprint, artifact_sha256, ciphertext_sha256, n, downloads, revision FROM deliveries WHERE order_id = ?1 ORDER BY n").unwrap();
+    let orders = fold["orders"].as_object().unwrap();
+    assert_eq!(orders.len(), order_of_line.len());
+    for (line, want) in orders {
+        let id = &order_of_line[line];
+        let found = order.query_row([id], |r| {
+            Ok(serde_json::json!({
+                "status": word(r, 0)?, "sku_id": word(r, 1)?, "currency": word(r, 2)?, "delivery_mode": word(r, 3)?,
+                "key_fingerprint": word(r, 4)?, "ledger_proof_id": word(r, 5)?, "amount": number(r, 6)?, "scale": number(r, 7)?,
+                "refunded": number(r, 8)?, "revision": number(r, 9)?,
+            }))
+        });
+        let mut want = want.clone();
+        let deliveries = want.as_object_mut().unwrap().remove("deliveries").unwrap();
+        assert_eq!(found.unwrap(), want, "order {id} of {line}");
+        let found = delivery.query_map([id], |r| {
+            Ok(serde_json::json!({
+                "status": word(r, 0)?, "mode": word(r, 1)?, "key_fingerprint": word(r, 2)?, "artifact_sha256": word(r, 3)?,
+                "ciphertext_sha256": word(r, 4)?, "n": number(r, 5)?, "downloads": number(r, 6)?, "revision": number(r, 7)?,
+            }))
+        });
+        let found: Vec<Value> = found.unwrap().collect::<rusqlite::Result<_>>().unwrap();
+        assert_eq!(Value::Array(found), deliveries, "deliveries of {id}");
+    }
+    drop((order, delivery));
+    drop(db);
+
+    let report = verify(&shop, &id);
+    assert_eq!(report.exit(), 0, "{}", report.to_text());
+    let (exit, said) = second_verifier(&["--trust", &id, shop.to_str().unwrap()]);
+    assert_eq!(exit, 0, "{said}");
+    assert!(run(&shop, &["replay", "--check"]).status.success());
+
+    // Every answer again: the whole input is repeated or refused, and what carries a key adds nothing.
+    let keyed: Vec<u8> = std::fs::read(&commands).unwrap().split_inclusive(|b| *b == b'\n').filter(|l| l.windows(9).any(|w| w == b"\"create-1")).flatten().copied().collect();
+    std::fs::write(&commands, keyed).unwrap();
+    let again = run(&shop, &["--json", "submit", commands.to_str().unwrap()]);
+    let summary: Value = serde_json::from_str(text(&again).lines().last().unwrap()).unwrap();
+    assert_eq!(summary["entries"], 0, "{summary}");
+}
+
+/// `kill -9` at a different moment in each round: what was acknowledged is there, nothing is half there, both verifiers agree.
+#[test]
+fn killed_under_load_it_keeps_every_acknowledged_command() {
+    let rounds: u64 = std::env::var("LEDGER_KILL_ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(25);
+    let dir = tempfile::tempdir().unwrap();
+    let shop = dir.path().join("shop");
+    let id = init(&shop);
+    let sku = r#"{"command":"sku.list","actor":"service:catalog","sku_id":"s","title":"t","price":{"amount":5,"currency":"EUR","scale":2}}"#;
+    std::fs::write(dir.path().join("sku.jsonl"), sku).unwrap();
+    assert!(run(&shop, &["submit", dir.path().join("sku.jsonl").to_str().unwrap()]).status.success());
+    let mut acknowledged: Vec<(String, u64)> = Vec::new();
+    for round in 0..rounds {
+        let mut child = Command::new(LEDGER)
+            .arg("--dir")
+            .arg(&shop)
+            .args(["--json", "submit", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut input = child.stdin.take().unwrap();
+        let writer = std::thread::spawn(move || {
+            for i in 0.. {
+                let line = format!(
+                    r#"{{"command":"order.create","actor":"b@example.org","idempotency_key":"{round}-{i}","sku_id":"s","delivery_mode":"marketplace-managed"}}"#
+                );
+                if writeln!(input, "{line}").is_err() {
+                    return;
+                }
+            }
+        });
+        // The moment is counted in answers, so that a slow machine is killed under load as well.
+        let enough = 1 + (round * 7919) % 3000;
+        let mut answers = BufReader::new(child.stdout.take().unwrap()).lines();
+        for _ in 0..enough {
+            let answer: Value = serde_json::from_str(&answers.next().unwrap().unwrap()).unwrap();
+            let entry = &answer["entries"][0];
+            acknowledged.push((entry["id"].as_str().unwrap().to_owned(), entry["index"].as_u64().unwrap()));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // What it had already written before it died counts as acknowledged too.
+        for answer in answers.map_while(Result::ok) {
+            if let Ok(answer) = serde_json::from_str::<Value>(&answer) {
+                let entry = &answer["entries"][0];
+                acknowledged.push((entry["id"].as_str().unwrap().to_owned(), entry["index"].as_u64().unwrap()));
+            }
+        }
+        writer.join().unwrap();
+        let report = verify(&shop, &id);
+        assert_eq!(report.exit(), 0, "round {round}: {}", report.to_text());
+        let db = rusqlite::Connection::open(shop.join("ledger.db")).unwrap();
+        let mut find = db.prepare("SELECT lower(hex(event_id)) FROM entries WHERE chain = 0 AND idx = ?1").unwrap();
+        for (event, index) in &acknowledged {
+            let found: String = find.query_row([*index as i64], |r| r.get(0)).unwrap();
+            assert_eq!(found, event.replace('-', ""), "round {round}: entry {index} was acknowledged");
+        }
+    }
+    let (exit, said) = second_verifier(&["--trust", &id, shop.to_str().unwrap()]);
+    assert_eq!(exit, 0, "{said}");
+}
+
+/// Two processes submit to one ledger at once; both finish, nothing is lost.
+#[test]
+fn a_second_process_waits_its_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    let shop = dir.path().join("shop");
+    let id = init(&shop);
+    let children: Vec<_> = ["a", "b"]
+        .iter()
+        .map(|name| {
+            let file = dir.path().join(name);
+            let price = r#"{"amount":5,"currency":"EUR","scale":2}"#;
+            let lines: Vec<String> = (0..2000)
+                .map(|i| format!(r#"{{"command":"sku.list","actor":"service:catalog","sku_id":"{name}{i}","title":"t","price":{price}}}"#))
+                .collect();
+            std::fs::write(&file, lines.join("\n")).unwrap();
+            Command::new(LEDGER).arg("--dir").arg(&shop).arg("submit").arg(file).stdout(Stdio::null()).spawn().unwrap()
+        })
+        .collect();
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
+    let report = verify(&shop, &id);
+    assert_eq!(report.exit(), 0, "{}", report.to_text());
+    assert_eq!(report.chains()[0].entries, 4001);
+}
+
+/// Faults are named, with what to do, and exit 2.
+#[test]
+fn faults_are_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    let shop = dir.path().join("shop");
+    let fails = |args: &[&str], say: &str| {
+        let output = run(&shop, args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", text(&output));
+        assert!(text(&output).contains(say), "{args:?}: {}", text(&output));
+    };
+    fails(&["submit", "-"], "ledger init");
+    fails(&["init", "--origin", "a b"], "--origin");
+    init(&shop);
+    fails(&["init"], "exists already");
+    fails(&["submit", "/nonexistent/commands"], "/nonexistent/commands");
+    fails(&["order", "xyz"], "32 lowercase hex");
+    let key = shop.join("keys/commit.pem");
+    let pem = std::fs::read(&key).unwrap();
+    std::fs::write(&key, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n").unwrap();
+    fails(&["keys"], "PKCS#8");
+    std::fs::remove_file(&key).unwrap();
+    fails(&["keys"], "restore it");
+    std::fs::write(&key, pem).unwrap();
+    fails(&["keys"], "chmod 600");
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(run(&shop, &["keys"]).status.success());
+    let mut bytes = std::fs::read(shop.join("ledger.db")).unwrap();
+    bytes[..100].fill(0x55);
+    std::fs::write(shop.join("ledger.db"), bytes).unwrap();
+    fails(&["keys"], "damaged");
+    let report = audit_verify::verify_path(&shop, None);
+    assert_eq!(report.exit(), 2, "{}", report.to_text());
+}
+
+/// The demo is the first thing that anybody runs.
+#[test]
+fn the_demo_proves_and_catches() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new(LEDGER).args(["demo", "--into"]).arg(dir.path().join("demo")).output().unwrap();
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("VERIFIED") && said.matches("BROKEN").count() == 5, "{said}");
+}
