@@ -107,7 +107,13 @@ fn the_day_is_answered_as_the_prose_says() {
     assert!(run(&shop, &["replay", "--check"]).status.success());
 
     // Every answer again: the whole input is repeated or refused, and what carries a key adds nothing.
-    let keyed: Vec<u8> = std::fs::read(&commands).unwrap().split_inclusive(|b| *b == b'\n').filter(|l| l.windows(9).any(|w| w == b"\"create-1")).flatten().copied().collect();
+    let keyed: Vec<u8> = std::fs::read(&commands)
+        .unwrap()
+        .split_inclusive(|b| *b == b'\n')
+        .filter(|l| l.windows(9).any(|w| w == b"\"create-1"))
+        .flatten()
+        .copied()
+        .collect();
     std::fs::write(&commands, keyed).unwrap();
     let again = run(&shop, &["--json", "submit", commands.to_str().unwrap()]);
     let summary: Value = serde_json::from_str(text(&again).lines().last().unwrap()).unwrap();

@@ -71,12 +71,13 @@ class Verifier:
 
     def entry_missing(self, chain, end):
         chain.tainted = chain.lost = True
+        chain.gaps |= set(range(chain.end, end))
         self.report("entry_missing", chain.number, "entries", chain.end, end)
 
     def read_chain(self, number):  # what of step 2 needs no other chain (2.1 to 2.6, 2.8), taints, tree, SKUs
         chain = Record(
             number=number, rows=ordered(self.tables["entries"][number], "idx"), end=0, at={}, streams={},
-            skus={}, tainted=False, lost=False, tainted_cases=set(), damaged=set(), documents={}, idem={},
+            skus={}, gaps=set(), tainted=False, lost=False, tainted_cases=set(), damaged=set(), documents={}, idem={},
             checkpoints=set(), cases=defaultdict(lambda: Record(order=None, deliveries={}, licence=None,
                                                                 reissuing=False, private=set())))
         for row in chain.rows:
@@ -96,10 +97,10 @@ class Verifier:
                 row.stream_fault = next((name + "_mismatch" for name, value in zip(
                     ("parent_index", "revision", "parent_hash"), want) if getattr(row, name) != value), None)
             if not row.damage or body_only: chain.streams[row.stream] = row
-        ends = [c.first_index + c.size for c in self.tables["commits"][number] if commit_decodable(c)
-                and c.first_index <= chain.end < c.first_index + c.size]
-        chain.known_end = max(ends, default=chain.end)
-        if ends or not chain.rows: self.entry_missing(chain, chain.known_end)
+        chain.known_end = chain.end
+        for c in filter(commit_decodable, ordered(self.tables["commits"][number], "first_index")):
+            if c.first_index <= chain.known_end: chain.known_end = max(chain.known_end, c.first_index + c.size)
+        if chain.known_end > chain.end or not chain.rows: self.entry_missing(chain, chain.known_end)
         for row in chain.rows:
             if row.stream_fault and chain.tainted:                   # not reported, but it taints the case
                 row.stream_fault = chain.tainted_cases.add(case_of(row.stream))
@@ -135,7 +136,8 @@ class Verifier:
     def judge_entries(self, chain):  # steps 2.7 to 2.12 and 3, in chain order, folding the entries
         for doc in self.tables["private_documents"][chain.number]:
             row = chain.at.get(doc.idx)
-            if not row or doc.idx in chain.documents or row.parsed and "private_sha256" not in row.parsed:
+            unnamed = doc.idx not in chain.gaps if not row else row.parsed and "private_sha256" not in row.parsed
+            if unnamed or doc.idx in chain.documents:
                 self.report("private_unexpected", chain.number, "private_documents", doc.idx)
             chain.documents.setdefault(doc.idx, doc.document)
         last = None
@@ -168,7 +170,7 @@ class Verifier:
         elif kind == "heads": allowed = event == "chain.heads" and self.heads_event(row, p)
         else: allowed = row.allowed if kind == "sku" else self.case_event(case, row, kind, name, n, p)
         if "private_sha256" in row.parsed: case.private.add(row.idx)
-        if not allowed and name not in chain.tainted_cases:
+        if not allowed and not chain.tainted and (registry or name not in chain.tainted_cases):
             return "registry_invalid" if registry else "illegal_transition"
 
     def sku_event(self, skus, row):
@@ -203,6 +205,7 @@ class Verifier:
                 "license.issued": lambda: p["license_id"] == "license-" + name,
                 "delivery.requested": lambda: (
                     (p["delivery_id"], p["order_id"], p["n"]) == (row.stream, name, n)
+                    and p["mode"] == order["delivery_mode"]
                     and (case.reissuing and p["reissue_of"] == n - 1 if again else first)),
                 "delivery.ready": lambda: p["proof_id"] == f"proof-{name}-{n}",
                 "delivery.reissued": lambda: p["next"] == n + 1,
@@ -278,9 +281,13 @@ class Verifier:
             c.code = None if commit_decodable(c) and c.first_index not in seen else "commit_undecodable"
             c.end = None if c.code else c.first_index + c.size
             seen.add(c.first_index)
+        ends, orphans = {c.end for c in rows} | {0}, set()               # where commits may leave a gap
         for s in sorted(self.tables["commit_signatures"][number], key=lambda s: str(s.kid)):
-            if s.first_index not in seen or s.kid in signatures[s.first_index]:
+            lone = s.first_index not in seen and s.first_index not in ends
+            if lone and s.first_index not in orphans or s.kid in signatures[s.first_index]:
                 self.report("commit_signature_orphan", number, "commit_signatures", s.first_index, s.kid)
+            orphans |= {s.first_index} if lone else set()
+            if s.first_index not in seen: continue
             signatures[s.first_index].setdefault(s.kid, s)
         line = [Record(end=0, code=None), *rows, Record(first_index=chain.known_end, end=0, code=None)]
         for before, c, after in zip(line, rows, line[2:]):
@@ -315,10 +322,10 @@ class Verifier:
     def signature(self, c, s, entries):  # steps 4.5 and 4.6
         key = self.keys.get(s.kid)
         if not key: return None if self.registry_damaged else "kid_unknown"
+        if key.enrolled > max(1, c.registry_size): return "kid_unknown"
         if key.purpose != "commit": return "kid_wrong_purpose"
         if s.alg != 1: return "algorithm_mismatch"
-        if key.enrolled > max(1, c.registry_size) or key.retired and (
-                key.retired <= c.registry_size or c.end > key.cut[c.chain]): return "kid_not_valid"
+        if key.retired and (key.retired <= c.registry_size or c.end > key.cut[c.chain]): return "kid_not_valid"
         statement = b"".join((
             b"ledger/commit/v1\0", self.id, struct.pack("<IQI", c.chain, c.first_index, c.size),
             tree_root(full_subtrees([e.leaf for e in entries]), c.size), entries[-1].hash,
@@ -374,8 +381,6 @@ class Verifier:
             "idempotency": [{"key": key, "idx": idx} for key, idx in chain.idem.items()]}
 
         def judged(table, key):
-            if table == "tiles":
-                return key[1:] not in tiles or all(idx >> 8 * key[1] + 8 != key[2] for idx in chain.damaged)
             if table == "idempotency" or table not in (*PROJECTIONS, "stream_heads"):
                 return table != "idempotency" or not chain.tainted_cases
             name = key[1] if type(key[1]) is str else ""

@@ -1,0 +1,328 @@
+//! The vectors in `fixtures/valid` and `fixtures/broken`: dumps named by their defect, with the verdict inside. This test makes
+//! them again from the engine and fixed keys, and lets both verifiers judge every file of both folders.
+//!
+//! `LEDGER_BLESS=1 cargo test -p ledger-engine --test vectors` writes them anew after a change of format.
+#![allow(missing_docs)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use ledger_engine::commit::{ALG_ED25519, Statement};
+use ledger_engine::hash::{EventId, Hash, body_hash, entry_hash, sha256, to_hex};
+use ledger_engine::header::Header;
+use ledger_engine::merkle::{CompactRange, leaf_hash, root};
+use ledger_engine::registry::Purpose;
+use ledger_engine::signer::{LocalSigner, Signer as _};
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, params};
+use serde_json::{Value, json};
+use support::{create, create_order, life, list_sku, send};
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("fixtures")
+}
+
+/// A small ledger: orders on `chains` chains, one of them delivered and erased, one reissued.
+async fn sample(dir: &Path, chains: u32) -> Hash {
+    let ledger = create(dir, chains).await;
+    list_sku(&ledger, "s").await;
+    for (i, steps) in [(0, 8), (1, 3), (2, 1), (3, 0)] {
+        let order = create_order(&ledger, &format!("k{i}"), "s").await;
+        for line in life(&order).iter().take(steps) {
+            send(&ledger, line).await.unwrap();
+        }
+        if steps == 8 {
+            for (command, rest) in
+                [("delivery.reissue", r#","reason":"lost""#), ("subject.erase", r#","reason":"asked""#)]
+            {
+                send(&ledger, &format!(r#"{{"command":"{command}","actor":"service:m","order_id":"{order}"{rest}}}"#))
+                    .await
+                    .unwrap();
+            }
+        }
+    }
+    ledger.checkpoint().await.unwrap();
+    send(&ledger, r#"{"command":"sku.withdraw","actor":"service:catalog","sku_id":"s","reason":"тест \u0007"}"#)
+        .await
+        .unwrap();
+    ledger.shutdown().await.unwrap();
+    ledger.id()
+}
+
+fn dump(db: &Connection, description: &str, trust: Option<Hash>, exit: u8, findings: &[&str]) -> Value {
+    let mut names = db.prepare("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name").unwrap();
+    let names: Vec<String> = names.query_map([], |r| r.get(0)).unwrap().map(Result::unwrap).collect();
+    let mut tables = serde_json::Map::new();
+    for name in names.iter().filter(|n| !n.starts_with("sqlite")) {
+        let mut s = db.prepare(&format!("SELECT * FROM {name} ORDER BY rowid")).unwrap();
+        let columns: Vec<String> = s.column_names().map(str::to_owned).collect();
+        let rows = s.query_map([], |r| {
+            let cell = |i| match r.get_ref(i).unwrap() {
+                ValueRef::Integer(n) => Value::from(n),
+                ValueRef::Text(t) => Value::from(String::from_utf8_lossy(t)),
+                ValueRef::Blob(b) => Value::from(to_hex(b)),
+                _ => Value::Null,
+            };
+            Ok(Value::Object(columns.iter().enumerate().map(|(i, c)| (c.clone(), cell(i))).collect()))
+        });
+        tables.insert(name.clone(), Value::Array(rows.unwrap().map(Result::unwrap).collect()));
+    }
+    json!({
+        "format": "ledger-dump/1", "description": description, "trust": trust.map(Hash::to_hex),
+        "expect": {"exit": exit, "findings": findings}, "tables": tables,
+    })
+}
+
+/// What a writer that holds the keys and breaks a rule would have stored: all links, hashes and signatures are made again from
+/// the rows as they are, so that only the broken rule is left to find.
+fn sign_again(db: &Connection, ledger_id: Hash) {
+    let signer = LocalSigner::from_seed(Purpose::Commit, &[2; 32]);
+    db.execute_batch("DELETE FROM checkpoints; DELETE FROM chain_heads; DELETE FROM stream_heads;").unwrap();
+    let mut registry_head = Hash::ZERO;
+    for chain in 0..1u32 {
+        let mut s = db
+            .prepare("SELECT idx, stream, revision, event_type, schema_version, recorded_at_us, body FROM entries WHERE chain = ?1 ORDER BY idx")
+            .unwrap();
+        type EntryRow = (u64, String, u64, String, u16, i64, Vec<u8>);
+        let rows: Vec<EntryRow> = s
+            .query_map([chain], |r| {
+                let n = |i| r.get::<_, i64>(i).map(|v| v as u64);
+                Ok((n(0)?, r.get(1)?, n(2)?, r.get(3)?, r.get(4)?, r.get(5)?, r.get(6)?))
+            })
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
+        let (mut prev, mut leaves, mut range) = (Hash::ZERO, Vec::new(), CompactRange::default());
+        let mut tips: std::collections::BTreeMap<String, (Hash, u64, u64)> = std::collections::BTreeMap::new();
+        let mut hashes = Vec::new();
+        for (index, stream, revision, event_type, schema_version, recorded_at_us, body) in rows {
+            let parent = tips.get(&stream).copied();
+            let header = Header {
+                format_version: 1,
+                ledger_id: ledger_id.0,
+                chain,
+                index,
+                prev_hash: prev.0,
+                stream: stream.clone(),
+                revision,
+                parent_hash: parent.map_or([0; 32], |p| p.0.0),
+                event_id: EventId::derive(&ledger_id, chain, index).0,
+                event_type,
+                schema_version,
+                recorded_at_us,
+                body_hash: body_hash(&body).0,
+                body_sha256: sha256(&[&body]).0,
+            };
+            let bytes = header.encode();
+            let hash = entry_hash(&bytes);
+            db.execute(
+                "UPDATE entries SET prev_hash = ?3, parent_hash = ?4, body_hash = ?5, body_sha256 = ?6, entry_hash = ?7, parent_index = ?8 WHERE chain = ?1 AND idx = ?2",
+                params![chain, index as i64, header.prev_hash, header.parent_hash, header.body_hash, header.body_sha256, hash.0, parent.map(|p| p.2 as i64)],
+            )
+            .unwrap();
+            if stream == "ledger" && revision == 1 {
+                registry_head = hash;
+            }
+            tips.insert(stream, (hash, revision, index));
+            leaves.push(leaf_hash(&bytes));
+            range.push(leaf_hash(&bytes));
+            hashes.push(hash);
+            prev = hash;
+        }
+        for (stream, (hash, revision, index)) in &tips {
+            db.execute(
+                "INSERT INTO stream_heads VALUES (?1, ?2, ?3, ?4, ?5)",
+                params![chain, stream, *revision as i64, hash.0, *index as i64],
+            )
+            .unwrap();
+        }
+        db.execute(
+            "INSERT INTO chain_heads VALUES (?1, ?2, ?3, ?4)",
+            params![chain, leaves.len() as i64, prev.0, range.to_bytes()],
+        )
+        .unwrap();
+        let mut s = db.prepare("SELECT first_index, size FROM commits WHERE chain = ?1").unwrap();
+        let commits: Vec<(i64, i64)> =
+            s.query_map([chain], |r| Ok((r.get(0)?, r.get(1)?))).unwrap().map(Result::unwrap).collect();
+        for (first, size) in commits {
+            let (from, to) = (first as usize, (first + size) as usize);
+            let genesis = chain == 0 && first == 0;
+            let statement = Statement {
+                ledger_id,
+                chain,
+                first_index: first as u64,
+                size: size as u32,
+                root: root(&leaves[from..to]),
+                last_hash: hashes[to - 1],
+                registry_size: u64::from(!genesis),
+                registry_head: if genesis { Hash::ZERO } else { registry_head },
+            };
+            let kid = signer.key().kid.clone();
+            let signature = signer.sign(&statement.to_bytes(ALG_ED25519, &kid)).unwrap();
+            db.execute(
+                "UPDATE commits SET registry_head = ?3 WHERE chain = ?1 AND first_index = ?2",
+                params![chain, first, statement.registry_head.0],
+            )
+            .unwrap();
+            db.execute(
+                "UPDATE commit_signatures SET signature = ?3 WHERE chain = ?1 AND first_index = ?2",
+                params![chain, first, signature.to_vec()],
+            )
+            .unwrap();
+        }
+    }
+}
+
+/// The target entry of most defects: a settlement, in the middle of its stream.
+const SETTLED: &str = "(SELECT min(rowid) FROM entries WHERE event_type = 'order.settled')";
+
+/// Defect, what it is, the findings, the SQL, and whether a writer with the keys did it.
+type Defect = (&'static str, &'static str, &'static [&'static str], String, bool);
+
+fn defects() -> Vec<Defect> {
+    let entry = |set: &str| format!("UPDATE entries SET {set} WHERE rowid = {SETTLED}");
+    let flip = |column: &str| format!("{column} = CAST(zeroblob(32) AS BLOB)");
+    let body = |old: &str, new: &str| format!("body = CAST(replace(CAST(body AS TEXT), '{old}', '{new}') AS BLOB)");
+    let last = "(SELECT max(idx) FROM entries WHERE chain = 0)";
+    vec![
+        ("body_rewritten", "the settlement names another finance proof", &["body_hash_mismatch"], entry(&body("\"lp\"", "\"xx\"")), false),
+        ("body_hash_rewritten", "body_hash is zeros", &["body_hash_mismatch"], entry(&flip("body_hash")), false),
+        ("prev_hash_swapped", "prev_hash is the parent's", &["prev_hash_mismatch"], entry("prev_hash = zeroblob(32)"), false),
+        ("entry_hash_rewritten", "the stored entry hash is zeros", &["entry_hash_mismatch"], entry(&flip("entry_hash")), false),
+        ("event_type_rewritten", "order.settled became order.cancelled", &["entry_hash_mismatch"], entry("event_type = 'order.cancelled'"), false),
+        ("time_rewritten", "recorded one second later", &["entry_hash_mismatch"], entry("recorded_at_us = recorded_at_us + 1000000"), false),
+        ("event_id_rewritten", "another event id", &["event_id_mismatch"], entry("event_id = zeroblob(16)"), false),
+        ("schema_version_unknown", "schema version 9", &["entry_undecodable"], entry("schema_version = 9"), false),
+        ("parent_index_wrong", "the stored parent index points elsewhere", &["parent_index_mismatch"], entry("parent_index = 0"), false),
+        ("entry_deleted", "an entry in the middle is gone", &["entry_missing"], format!("DELETE FROM entries WHERE rowid = {SETTLED}"), false),
+        ("tail_truncated", "the last entry is gone", &["entry_missing"], format!("DELETE FROM entries WHERE chain = 0 AND idx = {last}"), false),
+        ("genesis_deleted", "chain 0 has no genesis entry", &["entry_missing"], "DELETE FROM entries WHERE chain = 0 AND idx = 0".into(), false),
+        ("chain_emptied", "chain 1 has no entry", &["entry_missing"], "DELETE FROM entries WHERE chain = 1".into(), false),
+        ("ledger_id_rewritten", "the ledger row names another ledger", &["ledger_id_mismatch"], "UPDATE ledger SET ledger_id = zeroblob(32)".into(), false),
+        ("private_document_rewritten", "a private document was changed", &["private_mismatch"], "UPDATE private_documents SET document = CAST(document || ' ' AS BLOB) WHERE rowid = (SELECT min(rowid) FROM private_documents)".into(), false),
+        ("private_document_moved", "a private document lies at an entry that has none", &["private_unexpected"], "UPDATE private_documents SET idx = 0, chain = 0 WHERE rowid = (SELECT min(rowid) FROM private_documents)".into(), false),
+        ("commit_deleted", "a commit row is gone", &["commit_tiling"], "DELETE FROM commits WHERE chain = 0 AND first_index = 2".into(), false),
+        ("commit_grown", "a commit claims one entry more", &["commit_tiling"], "UPDATE commits SET size = size + 1 WHERE chain = 0 AND first_index = 2".into(), false),
+        ("commit_unsigned", "a commit lost its signature", &["commit_unsigned"], "DELETE FROM commit_signatures WHERE chain = 0 AND first_index = 2".into(), false),
+        ("signature_flipped", "one bit of a signature", &["commit_signature_invalid"], "UPDATE commit_signatures SET signature = CAST(x'00' || substr(signature, 2) AS BLOB) WHERE chain = 0 AND first_index = 2".into(), false),
+        ("kid_unknown", "a signature by a key that was never enrolled", &["kid_unknown"], "UPDATE commit_signatures SET kid = 'commit-00000000' WHERE chain = 0 AND first_index = 2".into(), false),
+        ("kid_wrong_purpose", "a commit signed by the checkpoint key's kid", &["kid_wrong_purpose"], format!("UPDATE commit_signatures SET kid = '{}' WHERE chain = 0 AND first_index = 2", LocalSigner::from_seed(Purpose::Checkpoint, &[3; 32]).key().kid), false),
+        ("algorithm_unknown", "algorithm 2", &["algorithm_mismatch"], "UPDATE commit_signatures SET alg = 2 WHERE chain = 0 AND first_index = 2".into(), false),
+        ("registry_from_the_future", "a commit names a registry that does not exist yet", &["registry_position_mismatch"], "UPDATE commits SET registry_size = 2 WHERE chain = 0 AND first_index = 2".into(), false),
+        ("checkpoint_root_rewritten", "row and note disagree", &["checkpoint_mismatch"], "UPDATE checkpoints SET root = zeroblob(32) WHERE rowid = (SELECT min(rowid) FROM checkpoints)".into(), false),
+        ("checkpoint_not_a_note", "the note is not a note", &["checkpoint_undecodable"], "UPDATE checkpoints SET note = 'x' WHERE rowid = (SELECT min(rowid) FROM checkpoints)".into(), false),
+        ("head_rolled_back", "the head row is one entry short", &["chain_head_mismatch"], "UPDATE chain_heads SET size = size - 1 WHERE chain = 0".into(), false),
+        ("stream_head_rewritten", "a stream head names another revision", &["stream_head_mismatch"], "UPDATE stream_heads SET revision = revision + 1 WHERE rowid = (SELECT max(rowid) FROM stream_heads)".into(), false),
+        ("cursor_behind", "a cursor is behind", &["cursor_mismatch"], "UPDATE cursors SET size = size - 1 WHERE chain = 0 AND projection = 'skus'".into(), false),
+        ("order_row_rewritten", "an order is marked paid in the read model", &["projection_mismatch"], "UPDATE orders SET status = 'paid' WHERE rowid = (SELECT min(rowid) FROM orders)".into(), false),
+        ("idempotency_row_deleted", "an idempotency key was forgotten", &["projection_mismatch"], "DELETE FROM idempotency WHERE rowid = (SELECT min(rowid) FROM idempotency)".into(), false),
+        ("chain_unknown", "a cursor of chain 9", &["chain_unknown"], "INSERT INTO cursors VALUES ('orders', 9, 0)".into(), false),
+        ("settled_unpaid", "a writer with the keys settles before payment", &["illegal_transition", "projection_mismatch"], "UPDATE entries SET event_type = 'order.settled', body = (SELECT body FROM entries WHERE event_type = 'order.settled' LIMIT 1) WHERE rowid = (SELECT max(rowid) FROM entries WHERE event_type = 'payment.captured')".into(), true),
+        ("time_runs_back", "a writer with the keys backdates an entry", &["projection_mismatch", "time_regression"], "UPDATE entries SET recorded_at_us = 1 WHERE rowid = (SELECT max(rowid) FROM entries WHERE event_type = 'payment.captured')".into(), true),
+        ("revision_skipped", "a writer with the keys skips a revision", &["projection_mismatch", "revision_mismatch"], "UPDATE entries SET revision = 3 WHERE rowid = (SELECT max(rowid) FROM entries WHERE event_type = 'payment.captured')".into(), true),
+        ("body_not_canonical", "a writer with the keys stores white space", &["body_invalid", "projection_mismatch"], "UPDATE entries SET body = CAST(replace(CAST(body AS TEXT), '{\"actor_id\"', '{ \"actor_id\"') AS BLOB) WHERE event_type = 'sku.withdrawn'".into(), true),
+        ("event_unknown", "a writer with the keys invents an event", &["illegal_transition", "projection_mismatch"], "UPDATE entries SET event_type = 'sku.gifted' WHERE event_type = 'sku.withdrawn'".into(), true),
+        ("stream_unknown", "a writer with the keys invents a stream", &["projection_mismatch", "routing_mismatch"], "UPDATE entries SET stream = 'gifts', revision = 1 WHERE event_type = 'sku.withdrawn'".into(), true),
+    ]
+}
+
+/// Makes the vectors: name with folder, and the dump.
+async fn make() -> Vec<(String, Value)> {
+    let mut out = Vec::new();
+    for (name, chains) in [("one_chain", 1), ("two_chains", 2)] {
+        let dir = tempfile::tempdir().unwrap();
+        let id = sample(dir.path(), chains).await;
+        let db = Connection::open(dir.path().join("ledger.db")).unwrap();
+        out.push((format!("valid/{name}"), dump(&db, "nothing is wrong", Some(id), 0, &[])));
+        if chains == 1 {
+            out.push((
+                "valid/identity_not_proven".into(),
+                dump(&db, "nothing is wrong, and no id is pinned", None, 2, &[]),
+            ));
+            db.execute_batch("DELETE FROM private_documents").unwrap();
+            out.push(("valid/redacted".into(), dump(&db, "all private documents are withheld", Some(id), 0, &[])));
+            let codes = ["ledger_id_mismatch"];
+            out.push((
+                "broken/another_ledger_pinned".into(),
+                dump(&db, "another id is pinned", Some(Hash([1; 32])), 1, &codes),
+            ));
+        }
+    }
+    // What a writer with the keys does is shown on one chain, where no chain.heads entry would have to be forged as well.
+    let mut sources = Vec::new();
+    for chains in [2, 1] {
+        let dir = tempfile::tempdir().unwrap();
+        let id = sample(dir.path(), chains).await;
+        sources.push((id, std::fs::read(dir.path().join("ledger.db")).unwrap()));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("ledger.db");
+    for (name, description, findings, sql, with_keys) in defects() {
+        let (id, bytes) = &sources[usize::from(with_keys)];
+        let id = *id;
+        std::fs::write(&file, bytes).unwrap();
+        let db = Connection::open(&file).unwrap();
+        let mut s = db.prepare("SELECT name FROM sqlite_master WHERE type = 'trigger'").unwrap();
+        let triggers: Vec<String> = s.query_map([], |r| r.get(0)).unwrap().map(Result::unwrap).collect();
+        drop(s);
+        triggers.iter().for_each(|t| db.execute_batch(&format!("DROP TRIGGER {t}")).unwrap());
+        db.execute_batch(&sql).unwrap_or_else(|e| panic!("{name}: {e}"));
+        if with_keys {
+            sign_again(&db, id);
+        }
+        out.push((format!("broken/{name}"), dump(&db, description, Some(id), 1, findings)));
+    }
+    out
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vectors_are_what_the_engine_makes_and_both_verifiers_agree() {
+    let vectors = make().await;
+    let bless = std::env::var_os("LEDGER_BLESS").is_some();
+    let mut wrong = Vec::new();
+    for (name, dump) in &vectors {
+        let path = fixtures().join(format!("{name}.json"));
+        let text = serde_json::to_string_pretty(dump).unwrap() + "\n";
+        if bless {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, &text).unwrap();
+        } else if std::fs::read_to_string(&path).unwrap_or_default() != text {
+            wrong.push(format!("{name}: the file is not what the engine makes"));
+        }
+    }
+    let mut files = Vec::new();
+    for folder in ["valid", "broken"] {
+        for file in std::fs::read_dir(fixtures().join(folder)).unwrap() {
+            files.push(file.unwrap().path());
+        }
+    }
+    files.sort();
+    assert_eq!(files.len(), vectors.len(), "a file that this test does not make");
+    for path in &files {
+        let report = audit_verify::verify_path(path, None);
+        let expected = audit_verify::Dump::read(path).unwrap().expect.unwrap();
+        if (report.exit(), report.codes()) != expected {
+            wrong.push(format!(
+                "{}: expected {expected:?}, found {:?}\n{}",
+                path.display(),
+                report.codes(),
+                report.to_text()
+            ));
+        }
+    }
+    let root = fixtures().parent().unwrap().to_owned();
+    let python =
+        std::env::var("LEDGER_PYTHON").unwrap_or_else(|_| root.join("target/python/bin/python").display().to_string());
+    let output = std::process::Command::new(python)
+        .arg(root.join("verifier/python/verify.py"))
+        .arg("--check")
+        .args(&files)
+        .output()
+        .expect("the test command makes the Python environment: run .ci/run, or set LEDGER_PYTHON");
+    let said = String::from_utf8_lossy(&output.stderr);
+    if !said.is_empty() {
+        wrong.push(said.into_owned());
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
