@@ -14,6 +14,9 @@ use crate::row::text;
 use crate::source::{SourceError, Tables, columns};
 use crate::verify::Collector;
 
+/// Rows of one key: as they should be, and as they are stored.
+type Sides = (Vec<Vec<Cell>>, Vec<Vec<Cell>>);
+
 /// Compares all derived tables of one untainted chain. Returns how many projection rows were compared.
 pub(crate) fn compare(
     tables: &dyn Tables,
@@ -54,7 +57,7 @@ pub(crate) fn compare(
             _ => Code::ProjectionMismatch,
         };
         let (_, key) = columns(table);
-        let mut sides: BTreeMap<Vec<Cell>, (Vec<Vec<Cell>>, Vec<Vec<Cell>>)> = BTreeMap::new();
+        let mut sides: BTreeMap<Vec<Cell>, Sides> = BTreeMap::new();
         for cells in expected.remove(table).unwrap_or_default() {
             sides.entry(cells[..key].to_vec()).or_default().0.push(cells);
         }

@@ -156,9 +156,12 @@ fn tell_day(commands: &Path, summary: &Summary, seconds: f64, orders: &[Row]) ->
     Ok(())
 }
 
+/// Sums by currency and scale, in the smallest unit.
+type Sums = BTreeMap<(String, i64), i64>;
+
 /// Count and gross totals by currency, for each status.
 fn statuses(orders: &[Row]) -> BTreeMap<String, (u64, BTreeMap<String, String>)> {
-    let mut sums: BTreeMap<String, (u64, BTreeMap<(String, i64), i64>)> = BTreeMap::new();
+    let mut sums: BTreeMap<String, (u64, Sums)> = BTreeMap::new();
     for row in orders {
         if let (Cell::Text(status), Cell::Int(amount), Cell::Text(currency), Cell::Int(scale)) =
             (&row.cells[2], &row.cells[5], &row.cells[6], &row.cells[7])
@@ -172,7 +175,7 @@ fn statuses(orders: &[Row]) -> BTreeMap<String, (u64, BTreeMap<String, String>)>
         let (divisor, width) = (10_i64.pow(scale.clamp(0, 4) as u32), scale.clamp(0, 4) as usize);
         if width == 0 { sum.to_string() } else { format!("{}.{:0width$}", sum / divisor, sum % divisor) }
     };
-    let of = |sums: BTreeMap<(String, i64), i64>| sums.into_iter().map(|((c, s), n)| (c, decimal(n, s))).collect();
+    let of = |sums: Sums| sums.into_iter().map(|((c, s), n)| (c, decimal(n, s))).collect();
     sums.into_iter().map(|(status, (n, s))| (status, (n, of(s)))).collect()
 }
 
