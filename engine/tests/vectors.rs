@@ -276,6 +276,70 @@ async fn make() -> Vec<(String, Value)> {
     out
 }
 
+/// The example of FORMAT.md section 1, from the ledger in `fixtures/valid/one_chain.json`.
+async fn example() -> String {
+    use ledger_engine::hash::to_hex as hex;
+    let dir = tempfile::tempdir().unwrap();
+    let id = sample(dir.path(), 1).await;
+    let store = ledger_engine::store::sqlite::SqliteStore::open(dir.path(), Default::default()).unwrap();
+    let entries = ledger_engine::store::Store::entries(&store, 0, 0, 2).unwrap();
+    let db = Connection::open(dir.path().join("ledger.db")).unwrap();
+    let note: String = db.query_row("SELECT note FROM checkpoints ORDER BY size LIMIT 1", [], |r| r.get(0)).unwrap();
+    let (kid, signature): (String, Vec<u8>) = db
+        .query_row("SELECT kid, signature FROM commit_signatures WHERE first_index = 1", [], |r| {
+            Ok((r.get(0)?, r.get(1)?))
+        })
+        .unwrap();
+    let (genesis, entry) = (&entries[0], &entries[1]);
+    let leaf = entry.header.leaf_hash();
+    let statement = Statement {
+        ledger_id: id,
+        chain: 0,
+        first_index: 1,
+        size: 1,
+        root: leaf,
+        last_hash: entry.entry_hash,
+        registry_size: 1,
+        registry_head: genesis.entry_hash,
+    };
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    format!(
+        "The ledger of `fixtures/valid/one_chain.json`, whose keys are the Ed25519 seeds 32 × 0x01 (governance), 0x02 (commit) and \
+         0x03 (checkpoint). Its genesis body, entry 0 (one line):\n\n```json\n{}\n```\n\n```\nledger id   {id}\nentry hash  {}\n```\n\n\
+         Entry 1, a SKU is listed. Body, its two hashes, the header's bytes (13 fields after the version, little-endian), and what follows \
+         from them:\n\n```json\n{}\n```\n\n```\nbody_hash   {}\nbody_sha256 {}\nheader      {}\nentry hash  {}\nleaf        {leaf}\nevent id    {}\n```\n\n\
+         Its commit holds this entry alone, so the root is the leaf. Statement and signature by `{kid}`:\n\n```\nstatement   {}\nsignature   {}\n```\n\n\
+         The first checkpoint, a signed note:\n\n```\n{}```\n",
+        text(&genesis.body),
+        genesis.entry_hash,
+        text(&entry.body),
+        hex(&entry.header.body_hash),
+        hex(&entry.header.body_sha256),
+        hex(&entry.header.encode()),
+        entry.entry_hash,
+        hex(&entry.header.event_id),
+        hex(&statement.to_bytes(ALG_ED25519, &kid)),
+        hex(&signature),
+        note,
+    )
+}
+
+/// The example in FORMAT.md is what the engine writes.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_in_the_format_is_real() {
+    let path = fixtures().parent().unwrap().join("FORMAT.md");
+    let page = std::fs::read_to_string(&path).unwrap();
+    let (begin, end) = ("<!-- example:begin -->\n", "<!-- example:end -->");
+    let (head, rest) = page.split_once(begin).unwrap();
+    let (found, tail) = rest.split_once(end).unwrap();
+    let example = example().await;
+    if std::env::var_os("LEDGER_BLESS").is_some() {
+        std::fs::write(&path, format!("{head}{begin}{example}{end}{tail}")).unwrap();
+    } else {
+        assert_eq!(found, example);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn vectors_are_what_the_engine_makes_and_both_verifiers_agree() {
     let vectors = make().await;
