@@ -20,7 +20,9 @@ use crate::signer::LocalSigner;
 #[non_exhaustive]
 pub enum KeyFileError {
     /// It cannot be opened.
-    #[error("key file {path}: {source}; restore it from where you keep it, the ledger cannot sign without it")]
+    #[error(
+        "key file {path}: {source}; the ledger cannot write without it: check the path and who may read it, or restore it from your backup"
+    )]
     Io {
         /// Which file.
         path: PathBuf,

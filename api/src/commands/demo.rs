@@ -125,7 +125,7 @@ async fn submit(ledger: &Ledger, day: Vec<u8>) -> Result<Summary, CliError> {
     let progress = ProgressBar::hidden();
     let input = Box::new(std::io::Cursor::new(day));
     let mut shown: BTreeMap<&'static str, (u64, String)> = BTreeMap::new();
-    let summary = submit_lines(ledger, input, &progress, |number, outcome, _| {
+    let mut summary = submit_lines(ledger, input, &progress, |number, outcome, _| {
         if let Outcome::Refused { code, message } = outcome {
             shown.entry(code).or_insert_with(|| (number, message.clone()));
         }
@@ -133,7 +133,8 @@ async fn submit(ledger: &Ledger, day: Vec<u8>) -> Result<Summary, CliError> {
     })
     .await
     .map_err(|e| e.named("the day"))?;
-    Ok(Summary { examples: shown, ..summary })
+    summary.examples = shown;
+    Ok(summary)
 }
 
 fn tell_day(commands: &Path, summary: &Summary, seconds: f64, orders: &[Row]) -> Result<(), CliError> {

@@ -51,6 +51,7 @@ pub(crate) struct Summary {
     pub(crate) refused: u64,
     pub(crate) entries: u64,
     pub(crate) refusals: std::collections::BTreeMap<&'static str, u64>,
+    failed: Option<(u64, AppendError)>,
     /// First line and message of each code, where they are collected.
     pub(crate) examples: std::collections::BTreeMap<&'static str, (u64, String)>,
 }
@@ -133,8 +134,12 @@ fn progress_bar(length: Option<u64>) -> ProgressBar {
 pub(crate) enum SubmitError {
     Read(std::io::Error),
     Write(std::io::Error),
-    /// The line at which the ledger could not go on; nothing of it, or of later lines without an answer, is known to be stored.
-    Stopped(u64, AppendError),
+    /// The first line that the ledger failed to append, and the last one that was read. Every line up to that has its answer.
+    Stopped {
+        line: u64,
+        read: u64,
+        error: AppendError,
+    },
 }
 
 impl SubmitError {
@@ -142,9 +147,10 @@ impl SubmitError {
         match self {
             SubmitError::Read(e) => CliError::Io(input.to_owned(), e),
             SubmitError::Write(e) => CliError::Io("standard output".into(), e),
-            SubmitError::Stopped(line, e) => CliError::Usage(format!(
-                "stopped at line {line} ({}): {e}\nAnswered lines are durable; mend the cause, then submit again from this line",
-                e.code()
+            SubmitError::Stopped { line, read, error } => CliError::Usage(format!(
+                "line {line} could not be appended ({}): {error}\nNothing after line {read} was read. Lines answered as failed are not in the \
+                 ledger, unless their code is OUTCOME_UNKNOWN. Mend the cause, then submit them and the rest again",
+                error.code()
             )),
         }
     }
@@ -167,7 +173,8 @@ pub(crate) async fn submit_lines(
     let mut waiting: VecDeque<Waiting> = VecDeque::new();
     let mut summary = Summary::default();
     let (mut number, mut buffer) = (0, Vec::new());
-    loop {
+    // After a failure nothing more is read, but what is on its way may still be stored and is answered.
+    while summary.failed.is_none() {
         // With answers outstanding, an idle input must not hold them back.
         let read = if waiting.is_empty() {
             read_line(&mut input, &mut buffer).await
@@ -200,7 +207,10 @@ pub(crate) async fn submit_lines(
     while !waiting.is_empty() {
         finish_first(&mut waiting, &mut summary, progress, &mut seen).await?;
     }
-    Ok(summary)
+    match summary.failed.take() {
+        Some((line, e)) => Err(SubmitError::Stopped { line, read: number, error: e }),
+        None => Ok(summary),
+    }
 }
 
 /// Appends to `buffer` up to the end of the line. Of a line that is too long, only its beginning is kept; the number returned is
@@ -285,8 +295,8 @@ async fn finish_first(
     if summary.refused > 0 {
         progress.set_message(format!("{} refused", summary.refused));
     }
-    if let Outcome::Failed(e) = outcome {
-        return Err(SubmitError::Stopped(line, e));
+    if let Outcome::Failed(e) = &outcome {
+        summary.failed.get_or_insert_with(|| (line, e.clone()));
     }
     let next_is_ready = waiting.front().is_some_and(|w| w.answer.as_ref().map_or(true, Pending::is_ready));
     let drained = !next_is_ready;
@@ -296,7 +306,8 @@ async fn finish_first(
 fn to_text(line: u64, outcome: &Outcome) -> Option<String> {
     match outcome {
         Outcome::Refused { code, message } => Some(format!("line {line}: {code}: {}", safe(message))),
-        _ => None,
+        Outcome::Failed(e) => Some(format!("line {line}: failed: {}: {}", e.code(), safe(&e.to_string()))),
+        Outcome::Appended(_) => None,
     }
 }
 
