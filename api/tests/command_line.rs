@@ -72,8 +72,8 @@ fn the_day_is_answered_as_the_prose_says() {
     let db = rusqlite::Connection::open(shop.join("ledger.db")).unwrap();
     let number = |r: &rusqlite::Row<'_>, i| r.get::<_, i64>(i).map(Value::from);
     let word = |r: &rusqlite::Row<'_>, i| r.get::<_, Option<String>>(i).map(|v| v.map_or(Value::Null, Value::from));
-    let mut order = db.prepare("SELECT status, sku_id, currency, delivery_mode, key_fingerprint, ledger_proof_id, amount, scale, refunded, revision, deliveries FROM orders WHERE order_id = ?1").unwrap();
-    let mut delivery = db.prepare("SELECT status, mode, key_fingerprint, artifact_sha256, ciphertext_sha256, n, downloads, revision FROM deliveries WHERE order_id = ?1 ORDER BY n").unwrap();
+    let mut order = db.prepare("SELECT status, sku_id, currency, delivery_mode, key_fingerprint, ledger_proof_id, amount, scale, refunded, o.revision, deliveries FROM stream_heads s JOIN orders o ON o.chain = s.chain AND o.idx = s.first_index WHERE s.chain = 0 AND s.stream = 'order-' || ?1").unwrap();
+    let mut delivery = db.prepare("SELECT status, mode, key_fingerprint, artifact_sha256, ciphertext_sha256, n, downloads, d.revision FROM stream_heads s JOIN deliveries d ON d.chain = s.chain AND d.idx = s.first_index WHERE s.chain = 0 AND s.stream > 'delivery-' || ?1 || '-' AND s.stream < 'delivery-' || ?1 || '.' ORDER BY n").unwrap();
     let orders = fold["orders"].as_object().unwrap();
     assert_eq!(orders.len(), order_of_line.len());
     for (line, want) in orders {

@@ -56,7 +56,7 @@ impl Store for Recorder {
         private(chain: u32, index: u64) -> Option<Vec<u8>>;
         idempotency(chain: u32, key: &Hash) -> Option<u64>;
         tile(chain: u32, level: u32, n: u64) -> Option<Vec<u8>>;
-        row(table: &'static Table, chain: u32, key: &str) -> Option<Row>;
+        row(table: &'static Table, chain: u32, index: u64) -> Option<Row>;
         rows(table: &'static Table, chain: u32) -> Vec<Row>;
         replace_projections(chain: u32, size: u64, rows: &[Row]) -> ();
         last_checkpoint(chain: u32) -> Option<CheckpointRow>;
@@ -167,11 +167,12 @@ fn write_batch(conn: &Connection, batch: &CommitBatch) -> rusqlite::Result<()> {
         ])?;
     }
     let mut stream = conn.prepare_cached(
-        "INSERT INTO stream_heads VALUES (?,?,?,?,?) ON CONFLICT (chain,stream) DO UPDATE SET \
+        "INSERT INTO stream_heads VALUES (?,?,?,?,?,?) ON CONFLICT (chain,stream) DO UPDATE SET \
          revision=excluded.revision, head_hash=excluded.head_hash, head_index=excluded.head_index",
     )?;
     for (name, head) in &batch.streams {
-        stream.execute(params![chain, name, head.revision as i64, &head.hash.0[..], head.index as i64])?;
+        let (index, first) = (head.index as i64, head.first_index as i64);
+        stream.execute(params![chain, name, head.revision as i64, &head.hash.0[..], index, first])?;
     }
     for t in &batch.tiles {
         conn.prepare_cached("INSERT INTO tiles VALUES (?,?,?,?)")?

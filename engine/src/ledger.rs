@@ -9,7 +9,9 @@ use tokio::sync::{mpsc, oneshot};
 use crate::body::{Body, Meta, PrivateDocument};
 use crate::domain::command::{Action, Command, OrderRef, idempotency_hash, is_service};
 use crate::domain::decide::{Refusal, RefusalCode};
-use crate::domain::projection::{Row, TABLES, Table, case_row, idempotency_row, sku_row};
+use crate::domain::projection::{
+    DELIVERIES, ORDERS, Row, TABLES, Table, case_row, idempotency_row, needs_idempotency_row, sku_row,
+};
 use crate::domain::{Occurrence, case::Case, sku::Sku};
 use crate::environment::Environment;
 use crate::genesis::Genesis;
@@ -433,10 +435,23 @@ impl Ledger {
         .await
     }
 
-    /// A projection row of an order or one of its deliveries, by the table's key column.
-    pub async fn row(&self, table: &'static Table, case: CaseId, key: String) -> Result<Option<Row>, StoreError> {
-        let (store, chain) = (Arc::clone(&self.shared.store), case.route(self.genesis.chains));
-        blocking(move || store.row(table, chain, &key)).await
+    /// An order's projection row.
+    pub async fn order(&self, case: CaseId) -> Result<Option<Row>, StoreError> {
+        self.stream_row(&ORDERS, Stream::Order(case)).await
+    }
+
+    /// The projection row of an order's delivery `n`.
+    pub async fn delivery(&self, case: CaseId, n: u32) -> Result<Option<Row>, StoreError> {
+        self.stream_row(&DELIVERIES, Stream::Delivery(case, n)).await
+    }
+
+    async fn stream_row(&self, table: &'static Table, stream: Stream) -> Result<Option<Row>, StoreError> {
+        let (store, chain) = (Arc::clone(&self.shared.store), stream.chain(self.genesis.chains));
+        blocking(move || match store.stream_head(chain, &stream.to_string())? {
+            Some(head) => store.row(table, chain, head.first_index),
+            None => Ok(None),
+        })
+        .await
     }
 
     /// Rebuilds all projections of all chains from the entries. Returns how many rows were written.
@@ -751,7 +766,7 @@ fn fold(store: &dyn Store, chain: u32) -> Result<(u64, Vec<Row>), StoreError> {
             };
             let body = entry.parse_body().map_err(|e| corrupt(e.to_string()))?;
             let stream = Stream::parse(&h.stream).ok_or_else(|| corrupt("no stream name".into()))?;
-            if let Some(meta) = &body.meta {
+            if let Some(meta) = body.meta.as_ref().filter(|m| needs_idempotency_row(stream, h.revision, &m.idem)) {
                 idempotency.entry(meta.idem).or_insert(h.index);
             }
             let event = Occurrence {

@@ -16,7 +16,7 @@ use crate::commit::{ALG_ED25519, CommitSignature, Statement};
 use crate::domain::case::{Case, Touched};
 use crate::domain::command::{Action, ExpectedRevision};
 use crate::domain::decide::{Refusal, RefusalCode, decide_case, decide_create, decide_sku};
-use crate::domain::projection::{Row, case_row, idempotency_row, sku_row};
+use crate::domain::projection::{Row, case_row, idempotency_row, needs_idempotency_row, sku_row};
 use crate::domain::sku::Sku;
 use crate::domain::{Event, Occurrence};
 use crate::environment::Environment;
@@ -131,7 +131,7 @@ impl Open {
 struct InFlight {
     jobs: Vec<Job>,
     outcomes: Vec<Outcome>,
-    idempotency: HashMap<Hash, (u64, Hash, usize)>,
+    idempotency: HashMap<Hash, (Hash, usize)>,
 }
 
 /// Appends, and learns the outcome where the store does not know it: never by a guess.
@@ -198,7 +198,9 @@ struct Draft {
     tiles: Vec<Tile>,
     touched: Vec<(Key, Option<Touched>)>,
     touched_set: HashSet<(Key, Option<Touched>)>,
-    idempotency: HashMap<Hash, (u64, Hash, usize)>,
+    idempotency: HashMap<Hash, (Hash, usize)>,
+    /// Idempotency rows to write.
+    keys: Vec<(Hash, u64)>,
     erase: Vec<u64>,
     now_us: i64,
 }
@@ -271,8 +273,8 @@ impl Writer {
         }
     }
 
-    /// Answers the callers of a stored commit, or puts its jobs aside to be done again. A commit that was linked to a
-    /// failed one fails too: the store finds another head than it names.
+    /// Answers the callers of a stored commit, or puts aside the jobs that are to be done again. A commit that was linked
+    /// to a failed one fails too: the store finds another head than it names.
     fn stored(&mut self, flight: InFlight, result: Result<(), StoreError>, failed: &mut VecDeque<Job>) {
         match result {
             Ok(()) => {
@@ -280,10 +282,15 @@ impl Writer {
             }
             Err(e) => {
                 self.stale = true;
-                if matches!(e, StoreError::HeadMoved(_) | StoreError::Rejected(_)) {
-                    failed.extend(flight.jobs);
-                } else {
-                    fail_all(&mut flight.jobs.into(), &AppendError::Store(Arc::new(e)));
+                let again = matches!(e, StoreError::HeadMoved(_) | StoreError::Rejected(_));
+                let error = AppendError::Store(Arc::new(e));
+                for (job, outcome) in flight.jobs.into_iter().zip(flight.outcomes) {
+                    // What was only repeated or refused may hold without this commit.
+                    if again || !matches!(outcome, Outcome::Appended(Appended { repeated: false, .. })) {
+                        failed.push_back(job);
+                    } else {
+                        answer(job, Outcome::Failed(error.clone()));
+                    }
                 }
             }
         }
@@ -543,6 +550,7 @@ impl Writer {
             touched: Vec::with_capacity(256),
             touched_set: HashSet::with_capacity(256),
             idempotency: HashMap::new(),
+            keys: Vec::new(),
             erase: Vec::new(),
             now_us: self.shared.environment.now_us().max(self.last_time_us).clamp(0, (1 << 53) - 1),
         }
@@ -605,7 +613,7 @@ impl Writer {
 
     /// The first answer of a known idempotency key.
     fn repeated(
-        &self,
+        &mut self,
         s: &Submission,
         draft: &Draft,
         done: &[Outcome],
@@ -620,7 +628,7 @@ impl Writer {
         let unstored = draft.idempotency.get(&meta.idem).map(|found| (found, done));
         let unstored =
             unstored.or_else(|| in_flight.iter().find_map(|f| Some((f.idempotency.get(&meta.idem)?, &f.outcomes[..]))));
-        if let Some(((_, request, at), outcomes)) = unstored {
+        if let Some(((request, at), outcomes)) = unstored {
             if *request != meta.request {
                 return Err(mismatch());
             }
@@ -629,10 +637,18 @@ impl Writer {
                 _ => None,
             });
         }
-        let store = &self.shared.store;
-        let Some(index) = store.idempotency(self.chain, &meta.idem)? else { return Ok(None) };
+        let order = Stream::Order(s.case);
+        let index = if needs_idempotency_row(order, 1, &meta.idem) {
+            self.shared.store.idempotency(self.chain, &meta.idem)?
+        } else {
+            // The key gave the order's id: if it was used, the order is there.
+            self.load(Key::Order(s.case))?;
+            let cached = self.cases.get(&Key::Order(s.case));
+            cached.and_then(|c| c.heads.get(&order)).map(|head| head.first_index)
+        };
+        let Some(index) = index else { return Ok(None) };
         // A command makes at most two entries, next to each other.
-        let entries = store.entries(self.chain, index, 2)?;
+        let entries = self.shared.store.entries(self.chain, index, 2)?;
         let mut refs = Vec::new();
         for entry in &entries {
             let body = entry
@@ -700,7 +716,12 @@ impl Writer {
             draft.private.retain(|(index, _)| !erased.contains(index));
         }
         if let Some(meta) = &s.meta {
-            draft.idempotency.insert(meta.idem, (draft.after.size(), meta.request, at));
+            draft.idempotency.insert(meta.idem, (meta.request, at));
+            let revision =
+                |stream| self.cases.peek(&key).and_then(|c| c.heads.get(stream)).map_or(1, |h| h.revision + 1);
+            if events.first().is_some_and(|e| needs_idempotency_row(e.stream, revision(&e.stream), &meta.idem)) {
+                draft.keys.push((meta.idem, draft.after.size()));
+            }
         }
         let mut entries = Vec::with_capacity(events.len());
         for (i, (Event { stream, event_type, .. }, (body, bytes))) in events.iter().zip(bodies).enumerate() {
@@ -767,7 +788,8 @@ impl Writer {
         }
         let encoded = header.encode();
         let (hash, leaf) = (entry_hash(&encoded), merkle::leaf_hash(&encoded));
-        let head = StreamHead { revision: header.revision, hash, index };
+        let first_index = if parent.revision == 0 { index } else { parent.first_index };
+        let head = StreamHead { revision: header.revision, hash, index, first_index };
         cached.heads.insert(stream, head);
         draft.streams.insert(stream, head);
         draft.bytes += encoded.len() + bytes.len();
@@ -802,7 +824,7 @@ impl Writer {
         let signer = &self.shared.signer;
         let kid = signer.key().kid.clone();
         let signature = signer.sign(&statement.to_bytes(ALG_ED25519, &kid)).map_err(CommitError::Signer)?;
-        let mut rows: Vec<Row> = Vec::with_capacity(draft.touched.len() + draft.idempotency.len());
+        let mut rows: Vec<Row> = Vec::with_capacity(draft.touched.len() + draft.keys.len());
         for (key, touched) in &draft.touched {
             match (self.cases.peek(key).map(|c| &c.state), touched) {
                 (Some(State::Case(case)), Some(touched)) => rows.extend(case_row(self.chain, case, touched)),
@@ -810,9 +832,7 @@ impl Writer {
                 _ => {}
             }
         }
-        let mut keys: Vec<_> = draft.idempotency.iter().collect();
-        keys.sort_by_key(|(_, (index, _, _))| *index);
-        rows.extend(keys.into_iter().map(|(idem, (index, _, _))| idempotency_row(self.chain, idem, *index)));
+        rows.extend(draft.keys.iter().map(|(idem, index)| idempotency_row(self.chain, idem, *index)));
         let runs = draft.before.size() / RUN_ENTRIES..draft.after.size() / RUN_ENTRIES;
         let runs = runs.map(|run| (run, event_id_run(&self.shared.ledger_id, self.chain, run))).collect();
         Ok(CommitBatch {
@@ -879,6 +899,9 @@ pub(crate) fn read_stream(store: &dyn Store, chain: u32, stream: &str) -> Result
 /// All entries of an order and its deliveries, in chain order.
 pub(crate) fn read_case(store: &dyn Store, chain: u32, case: CaseId) -> Result<Vec<Entry>, StoreError> {
     let mut entries = read_stream(store, chain, &Stream::Order(case).to_string())?;
+    if entries.is_empty() {
+        return Ok(entries);
+    }
     for n in 1.. {
         let delivery = read_stream(store, chain, &Stream::Delivery(case, n).to_string())?;
         if delivery.is_empty() {
@@ -921,7 +944,8 @@ fn load(store: &dyn Store, chain: u32, key: Key) -> Result<Cached, StoreError> {
             State::System => Ok(()),
         }
         .map_err(|e| corrupt(e.0))?;
-        heads.insert(stream, StreamHead { revision: h.revision, hash: entry.entry_hash, index: h.index });
+        let head = heads.entry(stream).or_insert(StreamHead { first_index: h.index, ..StreamHead::default() });
+        *head = StreamHead { revision: h.revision, hash: entry.entry_hash, index: h.index, ..*head };
     }
     Ok(Cached { state, heads })
 }

@@ -78,7 +78,7 @@ impl Store for Faulty {
         private(chain: u32, index: u64) -> Option<Vec<u8>>;
         idempotency(chain: u32, key: &Hash) -> Option<u64>;
         tile(chain: u32, level: u32, n: u64) -> Option<Vec<u8>>;
-        row(table: &'static Table, chain: u32, key: &str) -> Option<Row>;
+        row(table: &'static Table, chain: u32, index: u64) -> Option<Row>;
         rows(table: &'static Table, chain: u32) -> Vec<Row>;
         replace_projections(chain: u32, size: u64, rows: &[Row]) -> ();
         last_checkpoint(chain: u32) -> Option<CheckpointRow>;

@@ -6,7 +6,7 @@ mod support;
 use std::sync::Arc;
 
 use ledger_engine::domain::command::Command;
-use ledger_engine::domain::projection::{Cell, ORDERS};
+use ledger_engine::domain::projection::Cell;
 use ledger_engine::merkle::{verify_consistency, verify_inclusion};
 use ledger_engine::note::{Checkpoint, NoteKey};
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
@@ -23,8 +23,8 @@ async fn an_order_goes_from_creation_to_download() {
         assert_eq!(code(&ledger, &line).await, "accepted", "{line}");
     }
     let case = CaseId::parse(&order).unwrap();
-    let row = ledger.row(&ORDERS, case, order.clone()).await.unwrap().unwrap();
-    assert_eq!(row.cells[2], Cell::Text("finalized".into()));
+    let row = ledger.order(case).await.unwrap().unwrap();
+    assert_eq!(row.cells[3], Cell::Text("finalized".into()));
     let entries = ledger.read_order(case).await.unwrap();
     assert_eq!(entries.len(), 9);
     assert_eq!(ledger.read_stream(Stream::Delivery(case, 1)).await.unwrap().len(), 4);

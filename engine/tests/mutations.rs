@@ -125,7 +125,11 @@ fn pick(db: &Connection, table: &str) -> i64 {
 fn altered(value: Value, table: &str, column: &str) -> Value {
     match value {
         Value::Integer(_) if column == "chain" => Value::Integer(7),
-        Value::Integer(n) if matches!(column, "idx" | "first_index" | "head_index") => Value::Integer(n + 1_000_000),
+        Value::Integer(n)
+            if matches!(column, "idx" | "first_index" | "head_index" | "license_index" | "proof_index") =>
+        {
+            Value::Integer(n + 1_000_000)
+        }
         Value::Integer(n) if table == "tiles" => Value::Integer(n + 1000),
         Value::Integer(n) => Value::Integer(n + 1),
         Value::Text(t) if column == "event_type" => Value::Text(format!("{t}x")),
@@ -177,25 +181,7 @@ fn of_column(table: &str, column: &str) -> Vec<&'static str> {
         ("checkpoints", "note") => vec!["checkpoint_undecodable"],
         ("checkpoints", _) => vec!["checkpoint_mismatch"],
         (_, "chain") => vec!["chain_unknown", derived],
-        (_, c)
-            if [
-                "stream",
-                "level",
-                "n",
-                "run",
-                "projection",
-                "order_id",
-                "delivery_id",
-                "license_id",
-                "proof_id",
-                "sku_id",
-                "key",
-            ]
-            .contains(&c)
-                && is_key(table, c) =>
-        {
-            vec![derived, derived]
-        }
+        (_, c) if is_key(table, c) => vec![derived, derived],
         _ => vec![derived],
     }
 }
@@ -206,12 +192,9 @@ fn is_key(table: &str, column: &str) -> bool {
         "tiles" => return column == "level" || column == "n",
         "event_id_runs" => "run",
         "cursors" => "projection",
-        "orders" => "order_id",
-        "deliveries" => "delivery_id",
-        "licences" => "license_id",
-        "delivery_proofs" => "proof_id",
-        "skus" => "sku_id",
-        _ => "key",
+        "chain_heads" => return false,
+        "idempotency" => "key",
+        _ => "idx",
     };
     column == key
 }

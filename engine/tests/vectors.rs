@@ -94,7 +94,7 @@ fn sign_again(db: &Connection, ledger_id: Hash) {
             .map(Result::unwrap)
             .collect();
         let (mut prev, mut leaves, mut range) = (Hash::ZERO, Vec::new(), CompactRange::default());
-        let mut tips: std::collections::BTreeMap<String, (Hash, u64, u64)> = std::collections::BTreeMap::new();
+        let mut tips: std::collections::BTreeMap<String, (Hash, u64, u64, u64)> = std::collections::BTreeMap::new();
         let mut hashes = Vec::new();
         for (index, stream, revision, event_type, schema_version, recorded_at_us, body) in rows {
             let parent = tips.get(&stream).copied();
@@ -124,16 +124,17 @@ fn sign_again(db: &Connection, ledger_id: Hash) {
             if stream == "ledger" && revision == 1 {
                 registry_head = hash;
             }
-            tips.insert(stream, (hash, revision, index));
+            let first = parent.map_or(index, |p| p.3);
+            tips.insert(stream, (hash, revision, index, first));
             leaves.push(leaf_hash(&bytes));
             range.push(leaf_hash(&bytes));
             hashes.push(hash);
             prev = hash;
         }
-        for (stream, (hash, revision, index)) in &tips {
+        for (stream, (hash, revision, index, first)) in &tips {
             db.execute(
-                "INSERT INTO stream_heads VALUES (?1, ?2, ?3, ?4, ?5)",
-                params![chain, stream, *revision as i64, hash.0, *index as i64],
+                "INSERT INTO stream_heads VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                params![chain, stream, *revision as i64, hash.0, *index as i64, *first as i64],
             )
             .unwrap();
         }
@@ -218,7 +219,7 @@ fn defects() -> Vec<Defect> {
         ("order_row_rewritten", "an order is marked paid in the read model", &["projection_mismatch"], "UPDATE orders SET status = 'paid' WHERE rowid = (SELECT min(rowid) FROM orders)".into(), false),
         ("idempotency_row_deleted", "an idempotency key was forgotten", &["projection_mismatch"], "DELETE FROM idempotency WHERE rowid = (SELECT min(rowid) FROM idempotency)".into(), false),
         ("chain_unknown", "a cursor of chain 9", &["chain_unknown"], "INSERT INTO cursors VALUES ('orders', 9, 0)".into(), false),
-        ("settled_unpaid", "a writer with the keys settles before payment", &["illegal_transition", "projection_mismatch"], "UPDATE entries SET event_type = 'order.settled', body = (SELECT body FROM entries WHERE event_type = 'order.settled' LIMIT 1) WHERE rowid = (SELECT max(rowid) FROM entries WHERE event_type = 'payment.captured')".into(), true),
+        ("settled_unpaid", "a writer with the keys settles before payment", &["illegal_transition", "projection_mismatch", "projection_mismatch"], "UPDATE entries SET event_type = 'order.settled', body = (SELECT body FROM entries WHERE event_type = 'order.settled' LIMIT 1) WHERE rowid = (SELECT max(rowid) FROM entries WHERE event_type = 'payment.captured')".into(), true),
         ("time_runs_back", "a writer with the keys backdates an entry", &["projection_mismatch", "time_regression"], "UPDATE entries SET recorded_at_us = 1 WHERE rowid = (SELECT max(rowid) FROM entries WHERE event_type = 'payment.captured')".into(), true),
         ("revision_skipped", "a writer with the keys skips a revision", &["projection_mismatch", "revision_mismatch"], "UPDATE entries SET revision = 3 WHERE rowid = (SELECT max(rowid) FROM entries WHERE event_type = 'payment.captured')".into(), true),
         ("body_not_canonical", "a writer with the keys stores white space", &["body_invalid", "projection_mismatch"], "UPDATE entries SET body = CAST(replace(CAST(body AS TEXT), '{\"actor_id\"', '{ \"actor_id\"') AS BLOB) WHERE event_type = 'sku.withdrawn'".into(), true),

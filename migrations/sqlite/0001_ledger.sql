@@ -1,5 +1,7 @@
 -- The embedded ledger, FORMAT.md section 8. Ordinary rowid tables on purpose: a row keeps its place when it is
--- updated, so the rows of orders that are open together share pages, and only a new key touches its index.
+-- updated, so the rows of orders that are open together share pages. Names are hashes, so an index of names is
+-- written all over: only stream_heads has one. It leads from a name to the index of its first entry, and that
+-- index, which only grows, is the key of everything else.
 
 CREATE TABLE ledger (
     ledger_id BLOB NOT NULL PRIMARY KEY
@@ -65,11 +67,12 @@ CREATE TABLE chain_heads (
 ) STRICT;
 
 CREATE TABLE stream_heads (
-    chain      INTEGER NOT NULL,
-    stream     TEXT    NOT NULL,
-    revision   INTEGER NOT NULL,
-    head_hash  BLOB    NOT NULL,
-    head_index INTEGER NOT NULL,
+    chain       INTEGER NOT NULL,
+    stream      TEXT    NOT NULL,
+    revision    INTEGER NOT NULL,
+    head_hash   BLOB    NOT NULL,
+    head_index  INTEGER NOT NULL,
+    first_index INTEGER NOT NULL,
     PRIMARY KEY (chain, stream)
 ) STRICT;
 
@@ -97,6 +100,7 @@ CREATE TABLE cursors (
 
 CREATE TABLE orders (
     chain           INTEGER NOT NULL,
+    idx             INTEGER NOT NULL,
     order_id        TEXT    NOT NULL,
     status          TEXT    NOT NULL,
     sku_id          TEXT    NOT NULL,
@@ -108,15 +112,17 @@ CREATE TABLE orders (
     delivery_mode   TEXT    NOT NULL,
     key_fingerprint TEXT,
     ledger_proof_id TEXT,
+    license_index   INTEGER,
     deliveries      INTEGER NOT NULL,
     revision        INTEGER NOT NULL,
     created_at_us   INTEGER NOT NULL,
     updated_at_us   INTEGER NOT NULL,
-    PRIMARY KEY (chain, order_id)
+    PRIMARY KEY (chain, idx)
 ) STRICT;
 
 CREATE TABLE deliveries (
     chain             INTEGER NOT NULL,
+    idx               INTEGER NOT NULL,
     delivery_id       TEXT    NOT NULL,
     order_id          TEXT    NOT NULL,
     n                 INTEGER NOT NULL,
@@ -126,33 +132,35 @@ CREATE TABLE deliveries (
     artifact_sha256   TEXT,
     ciphertext_sha256 TEXT,
     proof_id          TEXT,
+    proof_index       INTEGER,
     downloads         INTEGER NOT NULL,
     revision          INTEGER NOT NULL,
     updated_at_us     INTEGER NOT NULL,
-    PRIMARY KEY (chain, delivery_id)
+    PRIMARY KEY (chain, idx)
 ) STRICT;
 
 CREATE TABLE licences (
     chain      INTEGER NOT NULL,
+    idx        INTEGER NOT NULL,
     license_id TEXT    NOT NULL,
     order_id   TEXT    NOT NULL,
     sku_id     TEXT    NOT NULL,
     buyer      TEXT    NOT NULL,
-    idx        INTEGER NOT NULL,
-    PRIMARY KEY (chain, license_id)
+    PRIMARY KEY (chain, idx)
 ) STRICT;
 
 CREATE TABLE delivery_proofs (
     chain       INTEGER NOT NULL,
+    idx         INTEGER NOT NULL,
     proof_id    TEXT    NOT NULL,
     order_id    TEXT    NOT NULL,
     delivery_id TEXT    NOT NULL,
-    idx         INTEGER NOT NULL,
-    PRIMARY KEY (chain, proof_id)
+    PRIMARY KEY (chain, idx)
 ) STRICT;
 
 CREATE TABLE skus (
     chain    INTEGER NOT NULL,
+    idx      INTEGER NOT NULL,
     sku_id   TEXT    NOT NULL,
     status   TEXT    NOT NULL,
     title    TEXT    NOT NULL,
@@ -160,7 +168,7 @@ CREATE TABLE skus (
     currency TEXT    NOT NULL,
     scale    INTEGER NOT NULL,
     revision INTEGER NOT NULL,
-    PRIMARY KEY (chain, sku_id)
+    PRIMARY KEY (chain, idx)
 ) STRICT;
 
 CREATE TABLE idempotency (

@@ -16,17 +16,17 @@ COLUMNS = {table.split()[0]: table.split()[1:] for table in """
     commit_signatures chain first_index kid alg signature;
     checkpoints chain size root note;
     chain_heads chain size head_hash compact_range;
-    stream_heads chain stream revision head_hash head_index;
+    stream_heads chain stream revision head_hash head_index first_index;
     tiles chain level n hashes;
     event_id_runs chain run ids;
     cursors projection chain size;
-    orders chain order_id status sku_id buyer amount currency scale refunded delivery_mode key_fingerprint
-        ledger_proof_id deliveries revision created_at_us updated_at_us;
-    deliveries chain delivery_id order_id n status mode key_fingerprint artifact_sha256 ciphertext_sha256
-        proof_id downloads revision updated_at_us;
-    licences chain license_id order_id sku_id buyer idx;
-    delivery_proofs chain proof_id order_id delivery_id idx;
-    skus chain sku_id status title amount currency scale revision;
+    orders chain idx order_id status sku_id buyer amount currency scale refunded delivery_mode key_fingerprint
+        ledger_proof_id license_index deliveries revision created_at_us updated_at_us;
+    deliveries chain idx delivery_id order_id n status mode key_fingerprint artifact_sha256 ciphertext_sha256
+        proof_id proof_index downloads revision updated_at_us;
+    licences chain idx license_id order_id sku_id buyer;
+    delivery_proofs chain idx proof_id order_id delivery_id;
+    skus chain idx sku_id status title amount currency scale revision;
     idempotency chain key idx""".split(";")}
 DIGESTS = set("""ledger_id prev_hash parent_hash body_hash body_sha256 entry_hash registry_head root
     head_hash""".split())                                            # BLOBs of 32 bytes

@@ -96,7 +96,9 @@ class Verifier:
                 want = (last.idx, last.revision + 1, last.entry_hash) if last else (None, 1, ZEROS)
                 row.stream_fault = next((name + "_mismatch" for name, value in zip(
                     ("parent_index", "revision", "parent_hash"), want) if getattr(row, name) != value), None)
-            if not row.damage or body_only: chain.streams[row.stream] = row
+            if not row.damage or body_only:
+                row.first_index = chain.streams.get(row.stream, Record(first_index=row.idx)).first_index
+                chain.streams[row.stream] = row
         chain.known_end = chain.end
         for c in filter(commit_decodable, ordered(self.tables["commits"][number], "first_index")):
             if c.first_index <= chain.known_end: chain.known_end = max(chain.known_end, c.first_index + c.size)
@@ -159,7 +161,8 @@ class Verifier:
         (kind, name, n), event, p = parse_stream(row.stream), row.event_type, row.parsed["payload"]
         registry, case = event.startswith("key."), chain.cases[name]
         idem = row.parsed.get("meta", {}).get("idem")
-        if idem: chain.idem.setdefault(bytes.fromhex(idem), row.idx)
+        derived = idem and "order-" + sha(b"ledger/case/v1\0" + bytes.fromhex(idem))[:16].hex()
+        if idem and (row.stream, row.revision) != (derived, 1): chain.idem.setdefault(bytes.fromhex(idem), row.idx)
         if self.known and self.home(row.stream) != chain.number: return "routing_mismatch"
         if not kind or not self.known and (registry or kind in ("ledger", "heads")): return None
         if registry: allowed = kind == "ledger" and self.registry_event(row, p)
@@ -174,13 +177,13 @@ class Verifier:
             return "registry_invalid" if registry else "illegal_transition"
 
     def sku_event(self, skus, row):
-        event, p, sku = row.event_type, row.parsed["payload"], skus.get(row.stream, {"status": None})
+        event, p, sku = row.event_type, row.parsed["payload"], skus.get(row.stream, {"status": None, "idx": row.idx})
         listed = sku["status"] == "listed"
         if (event not in ("sku.listed", "sku.withdrawn") or not shaped(p, EVENTS[event][0])
                 or sku_stream(p["sku_id"]) != row.stream or listed != (event == "sku.withdrawn")):
             return False
         if event == "sku.listed":
-            sku, self.prices[row.stream, row.revision] = {**p, **p["price"]}, p["price"]
+            sku, self.prices[row.stream, row.revision] = {**sku, **p, **p["price"]}, p["price"]
         skus[row.stream] = {**sku, "status": EVENTS[event][3], "revision": row.revision}
         return True
 
@@ -215,17 +218,19 @@ class Verifier:
                 "subject.erased": lambda: p["entries"] == sorted(set(p["entries"]) & case.private),
                 }.get(event, lambda: True)(): return False
         if event == "order.created":
-            order = case.order = {**p, **money, "refunded": 0, "deliveries": 0}
+            order = case.order = {**p, **money, "idx": row.idx, "refunded": 0, "deliveries": 0}
             order["created_at_us"] = row.recorded_at_us
         elif event == "order.settled": order["ledger_proof_id"] = p["ledger_proof_id"]
-        elif event == "license.issued": case.licence = {**order, **p, "idx": row.idx}
+        elif event == "license.issued":
+            order["license_index"] = row.idx
+            case.licence = {**order, **p, "idx": row.idx}
         elif event == "order.refunded":
             order["refunded"] += money["amount"]
             reached = "refunded" if order["refunded"] == order["amount"] else ""
         elif event == "delivery.requested":
-            current = case.deliveries[n] = {**p, "downloads": 0}
+            current = case.deliveries[n] = {**p, "idx": row.idx, "downloads": 0}
             order["deliveries"] = n
-        elif event in ("delivery.encrypted", "delivery.ready"): current.update(p, idx=row.idx)
+        elif event in ("delivery.encrypted", "delivery.ready"): current.update(p, proof_index=row.idx if "proof_id" in p else None)
         elif event == "delivery.downloaded": current["downloads"] += 1
         case.reissuing, target = event == "delivery.reissued", order if kind == "order" else current
         target["status"] = reached or target["status"]
@@ -377,13 +382,14 @@ class Verifier:
             "cursors": [{"projection": name, "size": size} for name in PROJECTIONS],
             "orders": [case.order for case in cases if case.order], "deliveries": deliveries,
             "licences": [case.licence for case in cases if case.licence],
-            "delivery_proofs": [d for d in deliveries if "proof_id" in d], "skus": chain.skus.values(),
+            "delivery_proofs": [{**d, "idx": d["proof_index"]} for d in deliveries if "proof_id" in d], "skus": chain.skus.values(),
             "idempotency": [{"key": key, "idx": idx} for key, idx in chain.idem.items()]}
 
-        def judged(table, key):
+        def judged(table, row):
             if table == "idempotency" or table not in (*PROJECTIONS, "stream_heads"):
                 return table != "idempotency" or not chain.tainted_cases
-            name = key[1] if type(key[1]) is str else ""
+            name = row[1 if table == "stream_heads" else 2]
+            name = name if type(name) is str else ""
             case = sku_stream(name) if table == "skus" else case_of(name) if table == "stream_heads" else (
                 "".join(re.findall("[0-9a-f]{32}", name)))
             return case not in chain.tainted_cases
@@ -394,7 +400,8 @@ class Verifier:
                     values = tuple(row.get(column) for column in COLUMNS[table])
                     sides[values[:width]][side].append(values)
             for key in sorted(sides, key=repr):
-                if sides[key][0] != sides[key][1] and judged(table, key):
+                expected, found = sides[key]
+                if expected != found and judged(table, (expected or found)[0]):
                     self.report(code, chain.number, table, *key)
 
 def main():

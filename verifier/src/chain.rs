@@ -35,6 +35,8 @@ pub(crate) struct Seen {
 /// The last usable entry of a stream.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tip {
+    /// Index of the stream's first usable entry.
+    pub(crate) first: u64,
     pub(crate) idx: u64,
     pub(crate) revision: u64,
     pub(crate) stored: Hash,
@@ -171,7 +173,8 @@ impl Reader<'_> {
             heads.extend([row.entry_hash, row.hash]);
         }
         if damage.is_none() || body_only {
-            let tip = Tip { idx, revision: row.header.revision, stored: row.entry_hash, hash: row.hash };
+            let first = chain.streams.get(&row.header.stream).map_or(idx, |t| t.first);
+            let tip = Tip { first, idx, revision: row.header.revision, stored: row.entry_hash, hash: row.hash };
             chain.streams.insert(row.header.stream.clone(), tip);
         }
         if stream_fault.is_some() {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use ledger_engine::body::{BODY_BYTES_MAX, Body, BodyError};
 use ledger_engine::domain::case::{Case, Touched};
-use ledger_engine::domain::projection::{Row, case_row, idempotency_row, sku_row};
+use ledger_engine::domain::projection::{Row, case_row, idempotency_row, needs_idempotency_row, sku_row};
 use ledger_engine::domain::{Illegal, Occurrence};
 use ledger_engine::genesis::Genesis;
 use ledger_engine::hash::{Hash, sha256};
@@ -139,10 +139,11 @@ impl Context<'_> {
             Err(e) => return Some((Code::BodyInvalid, e.to_string())),
         };
         let h = &row.header;
-        if let Some(meta) = &body.meta {
+        let stream = Stream::parse(&h.stream);
+        let needs_row = |idem| stream.is_none_or(|s| needs_idempotency_row(s, h.revision, idem));
+        if let Some(meta) = body.meta.as_ref().filter(|m| needs_row(&m.idem)) {
             folded.idempotency.entry(meta.idem).or_insert(h.index);
         }
-        let stream = Stream::parse(&h.stream);
         let home = stream.as_ref().and_then(|s| self.home(s));
         if self.genesis.is_some() && home != Some(chain.number) {
             return Some((Code::RoutingMismatch, format!("stream {} belongs on chain {home:?}", h.stream)));

@@ -50,7 +50,7 @@ const COLUMNS: [(&str, &[&str]); 11] = [
     ("commit_signatures", &["chain", "first_index", "kid", "alg", "signature"]),
     ("checkpoints", &["chain", "size", "root", "note"]),
     ("chain_heads", &["chain", "size", "head_hash", "compact_range"]),
-    ("stream_heads", &["chain", "stream", "revision", "head_hash", "head_index"]),
+    ("stream_heads", &["chain", "stream", "revision", "head_hash", "head_index", "first_index"]),
     ("tiles", &["chain", "level", "n", "hashes"]),
     ("event_id_runs", &["chain", "run", "ids"]),
     ("cursors", &["projection", "chain", "size"]),

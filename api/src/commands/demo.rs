@@ -165,7 +165,7 @@ fn statuses(orders: &[Row]) -> BTreeMap<String, (u64, BTreeMap<String, String>)>
     let mut sums: BTreeMap<String, (u64, Sums)> = BTreeMap::new();
     for row in orders {
         if let (Cell::Text(status), Cell::Int(amount), Cell::Text(currency), Cell::Int(scale)) =
-            (&row.cells[2], &row.cells[5], &row.cells[6], &row.cells[7])
+            (&row.cells[3], &row.cells[6], &row.cells[7], &row.cells[8])
         {
             let entry = sums.entry(status.clone()).or_default();
             entry.0 += 1;
@@ -181,8 +181,8 @@ fn statuses(orders: &[Row]) -> BTreeMap<String, (u64, BTreeMap<String, String>)>
 }
 
 fn first_refunded(orders: &[Row]) -> String {
-    let refunded = orders.iter().find(|r| r.cells[2] == Cell::Text("refunded".into()));
-    match refunded.map(|r| &r.cells[1]) {
+    let refunded = orders.iter().find(|r| r.cells[3] == Cell::Text("refunded".into()));
+    match refunded.map(|r| &r.cells[2]) {
         Some(Cell::Text(id)) => id.clone(),
         _ => "ORDER_ID".into(),
     }

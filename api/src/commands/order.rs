@@ -1,7 +1,7 @@
 use std::path::Path;
 
-use ledger_engine::domain::projection::{Cell, DELIVERIES, ORDERS, Row};
-use ledger_engine::stream::{CaseId, Stream};
+use ledger_engine::domain::projection::{Cell, Row};
+use ledger_engine::stream::CaseId;
 
 use super::log::entry_line;
 use crate::output::{self, safe};
@@ -31,7 +31,7 @@ pub(crate) async fn run(dir: &Path, json: bool, args: Args) -> Result<u8, CliErr
     let usage = || CliError::Usage(format!("{:?} is no order id: 32 lowercase hex characters", args.id));
     let case = CaseId::parse(&args.id).ok_or_else(usage)?;
     let ledger = directory::open(dir).await?;
-    let Some(order) = ledger.row(&ORDERS, case, case.to_string()).await? else {
+    let Some(order) = ledger.order(case).await? else {
         let text = format!("there is no order {case} in {}", dir.display());
         if json {
             output::line(
@@ -45,7 +45,7 @@ pub(crate) async fn run(dir: &Path, json: bool, args: Args) -> Result<u8, CliErr
     };
     let mut deliveries = Vec::new();
     for n in 1.. {
-        let Some(row) = ledger.row(&DELIVERIES, case, Stream::Delivery(case, n).to_string()).await? else { break };
+        let Some(row) = ledger.delivery(case, n).await? else { break };
         deliveries.push(row);
     }
     let entries = ledger.read_order(case).await?;

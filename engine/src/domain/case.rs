@@ -77,6 +77,8 @@ impl DeliveryStatus {
 /// State of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
+    /// Index of its first entry.
+    pub index: u64,
     /// Where it stands.
     pub status: OrderStatus,
     /// What was bought.
@@ -93,6 +95,8 @@ pub struct Order {
     pub key_fingerprint: Option<String>,
     /// The finance proof it was settled against.
     pub ledger_proof_id: Option<String>,
+    /// Index of the entry that issued the licence.
+    pub license_index: Option<u64>,
     /// Last revision of the order's stream.
     pub revision: u64,
     /// Time of the first entry.
@@ -104,6 +108,8 @@ pub struct Order {
 /// State of a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
+    /// Index of its first entry.
+    pub index: u64,
     /// Where it stands.
     pub status: DeliveryStatus,
     /// The order's delivery mode.
@@ -116,6 +122,8 @@ pub struct Delivery {
     pub ciphertext_sha256: Option<String>,
     /// The delivery proof's id.
     pub proof_id: Option<String>,
+    /// Index of the entry with the delivery proof.
+    pub proof_index: Option<u64>,
     /// How often it was downloaded.
     pub downloads: i64,
     /// Last revision of the delivery's stream.
@@ -246,6 +254,7 @@ impl Case {
         check_key(&delivery_mode, key_fingerprint.as_deref())?;
         let price_claim = PriceClaim { sku_id: sku_id.clone(), revision: sku_revision, price: total.clone() };
         self.order = Some(Order {
+            index: event.index,
             status: OrderStatus::Pending,
             sku_id,
             buyer,
@@ -254,6 +263,7 @@ impl Case {
             delivery_mode,
             key_fingerprint,
             ledger_proof_id: None,
+            license_index: None,
             revision: event.revision,
             created_at_us: event.recorded_at_us,
             updated_at_us: event.recorded_at_us,
@@ -310,6 +320,7 @@ impl Case {
                 from(&[Settled])?;
                 allowed(id == license_id(self.id), || "license_id is not the order's".into())?;
                 order.status = Licensed;
+                order.license_index = Some(event.index);
                 touched.push(Touched::Licence(event.index));
             }
             "order.finalized" => {
@@ -381,12 +392,14 @@ impl Case {
         }
         self.reissuing = false;
         self.deliveries.push(Delivery {
+            index: event.index,
             status: DeliveryStatus::Requested,
             mode,
             key_fingerprint,
             artifact_sha256: None,
             ciphertext_sha256: None,
             proof_id: None,
+            proof_index: None,
             downloads: 0,
             revision: event.revision,
             updated_at_us: event.recorded_at_us,
@@ -436,6 +449,7 @@ impl Case {
                 allowed(id == proof_id(self.id, n), || "proof_id is not the delivery's".into())?;
                 delivery.status = Ready;
                 delivery.proof_id = Some(id);
+                delivery.proof_index = Some(event.index);
                 touched.push(Touched::Proof(n, event.index));
             }
             "delivery.downloaded" => {

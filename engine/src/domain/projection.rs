@@ -3,7 +3,7 @@
 use super::case::{Case, Touched, license_id};
 use super::sku::Sku;
 use crate::hash::Hash;
-use crate::stream::Stream;
+use crate::stream::{CaseId, Stream};
 
 /// One value of a row.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,7 +50,8 @@ impl<T: Into<Cell>> From<Option<T>> for Cell {
     }
 }
 
-/// A projection's table: its first two columns, `chain` and a key, identify a row.
+/// A projection's table: its first two columns identify a row, and are `chain` and the index of the entry that made it
+/// (for [`IDEMPOTENCY`] the key).
 #[derive(Debug, PartialEq, Eq)]
 pub struct Table {
     /// Name of the projection and of its table.
@@ -64,6 +65,7 @@ pub const ORDERS: Table = Table {
     name: "orders",
     columns: &[
         "chain",
+        "idx",
         "order_id",
         "status",
         "sku_id",
@@ -75,6 +77,7 @@ pub const ORDERS: Table = Table {
         "delivery_mode",
         "key_fingerprint",
         "ledger_proof_id",
+        "license_index",
         "deliveries",
         "revision",
         "created_at_us",
@@ -86,6 +89,7 @@ pub const DELIVERIES: Table = Table {
     name: "deliveries",
     columns: &[
         "chain",
+        "idx",
         "delivery_id",
         "order_id",
         "n",
@@ -95,6 +99,7 @@ pub const DELIVERIES: Table = Table {
         "artifact_sha256",
         "ciphertext_sha256",
         "proof_id",
+        "proof_index",
         "downloads",
         "revision",
         "updated_at_us",
@@ -102,13 +107,15 @@ pub const DELIVERIES: Table = Table {
 };
 /// Licences, one row each.
 pub const LICENCES: Table =
-    Table { name: "licences", columns: &["chain", "license_id", "order_id", "sku_id", "buyer", "idx"] };
+    Table { name: "licences", columns: &["chain", "idx", "license_id", "order_id", "sku_id", "buyer"] };
 /// Delivery proofs, one row each.
 pub const DELIVERY_PROOFS: Table =
-    Table { name: "delivery_proofs", columns: &["chain", "proof_id", "order_id", "delivery_id", "idx"] };
+    Table { name: "delivery_proofs", columns: &["chain", "idx", "proof_id", "order_id", "delivery_id"] };
 /// SKUs, one row each.
-pub const SKUS: Table =
-    Table { name: "skus", columns: &["chain", "sku_id", "status", "title", "amount", "currency", "scale", "revision"] };
+pub const SKUS: Table = Table {
+    name: "skus",
+    columns: &["chain", "idx", "sku_id", "status", "title", "amount", "currency", "scale", "revision"],
+};
 /// Idempotency keys, one row each.
 pub const IDEMPOTENCY: Table = Table { name: "idempotency", columns: &["chain", "key", "idx"] };
 
@@ -141,6 +148,7 @@ pub fn case_row(chain: u32, case: &Case, touched: &Touched) -> Option<Row> {
             &ORDERS,
             vec![
                 chain.into(),
+                order.index.into(),
                 Cell::Text(order_id),
                 order.status.as_str().into(),
                 (&order.sku_id).into(),
@@ -152,6 +160,7 @@ pub fn case_row(chain: u32, case: &Case, touched: &Touched) -> Option<Row> {
                 (&order.delivery_mode).into(),
                 order.key_fingerprint.as_ref().into(),
                 order.ledger_proof_id.as_ref().into(),
+                order.license_index.into(),
                 (case.deliveries.len() as u64).into(),
                 order.revision.into(),
                 order.created_at_us.into(),
@@ -164,6 +173,7 @@ pub fn case_row(chain: u32, case: &Case, touched: &Touched) -> Option<Row> {
                 &DELIVERIES,
                 vec![
                     chain.into(),
+                    d.index.into(),
                     Cell::Text(delivery_id(*n)),
                     Cell::Text(order_id),
                     (*n).into(),
@@ -173,6 +183,7 @@ pub fn case_row(chain: u32, case: &Case, touched: &Touched) -> Option<Row> {
                     d.artifact_sha256.as_ref().into(),
                     d.ciphertext_sha256.as_ref().into(),
                     d.proof_id.as_ref().into(),
+                    d.proof_index.into(),
                     d.downloads.into(),
                     d.revision.into(),
                     d.updated_at_us.into(),
@@ -183,21 +194,21 @@ pub fn case_row(chain: u32, case: &Case, touched: &Touched) -> Option<Row> {
             &LICENCES,
             vec![
                 chain.into(),
+                (*index).into(),
                 Cell::Text(license_id(case.id)),
                 Cell::Text(order_id),
                 (&order.sku_id).into(),
                 (&order.buyer).into(),
-                (*index).into(),
             ],
         ),
         Touched::Proof(n, index) => Row::new(
             &DELIVERY_PROOFS,
             vec![
                 chain.into(),
+                (*index).into(),
                 Cell::Text(super::case::proof_id(case.id, *n)),
                 Cell::Text(order_id),
                 Cell::Text(delivery_id(*n)),
-                (*index).into(),
             ],
         ),
     })
@@ -209,6 +220,7 @@ pub fn sku_row(chain: u32, sku: &Sku) -> Row {
         &SKUS,
         vec![
             chain.into(),
+            sku.index.into(),
             (&sku.sku_id).into(),
             if sku.listed { "listed" } else { "withdrawn" }.into(),
             (&sku.title).into(),
@@ -218,6 +230,11 @@ pub fn sku_row(chain: u32, sku: &Sku) -> Row {
             sku.revision.into(),
         ],
     )
+}
+
+/// Whether an entry's idempotency hash needs a row: not where the hash gives the order's id, and so its stream.
+pub fn needs_idempotency_row(stream: Stream, revision: u64, idem: &Hash) -> bool {
+    revision != 1 || stream != Stream::Order(CaseId::of_idempotency(idem))
 }
 
 /// The row of an idempotency key, with the index of the first entry that carries it.

@@ -8,6 +8,8 @@ use crate::stream::{CaseId, Stream};
 /// State of a SKU: the fold of its stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sku {
+    /// Index of the entry that listed it first.
+    pub index: u64,
     /// The client's id.
     pub sku_id: String,
     /// Whether it can be bought.
@@ -36,7 +38,8 @@ impl Sku {
                 f.finish()?;
                 allowed(CaseId::of_sku(&sku_id) == case, || "sku_id does not belong to the stream".into())?;
                 allowed(!state.as_ref().is_some_and(|s| s.listed), || "the SKU is listed already".into())?;
-                *state = Some(Sku { sku_id, listed: true, title, price, revision: event.revision });
+                let index = state.as_ref().map_or(event.index, |s| s.index);
+                *state = Some(Sku { index, sku_id, listed: true, title, price, revision: event.revision });
                 Ok(())
             }
             "sku.withdrawn" => {

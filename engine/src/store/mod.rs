@@ -56,6 +56,8 @@ pub struct StreamHead {
     pub hash: Hash,
     /// Index of its last entry.
     pub index: u64,
+    /// Index of its first entry, by which the stream's projection row is found.
+    pub first_index: u64,
 }
 
 /// A complete tile of 256 hashes.
@@ -179,12 +181,12 @@ pub trait Store: Send + Sync {
     fn find_event(&self, id: EventId) -> Result<Option<(u32, u64)>, StoreError>;
     /// A private document.
     fn private(&self, chain: u32, index: u64) -> Result<Option<Vec<u8>>, StoreError>;
-    /// Index of the first entry with an idempotency hash.
+    /// Index of the first entry with an idempotency hash, where a row of its own holds it (FORMAT.md section 9).
     fn idempotency(&self, chain: u32, key: &Hash) -> Result<Option<u64>, StoreError>;
     /// A complete tile's 8,192 bytes.
     fn tile(&self, chain: u32, level: u32, n: u64) -> Result<Option<Vec<u8>>, StoreError>;
-    /// A projection row by chain and key column.
-    fn row(&self, table: &'static Table, chain: u32, key: &str) -> Result<Option<Row>, StoreError>;
+    /// The projection row that the entry at `index` made; no row of [`IDEMPOTENCY`](crate::domain::projection::IDEMPOTENCY).
+    fn row(&self, table: &'static Table, chain: u32, index: u64) -> Result<Option<Row>, StoreError>;
     /// All rows of a projection on a chain, ordered by key.
     fn rows(&self, table: &'static Table, chain: u32) -> Result<Vec<Row>, StoreError>;
     /// Drops and rewrites the projections of one chain, if its head is still at `size`.

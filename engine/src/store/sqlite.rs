@@ -345,11 +345,18 @@ fn write_batch(tx: &Transaction<'_>, batch: &CommitBatch) -> rusqlite::Result<()
             signature.execute(params![chain, s.first_index as i64, signed.kid, signed.alg, signed.signature])?;
         }
         let mut stream = tx.prepare_cached(
-            "INSERT INTO stream_heads VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (chain, stream) DO UPDATE SET \
+            "INSERT INTO stream_heads VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (chain, stream) DO UPDATE SET \
              revision = excluded.revision, head_hash = excluded.head_hash, head_index = excluded.head_index",
         )?;
         for (name, head) in &batch.streams {
-            stream.execute(params![chain, name, head.revision as i64, &head.hash.0[..], head.index as i64])?;
+            stream.execute(params![
+                chain,
+                name,
+                head.revision as i64,
+                &head.hash.0[..],
+                head.index as i64,
+                head.first_index as i64
+            ])?;
         }
         let mut tile = tx.prepare_cached("INSERT INTO tiles VALUES (?1, ?2, ?3, ?4)")?;
         for t in &batch.tiles {
@@ -467,13 +474,18 @@ impl Store for SqliteStore {
         self.read(|conn| {
             let mut s = conn
                 .prepare_cached(
-                    "SELECT revision, head_hash, head_index FROM stream_heads WHERE chain = ?1 AND stream = ?2",
+                    "SELECT revision, head_hash, head_index, first_index FROM stream_heads WHERE chain = ?1 AND stream = ?2",
                 )
                 .map_err(sql)?;
             let rows = s.query(params![chain, stream]).map_err(sql)?;
             let found = collect(rows, |r| {
-                let (revision, index) = (column::<i64>(r, 0)? as u64, column::<i64>(r, 2)? as u64);
-                Ok(StreamHead { revision, hash: hash_column(r, 1)?, index })
+                let number = |at| column::<i64>(r, at).map(|n| n as u64);
+                Ok(StreamHead {
+                    revision: number(0)?,
+                    hash: hash_column(r, 1)?,
+                    index: number(2)?,
+                    first_index: number(3)?,
+                })
             })?;
             Ok(found.into_iter().next())
         })
@@ -534,9 +546,9 @@ impl Store for SqliteStore {
         })
     }
 
-    fn row(&self, table: &'static Table, chain: u32, key: &str) -> Result<Option<Row>, StoreError> {
+    fn row(&self, table: &'static Table, chain: u32, index: u64) -> Result<Option<Row>, StoreError> {
         let text = format!("SELECT * FROM {} WHERE chain = ?1 AND {} = ?2", table.name, table.columns[1]);
-        Ok(self.query_rows(table, &text, params![chain, key])?.into_iter().next())
+        Ok(self.query_rows(table, &text, params![chain, index as i64])?.into_iter().next())
     }
 
     fn rows(&self, table: &'static Table, chain: u32) -> Result<Vec<Row>, StoreError> {

@@ -87,7 +87,10 @@ pub fn life(order: &str) -> Vec<String> {
     };
     let hex = "ab".repeat(32);
     vec![
-        of("payment.capture", &format!(r#","provider":"stripe","payment_id":"pi","total":{PRICE}"#)),
+        of(
+            "payment.capture",
+            &format!(r#","idempotency_key":"pay-{order}","provider":"stripe","payment_id":"pi","total":{PRICE}"#),
+        ),
         of("order.settle", r#","ledger_proof_id":"lp""#),
         of("license.issue", ""),
         of("delivery.request", ""),
