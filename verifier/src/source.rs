@@ -249,10 +249,14 @@ impl Dump {
     pub fn read(path: &Path) -> Result<Dump, SourceError> {
         let unreadable = |reason: String| SourceError::Unreadable { path: path.to_owned(), reason };
         let bytes = std::fs::read(path).map_err(|e| unreadable(e.to_string()))?;
-        let json: serde_json::Value =
-            serde_json::from_slice(&bytes).map_err(|e| unreadable(format!("not JSON: {e}")))?;
+        Dump::parse(&bytes).map_err(unreadable)
+    }
+
+    /// Reads a dump's bytes. `Err` says why they are none.
+    pub fn parse(bytes: &[u8]) -> Result<Dump, String> {
+        let json: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| format!("not JSON: {e}"))?;
         if json["format"] != "ledger-dump/1" {
-            return Err(unreadable("not a dump: member format is not \"ledger-dump/1\"".into()));
+            return Err("not a dump: member format is not \"ledger-dump/1\"".into());
         }
         let mut tables = BTreeMap::new();
         for name in table_names() {
