@@ -20,7 +20,11 @@ pub(crate) fn json(bytes: &[u8]) {
         Ok(value) => {
             assert!(depth(&value) <= DEPTH_MAX && in_range(&value));
             let canonical = value.to_canonical();
-            assert_eq!(json::parse_canonical(&canonical), Ok(Some(value.clone())), "the canonical form reads as itself");
+            assert_eq!(
+                json::parse_canonical(&canonical),
+                Ok(Some(value.clone())),
+                "the canonical form reads as itself"
+            );
             assert_eq!(json::parse_canonical(bytes).map(|v| v.is_some()), Ok(canonical == bytes));
             // An outside reader sees the same value: it prints to the same bytes here.
             let outside = outside.expect("what is read here is JSON");

@@ -119,11 +119,8 @@ fn edit(tables: &mut Value, input: &mut Input<'_>) {
     let kind = input.byte();
     let names: Vec<String> = tables.as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect();
     // Half of the edits are of entries: most rules are about them.
-    let table = if kind & 0x80 == 0 {
-        "entries"
-    } else {
-        input.index(names.len()).map_or("entries", |at| names[at].as_str())
-    };
+    let table =
+        if kind & 0x80 == 0 { "entries" } else { input.index(names.len()).map_or("entries", |at| names[at].as_str()) };
     let Some(rows) = tables[table].as_array_mut() else { return };
     let Some(at) = input.index(rows.len()) else { return };
     match kind % 8 {
@@ -220,7 +217,8 @@ fn pointers(value: &Value, at: String, out: &mut Vec<String>) {
 /// Makes hashes, links and derived heads again from the rows as they are, and with `sign` the commits' signatures too.
 fn make_again(tables: &mut Value, ledger_id: Hash, sign: bool) {
     let blob = |row: &Value, column: &str| row[column].as_str().and_then(from_hex);
-    let chains: BTreeSet<u64> = tables["entries"].as_array().into_iter().flatten().filter_map(|r| r["chain"].as_u64()).collect();
+    let chains: BTreeSet<u64> =
+        tables["entries"].as_array().into_iter().flatten().filter_map(|r| r["chain"].as_u64()).collect();
     let mut registry_heads: BTreeMap<u64, Hash> = BTreeMap::new();
     for chain in chains {
         let Ok(chain_number) = u32::try_from(chain) else { continue };

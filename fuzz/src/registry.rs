@@ -4,7 +4,9 @@ use ledger_engine::body::Body;
 use ledger_engine::genesis::{CHAINS_MAX, Genesis, Limits};
 use ledger_engine::hash::Hash;
 use ledger_engine::json::{self, Value};
-use ledger_engine::registry::{Action, Key, Purpose, Registry, RegistryPlace, govern_payload, govern_statement, is_kid};
+use ledger_engine::registry::{
+    Action, Key, Purpose, Registry, RegistryPlace, govern_payload, govern_statement, is_kid,
+};
 use ledger_engine::signer::{LocalSigner, Signer as _};
 
 pub(crate) fn genesis(bytes: &[u8]) {

@@ -25,21 +25,21 @@ fn smoke(name: &str, inputs: u64) {
     assert!(!files.is_empty(), "{name} has no corpus");
     let seeds: Vec<Vec<u8>> = files.iter().map(|f| std::fs::read(f).unwrap()).collect();
     for (file, bytes) in files.iter().zip(&seeds) {
-        run(check, bytes, &file.display().to_string());
+        run(name, check, bytes, &file.display().to_string());
     }
     let seed = setting("LEDGER_FUZZ_SEED", 1);
     let inputs = setting("LEDGER_FUZZ_INPUTS", inputs);
     println!("{name}: {} files, {inputs} inputs from seed {seed}", files.len());
     for n in 0..inputs {
-        run(check, &mutated(&seeds, seed, n), &format!("input {n} of seed {seed}"));
+        run(name, check, &mutated(&seeds, seed, n), &format!("input {n} of seed {seed}"));
     }
 }
 
-fn run(check: Check, bytes: &[u8], what: &str) {
+fn run(name: &str, check: Check, bytes: &[u8], what: &str) {
     if catch_unwind(AssertUnwindSafe(|| check(bytes))).is_err() {
-        let kept = std::env::temp_dir().join(format!("ledger-fuzz-{}", std::process::id()));
+        let kept = std::env::temp_dir().join(format!("ledger-fuzz-{name}-{}", std::process::id()));
         std::fs::write(&kept, bytes).unwrap();
-        panic!("{what} fails; its bytes are in {}: {}", kept.display(), bytes.escape_ascii());
+        panic!("{name}: {what} fails; its bytes are in {}", kept.display());
     }
 }
 
