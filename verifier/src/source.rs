@@ -191,7 +191,8 @@ impl Tables for Sqlite {
             let mut rows = s.query([])?;
             let mut piece = Vec::with_capacity(PIECE);
             while let Some(row) = rows.next()? {
-                let cells = columns.iter().enumerate().map(|(i, column)| row.get_ref(i).map(|value| cell(column, value)));
+                let cells =
+                    columns.iter().enumerate().map(|(i, column)| row.get_ref(i).map(|value| cell(column, value)));
                 piece.push(cells.collect::<rusqlite::Result<Vec<_>>>()?);
                 if piece.len() == PIECE {
                     each(std::mem::replace(&mut piece, Vec::with_capacity(PIECE)));
