@@ -113,10 +113,11 @@ impl EventId {
         EventId(id)
     }
 
-    /// Reads the 36-character form, or 32 hex characters without hyphens.
+    /// Reads the 36-character form, or 32 hex characters without hyphens; hyphens elsewhere are refused.
     pub fn parse(text: &str) -> Option<EventId> {
         let plain: String = text.chars().filter(|c| *c != '-').collect();
-        from_hex(&plain)?.try_into().ok().map(EventId)
+        let id = EventId(from_hex(&plain)?.try_into().ok()?);
+        (plain == text || id.to_string() == text).then_some(id)
     }
 }
 
@@ -151,6 +152,9 @@ mod tests {
         let id = EventId::derive(&Hash::ZERO, 0, 7);
         assert_eq!(id.0[6] >> 4, 8);
         assert_eq!(id.0[8] >> 6, 2);
-        assert_eq!(EventId::parse(&id.to_string()), Some(id));
+        let text = id.to_string();
+        assert_eq!(EventId::parse(&text), Some(id));
+        assert_eq!(EventId::parse(&text.replace('-', "")), Some(id));
+        assert_eq!(EventId::parse(&format!("{text}-")), None);
     }
 }

@@ -83,10 +83,14 @@ pub fn write_key(path: &Path, key: &SigningKey) -> Result<(), KeyFileError> {
 
 /// Reads a private key.
 pub fn read_key(path: &Path, purpose: Purpose) -> Result<LocalSigner, KeyFileError> {
-    let pem = read_secret(path)?;
-    let key = SigningKey::from_pkcs8_pem(&pem)
-        .map_err(|e| KeyFileError::Malformed { path: path.to_owned(), reason: e.to_string() })?;
+    let key =
+        parse_key(&read_secret(path)?).map_err(|reason| KeyFileError::Malformed { path: path.to_owned(), reason })?;
     Ok(LocalSigner::new(purpose, key))
+}
+
+/// Reads the text of a private key file. `Err` says why it is none.
+pub fn parse_key(pem: &str) -> Result<SigningKey, String> {
+    SigningKey::from_pkcs8_pem(pem).map_err(|e| e.to_string())
 }
 
 /// The per-ledger key that turns people's ids into pseudonyms. 32 bytes, kept with the server's secrets.
@@ -101,12 +105,15 @@ impl PseudonymKey {
 
     /// Reads 64 hex characters from a file.
     pub fn read(path: &Path) -> Result<PseudonymKey, KeyFileError> {
-        let text = read_secret(path)?;
-        let bytes = from_hex(text.trim()).and_then(|b| b.try_into().ok());
-        bytes.map(PseudonymKey).ok_or_else(|| KeyFileError::Malformed {
+        PseudonymKey::parse(&read_secret(path)?).ok_or_else(|| KeyFileError::Malformed {
             path: path.to_owned(),
             reason: "expected 64 hex characters".into(),
         })
+    }
+
+    /// Reads the text of a key file: 64 hex characters, white space around them.
+    pub fn parse(text: &str) -> Option<PseudonymKey> {
+        from_hex(text.trim()).and_then(|b| b.try_into().ok()).map(PseudonymKey)
     }
 
     /// Writes the file.

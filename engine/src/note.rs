@@ -177,9 +177,10 @@ impl Checkpoint {
         format!("{}\n{}\n{}\n", self.origin, self.size, BASE64.encode(self.root.0))
     }
 
-    /// Reads the text of a note. Extension lines are refused: ours never have any.
+    /// Reads the text of a note. Extension lines are refused: ours never have any. What is accepted prints to the same text.
     pub fn parse(text: &str) -> Result<Checkpoint, NoteError> {
-        let lines: Vec<&str> = text.strip_suffix('\n').unwrap_or(text).split('\n').collect();
+        let Some(text) = text.strip_suffix('\n') else { return malformed("no newline at the end of the checkpoint") };
+        let lines: Vec<&str> = text.split('\n').collect();
         let [origin, size, root] = lines[..] else { return malformed("a checkpoint has three lines") };
         let number: u64 = size.parse().map_err(|_| NoteError::Malformed("checkpoint size"))?;
         let hash = BASE64.decode(root).ok().and_then(|b| Hash::from_slice(&b));
@@ -265,6 +266,7 @@ mod tests {
             "o\n01\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n",
             "o\n1\nAAAA\n",
             "o\n1\n",
+            "o\n1\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=",
             "\n0\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n",
             "o\n0\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\nx\n",
         ] {

@@ -174,7 +174,8 @@ impl Action {
         }
     }
 
-    fn read(event_type: &str, object: &Object) -> Result<Action, Illegal> {
+    /// Reads the object A of an event of this type.
+    pub fn read(event_type: &str, object: &Object) -> Result<Action, Illegal> {
         let mut f = Fields::new(object);
         let kind = f.required("type", text1);
         let key = |f: &mut Fields<'_>| f.required("key", |v| Key::read(v).map(Some));

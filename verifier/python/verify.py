@@ -71,13 +71,13 @@ class Verifier:
 
     def entry_missing(self, chain, end):
         chain.tainted = chain.lost = True
-        chain.gaps |= set(range(chain.end, end))
+        chain.gaps.append(range(chain.end, end))
         self.report("entry_missing", chain.number, "entries", chain.end, end)
 
     def read_chain(self, number):  # what of step 2 needs no other chain (2.1 to 2.6, 2.8), taints, tree, SKUs
         chain = Record(
             number=number, rows=ordered(self.tables["entries"][number], "idx"), end=0, at={}, streams={},
-            skus={}, gaps=set(), tainted=False, lost=False, tainted_cases=set(), damaged=set(), documents={}, idem={},
+            skus={}, gaps=[], tainted=False, lost=False, tainted_cases=set(), damaged=set(), documents={}, idem={},
             checkpoints=set(), cases=defaultdict(lambda: Record(order=None, deliveries={}, licence=None,
                                                                 reissuing=False, private=set())))
         for row in chain.rows:
@@ -138,7 +138,7 @@ class Verifier:
     def judge_entries(self, chain):  # steps 2.7 to 2.12 and 3, in chain order, folding the entries
         for doc in self.tables["private_documents"][chain.number]:
             row = chain.at.get(doc.idx)
-            unnamed = doc.idx not in chain.gaps if not row else row.parsed and "private_sha256" not in row.parsed
+            unnamed = not any(doc.idx in gap for gap in chain.gaps) if not row else row.parsed and "private_sha256" not in row.parsed
             if unnamed or doc.idx in chain.documents:
                 self.report("private_unexpected", chain.number, "private_documents", doc.idx)
             chain.documents.setdefault(doc.idx, doc.document)
@@ -151,7 +151,8 @@ class Verifier:
                 doc, named = chain.documents[row.idx], row.parsed["private_sha256"]
                 if type(doc) is not bytes or len(doc) > 65536 or sha(doc).hex() != named:
                     row.code = "private_mismatch"
-            if self.genesis_judged and not self.known and row is self.chains[0].at.get(0):
+            earlier = row.damage in ("entry_undecodable", "body_hash_mismatch")
+            if self.genesis_judged and not self.known and row is self.chains[0].at.get(0) and not earlier:
                 row.code = "genesis_invalid"
             self.report(row.code, chain.number, "entries", row.idx)
             last = row
@@ -298,7 +299,7 @@ class Verifier:
         for before, c, after in zip(line, rows, line[2:]):
             if not c.code and c.end > chain.known_end: c.code = "commit_tiling"
             entries = [] if c.code else [chain.at.get(i) for i in range(c.first_index, c.end)]
-            if entries and all(e and not e.damage for e in entries):  # else unjudged, counting as authentic
+            if entries and all(e and e.idx not in chain.damaged for e in entries):  # else unjudged, counting as authentic
                 signed, total = signatures[c.first_index].values(), sum(
                     len(e.header) + len(e.body) + len(chain.documents.get(e.idx) or b"") for e in entries)
                 fault = self.position(c, entries, floor) or next(filter(None, (

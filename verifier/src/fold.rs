@@ -111,7 +111,9 @@ impl Context<'_> {
                     }
                 };
                 let genesis = chain.number == 0 && idx == Some(0) && self.genesis_invalid;
-                let code = if genesis { Some(Code::GenesisInvalid) } else { code };
+                let earlier =
+                    matches!(code, Some(Code::EntryUndecodable | Code::EntryDuplicate | Code::BodyHashMismatch));
+                let code = if genesis && !earlier { Some(Code::GenesisInvalid) } else { code };
                 if let Some(code) = code {
                     let key = idx.map_or_else(|| "?".to_owned(), |i| i.to_string());
                     folded.faulty.entry(idx.unwrap_or(u64::MAX)).or_insert(code);

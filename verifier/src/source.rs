@@ -191,7 +191,9 @@ impl Tables for Sqlite {
             let mut rows = s.query([])?;
             let mut piece = Vec::with_capacity(PIECE);
             while let Some(row) = rows.next()? {
-                piece.push((0..columns.len()).map(|i| row.get_ref(i).map(cell)).collect::<rusqlite::Result<Vec<_>>>()?);
+                let cells =
+                    columns.iter().enumerate().map(|(i, column)| row.get_ref(i).map(|value| cell(column, value)));
+                piece.push(cells.collect::<rusqlite::Result<Vec<_>>>()?);
                 if piece.len() == PIECE {
                     each(std::mem::replace(&mut piece, Vec::with_capacity(PIECE)));
                 }
@@ -203,13 +205,17 @@ impl Tables for Sqlite {
     }
 }
 
-fn cell(value: ValueRef<'_>) -> Cell {
+/// Stands for a value of no type of the format, such as a real or invalid text: of a type that the column does not have.
+fn misfit(column: &str) -> Cell {
+    if BLOBS.contains(&column) { Cell::Text(String::new()) } else { Cell::Blob(Vec::new()) }
+}
+
+fn cell(column: &str, value: ValueRef<'_>) -> Cell {
     match value {
         ValueRef::Null => Cell::Null,
         ValueRef::Integer(n) => Cell::Int(n),
-        // No column of the format is a real or invalid text: an empty blob in its place fits nowhere.
-        ValueRef::Real(_) => Cell::Blob(Vec::new()),
-        ValueRef::Text(t) => String::from_utf8(t.to_vec()).map_or(Cell::Blob(Vec::new()), Cell::Text),
+        ValueRef::Real(_) => misfit(column),
+        ValueRef::Text(t) => String::from_utf8(t.to_vec()).map_or_else(|_| misfit(column), Cell::Text),
         ValueRef::Blob(b) => Cell::Blob(b.to_vec()),
     }
 }
@@ -249,10 +255,14 @@ impl Dump {
     pub fn read(path: &Path) -> Result<Dump, SourceError> {
         let unreadable = |reason: String| SourceError::Unreadable { path: path.to_owned(), reason };
         let bytes = std::fs::read(path).map_err(|e| unreadable(e.to_string()))?;
-        let json: serde_json::Value =
-            serde_json::from_slice(&bytes).map_err(|e| unreadable(format!("not JSON: {e}")))?;
+        Dump::parse(&bytes).map_err(unreadable)
+    }
+
+    /// Reads a dump's bytes. `Err` says why they are none.
+    pub fn parse(bytes: &[u8]) -> Result<Dump, String> {
+        let json: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| format!("not JSON: {e}"))?;
         if json["format"] != "ledger-dump/1" {
-            return Err(unreadable("not a dump: member format is not \"ledger-dump/1\"".into()));
+            return Err("not a dump: member format is not \"ledger-dump/1\"".into());
         }
         let mut tables = BTreeMap::new();
         for name in table_names() {
@@ -272,12 +282,12 @@ impl Dump {
 fn json_cell(column: &str, value: &serde_json::Value) -> Cell {
     match value {
         serde_json::Value::Null => Cell::Null,
-        serde_json::Value::Number(n) => n.as_i64().map_or(Cell::Blob(Vec::new()), Cell::Int),
+        serde_json::Value::Number(n) => n.as_i64().map_or_else(|| misfit(column), Cell::Int),
         serde_json::Value::String(s) if BLOBS.contains(&column) => {
             from_hex(s).map_or(Cell::Text(s.clone()), Cell::Blob)
         }
         serde_json::Value::String(s) => Cell::Text(s.clone()),
-        _ => Cell::Blob(Vec::new()),
+        _ => misfit(column),
     }
 }
 

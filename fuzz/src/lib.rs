@@ -1,0 +1,29 @@
+//! What must hold for any bytes, one function for each parser. A function panics where its property is broken, and
+//! does nothing else; libFuzzer (`fuzz/run`) and the ordinary tests (`tests/smoke.rs`) drive the same ones.
+
+mod codecs;
+mod input;
+mod ledger;
+pub mod mutate;
+mod proofs;
+mod registry;
+
+/// A property of arbitrary bytes.
+pub type Check = fn(&[u8]);
+
+/// Every target by its name, which is also its folder in `corpus/`.
+pub const TARGETS: &[(&str, Check)] = &[
+    ("body", codecs::body),
+    ("command", codecs::command),
+    ("dump", ledger::dump),
+    ("genesis", registry::genesis),
+    ("header", codecs::header),
+    ("json", codecs::json),
+    ("key", codecs::key),
+    ("merkle", proofs::merkle),
+    ("name", codecs::name),
+    ("note", codecs::note),
+    ("registry", registry::registry),
+    ("statement", proofs::statement),
+    ("verify", ledger::verify),
+];
