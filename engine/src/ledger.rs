@@ -10,7 +10,7 @@ use crate::body::{Body, Meta, PrivateDocument};
 use crate::domain::command::{Action, Command, OrderRef, idempotency_hash, is_service};
 use crate::domain::decide::{Refusal, RefusalCode};
 use crate::domain::projection::{
-    DELIVERIES, ORDERS, Row, TABLES, Table, case_row, idempotency_row, needs_idempotency_row, sku_row,
+    DELIVERIES, ORDERS, Row, TABLES, Table, case_rows, idempotency_row, needs_idempotency_row, sku_row,
 };
 use crate::domain::{Occurrence, case::Case, sku::Sku};
 use crate::environment::Environment;
@@ -751,7 +751,6 @@ fn fold(store: &dyn Store, chain: u32) -> Result<(u64, Vec<Row>), StoreError> {
     let mut cases: HashMap<CaseId, Case> = HashMap::new();
     let mut skus: HashMap<CaseId, Option<Sku>> = HashMap::new();
     let mut rows: Vec<Row> = Vec::new();
-    let mut touched = std::collections::BTreeSet::new();
     let mut idempotency: HashMap<Hash, u64> = HashMap::new();
     let mut size = 0;
     loop {
@@ -782,15 +781,14 @@ fn fold(store: &dyn Store, chain: u32) -> Result<(u64, Vec<Row>), StoreError> {
                 Stream::Sku(case) => Sku::apply(skus.entry(case).or_default(), &event).map_err(|e| corrupt(e.0))?,
                 Stream::Order(case) | Stream::Delivery(case, _) => {
                     let state = cases.entry(case).or_insert_with(|| Case::new(case));
-                    let applied = state.apply(&event).map_err(|e| corrupt(e.0))?;
-                    touched.extend(applied.touched.into_iter().map(|t| (case, t)));
+                    state.apply(&event).map_err(|e| corrupt(e.0))?;
                 }
                 _ => {}
             }
         }
         size += page.len() as u64;
     }
-    rows.extend(touched.iter().filter_map(|(case, t)| case_row(chain, cases.get(case)?, t)));
+    rows.extend(cases.values().flat_map(|case| case_rows(chain, case)));
     rows.extend(skus.values().flatten().map(|sku| sku_row(chain, sku)));
     rows.extend(idempotency.iter().map(|(key, index)| idempotency_row(chain, key, *index)));
     Ok((size, rows))

@@ -10,7 +10,7 @@ pub const LEDGER_STREAM: &str = "ledger";
 pub const HEADS_STREAM: &str = "heads";
 
 /// What a stream's events are about: an order with its deliveries, or a SKU. 16 bytes, printed as 32 hex.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct CaseId(pub [u8; 16]);
 
 impl CaseId {
@@ -58,7 +58,7 @@ impl fmt::Debug for CaseId {
 }
 
 /// A stream by its meaning. Its text form is the header's `stream`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub enum Stream {
     /// `ledger`, the key registry, on chain 0.
     Ledger,

@@ -239,6 +239,7 @@ async fn every_column_and_every_row() {
     let trust = sample(dir.path()).await;
     let clean = verify_path(dir.path(), Some(trust));
     assert_eq!(clean.exit(), 0, "{}", head(&clean));
+    assert_eq!(clean.reason(), "", "the quick proof does for a ledger without faults");
     assert_eq!(verify_path(dir.path(), None).exit(), 2);
     assert_eq!(verify_path(dir.path(), Some(Hash::ZERO)).codes(), ["ledger_id_mismatch"]);
     let db = Connection::open(dir.path().join("ledger.db")).unwrap();

@@ -366,6 +366,7 @@ async fn vectors_are_what_the_engine_makes_and_both_verifiers_agree() {
     assert_eq!(files.len(), vectors.len(), "a file that this test does not make");
     for path in &files {
         let report = audit_verify::verify_path(path, None);
+        assert_eq!(report.reason(), "", "{}", path.display());
         let expected = audit_verify::Dump::read(path).unwrap().expect.unwrap();
         if (report.exit(), report.codes()) != expected {
             wrong.push(format!(

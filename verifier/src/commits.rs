@@ -22,15 +22,15 @@ use crate::verify::Collector;
 
 /// A commit row that can be read.
 #[derive(Clone, Copy, Debug)]
-struct Commit {
-    first: u64,
-    size: u64,
-    registry_size: u64,
-    registry_head: Hash,
+pub(crate) struct Commit {
+    pub(crate) first: u64,
+    pub(crate) size: u64,
+    pub(crate) registry_size: u64,
+    pub(crate) registry_head: Hash,
 }
 
 impl Commit {
-    fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         self.first + self.size
     }
 }
@@ -284,7 +284,14 @@ impl Keys<'_> {
             let size = number(&cells[1]);
             let fresh = size.is_none_or(|s| seen.insert(s));
             let result = if fresh {
-                self.checkpoint(chain, cells)
+                let judge = CheckpointJudge {
+                    ledger_id: self.ledger_id,
+                    origin: &self.genesis.origin,
+                    registry: self.registry,
+                    chain: chain.number as u32,
+                    doubtful: self.doubtful(),
+                };
+                judge.judge(cells, chain.known_end, chain.intact, |size| chain.tree.root(size))
             } else {
                 Err((Code::CheckpointUndecodable, "a second row".into()))
             };
@@ -298,13 +305,33 @@ impl Keys<'_> {
         }
         Ok((rows.len() as u64, covered))
     }
+}
 
-    fn checkpoint(&self, chain: &Chain, cells: &[Cell]) -> Result<Option<u64>, (Code, String)> {
+/// Step 5.
+pub(crate) struct CheckpointJudge<'a> {
+    pub(crate) ledger_id: Hash,
+    /// The genesis's origin base.
+    pub(crate) origin: &'a str,
+    pub(crate) registry: &'a Registry,
+    pub(crate) chain: u32,
+    /// The registry may lack entries.
+    pub(crate) doubtful: bool,
+}
+
+impl CheckpointJudge<'_> {
+    /// Judges a row. The chain ends at `known_end`, and is certain below `intact`. Returns its size if it is signed and holds.
+    pub(crate) fn judge(
+        &self,
+        cells: &[Cell],
+        known_end: u64,
+        intact: u64,
+        root_at: impl Fn(u64) -> Option<Hash>,
+    ) -> Result<Option<u64>, (Code, String)> {
         let fail = |code, why: &str| Err((code, why.to_owned()));
         let (Some(size), Some(root)) = (number(&cells[1]), hash(&cells[2])) else {
             return fail(Code::CheckpointUndecodable, "size or root");
         };
-        let origin = Checkpoint::origin_of(&self.genesis.origin, &self.ledger_id, chain.number as u32);
+        let origin = Checkpoint::origin_of(self.origin, &self.ledger_id, self.chain);
         let note = match &cells[3] {
             Cell::Null => None,
             Cell::Text(t) => match Note::parse(t.as_bytes()).and_then(|n| Ok((Checkpoint::parse(&n.text)?, n))) {
@@ -318,11 +345,11 @@ impl Keys<'_> {
         {
             return fail(Code::CheckpointMismatch, &format!("the note says {} {} {}", c.origin, c.size, c.root));
         }
-        if size > chain.known_end {
-            return fail(Code::CheckpointBeyondTail, &format!("the chain ends at {}", chain.known_end));
+        if size > known_end {
+            return fail(Code::CheckpointBeyondTail, &format!("the chain ends at {}", known_end));
         }
-        if size <= chain.intact && chain.tree.root(size) != Some(root) {
-            return fail(Code::CheckpointRootMismatch, &format!("expected {root}, found {:?}", chain.tree.root(size)));
+        if size <= intact && root_at(size) != Some(root) {
+            return fail(Code::CheckpointRootMismatch, &format!("expected {root}, found {:?}", root_at(size)));
         }
         let Some((_, note)) = note else { return Ok(None) };
         let mut known = false;
@@ -330,7 +357,7 @@ impl Keys<'_> {
             let key = NoteKey { name: origin.clone(), public_key: record.key.public_key };
             for line in note.signatures.iter().filter(|l| l.name == origin && l.key_id == key.key_id()) {
                 known = true;
-                if record.retired.as_ref().is_some_and(|r| size > cut_of(&r.cut, chain.number as u32)) {
+                if record.retired.as_ref().is_some_and(|r| size > cut_of(&r.cut, self.chain)) {
                     return fail(Code::KidNotValid, &record.key.kid);
                 }
                 if !verify_ed25519(&key.public_key, note.text.as_bytes(), &line.signature) {
@@ -338,14 +365,15 @@ impl Keys<'_> {
                 }
             }
         }
-        if !known && !self.doubtful() {
+        if !known && !self.doubtful {
             return fail(Code::KidUnknown, "no signature by a checkpoint key of the registry");
         }
-        Ok((known && size <= chain.intact).then_some(size))
+        Ok((known && size <= intact).then_some(size))
     }
 }
 
-fn read_commit(cells: &[Cell]) -> Option<Commit> {
+/// Reads a row of `commits`.
+pub(crate) fn read_commit(cells: &[Cell]) -> Option<Commit> {
     let size = number(&cells[2]).filter(|s| (1..=COMMIT_ENTRIES_MAX as u64).contains(s))?;
     let first = number(&cells[1]).filter(|f| f.checked_add(size).is_some())?;
     Some(Commit { first, size, registry_size: number(&cells[3])?, registry_head: hash(&cells[4])? })

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use ledger_engine::body::{BODY_BYTES_MAX, Body, BodyError};
-use ledger_engine::domain::case::{Case, Touched};
-use ledger_engine::domain::projection::{Row, case_row, idempotency_row, needs_idempotency_row, sku_row};
+use ledger_engine::domain::case::Case;
+use ledger_engine::domain::projection::{Row, case_rows, idempotency_row, needs_idempotency_row, sku_row};
 use ledger_engine::domain::{Illegal, Occurrence};
 use ledger_engine::genesis::Genesis;
 use ledger_engine::hash::{Hash, sha256};
@@ -34,7 +34,6 @@ pub(crate) struct Context<'a> {
 #[derive(Default)]
 pub(crate) struct Folded {
     pub(crate) cases: HashMap<CaseId, Case>,
-    touched: BTreeMap<(CaseId, Touched), ()>,
     pub(crate) idempotency: BTreeMap<Hash, u64>,
     /// Faults found by entry, so that commits know which registry entries were fine.
     pub(crate) faulty: HashMap<u64, Code>,
@@ -46,8 +45,7 @@ impl Folded {
     /// The projection rows that should be stored.
     pub(crate) fn rows(&self, chain: &Chain) -> Vec<Row> {
         let number = chain.number as u32;
-        let mut rows: Vec<Row> =
-            self.touched.keys().filter_map(|(case, t)| case_row(number, self.cases.get(case)?, t)).collect();
+        let mut rows: Vec<Row> = self.cases.values().flat_map(|case| case_rows(number, case)).collect();
         rows.extend(chain.sku_states.values().flatten().map(|sku| sku_row(number, sku)));
         rows.extend(self.idempotency.iter().map(|(key, index)| idempotency_row(number, key, *index)));
         rows
@@ -237,9 +235,7 @@ impl Context<'_> {
                 if applied.is_err() && event.has_private {
                     case.private.push(h.index);
                 }
-                let applied = applied?;
-                folded.touched.extend(applied.touched.into_iter().map(|t| ((id, t), ())));
-                Ok(())
+                applied.map(drop)
             }
             Stream::Heads if h.event_type == "chain.heads" => self.heads(&body.payload, h.index),
             Stream::Ledger if self.genesis.is_none() => Ok(()),

@@ -8,6 +8,7 @@ mod commits;
 mod derived;
 mod finding;
 mod fold;
+mod prove;
 mod report;
 mod row;
 mod source;
@@ -16,8 +17,8 @@ mod verify;
 
 pub use finding::{Code, Finding};
 pub use report::{ChainReport, Report, Verdict};
-pub use source::{Dump, SourceError, Sqlite, Tables};
-pub use verify::verify;
+pub use source::{Cursor, Dump, SourceError, Sqlite, Tables};
+pub use verify::{explain, verify};
 
 use std::path::Path;
 

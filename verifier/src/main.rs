@@ -8,6 +8,9 @@ use audit_verify::{Code, verify_path};
 use clap::Parser;
 use ledger_engine::hash::Hash;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Prove or refute a ledger: hashes, links, signatures, keys, checkpoints, transitions, projections.
 #[derive(Parser)]
 #[command(name = "audit-verify", version, max_term_width = 100, arg_required_else_help = true)]

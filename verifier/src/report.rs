@@ -102,6 +102,19 @@ impl Report {
         }
     }
 
+    /// Says why the quick proof did not do, where there is no finding to say it.
+    pub(crate) fn judged_again_for(mut self, what: &str) -> Report {
+        if self.findings.is_empty() && self.reason.is_empty() {
+            self.reason = format!("judged the long way, since the quick proof could not do without: {what}");
+        }
+        self
+    }
+
+    /// Why it could not be checked, or what was unusual; empty otherwise.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
     /// The headline.
     pub fn verdict(&self) -> Verdict {
         self.verdict

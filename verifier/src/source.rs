@@ -73,12 +73,26 @@ pub(crate) fn table_names() -> impl Iterator<Item = &'static str> {
     COLUMNS.iter().map(|(name, _)| *name).chain(TABLES.iter().map(|t| t.name))
 }
 
+/// Rows of one table on one chain, in key order, pulled one by one.
+pub trait Cursor {
+    /// The next row.
+    fn next(&mut self) -> Result<Option<Vec<Cell>>, SourceError>;
+}
+
+/// Takes one cursor for each table that was asked for.
+pub(crate) type Work<'a> = dyn FnMut(&mut [Box<dyn Cursor + '_>]) -> Result<(), SourceError> + 'a;
+
 /// Rows of a ledger. A missing table is empty; a missing column is null.
 pub trait Tables {
     /// The chain numbers that occur in a table, and `None` if a row has no usable one.
     fn chains(&self, table: &str) -> Result<BTreeSet<Option<u64>>, SourceError>;
     /// The rows of a table on a chain (`None`: those without a usable number), ordered by key, in pieces.
     fn rows(&self, table: &str, chain: Option<u64>, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError>;
+
+    /// Opens tables of one chain side by side and hands them to `work`.
+    fn side_by_side(&self, chain: u64, tables: &[&str], work: &mut Work<'_>) -> Result<(), SourceError>;
+    /// The rows of a table on all chains in any order, in pieces.
+    fn scan(&self, table: &str, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError>;
 
     /// All rows at once.
     fn all(&self, table: &str, chain: Option<u64>) -> Result<Vec<Vec<Cell>>, SourceError> {
@@ -152,6 +166,41 @@ impl Sqlite {
         }
     }
 
+    /// `None` for a table that is not there.
+    fn query(&self, table: &str, filter: &str, ordered: bool) -> Option<String> {
+        let (columns, key) = columns(table);
+        if self.present.get(table).is_none_or(BTreeSet::is_empty) {
+            return None;
+        }
+        let list: Vec<&str> = columns.iter().map(|c| if self.has(table, c) { *c } else { "NULL" }).collect();
+        let order: Vec<&str> = list[..key].iter().copied().filter(|c| ordered && *c != "NULL").collect();
+        let order = if order.is_empty() { String::new() } else { format!("ORDER BY {}", order.join(", ")) };
+        Some(format!("SELECT {} FROM {table} {filter} {order}", list.join(", ")))
+    }
+
+    fn read_pieces(
+        &self,
+        table: &str,
+        query: Option<String>,
+        each: &mut dyn FnMut(Vec<Vec<Cell>>),
+    ) -> Result<(), SourceError> {
+        let Some(query) = query else { return Ok(()) };
+        let mut read = || -> rusqlite::Result<()> {
+            let mut s = self.conn.prepare(&query)?;
+            let mut rows = s.query([])?;
+            let mut piece = Vec::with_capacity(PIECE);
+            while let Some(row) = rows.next()? {
+                piece.push(cells(columns(table).0, row)?);
+                if piece.len() == PIECE {
+                    each(std::mem::replace(&mut piece, Vec::with_capacity(PIECE)));
+                }
+            }
+            each(piece);
+            Ok(())
+        };
+        read().map_err(|e| self.fail(&e))
+    }
+
     fn has(&self, table: &str, column: &str) -> bool {
         self.present.get(table).is_some_and(|c| c.contains(column))
     }
@@ -174,35 +223,48 @@ impl Tables for Sqlite {
     }
 
     fn rows(&self, table: &str, chain: Option<u64>, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError> {
-        let (columns, key) = columns(table);
-        if self.present.get(table).is_none_or(BTreeSet::is_empty) {
-            return Ok(());
-        }
-        let list: Vec<&str> = columns.iter().map(|c| if self.has(table, c) { *c } else { "NULL" }).collect();
-        let order: Vec<&str> = list[..key].iter().copied().filter(|c| *c != "NULL").collect();
         let filter = match chain {
-            _ if !columns.contains(&"chain") => String::new(),
+            _ if !columns(table).0.contains(&"chain") => String::new(),
             Some(n) => format!("WHERE chain = {n} AND typeof(chain) = 'integer'"),
             None => "WHERE typeof(chain) != 'integer' OR chain < 0".to_owned(),
         };
-        let order = if order.is_empty() { String::new() } else { format!("ORDER BY {}", order.join(", ")) };
-        let mut read = || -> rusqlite::Result<()> {
-            let mut s = self.conn.prepare(&format!("SELECT {} FROM {table} {filter} {order}", list.join(", ")))?;
-            let mut rows = s.query([])?;
-            let mut piece = Vec::with_capacity(PIECE);
-            while let Some(row) = rows.next()? {
-                let cells =
-                    columns.iter().enumerate().map(|(i, column)| row.get_ref(i).map(|value| cell(column, value)));
-                piece.push(cells.collect::<rusqlite::Result<Vec<_>>>()?);
-                if piece.len() == PIECE {
-                    each(std::mem::replace(&mut piece, Vec::with_capacity(PIECE)));
-                }
-            }
-            each(piece);
-            Ok(())
-        };
-        read().map_err(|e| self.fail(&e))
+        self.read_pieces(table, self.query(table, &filter, true), each)
     }
+
+    fn side_by_side(&self, chain: u64, tables: &[&str], work: &mut Work<'_>) -> Result<(), SourceError> {
+        let filter = format!("WHERE chain = {chain} AND typeof(chain) = 'integer'");
+        let prepare = |table: &&str| self.query(table, &filter, true).map(|q| self.conn.prepare(&q)).transpose();
+        let mut statements =
+            tables.iter().map(prepare).collect::<rusqlite::Result<Vec<_>>>().map_err(|e| self.fail(&e))?;
+        let mut cursors: Vec<Box<dyn Cursor + '_>> = Vec::new();
+        for (statement, table) in statements.iter_mut().zip(tables) {
+            let rows = statement.as_mut().map(|s| s.query([])).transpose().map_err(|e| self.fail(&e))?;
+            cursors.push(Box::new(SqliteCursor { source: self, rows, columns: columns(table).0 }));
+        }
+        work(&mut cursors)
+    }
+
+    fn scan(&self, table: &str, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError> {
+        self.read_pieces(table, self.query(table, "", false), each)
+    }
+}
+
+struct SqliteCursor<'a> {
+    source: &'a Sqlite,
+    rows: Option<rusqlite::Rows<'a>>,
+    columns: &'static [&'static str],
+}
+
+impl Cursor for SqliteCursor<'_> {
+    fn next(&mut self) -> Result<Option<Vec<Cell>>, SourceError> {
+        let Some(rows) = &mut self.rows else { return Ok(None) };
+        let mut read = || rows.next()?.map(|row| cells(self.columns, row)).transpose();
+        read().map_err(|e| self.source.fail(&e))
+    }
+}
+
+fn cells(columns: &[&str], row: &rusqlite::Row<'_>) -> rusqlite::Result<Vec<Cell>> {
+    columns.iter().enumerate().map(|(i, column)| row.get_ref(i).map(|value| cell(column, value))).collect()
 }
 
 /// Stands for a value of no type of the format, such as a real or invalid text: of a type that the column does not have.
@@ -304,14 +366,36 @@ impl Tables for Dump {
     }
 
     fn rows(&self, table: &str, chain: Option<u64>, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError> {
+        for piece in self.sorted(table, chain).chunks(PIECE) {
+            each(piece.to_vec());
+        }
+        Ok(())
+    }
+
+    fn side_by_side(&self, chain: u64, tables: &[&str], work: &mut Work<'_>) -> Result<(), SourceError> {
+        let cursor = |table: &&str| Box::new(self.sorted(table, Some(chain)).into_iter()) as Box<dyn Cursor>;
+        work(&mut tables.iter().map(cursor).collect::<Vec<_>>())
+    }
+
+    fn scan(&self, table: &str, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError> {
+        each(self.tables.get(table).cloned().unwrap_or_default());
+        Ok(())
+    }
+}
+
+impl Cursor for std::vec::IntoIter<Vec<Cell>> {
+    fn next(&mut self) -> Result<Option<Vec<Cell>>, SourceError> {
+        Ok(Iterator::next(self))
+    }
+}
+
+impl Dump {
+    fn sorted(&self, table: &str, chain: Option<u64>) -> Vec<Vec<Cell>> {
         let (columns, key) = columns(table);
         let all = self.tables.get(table).map(Vec::as_slice).unwrap_or_default();
         let mine = |row: &&Vec<Cell>| !columns.contains(&"chain") || chain_of(table, row) == chain;
         let mut rows: Vec<Vec<Cell>> = all.iter().filter(mine).cloned().collect();
         rows.sort_by(|a, b| a[..key].cmp(&b[..key]));
-        for piece in rows.chunks(PIECE) {
-            each(piece.to_vec());
-        }
-        Ok(())
+        rows
     }
 }

@@ -13,6 +13,7 @@ use crate::commits::Keys;
 use crate::derived;
 use crate::finding::{Code, Finding};
 use crate::fold::Context;
+use crate::prove::{Stop, prove};
 use crate::report::{ChainReport, Report};
 use crate::row::{blob, hash, number};
 use crate::source::{SourceError, Tables, table_names};
@@ -35,7 +36,27 @@ impl Collector {
 }
 
 /// Judges one source. Whatever cannot be read makes the report `could not check`.
+///
+/// A ledger without faults is proved in one pass and constant memory; any other is judged as by [`explain`].
 pub fn verify(name: &str, tables: &dyn Tables, trust: Option<Hash>) -> Report {
+    let proved = || -> Result<Report, Stop> {
+        let mut out = Collector::default();
+        let identity = identity(tables, trust, &mut out)?;
+        let genesis = identity.genesis.filter(|_| out.findings.is_empty());
+        let Some(genesis) = genesis else { return Err(Stop::Suspect("the ledger's identity".into())) };
+        let chains = prove(tables, identity.id, &genesis, identity.hash)?;
+        Ok(Report::new(name, Some(identity.id), Some(genesis.origin), trust.is_some(), Vec::new(), chains))
+    };
+    match proved() {
+        Ok(report) => report,
+        Err(Stop::Suspect(what)) => explain(name, tables, trust).judged_again_for(&what),
+        Err(Stop::Spill(what)) => explain(name, tables, trust).judged_again_for(&what),
+        Err(Stop::Source(e)) => Report::unreadable(name, &e.to_string()),
+    }
+}
+
+/// Judges one source, placing and naming every fault. Takes several passes and memory for every entry.
+pub fn explain(name: &str, tables: &dyn Tables, trust: Option<Hash>) -> Report {
     judge(name, tables, trust).unwrap_or_else(|e| Report::unreadable(name, &e.to_string()))
 }
 
@@ -52,10 +73,17 @@ fn identity(tables: &dyn Tables, trust: Option<Hash>, out: &mut Collector) -> Re
     let rows = tables.all("ledger", None)?;
     let claims: Vec<Option<Hash>> = rows.iter().map(|r| r.first().and_then(hash)).collect();
     let mut first = None;
-    tables.rows("entries", Some(0), &mut |piece| {
-        if first.is_none() {
-            first = piece.into_iter().find(|cells| number(&cells[1]) == Some(0) && blob(&cells[14]).is_some());
+    tables.side_by_side(0, &["entries"], &mut |cursors| {
+        // Rows come by index: those below 0 and those that are no number are first.
+        while let Some(cells) = cursors.first_mut().map(|c| c.next()).transpose()?.flatten() {
+            match number(&cells[1]) {
+                Some(0) if blob(&cells[14]).is_some() => first = Some(cells),
+                Some(n) if n > 0 => {}
+                _ => continue,
+            }
+            break;
         }
+        Ok(())
     })?;
     let body = first.as_ref().and_then(|cells| blob(&cells[14]));
     let stored = first.as_ref().and_then(|cells| hash(&cells[10]));

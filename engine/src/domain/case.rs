@@ -1,5 +1,7 @@
 //! A case: an order with its deliveries, folded in chain order. The transition rules of FORMAT.md 9.
 
+use serde::{Deserialize, Serialize};
+
 use super::fields::{Fields, count, hex64, text, text1};
 use super::money::Money;
 use super::{Illegal, Occurrence, allowed};
@@ -7,7 +9,7 @@ use crate::json::{Object, Value};
 use crate::stream::{CaseId, Stream};
 
 /// Where an order stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum OrderStatus {
     /// Created, not paid.
     Pending,
@@ -44,7 +46,7 @@ impl OrderStatus {
 }
 
 /// Where a delivery stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum DeliveryStatus {
     /// Asked for.
     Requested,
@@ -75,7 +77,7 @@ impl DeliveryStatus {
 }
 
 /// State of an order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     /// Index of its first entry.
     pub index: u64,
@@ -106,7 +108,7 @@ pub struct Order {
 }
 
 /// State of a delivery.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivery {
     /// Index of its first entry.
     pub index: u64,
@@ -133,7 +135,7 @@ pub struct Delivery {
 }
 
 /// State of an order and its deliveries.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Case {
     /// Its id.
     pub id: CaseId,

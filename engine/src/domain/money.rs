@@ -4,7 +4,7 @@ use super::fields::{FieldError, Fields};
 use crate::json::{Object, Value};
 
 /// An amount with its currency and scale. Two amounts are only added or compared when both agree.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Money {
     /// 1 to 2^53 − 1.
     pub amount: i64,

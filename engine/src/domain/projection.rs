@@ -214,6 +214,18 @@ pub fn case_row(chain: u32, case: &Case, touched: &Touched) -> Option<Row> {
     })
 }
 
+/// All rows of a case: the order's, its deliveries', its licence's, its proofs'.
+pub fn case_rows(chain: u32, case: &Case) -> Vec<Row> {
+    let Some(order) = &case.order else { return Vec::new() };
+    let mut touched = vec![Touched::Order];
+    touched.extend(order.license_index.map(Touched::Licence));
+    for (n, delivery) in (1..).zip(&case.deliveries) {
+        touched.push(Touched::Delivery(n));
+        touched.extend(delivery.proof_index.map(|index| Touched::Proof(n, index)));
+    }
+    touched.iter().filter_map(|t| case_row(chain, case, t)).collect()
+}
+
 /// A SKU's row.
 pub fn sku_row(chain: u32, sku: &Sku) -> Row {
     Row::new(

@@ -6,7 +6,7 @@ use super::{Illegal, Occurrence, allowed};
 use crate::stream::{CaseId, Stream};
 
 /// State of a SKU: the fold of its stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Sku {
     /// Index of the entry that listed it first.
     pub index: u64,

@@ -1,0 +1,202 @@
+//! The short way: proves in one pass, in memory that does not grow with the ledger, that there is nothing to report.
+//!
+//! Every check of FORMAT.md 10 is made on one reading of each row. The first thing that does not fit ends the pass with
+//! a suspicion, and the whole ledger is judged again the long way (`verify`), which knows how to place and name every
+//! fault. So this pass may suspect too much and must never suspect too little: a verdict without findings can rest on it
+//! alone. One thread reads, the others hash and fold.
+
+mod history;
+mod multiset;
+mod states;
+mod walk;
+
+use std::collections::HashSet;
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+use ledger_engine::domain::projection::{Cell, TABLES};
+use ledger_engine::genesis::Genesis;
+use ledger_engine::hash::Hash;
+use ledger_engine::registry::Registry;
+use rayon::prelude::*;
+
+use self::multiset::{RowKey, Sum, Sums};
+use self::walk::Walk;
+use crate::report::ChainReport;
+use crate::row::number;
+use crate::source::{Cursor, SourceError, Tables, table_names};
+
+/// Entries that are handed over at once.
+const PIECE: usize = 2048;
+/// Rows of another table that a piece can need: four signatures for each entry's commit. More are left for later pieces, where
+/// they do not fit.
+const ROWS_MAX: usize = 4 * PIECE + 1;
+/// Pieces read ahead.
+const AHEAD: usize = 2;
+/// Tables that follow from the entries.
+const DERIVED: [&str; 5] = ["chain_heads", "stream_heads", "tiles", "event_id_runs", "cursors"];
+
+/// Why the pass ended early.
+pub(crate) enum Stop {
+    /// Something does not fit: judge the long way.
+    Suspect(String),
+    /// Something that the pass itself needs failed, such as its temporary file.
+    Spill(String),
+    /// The source failed.
+    Source(SourceError),
+}
+
+impl From<SourceError> for Stop {
+    fn from(e: SourceError) -> Stop {
+        Stop::Source(e)
+    }
+}
+
+pub(crate) fn suspect<T>(what: impl Into<String>) -> Result<T, Stop> {
+    Err(Stop::Suspect(what.into()))
+}
+
+/// `Err(Suspect)` unless `ok`.
+pub(crate) fn check(ok: bool, what: &str) -> Result<(), Stop> {
+    if ok { Ok(()) } else { suspect(what) }
+}
+
+/// What all chains share.
+pub(crate) struct Prover<'a> {
+    pub(crate) ledger_id: Hash,
+    pub(crate) genesis: &'a Genesis,
+    pub(crate) registry: Registry,
+    key: &'a RowKey,
+    sums: Sums,
+    /// Listings of SKUs that were seen, and those that orders name and that were not seen yet, as digests.
+    listed: HashSet<u128>,
+    claimed: HashSet<u128>,
+    /// What `chain.heads` say of other chains: chain, size, root, head.
+    heads: Vec<(u32, u64, Hash, Hash)>,
+}
+
+/// Proves a ledger whose genesis is known.
+pub(crate) fn prove(
+    tables: &dyn Tables,
+    ledger_id: Hash,
+    genesis: &Genesis,
+    genesis_hash: Hash,
+) -> Result<Vec<ChainReport>, Stop> {
+    let key = RowKey::draw().map_err(|e| Stop::Spill(format!("no random numbers: {e}")))?;
+    let registry = Registry::new(genesis.chains, genesis.keys(), genesis_hash);
+    let mut prover = Prover {
+        ledger_id,
+        genesis,
+        registry,
+        key: &key,
+        sums: Sums::default(),
+        listed: HashSet::new(),
+        claimed: HashSet::new(),
+        heads: Vec::new(),
+    };
+    prover.run(tables)
+}
+
+impl Prover<'_> {
+    fn run(&mut self, tables: &dyn Tables) -> Result<Vec<ChainReport>, Stop> {
+        for table in table_names() {
+            let chains = tables.chains(table)?;
+            let inside = |c: &Option<u64>| c.is_some_and(|n| n < u64::from(self.genesis.chains));
+            check(chains.iter().all(inside), "a row of no chain of the ledger")?;
+        }
+        let mut reports = Vec::new();
+        for chain in 0..self.genesis.chains {
+            reports.push(self.chain(tables, chain)?);
+        }
+        check(self.claimed.is_subset(&self.listed), "an order's price is of no listing")?;
+        for table in DERIVED.into_iter().chain(TABLES.iter().map(|t| t.name)) {
+            let key = self.key;
+            let mut stored = Sum::default();
+            tables.scan(table, &mut |rows| {
+                let piece = rows.par_iter().map(|cells| key.digest(table, cells));
+                let sum = |mut sum: Sum, digest: Hash| {
+                    sum.add(&digest);
+                    sum
+                };
+                stored = stored.join(piece.fold(Sum::default, sum).reduce(Sum::default, Sum::join));
+            })?;
+            check(stored == *self.sums.of(table), table)?;
+        }
+        Ok(reports)
+    }
+
+    fn chain(&mut self, tables: &dyn Tables, chain: u32) -> Result<ChainReport, Stop> {
+        let (sender, receiver) = sync_channel::<Piece>(AHEAD);
+        std::thread::scope(|scope| {
+            let judge = scope.spawn(move || {
+                let mut walk = Walk::new(self, chain);
+                while let Ok(piece) = receiver.recv() {
+                    walk.take(piece)?;
+                }
+                walk.finish()
+            });
+            let names = ["entries", "private_documents", "commits", "commit_signatures", "checkpoints"];
+            let read = tables.side_by_side(u64::from(chain), &names, &mut |cursors| read_pieces(cursors, &sender));
+            drop(sender);
+            let judged = judge.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            read?;
+            judged
+        })
+    }
+}
+
+/// Entries in order, with the other rows that belong to their places.
+#[derive(Default)]
+struct Piece {
+    entries: Vec<Vec<Cell>>,
+    documents: Vec<Vec<Cell>>,
+    commits: Vec<Vec<Cell>>,
+    signatures: Vec<Vec<Cell>>,
+    checkpoints: Vec<Vec<Cell>>,
+}
+
+/// A cursor with a look at its next row.
+struct Ahead<'c, 'd> {
+    cursor: &'c mut Box<dyn Cursor + 'd>,
+    next: Option<Vec<Cell>>,
+}
+
+impl Ahead<'_, '_> {
+    /// Takes rows while their second column is at most `to`, or no number.
+    fn take(&mut self, to: u64, out: &mut Vec<Vec<Cell>>) -> Result<(), SourceError> {
+        while out.len() < ROWS_MAX {
+            let Some(row) = self.next.take_if(|row| row.get(1).and_then(number).is_none_or(|n| n <= to)) else { break };
+            out.push(row);
+            self.next = self.cursor.next()?;
+        }
+        Ok(())
+    }
+}
+
+fn read_pieces(cursors: &mut [Box<dyn Cursor + '_>], sender: &SyncSender<Piece>) -> Result<(), SourceError> {
+    let [entries, rest @ ..] = cursors else { return Ok(()) };
+    let mut others = Vec::new();
+    for cursor in rest {
+        let next = cursor.next()?;
+        others.push(Ahead { cursor, next });
+    }
+    loop {
+        let mut piece = Piece::default();
+        while piece.entries.len() < PIECE {
+            let Some(row) = entries.next()? else { break };
+            piece.entries.push(row);
+        }
+        let end = piece.entries.is_empty();
+        // Rows beyond the last entry come with an empty piece.
+        let to = piece.entries.last().map_or(u64::MAX, |row| row.get(1).and_then(number).unwrap_or(u64::MAX));
+        let [documents, commits, signatures, checkpoints] = &mut others[..] else { return Ok(()) };
+        documents.take(to, &mut piece.documents)?;
+        commits.take(to, &mut piece.commits)?;
+        signatures.take(to, &mut piece.signatures)?;
+        // A checkpoint's size is one more than the index of the last entry it covers.
+        checkpoints.take(to.saturating_add(1), &mut piece.checkpoints)?;
+        // The other side stops at the first suspicion.
+        if sender.send(piece).is_err() || end {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Folded states of one chain's orders and SKUs. The ones used last are in memory, the others in a temporary file, so that
+//! memory does not grow with the ledger.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::hash::{BuildHasher as _, RandomState};
+use std::io::Write as _;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::FileExt as _;
+
+use ledger_engine::domain::case::Case;
+use ledger_engine::domain::projection::{Cell, case_rows, sku_row};
+use ledger_engine::domain::sku::Sku;
+use ledger_engine::hash::Hash;
+use ledger_engine::stream::{CaseId, Stream};
+use lru::LruCache;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::Stop;
+use super::multiset::{RowKey, Sums};
+
+/// States in memory; one takes about a kilobyte.
+pub(super) const HOT: usize = 32_768;
+/// This part of them leaves memory at once.
+const EVICTED: usize = 4;
+/// Bytes of the file's write buffer.
+const BUFFER: usize = 4 << 20;
+
+/// Last and first entry of a stream.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct Tip {
+    pub(super) revision: u64,
+    pub(super) hash: Hash,
+    pub(super) index: u64,
+    pub(super) first: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) enum State {
+    Case(Case),
+    Sku(Option<Sku>),
+}
+
+/// A state with the tips of its streams.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Held {
+    pub(super) state: State,
+    pub(super) tips: Vec<(Stream, Tip)>,
+}
+
+/// An order or SKU; their ids could be made to meet.
+pub(super) type Key = (bool, CaseId);
+
+/// A row of `stream_heads`.
+pub(super) fn head_row(chain: u32, stream: Stream, tip: &Tip) -> Vec<Cell> {
+    let name = Cell::Text(stream.to_string());
+    let hash = Cell::Blob(tip.hash.0.to_vec());
+    vec![chain.into(), name, tip.revision.into(), hash, tip.index.into(), tip.first.into()]
+}
+
+impl Held {
+    fn new((is_sku, id): Key) -> Held {
+        let state = if is_sku { State::Sku(None) } else { State::Case(Case::new(id)) };
+        Held { state, tips: Vec::new() }
+    }
+
+    /// Every row that this state should have in the derived tables.
+    fn digests(&self, chain: u32, key: &RowKey) -> Vec<(&'static str, Hash)> {
+        let heads =
+            self.tips.iter().map(|(s, tip)| ("stream_heads", key.digest("stream_heads", &head_row(chain, *s, tip))));
+        let rows = match &self.state {
+            State::Case(case) => case_rows(chain, case),
+            State::Sku(sku) => sku.iter().map(|s| sku_row(chain, s)).collect(),
+        };
+        let rows = rows.iter().map(|r| (r.table.name, key.digest(r.table.name, &r.cells)));
+        heads.chain(rows).collect()
+    }
+}
+
+pub(super) struct States<'a> {
+    chain: u32,
+    key: &'a RowKey,
+    hot: LruCache<Key, Box<Held>>,
+    capacity: usize,
+    /// Where in the file a state lies, by a hash of its key under a secret of this run.
+    cold: HashMap<u64, u64>,
+    secret: RandomState,
+    file: Option<File>,
+    buffer: Vec<u8>,
+    /// Bytes in the file.
+    flushed: u64,
+}
+
+impl<'a> States<'a> {
+    /// `capacity`: how many stay in memory.
+    pub(super) fn new(chain: u32, key: &'a RowKey, capacity: usize) -> States<'a> {
+        let hot = LruCache::new(NonZeroUsize::new(capacity + 1).unwrap_or(NonZeroUsize::MIN));
+        let secret = RandomState::new();
+        States { chain, key, hot, capacity, cold: HashMap::new(), secret, file: None, buffer: Vec::new(), flushed: 0 }
+    }
+
+    /// The state of an order or SKU, a new one if it was never asked for.
+    pub(super) fn get(&mut self, key: Key, sums: &mut Sums) -> Result<&mut Held, Stop> {
+        if !self.hot.contains(&key) {
+            let held = match self.cold.remove(&self.secret.hash_one(key)) {
+                Some(at) => self.read(at, key)?,
+                None => Box::new(Held::new(key)),
+            };
+            for (table, digest) in held.digests(self.chain, self.key) {
+                sums.of(table).remove(&digest);
+            }
+            if self.hot.len() >= self.capacity {
+                self.evict((self.capacity / EVICTED).max(1), sums)?;
+            }
+            self.hot.put(key, held);
+        }
+        self.hot.get_mut(&key).map(Box::as_mut).ok_or_else(|| Stop::Suspect("a state was lost".into()))
+    }
+
+    /// Adds the rows of every state that is still in memory.
+    pub(super) fn finish(mut self, sums: &mut Sums) -> Result<(), Stop> {
+        while !self.hot.is_empty() {
+            let count = self.hot.len().min(HOT / EVICTED);
+            self.release(count, sums);
+        }
+        Ok(())
+    }
+
+    /// Takes the states out that were not used for longest, and adds their rows.
+    fn release(&mut self, count: usize, sums: &mut Sums) -> Vec<(Key, Box<Held>)> {
+        let out: Vec<(Key, Box<Held>)> = (0..count).map_while(|_| self.hot.pop_lru()).collect();
+        let (chain, key) = (self.chain, self.key);
+        let digests: Vec<_> = out.par_iter().flat_map_iter(|(_, held)| held.digests(chain, key)).collect();
+        digests.iter().for_each(|(table, digest)| sums.of(table).add(digest));
+        out
+    }
+
+    fn evict(&mut self, count: usize, sums: &mut Sums) -> Result<(), Stop> {
+        for item in self.release(count, sums) {
+            let at = self.flushed + self.buffer.len() as u64;
+            let bytes = postcard::to_allocvec(&item).map_err(|e| Stop::Spill(e.to_string()))?;
+            self.buffer.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+            self.buffer.extend_from_slice(&bytes);
+            // Two keys with one hash: the first would be lost, so this ledger is judged the long way.
+            if self.cold.insert(self.secret.hash_one(item.0), at).is_some() {
+                return Err(Stop::Suspect("two states with one hash".into()));
+            }
+        }
+        if self.buffer.len() >= BUFFER {
+            let file = match &mut self.file {
+                Some(file) => file,
+                None => self.file.insert(tempfile::tempfile().map_err(|e| Stop::Spill(e.to_string()))?),
+            };
+            file.write_all(&self.buffer).map_err(|e| Stop::Spill(e.to_string()))?;
+            self.flushed += self.buffer.len() as u64;
+            self.buffer.clear();
+        }
+        Ok(())
+    }
+
+    fn read(&self, at: u64, key: Key) -> Result<Box<Held>, Stop> {
+        let mut len = [0; 4];
+        self.read_exact(at, &mut len)?;
+        let mut bytes = vec![0; u32::from_le_bytes(len) as usize];
+        self.read_exact(at + 4, &mut bytes)?;
+        let (found, held): (Key, Box<Held>) = postcard::from_bytes(&bytes).map_err(|e| Stop::Spill(e.to_string()))?;
+        if found != key {
+            return Err(Stop::Suspect("two states with one hash".into()));
+        }
+        Ok(held)
+    }
+
+    fn read_exact(&self, at: u64, out: &mut [u8]) -> Result<(), Stop> {
+        let lost = || Stop::Spill("a state is not in the temporary file".into());
+        // A record is in the file or in the buffer, never in both.
+        if let Some(at) = at.checked_sub(self.flushed) {
+            let from = at as usize;
+            out.copy_from_slice(self.buffer.get(from..from + out.len()).ok_or_else(lost)?);
+            return Ok(());
+        }
+        self.file.as_ref().ok_or_else(lost)?.read_exact_at(out, at).map_err(|e| Stop::Spill(e.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 300 SKUs, each touched nine times in a scattered order.
+    fn sums(key: &RowKey, capacity: usize) -> Sums {
+        let (mut states, mut sums) = (States::new(3, key, capacity), Sums::default());
+        for step in 0..2700u64 {
+            let id = CaseId([(step * 7 % 300 / 2) as u8; 16]);
+            let held = states.get((step % 2 == 0, id), &mut sums).ok().unwrap();
+            let first = held.tips.first().map_or(step, |(_, tip)| tip.first);
+            let revision = held.tips.first().map_or(0, |(_, tip)| tip.revision) + 1;
+            held.tips = vec![(Stream::Sku(id), Tip { revision, hash: Hash::ZERO, index: step, first })];
+        }
+        states.finish(&mut sums).ok().unwrap();
+        sums
+    }
+
+    #[test]
+    fn what_left_memory_counts_as_what_stayed() {
+        let key = RowKey::draw().unwrap();
+        let all = sums(&key, 1000);
+        assert_eq!(all.0["stream_heads"].rows, 300);
+        for capacity in [1, 4, 50, 299] {
+            assert_eq!(sums(&key, capacity).0, all.0, "{capacity} in memory");
+        }
+    }
+}

@@ -1,0 +1,495 @@
+//! One chain, entry by entry.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher as _, RandomState};
+
+use ledger_engine::body::{BODY_BYTES_MAX, Body};
+use ledger_engine::commit::{ALG_ED25519, COMMIT_BYTES_MAX, COMMIT_SIGNATURES_MAX, Statement, verify_ed25519};
+use ledger_engine::domain::Occurrence;
+use ledger_engine::domain::money::Money;
+use ledger_engine::domain::projection::{Cell, TABLES, idempotency_row, needs_idempotency_row};
+use ledger_engine::domain::sku::Sku;
+use ledger_engine::genesis::Genesis;
+use ledger_engine::hash::{Hash, sha256};
+use ledger_engine::json::{Object, Value};
+use ledger_engine::merkle;
+use ledger_engine::registry::{KeyRecord, RegistryPlace};
+use ledger_engine::runs::RUN_ENTRIES;
+use ledger_engine::stream::{CaseId, Stream};
+use rayon::prelude::*;
+
+use super::history::History;
+use super::multiset::Sums;
+use super::states::{HOT, Held, State, States, Tip, head_row};
+use super::{Piece, Prover, Stop, check, suspect};
+use crate::commits::{CheckpointJudge, Commit, read_commit};
+use crate::report::ChainReport;
+use crate::row::{EntryRow, blob, number, read_entry, text};
+
+/// Entry hashes kept, for what `chain.heads` says of its own chain.
+const RECENT: usize = 16_384;
+
+/// An entry whose own bytes are right.
+struct Prepared {
+    row: EntryRow,
+    stream: Stream,
+    body: Body,
+}
+
+/// A commit whose entries are being taken.
+struct Open {
+    commit: Commit,
+    leaves: Vec<Hash>,
+    bytes: u64,
+    /// First revision of the key registry among its entries.
+    own_revision: Option<u64>,
+}
+
+/// A signature to verify.
+struct Signed {
+    public_key: [u8; 32],
+    message: Vec<u8>,
+    signature: Vec<u8>,
+}
+
+pub(super) struct Walk<'p, 'a> {
+    prover: &'p mut Prover<'a>,
+    chain: u32,
+    last_hash: Hash,
+    last_time_us: i64,
+    history: History,
+    recent: VecDeque<Hash>,
+    /// Streams that belong to no case.
+    system: HashMap<Stream, Tip>,
+    states: States<'a>,
+    /// The incomplete run of event ids.
+    ids: Vec<[u8; 10]>,
+    documents: VecDeque<Vec<Cell>>,
+    commits: VecDeque<Vec<Cell>>,
+    signatures: VecDeque<Vec<Cell>>,
+    checkpoints: VecDeque<Vec<Cell>>,
+    open: Option<Open>,
+    jobs: Vec<Signed>,
+    /// Idempotency keys with a row, by a hash under a secret of this run.
+    keys: HashSet<u64>,
+    secret: RandomState,
+    last_key: Option<Hash>,
+    /// Largest registry size that a commit named.
+    floor: u64,
+    /// What chain 0 says of this chain, by size.
+    heads: VecDeque<(u64, Hash, Hash)>,
+    /// Rows of projections before this chain.
+    rows_before: u64,
+    report: ChainReport,
+}
+
+impl<'p, 'a> Walk<'p, 'a> {
+    pub(super) fn new(prover: &'p mut Prover<'a>, chain: u32) -> Walk<'p, 'a> {
+        let mut heads: Vec<_> =
+            prover.heads.iter().filter(|h| h.0 == chain).map(|(_, size, root, last)| (*size, *root, *last)).collect();
+        heads.sort_by_key(|h| h.0);
+        let rows_before = projection_rows(&prover.sums);
+        let states = States::new(chain, prover.key, HOT);
+        Walk {
+            prover,
+            chain,
+            last_hash: Hash::ZERO,
+            last_time_us: 0,
+            history: History::default(),
+            recent: VecDeque::new(),
+            system: HashMap::new(),
+            states,
+            ids: Vec::new(),
+            documents: VecDeque::new(),
+            commits: VecDeque::new(),
+            signatures: VecDeque::new(),
+            checkpoints: VecDeque::new(),
+            open: None,
+            jobs: Vec::new(),
+            keys: HashSet::new(),
+            secret: RandomState::new(),
+            last_key: None,
+            floor: 0,
+            heads: heads.into(),
+            rows_before,
+            report: ChainReport { chain: chain.into(), ..ChainReport::default() },
+        }
+    }
+
+    fn size(&self) -> u64 {
+        self.history.range.size()
+    }
+
+    /// Judges a piece.
+    pub(super) fn take(&mut self, piece: Piece) -> Result<(), Stop> {
+        self.documents.extend(piece.documents);
+        self.commits.extend(piece.commits);
+        self.signatures.extend(piece.signatures);
+        self.checkpoints.extend(piece.checkpoints);
+        let id = self.prover.ledger_id;
+        let prepared: Vec<Option<Prepared>> = piece.entries.par_iter().map(|cells| prepare(cells, &id)).collect();
+        drop(piece.entries);
+        for entry in prepared {
+            let Some(entry) = entry else { return suspect("an entry's own bytes") };
+            self.entry(entry)?;
+        }
+        let jobs = std::mem::take(&mut self.jobs);
+        let good = jobs.par_iter().all(|j| verify_ed25519(&j.public_key, &j.message, &j.signature));
+        check(good, "a commit's signature")
+    }
+
+    fn entry(&mut self, entry: Prepared) -> Result<(), Stop> {
+        let (h, index) = (&entry.row.header, self.size());
+        self.at_size()?;
+        check(h.index == index && h.chain == self.chain, "the place of an entry")?;
+        check(h.prev_hash == self.last_hash.0, "the link to the entry before")?;
+        check(h.recorded_at_us >= self.last_time_us, "the time of an entry")?;
+        check(entry.stream.chain(self.prover.genesis.chains) == self.chain, "the chain of a stream")?;
+        let bytes = (entry.row.header_len + entry.row.body.len()) as u64 + self.document(&entry)?;
+        if let Some(meta) =
+            entry.body.meta.as_ref().filter(|m| needs_idempotency_row(entry.stream, h.revision, &m.idem))
+        {
+            self.idempotency(&meta.idem, index)?;
+        }
+        self.fold(&entry)?;
+        let registry = (entry.stream == Stream::Ledger).then_some(h.revision);
+        self.commit(index, entry.row.leaf, entry.row.hash, bytes, registry)?;
+        self.last_hash = entry.row.hash;
+        self.last_time_us = h.recorded_at_us;
+        self.grow(&entry)?;
+        self.report.entries += 1;
+        Ok(())
+    }
+
+    /// What is said of the chain at the size that it now has.
+    fn at_size(&mut self) -> Result<(), Stop> {
+        let size = self.size();
+        while let Some((_, root, last)) = self.heads.pop_front_if(|h| h.0 == size) {
+            check(root == self.history.range.root() && last == self.last_hash, "what chain.heads says")?;
+        }
+        while let Some(cells) = self.checkpoints.pop_front_if(|cells| cells.get(1).and_then(number) == Some(size)) {
+            let judge = CheckpointJudge {
+                ledger_id: self.prover.ledger_id,
+                origin: &self.prover.genesis.origin,
+                registry: &self.prover.registry,
+                chain: self.chain,
+                doubtful: false,
+            };
+            let judged = judge.judge(&cells, size, size, |_| Some(self.history.range.root()));
+            let Ok(signed) = judged else { return suspect("a checkpoint") };
+            check(self.checkpoints.front().is_none_or(|next| next.get(1) != cells.get(1)), "a second checkpoint")?;
+            self.report.checkpoints += 1;
+            self.report.covered = self.report.covered.max(signed);
+        }
+        Ok(())
+    }
+
+    /// Checks the private document of an entry. Returns its length.
+    fn document(&mut self, entry: &Prepared) -> Result<u64, Stop> {
+        let index = entry.row.header.index;
+        let found = self.documents.pop_front_if(|cells| cells.get(1).and_then(number) == Some(index));
+        match (&entry.body.private_sha256, found) {
+            (None, None) => Ok(0),
+            (Some(_), None) => {
+                self.report.private_redacted += 1;
+                Ok(0)
+            }
+            (Some(named), Some(cells)) => {
+                let document = cells.get(2).and_then(blob).filter(|d| d.len() <= BODY_BYTES_MAX);
+                check(document.is_some_and(|d| sha256(&[d]) == *named), "a private document")?;
+                self.report.private_present += 1;
+                Ok(document.map_or(0, |d| d.len() as u64))
+            }
+            (None, Some(_)) => suspect("a private document that no entry names"),
+        }
+    }
+
+    /// The first entry with a key has a row. A command that made two entries made them next to each other.
+    fn idempotency(&mut self, idem: &Hash, index: u64) -> Result<(), Stop> {
+        if self.last_key == Some(*idem) {
+            return Ok(());
+        }
+        self.last_key = Some(*idem);
+        check(self.keys.insert(self.secret.hash_one(idem)), "an idempotency key that comes again")?;
+        let row = idempotency_row(self.chain, idem, index);
+        let digest = self.prover.key.digest(row.table.name, &row.cells);
+        self.prover.sums.of(row.table.name).add(&digest);
+        Ok(())
+    }
+
+    /// Continues the entry's stream and applies its event.
+    fn fold(&mut self, entry: &Prepared) -> Result<(), Stop> {
+        let h = &entry.row.header;
+        let continued = |tip: Option<&Tip>| {
+            let (index, revision, parent) =
+                tip.map_or((None, 1, Hash::ZERO), |t| (Some(t.index), t.revision + 1, t.hash));
+            entry.row.parent_index == index && h.revision == revision && h.parent_hash == parent.0
+        };
+        let tip_after = |tip: Option<&Tip>| Tip {
+            revision: h.revision,
+            hash: entry.row.hash,
+            index: h.index,
+            first: tip.map_or(h.index, |t| t.first),
+        };
+        let event = Occurrence {
+            stream: entry.stream,
+            revision: h.revision,
+            event_type: &h.event_type,
+            payload: &entry.body.payload,
+            index: h.index,
+            recorded_at_us: h.recorded_at_us,
+            has_private: entry.body.private_sha256.is_some(),
+        };
+        if h.index == 0 {
+            self.first(entry)?;
+        }
+        let key = match entry.stream {
+            Stream::Order(case) | Stream::Delivery(case, _) => (false, case),
+            Stream::Sku(case) => (true, case),
+            Stream::Ledger | Stream::Heads | Stream::Chain(_) => {
+                let tip = self.system.get(&entry.stream);
+                check(continued(tip), "the stream's links")?;
+                let tip = tip_after(tip);
+                self.report.streams += u64::from(h.revision == 1);
+                self.system.insert(entry.stream, tip);
+                return self.system_event(entry);
+            }
+        };
+        let held = self.states.get(key, &mut self.prover.sums)?;
+        let Held { state, tips } = held;
+        let at = tips.iter().position(|(stream, _)| *stream == entry.stream);
+        let tip = at.map(|i| &tips[i].1);
+        check(continued(tip), "the stream's links")?;
+        let tip = tip_after(tip);
+        match at {
+            Some(i) => tips[i].1 = tip,
+            None => {
+                tips.push((entry.stream, tip));
+                self.report.streams += 1;
+            }
+        }
+        match state {
+            State::Sku(sku) => {
+                check(Sku::apply(sku, &event).is_ok(), "a SKU's event")?;
+                if let (Some(sku), Stream::Sku(case)) = (sku.as_ref().filter(|s| s.listed), entry.stream) {
+                    let listing = price_digest(case, h.revision, &sku.price);
+                    self.prover.listed.insert(listing);
+                }
+            }
+            State::Case(case) => {
+                let Ok(applied) = case.apply(&event) else { return suspect("an event that is not allowed") };
+                if let Some(claim) = applied.price_claim {
+                    let listing = price_digest(CaseId::of_sku(&claim.sku_id), claim.revision, &claim.price);
+                    if !self.prover.listed.contains(&listing) {
+                        self.prover.claimed.insert(listing);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The genesis entry of a chain.
+    fn first(&mut self, entry: &Prepared) -> Result<(), Stop> {
+        let h = &entry.row.header;
+        let made = match entry.stream {
+            Stream::Ledger => {
+                h.event_type == "ledger.created"
+                    && Genesis::ledger_id(&entry.row.body) == self.prover.ledger_id
+                    && self.prover.registry.head(1) == Some(entry.row.hash)
+            }
+            Stream::Chain(k) => {
+                let payload = Object::new().with("chain", i64::from(k));
+                h.event_type == "chain.created" && entry.body.actor_id == "system" && entry.body.payload == payload
+            }
+            _ => false,
+        };
+        check(made, "a genesis entry")
+    }
+
+    fn system_event(&mut self, entry: &Prepared) -> Result<(), Stop> {
+        let h = &entry.row.header;
+        match (entry.stream, h.event_type.as_str()) {
+            (Stream::Ledger, kind) if kind.starts_with("key.") => {
+                let (ledger_id, parent_hash) = (self.prover.ledger_id, Hash(h.parent_hash));
+                let place = RegistryPlace {
+                    ledger_id: &ledger_id,
+                    revision: h.revision,
+                    parent_hash: &parent_hash,
+                    index: h.index,
+                };
+                let applied = self.prover.registry.apply(kind, &entry.body.payload, place, entry.row.hash);
+                check(applied.is_ok(), "a change of keys")
+            }
+            (Stream::Heads, "chain.heads") => self.heads_event(&entry.body.payload),
+            _ => check(h.index == 0, "an event of no stream"),
+        }
+    }
+
+    fn heads_event(&mut self, payload: &Object) -> Result<(), Stop> {
+        let chains = self.prover.genesis.chains;
+        let items = payload.value("heads").and_then(Value::as_array).filter(|_| payload.len() == 1).unwrap_or_default();
+        check(items.len() == chains as usize, "the form of chain.heads")?;
+        for (chain, item) in (0..chains).zip(items) {
+            let Some(head) = item.as_object().filter(|o| o.len() == 4) else {
+                return suspect("the form of chain.heads");
+            };
+            let int = |name| head.value(name).and_then(Value::as_int).and_then(|n| u64::try_from(n).ok());
+            let hash = |name| head.value(name).and_then(Value::as_str).and_then(Hash::from_hex);
+            let (Some(number), Some(size), Some(root), Some(last)) =
+                (int("chain"), int("size"), hash("root"), hash("head_hash"))
+            else {
+                return suspect("the form of chain.heads");
+            };
+            check(number == u64::from(chain), "the form of chain.heads")?;
+            if chain > 0 {
+                self.prover.heads.push((chain, size, root, last));
+                continue;
+            }
+            let found = match self.size().checked_sub(size) {
+                Some(0) => Some(self.last_hash),
+                Some(_) if size == 0 => Some(Hash::ZERO),
+                // Entry hashes up to the last one; `back` of them are beyond the size.
+                Some(back) => self.recent.len().checked_sub(1 + back as usize).map(|i| self.recent[i]),
+                None => None,
+            };
+            check(found == Some(last) && self.history.root(size) == Some(root), "what chain.heads says")?;
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, index: u64, leaf: Hash, entry: Hash, bytes: u64, registry: Option<u64>) -> Result<(), Stop> {
+        if self.open.is_none() {
+            let Some(commit) = self.commits.pop_front().as_deref().and_then(read_commit) else {
+                return suspect("an entry in no commit");
+            };
+            check(commit.first == index, "where a commit begins")?;
+            let leaves = Vec::with_capacity(commit.size as usize);
+            self.open = Some(Open { commit, leaves, bytes: 0, own_revision: None });
+        }
+        let Some(open) = &mut self.open else { return suspect("no commit") };
+        open.leaves.push(leaf);
+        open.bytes += bytes;
+        open.own_revision = open.own_revision.or(registry);
+        let complete = open.leaves.len() as u64 == open.commit.size;
+        check(registry.is_none() || complete || index == 0, "a change of keys within a commit")?;
+        if complete && let Some(open) = self.open.take() {
+            self.close(open, entry)?;
+        }
+        Ok(())
+    }
+
+    /// Steps 4.3 to 4.6 for a commit whose entries are all there.
+    fn close(&mut self, open: Open, last_hash: Hash) -> Result<(), Stop> {
+        let Commit { first, size, registry_size, registry_head } = open.commit;
+        check(open.bytes <= COMMIT_BYTES_MAX as u64, "the size of a commit")?;
+        let registry = &self.prover.registry;
+        let position = if self.chain == 0 && first == 0 {
+            (registry_size, registry_head) == (0, Hash::ZERO)
+        } else {
+            registry_size > 0 && registry.head(registry_size) == Some(registry_head)
+        };
+        let before_own = self.chain > 0 || open.own_revision.is_none_or(|own| registry_size < own);
+        check(position && registry_size >= self.floor && before_own, "a commit's place in the registry")?;
+        self.floor = registry_size;
+        let statement = Statement {
+            ledger_id: self.prover.ledger_id,
+            chain: self.chain,
+            first_index: first,
+            size: size as u32,
+            root: merkle::root(&open.leaves),
+            last_hash,
+            registry_size,
+            registry_head,
+        };
+        let mut kids: Vec<String> = Vec::new();
+        while let Some(cells) = self.signatures.pop_front_if(|cells| cells.get(1).and_then(number) == Some(first)) {
+            let (Some(kid), Some(alg), Some(signature)) = (
+                cells.get(2).and_then(text),
+                cells.get(3).and_then(number).and_then(|a| u8::try_from(a).ok()),
+                cells.get(4).and_then(blob),
+            ) else {
+                return suspect("a signature's columns");
+            };
+            let Ok(key) = registry.commit_key(kid, alg, self.chain, first + size, registry_size) else {
+                return suspect("a signature's key");
+            };
+            check(kids.iter().all(|k| k != kid), "a second signature by one key")?;
+            kids.push(kid.to_owned());
+            let message = statement.to_bytes(ALG_ED25519, kid);
+            self.jobs.push(Signed { public_key: key.public_key, message, signature: signature.to_vec() });
+        }
+        check((1..=COMMIT_SIGNATURES_MAX).contains(&kids.len()), "the number of a commit's signatures")?;
+        self.report.commits += 1;
+        self.report.signatures += kids.len() as u64;
+        Ok(())
+    }
+
+    /// Takes the entry into the tree and the runs of ids.
+    fn grow(&mut self, entry: &Prepared) -> Result<(), Stop> {
+        let (chain, key, sums) = (self.chain, self.prover.key, &mut self.prover.sums);
+        self.history.push(entry.row.leaf, &mut |level, n, hashes| {
+            let cells = [chain.into(), level.into(), n.into(), Cell::Blob(hashes)];
+            sums.of("tiles").add(&key.digest("tiles", &cells));
+        });
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(entry.row.hash);
+        let mut id = [0; 10];
+        id[..8].copy_from_slice(&entry.row.header.event_id[..8]);
+        id[8..].copy_from_slice(&(self.ids.len() as u16).to_le_bytes());
+        self.ids.push(id);
+        if self.ids.len() as u64 == RUN_ENTRIES {
+            self.ids.sort_unstable();
+            let run = self.size() / RUN_ENTRIES - 1;
+            let cells = [chain.into(), run.into(), Cell::Blob(self.ids.concat())];
+            self.prover.sums.of("event_id_runs").add(&key.digest("event_id_runs", &cells));
+            self.ids.clear();
+        }
+        Ok(())
+    }
+
+    /// The end of the chain: nothing may be left over, and its rows of the derived tables are complete.
+    pub(super) fn finish(mut self) -> Result<ChainReport, Stop> {
+        self.at_size()?;
+        check(self.size() > 0 && self.open.is_none(), "the end of the chain")?;
+        let compromised = |r: &KeyRecord| r.retired.as_ref().is_some_and(|r| r.compromised_since.is_some());
+        check(!self.prover.registry.records().iter().any(compromised), "a compromised key")?;
+        let left = self.documents.len() + self.commits.len() + self.signatures.len() + self.checkpoints.len();
+        check(left == 0 && self.heads.is_empty(), "rows beyond the end of the chain")?;
+        let (chain, key, size) = (self.chain, self.prover.key, self.size());
+        let sums = &mut self.prover.sums;
+        let mut add = |table: &'static str, cells: &[Cell]| sums.of(table).add(&key.digest(table, cells));
+        let head = Cell::Blob(self.last_hash.0.to_vec());
+        add("chain_heads", &[chain.into(), size.into(), head, Cell::Blob(self.history.range.to_bytes())]);
+        for table in TABLES {
+            add("cursors", &[table.name.into(), chain.into(), size.into()]);
+        }
+        for (stream, tip) in &self.system {
+            add("stream_heads", &head_row(chain, *stream, tip));
+        }
+        self.states.finish(sums)?;
+        self.report.projection_rows = Some(projection_rows(sums) - self.rows_before);
+        Ok(self.report)
+    }
+}
+
+fn projection_rows(sums: &Sums) -> u64 {
+    TABLES.iter().filter_map(|t| sums.0.get(t.name)).map(|s| s.rows).sum()
+}
+
+/// Steps 2.1, 2.3, 2.4, 2.6, 2.9 and the form of the stream.
+fn prepare(cells: &[Cell], ledger_id: &Hash) -> Option<Prepared> {
+    let row = read_entry(cells, ledger_id).filter(|r| r.body_ok && r.id_ok && r.hash == r.entry_hash)?;
+    let stream = Stream::parse(&row.header.stream)?;
+    let body = Body::decode(&row.body).ok()?;
+    Some(Prepared { row, stream, body })
+}
+
+/// Names a listing: 128 bits of SHA-256, so that a set of them stays small.
+fn price_digest(sku: CaseId, revision: u64, price: &Money) -> u128 {
+    let unit = [price.currency.as_bytes(), &[0], &price.scale.to_le_bytes()].concat();
+    let digest = sha256(&[&sku.0, &revision.to_le_bytes(), &price.amount.to_le_bytes(), &unit]);
+    u128::from_le_bytes(digest.0[..16].try_into().unwrap_or_default())
+}
