@@ -639,15 +639,26 @@ fn heads_sizes(payload: &Object) -> Vec<u64> {
 
 fn read_genesis(store: &dyn Store) -> Result<(Genesis, Hash, Registry), StoreError> {
     let corrupt = |why: &str| StoreError::Corrupt(format!("{why}; verify the ledger"));
-    let ledger_id = store
-        .ledger_id()?
-        .ok_or_else(|| StoreError::Unusable("the store holds no ledger; `ledger init` makes one".into()))?;
+    let ledger_id = store.ledger_id()?.ok_or_else(|| {
+        StoreError::Unusable(
+            "the store holds no ledger, or its creation was interrupted; remove it and make one with `ledger init`"
+                .into(),
+        )
+    })?;
     let entry = store.entry(0, 0)?.ok_or_else(|| corrupt("the genesis entry is missing"))?;
     if Genesis::ledger_id(&entry.body) != ledger_id {
         return Err(corrupt("the genesis entry does not give the ledger's id"));
     }
     let body = entry.parse_body().map_err(|e| corrupt(&format!("the genesis body: {e}")))?;
     let genesis = Genesis::read(&body.payload).ok_or_else(|| corrupt("the genesis payload is malformed"))?;
+    let heads = store.heads()?;
+    if let Some(chain) = (0..genesis.chains).find(|chain| heads.iter().all(|h| h.chain != *chain)) {
+        let text = format!(
+            "chain {chain} has no entries: the ledger's creation was interrupted, or they were deleted; verify the ledger, and if \
+             nothing was ever recorded in it, remove it and make it again"
+        );
+        return Err(StoreError::Unusable(text));
+    }
     let registry = load_registry(store, &genesis, ledger_id)?;
     Ok((genesis, ledger_id, registry))
 }
