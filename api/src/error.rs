@@ -15,7 +15,7 @@ pub enum CliError {
     #[error("{0}")]
     Usage(String),
     /// A file or stream failed; the text says which.
-    #[error("{0}: {1}")]
+    #[error("{0}: {1}{advice}", advice = advice(.1))]
     Io(String, std::io::Error),
     /// A key file cannot be used.
     #[error(transparent)]
@@ -29,6 +29,17 @@ pub enum CliError {
     /// No checkpoint could be issued.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+}
+
+/// What to do about an I/O error, where it does not go without saying.
+fn advice(e: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem, StorageFull};
+    match e.kind() {
+        PermissionDenied | ReadOnlyFilesystem => "; choose another place, or a user who may read or write it",
+        NotFound => "; check the path",
+        StorageFull => "; free space and try again",
+        _ => "",
+    }
 }
 
 /// Prints an error and gives exit status 2. A closed pipe is no error: the reader has seen enough.

@@ -253,3 +253,100 @@ fn the_demo_proves_and_catches() {
     assert!(output.status.success(), "{said}");
     assert!(said.contains("VERIFIED") && said.matches("BROKEN").count() == 5, "{said}");
 }
+
+/// A disk that is really full: what was answered is kept, the message says what to do, and doing it is enough.
+#[test]
+fn a_full_disk_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let day: Vec<u8> = ledger_fixtures::day(5, 400).join(&b'\n');
+    std::fs::write(dir.path().join("day"), day).unwrap();
+    // A file system of two megabytes, in a mount namespace of its own, which goes when the shell ends.
+    let script = r#"
+        mkdir disk out && mount -t tmpfs -o size=2m tmpfs disk
+        "$LEDGER" --json --dir disk/shop init > out/init
+        "$LEDGER" --json --dir disk/shop submit day > out/first 2> out/says && exit 9
+        "$LEDGER" --dir disk/shop log > out/log
+        mount -o remount,size=64m disk
+        "$LEDGER" --json --dir disk/shop submit day > out/second || [ $? = 1 ]
+        "$LEDGER" --dir disk/shop backup out/ledger.db
+    "#;
+    let output = Command::new("unshare")
+        .args(["--map-root-user", "--mount", "sh", "-ec", script])
+        .env("LEDGER", LEDGER)
+        .current_dir(dir.path())
+        .output()
+        .expect("unshare of util-linux");
+    assert!(output.status.success(), "{}", text(&output));
+    let read = |name: &str| std::fs::read_to_string(dir.path().join("out").join(name)).unwrap();
+    let says = read("says");
+    assert!(says.contains("STORE_UNAVAILABLE") && says.contains("free space and try again"), "{says}");
+    let id: Value = serde_json::from_str(&read("init")).unwrap();
+    let id = id["ledger_id"].as_str().unwrap();
+    let report = verify(&dir.path().join("out/ledger.db"), id);
+    assert_eq!(report.exit(), 0, "{}", report.to_text());
+    let accepted = |name: &str| -> Vec<Value> {
+        let answers = read(name).lines().map(|l| serde_json::from_str(l).unwrap()).collect::<Vec<Value>>();
+        answers
+            .into_iter()
+            .filter(|a| a["outcome"] == "accepted")
+            .flat_map(|a| a["entries"].as_array().unwrap().clone())
+            .collect()
+    };
+    let (first, second) = (accepted("first"), accepted("second"));
+    assert!(first.len() > 100 && second.len() > 100, "{} and {}", first.len(), second.len());
+    // Every entry that either run answered is there, at its own place, and the ledger holds nothing besides but its genesis.
+    let places: std::collections::BTreeSet<u64> =
+        first.iter().chain(&second).map(|e| e["index"].as_u64().unwrap()).collect();
+    assert_eq!(places.len(), first.len() + second.len());
+    assert_eq!(report.chains()[0].entries, 1 + places.len() as u64);
+}
+
+/// An auditor's medium cannot be written: reading works, writing says why not, and nothing changes.
+#[test]
+fn a_read_only_directory_can_be_read() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let shop = dir.path().join("shop");
+    let id = init(&shop);
+    let price = r#"{"amount":5,"currency":"EUR","scale":2}"#;
+    let line =
+        format!(r#"{{"command":"sku.list","actor":"service:catalog","sku_id":"s","title":"t","price":{price}}}"#);
+    let commands = dir.path().join("commands");
+    std::fs::write(&commands, &line).unwrap();
+    assert!(run(&shop, &["submit", commands.to_str().unwrap()]).status.success());
+    std::fs::write(&commands, line.replace("\"s\"", "\"t\"")).unwrap();
+    let before = std::fs::read(shop.join("ledger.db")).unwrap();
+    // Root may write anything, so another user tries: one who owns everything here, and could not write even so.
+    let script = r#"
+        find . -type d -exec chmod 555 {} + && find shop -type f -exec chmod 400 {} +
+        [ "$(id -u)" != 0 ] || { chown -R 65534:65534 .; as="setpriv --reuid=65534 --regid=65534 --clear-groups"; }
+        for command in "log" "keys" "replay --check" "order 00000000000000000000000000000000" "submit commands" "replay" "init --governance-key g"; do
+            rc=0; $as ./ledger --dir shop $command > said 2>&1 || rc=$?
+            echo "$command: $rc $(tail -n 1 said)"
+        done
+        rc=0; $as ./ledger --dir new init > said 2>&1 || rc=$?
+        echo "new: $rc $(tail -n 1 said)"
+        find . -type d -exec chmod 755 {} +
+    "#;
+    std::fs::copy(LEDGER, dir.path().join("ledger")).unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(dir.path().join("said"), "").unwrap();
+    std::fs::set_permissions(dir.path().join("said"), std::fs::Permissions::from_mode(0o666)).unwrap();
+    let output = Command::new("sh").args(["-ec", script]).current_dir(dir.path()).output().unwrap();
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    for expected in [
+        "log: 0 ",
+        "keys: 0 ",
+        "replay --check: 0 projections equal",
+        "order 00000000000000000000000000000000: 1 there is no order",
+        "replay: 2 ledger: the store is unavailable: the ledger's directory or file is read-only",
+        "init --governance-key g: 2 ledger: ",
+        "new: 2 ledger: ",
+    ] {
+        assert!(said.contains(expected), "{expected} is not in\n{said}");
+    }
+    assert!(said.contains("submit commands: 2 ") && said.contains("a user who may read or write it"), "{said}");
+    assert_eq!(std::fs::read(shop.join("ledger.db")).unwrap(), before);
+    assert_eq!(verify(&shop, &id).exit(), 0);
+}

@@ -94,6 +94,11 @@ pub trait Tables {
     /// The rows of a table on all chains in any order, in pieces.
     fn scan(&self, table: &str, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError>;
 
+    /// Why what was read cannot be relied on; asked after reading.
+    fn doubt(&self) -> Option<SourceError> {
+        None
+    }
+
     /// All rows at once.
     fn all(&self, table: &str, chain: Option<u64>) -> Result<Vec<Vec<Cell>>, SourceError> {
         let mut all = Vec::new();
@@ -110,6 +115,8 @@ pub struct Sqlite {
     path: PathBuf,
     conn: Connection,
     present: BTreeMap<String, BTreeSet<String>>,
+    /// Opened as a file that nobody writes; its length and time then.
+    unwritten: Option<(u64, std::time::SystemTime)>,
 }
 
 impl Sqlite {
@@ -124,7 +131,8 @@ impl Sqlite {
         }
         let wal = PathBuf::from(format!("{}-wal", file.display()));
         // Without a WAL nobody writes, and a file on read-only media can be opened only so.
-        let immutable = if wal.exists() { "" } else { "&immutable=1" };
+        let unwritten = if wal.exists() { None } else { stamp(&file) };
+        let immutable = if unwritten.is_none() { "" } else { "&immutable=1" };
         let name: String = file
             .display()
             .to_string()
@@ -156,7 +164,7 @@ impl Sqlite {
         if present.get("entries").is_none_or(BTreeSet::is_empty) {
             return Err(unreadable("the database has no table of entries: it is no ledger".into()));
         }
-        Ok(Sqlite { path: file, conn, present })
+        Ok(Sqlite { path: file, conn, present, unwritten })
     }
 
     fn fail(&self, e: &rusqlite::Error) -> SourceError {
@@ -206,7 +214,21 @@ impl Sqlite {
     }
 }
 
+/// Length and time of last change.
+fn stamp(file: &Path) -> Option<(u64, std::time::SystemTime)> {
+    let meta = file.metadata().ok()?;
+    Some((meta.len(), meta.modified().ok()?))
+}
+
 impl Tables for Sqlite {
+    fn doubt(&self) -> Option<SourceError> {
+        let changed = self.unwritten.is_some_and(|was| stamp(&self.path) != Some(was));
+        changed.then(|| SourceError::Unreadable {
+            path: self.path.clone(),
+            reason: "somebody began to write the ledger while it was read without a lock; run again".into(),
+        })
+    }
+
     fn chains(&self, table: &str) -> Result<BTreeSet<Option<u64>>, SourceError> {
         if !self.has(table, "chain") {
             return Ok(BTreeSet::new());

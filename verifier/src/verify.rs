@@ -47,12 +47,13 @@ pub fn verify(name: &str, tables: &dyn Tables, trust: Option<Hash>) -> Report {
         let chains = prove(tables, identity.id, &genesis, identity.hash)?;
         Ok(Report::new(name, Some(identity.id), Some(genesis.origin), trust.is_some(), Vec::new(), chains))
     };
-    match proved() {
+    let report = match proved() {
         Ok(report) => report,
         Err(Stop::Suspect(what)) => explain(name, tables, trust).judged_again_for(&what),
         Err(Stop::Spill(what)) => explain(name, tables, trust).judged_again_for(&what),
         Err(Stop::Source(e)) => Report::unreadable(name, &e.to_string()),
-    }
+    };
+    tables.doubt().map_or(report, |e| Report::unreadable(name, &e.to_string()))
 }
 
 /// Judges one source, placing and naming every fault. Takes several passes and memory for every entry.

@@ -59,6 +59,7 @@ impl Default for SqliteOptions {
 pub struct SqliteStore {
     path: PathBuf,
     options: SqliteOptions,
+    access: Access,
     // Dropped before the writer: only the last connection that may write removes the WAL file.
     readers: Mutex<Vec<Connection>>,
     writer: Mutex<Connection>,
@@ -69,20 +70,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What happened, and what to do, where SQLite's own words do not say it.
+fn describe(e: &rusqlite::Error) -> String {
+    match e.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => "the disk or the file's quota is full; free space and try again".into(),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            "another process holds the ledger's write lock; try again".into()
+        }
+        Some(ErrorCode::ReadOnly) => {
+            "the ledger's directory or file is read-only, so it can only be read; to write, run as a user who may, or copy it".into()
+        }
+        _ => e.to_string(),
+    }
+}
+
 fn sql(e: rusqlite::Error) -> StoreError {
     match e.sqlite_error_code() {
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
             StoreError::Corrupt(format!("{e}; restore the file from a backup or an export, then verify it"))
         }
-        Some(ErrorCode::DiskFull) => {
-            StoreError::Unavailable("the disk or the file's quota is full; free space and try again".into())
-        }
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            StoreError::Unavailable("another process holds the ledger's write lock; try again".into())
-        }
         Some(ErrorCode::ConstraintViolation | ErrorCode::TooBig) => StoreError::Rejected(e.to_string()),
-        Some(ErrorCode::ReadOnly) => StoreError::Unavailable("the ledger's directory or file is read-only".into()),
-        Some(_) => StoreError::Unavailable(e.to_string()),
+        Some(_) => StoreError::Unavailable(describe(&e)),
         None => StoreError::Corrupt(e.to_string()),
     }
 }
@@ -135,10 +143,13 @@ impl SqliteStore {
     }
 
     fn connect(path: PathBuf, options: SqliteOptions, extra: OpenFlags) -> Result<SqliteStore, StoreError> {
-        let conn = open_connection(&path, &options, OpenFlags::SQLITE_OPEN_READ_WRITE | extra)?;
-        let mode: String = conn.pragma_update_and_check(None, "journal_mode", "WAL", |r| r.get(0)).map_err(sql)?;
-        if mode != "wal" {
-            return Err(StoreError::Unusable(format!("SQLite refuses WAL mode here (it says {mode:?})")));
+        let access = Access::of(&path);
+        let conn = open_connection(&path, &options, access, OpenFlags::SQLITE_OPEN_READ_WRITE | extra)?;
+        if access == Access::Write {
+            let mode: String = conn.pragma_update_and_check(None, "journal_mode", "WAL", |r| r.get(0)).map_err(sql)?;
+            if mode != "wal" {
+                return Err(StoreError::Unusable(format!("SQLite refuses WAL mode here (it says {mode:?})")));
+            }
         }
         conn.pragma_update(None, "synchronous", options.synchronous).map_err(sql)?;
         conn.pragma_update(None, "wal_autocheckpoint", options.checkpoint_pages).map_err(sql)?;
@@ -148,14 +159,14 @@ impl SqliteStore {
             conn.pragma_update(None, "max_page_count", pages as i64).map_err(sql)?;
         }
         conn.set_prepared_statement_cache_capacity(64);
-        Ok(SqliteStore { path, options, writer: Mutex::new(conn), readers: Mutex::new(Vec::new()) })
+        Ok(SqliteStore { path, options, access, writer: Mutex::new(conn), readers: Mutex::new(Vec::new()) })
     }
 
     fn read<T>(&self, f: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let pooled = lock(&self.readers).pop();
         let conn = match pooled {
             Some(conn) => conn,
-            None => open_connection(&self.path, &self.options, OpenFlags::SQLITE_OPEN_READ_ONLY)?,
+            None => open_connection(&self.path, &self.options, self.access, OpenFlags::SQLITE_OPEN_READ_ONLY)?,
         };
         let result = f(&conn);
         lock(&self.readers).push(conn);
@@ -163,11 +174,55 @@ impl SqliteStore {
     }
 }
 
-fn open_connection(path: &Path, options: &SqliteOptions, flags: OpenFlags) -> Result<Connection, StoreError> {
+/// How the file can be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    /// For reading and writing, in WAL mode.
+    Write,
+    /// For reading only: the file cannot be written, but its WAL and the WAL's index are there.
+    Read,
+    /// For reading only, without a WAL. SQLite could not even read it in WAL mode, which needs a writable directory.
+    Immutable,
+}
+
+impl Access {
+    fn of(path: &Path) -> Access {
+        let read_only = |p: &Path| {
+            let tried = std::fs::OpenOptions::new().write(true).open(p);
+            tried.is_err_and(|e| {
+                matches!(e.kind(), std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem)
+            })
+        };
+        let beside = |suffix: &str| PathBuf::from(format!("{}{suffix}", path.display()));
+        // A WAL holds commits that are not in the file yet: it must never be passed over.
+        match (read_only(path), beside("-wal").exists()) {
+            (false, _) => Access::Write,
+            (true, true) => Access::Read,
+            (true, false) => Access::Immutable,
+        }
+    }
+}
+
+/// A file name in a URI.
+fn uri(path: &Path, query: &str) -> String {
+    let escape = |c| if matches!(c, '?' | '#' | '%') { format!("%{:02x}", c as u32) } else { c.to_string() };
+    let name: String = path.display().to_string().chars().map(escape).collect();
+    format!("file:{name}?{query}")
+}
+
+fn open_connection(
+    path: &Path,
+    options: &SqliteOptions,
+    access: Access,
+    flags: OpenFlags,
+) -> Result<Connection, StoreError> {
     let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let opened = match &options.vfs {
-        Some(vfs) => Connection::open_with_flags_and_vfs(path, flags, vfs.as_str()),
-        None => Connection::open_with_flags(path, flags),
+    let read = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+    let opened = match (&options.vfs, access) {
+        (Some(vfs), _) => Connection::open_with_flags_and_vfs(path, flags, vfs.as_str()),
+        (None, Access::Write) => Connection::open_with_flags(path, flags),
+        (None, Access::Read) => Connection::open_with_flags(uri(path, "mode=ro"), read),
+        (None, Access::Immutable) => Connection::open_with_flags(uri(path, "mode=ro&immutable=1"), read),
     };
     let conn = opened.map_err(|e| match e.sqlite_error_code() {
         Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => StoreError::Unusable(
@@ -399,7 +454,7 @@ fn append_in(tx: Transaction<'_>, batch: &CommitBatch) -> Result<(), StoreError>
     tx.commit().map_err(|e| match e.sqlite_error_code() {
         // SQLITE_BUSY from COMMIT leaves the transaction open; dropping the connection's statement rolls it back.
         Some(ErrorCode::DatabaseBusy) => sql(e),
-        _ => StoreError::Unknown(e.to_string()),
+        _ => StoreError::Unknown(describe(&e)),
     })
 }
 
@@ -613,6 +668,9 @@ impl Store for SqliteStore {
 
     fn close(&self) -> Result<(), StoreError> {
         lock(&self.readers).clear();
+        if self.access != Access::Write {
+            return Ok(());
+        }
         lock(&self.writer).query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(sql)
     }
 }
