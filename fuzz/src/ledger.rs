@@ -49,7 +49,7 @@ fn entries(dump: &Dump) -> Vec<Vec<Cell>> {
 
 /// The verdict, with everything that a report always says of itself.
 fn judge(dump: &Dump, trust: Option<Hash>) -> Report {
-    let report = audit_verify::verify("dump", dump, trust);
+    let report = audit_verify::verify("dump", dump, audit_verify::Demands { trust, ..Default::default() });
     assert_eq!(report.exit() == 1, !report.findings().is_empty());
     assert_eq!(report.codes().len(), report.findings().len());
     assert!(trust.is_some() || report.verdict() != Verdict::Verified, "nobody said whose ledger it is");

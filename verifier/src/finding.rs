@@ -64,6 +64,8 @@ codes! {
     CheckpointBeyondTail "checkpoint_beyond_tail" "the checkpoint covers entries that are gone: the ledger was cut off or rolled back";
     CheckpointRootMismatch "checkpoint_root_mismatch" "the checkpoint was signed over another history: this one was rewritten";
     CheckpointSignatureInvalid "checkpoint_signature_invalid" "the checkpoint's signature does not verify: text or signature were changed";
+    AnchorBeyondTail "anchor_beyond_tail" "the ledger ends before a checkpoint that was kept: it was cut off or rolled back";
+    AnchorMismatch "anchor_mismatch" "the ledger contradicts a checkpoint that was kept: its history was rewritten";
     ChainHeadMismatch "chain_head_mismatch" "the chain's head row differs from the entries; the engine will refuse or mislead readers";
     StreamHeadMismatch "stream_head_mismatch" "a stream's head row differs from the entries";
     TileMismatch "tile_mismatch" "a stored tile of the Merkle tree differs from the entries: proofs from it would fail";

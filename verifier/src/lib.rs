@@ -3,6 +3,7 @@
 //! It shares the format and the hashing with the engine and never its store: it has its own read-only SQL, and believes
 //! the bytes and the pinned ledger id only.
 
+mod anchor;
 mod chain;
 mod commits;
 mod derived;
@@ -15,10 +16,11 @@ mod source;
 mod tree;
 mod verify;
 
+pub use anchor::{Anchor, AnchorError};
 pub use finding::{Code, Finding};
 pub use report::{ChainReport, Report, Verdict};
 pub use source::{Cursor, Dump, SourceError, Sqlite, Tables};
-pub use verify::{explain, verify};
+pub use verify::{Demands, explain, verify};
 
 use std::path::Path;
 
@@ -26,14 +28,19 @@ use ledger_engine::hash::Hash;
 
 /// Verifies a ledger's directory, a backup file (`.db`) or a dump (`.json`). Without `trust`, a dump's own is used.
 pub fn verify_path(path: &Path, trust: Option<Hash>) -> Report {
+    verify_path_with(path, Demands { trust, ..Demands::default() })
+}
+
+/// Like [`verify_path`], with anchors.
+pub fn verify_path_with(path: &Path, demands: Demands<'_>) -> Report {
     let name = path.display().to_string();
     if path.extension().is_some_and(|e| e == "json") {
         return match Dump::read(path) {
-            Ok(dump) => verify(&name, &dump, trust.or(dump.trust)),
+            Ok(dump) => verify(&name, &dump, Demands { trust: demands.trust.or(dump.trust), ..demands }),
             Err(e) => Report::unreadable(&name, &e.to_string()),
         };
     }
-    match Sqlite::open(path).map(|source| verify(&name, &source, trust)) {
+    match Sqlite::open(path).map(|source| verify(&name, &source, demands)) {
         Ok(report) => report,
         Err(e) => Report::unreadable(&name, &e.to_string()),
     }

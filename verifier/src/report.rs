@@ -6,6 +6,7 @@ use ledger_engine::hash::Hash;
 use serde_json::json;
 
 use crate::finding::Finding;
+use crate::verify::Demands;
 
 /// The headline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub enum Verdict {
     Broken,
     /// No fault, but nothing says whose ledger it is. Exit 2.
     IdentityNotProven,
+    /// No fault, but something that was asked for could not be checked. Exit 2.
+    NotAllChecked,
     /// The source could not be read. Exit 2.
     NotChecked,
 }
@@ -27,6 +30,7 @@ impl Verdict {
             Verdict::Verified => "VERIFIED",
             Verdict::Broken => "BROKEN",
             Verdict::IdentityNotProven => "CONSISTENT, IDENTITY NOT PROVEN",
+            Verdict::NotAllChecked => "CONSISTENT, NOT ALL CHECKED",
             Verdict::NotChecked => "COULD NOT CHECK",
         }
     }
@@ -36,7 +40,7 @@ impl Verdict {
         match self {
             Verdict::Verified => 0,
             Verdict::Broken => 1,
-            Verdict::IdentityNotProven | Verdict::NotChecked => 2,
+            Verdict::IdentityNotProven | Verdict::NotAllChecked | Verdict::NotChecked => 2,
         }
     }
 }
@@ -51,8 +55,12 @@ pub struct ChainReport {
     pub commits: u64,
     pub signatures: u64,
     pub checkpoints: u64,
-    /// Size of the largest checkpoint that holds.
+    /// Size of the largest checkpoint that holds, as stored in the ledger.
     pub covered: Option<u64>,
+    /// Size that a given anchor proves: entries below it are those that were there when it was saved.
+    pub anchored: Option<u64>,
+    /// The signed note of the largest checkpoint that holds.
+    pub checkpoint: Option<String>,
     pub private_present: u64,
     pub private_redacted: u64,
     /// `None`: not judged, because the history is damaged.
@@ -69,6 +77,8 @@ pub struct Report {
     origin: Option<String>,
     findings: Vec<Finding>,
     chains: Vec<ChainReport>,
+    /// What was asked for and could not be checked.
+    unchecked: Vec<String>,
 }
 
 impl Report {
@@ -76,16 +86,34 @@ impl Report {
         source: &str,
         ledger_id: Option<Hash>,
         origin: Option<String>,
-        trusted: bool,
+        demands: &Demands<'_>,
         findings: Vec<Finding>,
         chains: Vec<ChainReport>,
+        mut unchecked: Vec<String>,
     ) -> Report {
-        let verdict = match (findings.is_empty(), trusted) {
+        if demands.require_anchor {
+            let loose = chains.iter().filter(|c| c.anchored.unwrap_or(0) < c.entries);
+            unchecked.extend(loose.map(|c| {
+                let from = c.anchored.unwrap_or(0);
+                format!("chain {}: no anchor covers the entries {from} to {}", c.chain, c.entries.saturating_sub(1))
+            }));
+        }
+        let verdict = match (findings.is_empty(), demands.trust.is_some()) {
             (false, _) => Verdict::Broken,
-            (true, true) => Verdict::Verified,
             (true, false) => Verdict::IdentityNotProven,
+            (true, true) if unchecked.is_empty() => Verdict::Verified,
+            (true, true) => Verdict::NotAllChecked,
         };
-        Report { source: source.to_owned(), verdict, reason: String::new(), ledger_id, origin, findings, chains }
+        Report {
+            source: source.to_owned(),
+            verdict,
+            reason: String::new(),
+            ledger_id,
+            origin,
+            findings,
+            chains,
+            unchecked,
+        }
     }
 
     pub(crate) fn unreadable(source: &str, reason: &str) -> Report {
@@ -99,6 +127,7 @@ impl Report {
             origin: None,
             findings,
             chains,
+            unchecked: Vec::new(),
         }
     }
 
@@ -113,6 +142,12 @@ impl Report {
     /// Why it could not be checked, or what was unusual; empty otherwise.
     pub fn reason(&self) -> &str {
         &self.reason
+    }
+
+    /// The checkpoints to keep as anchors for next time, one of each chain: only of a verified ledger that has them.
+    pub fn anchor(&self) -> Option<String> {
+        let notes: Option<Vec<&str>> = self.chains.iter().map(|c| c.checkpoint.as_deref()).collect();
+        notes.filter(|n| self.verdict == Verdict::Verified && !n.is_empty()).map(|n| n.join("\n"))
     }
 
     /// The headline.
@@ -171,12 +206,18 @@ impl Report {
                 "  {rows}; private documents: {} checked, {} redacted",
                 c.private_present, c.private_redacted
             ));
-            let size = c.covered.unwrap_or(0);
-            line(format!(
-                "  not covered: {} entries after the last checkpoint (size {size}); no anchor was given",
-                c.entries.saturating_sub(size)
-            ));
+            let (size, anchored) = (c.covered.unwrap_or(0), c.anchored);
+            let after = |size: u64| c.entries.saturating_sub(size);
+            line(match anchored {
+                Some(anchor) => format!("  not covered: {} entries after the anchor (size {anchor})", after(anchor)),
+                None => format!(
+                    "  not covered: {} entries after the last checkpoint (size {size}); no anchor was given, so nothing says what \
+                     was there before",
+                    after(size)
+                ),
+            });
         }
+        self.unchecked.iter().for_each(|what| line(format!("could not check: {what}")));
         if self.verdict == Verdict::IdentityNotProven {
             line("Nothing contradicts the ledger, but nothing says that it is yours: give --trust with the id you were given.".into());
         }
@@ -203,7 +244,7 @@ impl Report {
                 json!({
                     "chain": c.chain, "entries": c.entries, "streams": c.streams, "commits": c.commits,
                     "signatures": c.signatures, "checkpoints": c.checkpoints, "covered_by_checkpoint": c.covered,
-                    "private_checked": c.private_present, "private_redacted": c.private_redacted,
+                    "anchored": c.anchored, "private_checked": c.private_present, "private_redacted": c.private_redacted,
                     "projection_rows": c.projection_rows,
                 })
             })
@@ -211,7 +252,7 @@ impl Report {
         json!({
             "format": "audit-report/1", "source": self.source, "exit": self.exit(), "verdict": self.verdict.as_str(),
             "reason": self.reason, "ledger_id": self.ledger_id.map(Hash::to_hex), "origin": self.origin,
-            "chains": chains, "findings": findings,
+            "chains": chains, "findings": findings, "unchecked": self.unchecked,
         })
     }
 }

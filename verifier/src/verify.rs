@@ -8,6 +8,7 @@ use ledger_engine::genesis::{CHAINS_MAX, Genesis};
 use ledger_engine::hash::{Hash, body_hash};
 use ledger_engine::registry::Registry;
 
+use crate::anchor::Anchor;
 use crate::chain::{Chain, Prices, Reader};
 use crate::commits::Keys;
 use crate::derived;
@@ -35,30 +36,41 @@ impl Collector {
     }
 }
 
+/// What the caller knows and asks for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Demands<'a> {
+    /// The ledger id that it must be; without it the identity is not proven.
+    pub trust: Option<Hash>,
+    /// Checkpoints that the ledger must reach and contain.
+    pub anchors: &'a [Anchor],
+    /// Entries beyond every anchor leave the verdict open.
+    pub require_anchor: bool,
+}
+
 /// Judges one source. Whatever cannot be read makes the report `could not check`.
 ///
 /// A ledger without faults is proved in one pass and constant memory; any other is judged as by [`explain`].
-pub fn verify(name: &str, tables: &dyn Tables, trust: Option<Hash>) -> Report {
+pub fn verify(name: &str, tables: &dyn Tables, demands: Demands<'_>) -> Report {
     let proved = || -> Result<Report, Stop> {
         let mut out = Collector::default();
-        let identity = identity(tables, trust, &mut out)?;
+        let identity = identity(tables, demands.trust, &mut out)?;
         let genesis = identity.genesis.filter(|_| out.findings.is_empty());
         let Some(genesis) = genesis else { return Err(Stop::Suspect("the ledger's identity".into())) };
-        let chains = prove(tables, identity.id, &genesis, identity.hash)?;
-        Ok(Report::new(name, Some(identity.id), Some(genesis.origin), trust.is_some(), Vec::new(), chains))
+        let (chains, unusable) = prove(tables, identity.id, &genesis, identity.hash, demands.anchors)?;
+        Ok(Report::new(name, Some(identity.id), Some(genesis.origin), &demands, Vec::new(), chains, unusable))
     };
     let report = match proved() {
         Ok(report) => report,
-        Err(Stop::Suspect(what)) => explain(name, tables, trust).judged_again_for(&what),
-        Err(Stop::Spill(what)) => explain(name, tables, trust).judged_again_for(&what),
+        Err(Stop::Suspect(what)) => explain(name, tables, demands).judged_again_for(&what),
+        Err(Stop::Spill(what)) => explain(name, tables, demands).judged_again_for(&what),
         Err(Stop::Source(e)) => Report::unreadable(name, &e.to_string()),
     };
     tables.doubt().map_or(report, |e| Report::unreadable(name, &e.to_string()))
 }
 
 /// Judges one source, placing and naming every fault. Takes several passes and memory for every entry.
-pub fn explain(name: &str, tables: &dyn Tables, trust: Option<Hash>) -> Report {
-    judge(name, tables, trust).unwrap_or_else(|e| Report::unreadable(name, &e.to_string()))
+pub fn explain(name: &str, tables: &dyn Tables, demands: Demands<'_>) -> Report {
+    judge(name, tables, &demands).unwrap_or_else(|e| Report::unreadable(name, &e.to_string()))
 }
 
 /// What step 1 learns.
@@ -113,9 +125,9 @@ fn distinct_keys(genesis: &Genesis) -> bool {
     kids.len() == 3 && public.len() == 3
 }
 
-fn judge(name: &str, tables: &dyn Tables, trust: Option<Hash>) -> Result<Report, SourceError> {
+fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Report, SourceError> {
     let mut out = Collector::default();
-    let identity = identity(tables, trust, &mut out)?;
+    let identity = identity(tables, demands.trust, &mut out)?;
     let mut numbers: BTreeSet<u64> = BTreeSet::new();
     let mut largest = 0;
     for table in table_names() {
@@ -175,10 +187,48 @@ fn judge(name: &str, tables: &dyn Tables, trust: Option<Hash>) -> Result<Report,
         }
         reports.push(report);
     }
+    let unusable = match (&identity.genesis, &registry) {
+        (Some(genesis), Some(registry)) => {
+            anchors(demands.anchors, genesis, &identity.id, registry, &chains, &mut reports, &mut out)
+        }
+        _ => Vec::new(),
+    };
     let origin = identity.genesis.map(|g| g.origin);
     // Findings of one chain in the order of the steps: the sort is stable.
     out.findings.sort_by_key(|f| f.chain.map_or(0, |c| c + 1));
-    Ok(Report::new(name, Some(identity.id), origin, trust.is_some(), out.findings, reports))
+    Ok(Report::new(name, Some(identity.id), origin, demands, out.findings, reports, unusable))
+}
+
+/// Compares what was kept with what is there. Returns why anchors say nothing.
+fn anchors(
+    anchors: &[Anchor],
+    genesis: &Genesis,
+    ledger_id: &Hash,
+    registry: &Registry,
+    chains: &[Chain],
+    reports: &mut [ChainReport],
+    out: &mut Collector,
+) -> Vec<String> {
+    let mut unusable = Vec::new();
+    for anchor in anchors {
+        let number = anchor.chain(&genesis.origin, ledger_id, genesis.chains);
+        let (Some(k), None) = (number, anchor.unusable(number, registry)) else {
+            unusable.extend(anchor.unusable(number, registry));
+            continue;
+        };
+        let (chain, report, size) = (&chains[k as usize], &mut reports[k as usize], anchor.size());
+        let place = format!("checkpoints/{size}");
+        if size > chain.known_end {
+            let text = format!("{} covers {size} entries, the chain ends at {}", anchor.name, chain.known_end);
+            out.report(Code::AnchorBeyondTail, Some(k.into()), place, text);
+        } else if size <= chain.intact && chain.tree.root(size) != Some(anchor.root()) {
+            let text = format!("{} has the root {}, found {:?}", anchor.name, anchor.root(), chain.tree.root(size));
+            out.report(Code::AnchorMismatch, Some(k.into()), place, text);
+        } else if size <= chain.intact {
+            report.anchored = report.anchored.max(Some(size));
+        }
+    }
+    unusable
 }
 
 fn documents(tables: &dyn Tables, chain: u64) -> Result<HashMap<u64, Option<Vec<u8>>>, SourceError> {

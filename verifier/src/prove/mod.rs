@@ -21,6 +21,7 @@ use rayon::prelude::*;
 
 use self::multiset::{RowKey, Sum, Sums};
 use self::walk::Walk;
+use crate::anchor::Anchor;
 use crate::report::ChainReport;
 use crate::row::number;
 use crate::source::{Cursor, SourceError, Tables, table_names};
@@ -70,17 +71,19 @@ pub(crate) struct Prover<'a> {
     /// Listings of SKUs that were seen, and those that orders name and that were not seen yet, as digests.
     listed: HashSet<u128>,
     claimed: HashSet<u128>,
-    /// What `chain.heads` say of other chains: chain, size, root, head.
-    heads: Vec<(u32, u64, Hash, Hash)>,
+    heads: Vec<HeadClaim>,
+    /// Each anchor with the chain it is of, and once that chain has its size, whether the root is the same.
+    anchors: Vec<(&'a Anchor, Option<u32>, Option<bool>)>,
 }
 
-/// Proves a ledger whose genesis is known.
+/// Proves a ledger whose genesis is known. Returns what was checked, and why anchors say nothing.
 pub(crate) fn prove(
     tables: &dyn Tables,
     ledger_id: Hash,
     genesis: &Genesis,
     genesis_hash: Hash,
-) -> Result<Vec<ChainReport>, Stop> {
+    anchors: &[Anchor],
+) -> Result<(Vec<ChainReport>, Vec<String>), Stop> {
     let key = RowKey::draw().map_err(|e| Stop::Spill(format!("no random numbers: {e}")))?;
     let registry = Registry::new(genesis.chains, genesis.keys(), genesis_hash);
     let mut prover = Prover {
@@ -92,11 +95,46 @@ pub(crate) fn prove(
         listed: HashSet::new(),
         claimed: HashSet::new(),
         heads: Vec::new(),
+        anchors: anchors.iter().map(|a| (a, a.chain(&genesis.origin, &ledger_id, genesis.chains), None)).collect(),
     };
-    prover.run(tables)
+    let mut reports = prover.run(tables)?;
+    let unusable = prover.anchored(&mut reports)?;
+    Ok((reports, unusable))
+}
+
+/// What an entry `chain.heads` says of another chain.
+pub(crate) struct HeadClaim {
+    /// Index of the entry, on chain 0.
+    index: u64,
+    chain: u32,
+    size: u64,
+    root: Hash,
+    last_hash: Hash,
 }
 
 impl Prover<'_> {
+    /// Marks what usable anchors cover. Returns why others say nothing.
+    fn anchored(&self, reports: &mut [ChainReport]) -> Result<Vec<String>, Stop> {
+        let mut unusable = Vec::new();
+        for (anchor, chain, held) in &self.anchors {
+            if let Some(why) = anchor.unusable(*chain, &self.registry) {
+                unusable.push(why);
+                continue;
+            }
+            check(*held == Some(true), "an anchor")?;
+            let mut cover = |chain: u32, size: u64| {
+                if let Some(report) = reports.get_mut(chain as usize) {
+                    report.anchored = report.anchored.max(Some(size));
+                }
+            };
+            cover(chain.unwrap_or_default(), anchor.size());
+            // A checkpoint of chain 0 covers the heads of the others that its entries name.
+            let named = self.heads.iter().filter(|h| *chain == Some(0) && h.index < anchor.size());
+            named.for_each(|h| cover(h.chain, h.size));
+        }
+        Ok(unusable)
+    }
+
     fn run(&mut self, tables: &dyn Tables) -> Result<Vec<ChainReport>, Stop> {
         for table in table_names() {
             let chains = tables.chains(table)?;

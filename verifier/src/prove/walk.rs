@@ -21,7 +21,7 @@ use rayon::prelude::*;
 use super::history::History;
 use super::multiset::Sums;
 use super::states::{HOT, Held, State, States, Tip, head_row};
-use super::{Piece, Prover, Stop, check, suspect};
+use super::{HeadClaim, Piece, Prover, Stop, check, suspect};
 use crate::commits::{CheckpointJudge, Commit, read_commit};
 use crate::report::ChainReport;
 use crate::row::{EntryRow, blob, number, read_entry, text};
@@ -76,6 +76,8 @@ pub(super) struct Walk<'p, 'a> {
     last_key: Option<Hash>,
     /// Largest registry size that a commit named.
     floor: u64,
+    /// Anchors of this chain by size, with their place among all.
+    anchors: VecDeque<(u64, usize)>,
     /// What chain 0 says of this chain, by size.
     heads: VecDeque<(u64, Hash, Hash)>,
     /// Rows of projections before this chain.
@@ -86,8 +88,11 @@ pub(super) struct Walk<'p, 'a> {
 impl<'p, 'a> Walk<'p, 'a> {
     pub(super) fn new(prover: &'p mut Prover<'a>, chain: u32) -> Walk<'p, 'a> {
         let mut heads: Vec<_> =
-            prover.heads.iter().filter(|h| h.0 == chain).map(|(_, size, root, last)| (*size, *root, *last)).collect();
+            prover.heads.iter().filter(|h| h.chain == chain).map(|h| (h.size, h.root, h.last_hash)).collect();
         heads.sort_by_key(|h| h.0);
+        let of_chain = prover.anchors.iter().enumerate().filter(|(_, (_, k, _))| *k == Some(chain));
+        let mut anchors: Vec<_> = of_chain.map(|(at, (anchor, ..))| (anchor.size(), at)).collect();
+        anchors.sort_unstable();
         let rows_before = projection_rows(&prover.sums);
         let states = States::new(chain, prover.key, HOT);
         Walk {
@@ -110,6 +115,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             secret: RandomState::new(),
             last_key: None,
             floor: 0,
+            anchors: anchors.into(),
             heads: heads.into(),
             rows_before,
             report: ChainReport { chain: chain.into(), ..ChainReport::default() },
@@ -167,6 +173,10 @@ impl<'p, 'a> Walk<'p, 'a> {
         while let Some((_, root, last)) = self.heads.pop_front_if(|h| h.0 == size) {
             check(root == self.history.range.root() && last == self.last_hash, "what chain.heads says")?;
         }
+        while let Some((_, at)) = self.anchors.pop_front_if(|(s, _)| *s == size) {
+            let (anchor, _, held) = &mut self.prover.anchors[at];
+            *held = Some(anchor.root() == self.history.range.root());
+        }
         while let Some(cells) = self.checkpoints.pop_front_if(|cells| cells.get(1).and_then(number) == Some(size)) {
             let judge = CheckpointJudge {
                 ledger_id: self.prover.ledger_id,
@@ -179,7 +189,10 @@ impl<'p, 'a> Walk<'p, 'a> {
             let Ok(signed) = judged else { return suspect("a checkpoint") };
             check(self.checkpoints.front().is_none_or(|next| next.get(1) != cells.get(1)), "a second checkpoint")?;
             self.report.checkpoints += 1;
-            self.report.covered = self.report.covered.max(signed);
+            if signed.is_some() {
+                self.report.covered = signed;
+                self.report.checkpoint = cells.get(3).and_then(text).map(str::to_owned);
+            }
         }
         Ok(())
     }
@@ -343,7 +356,8 @@ impl<'p, 'a> Walk<'p, 'a> {
             };
             check(number == u64::from(chain), "the form of chain.heads")?;
             if chain > 0 {
-                self.prover.heads.push((chain, size, root, last));
+                let index = self.size();
+                self.prover.heads.push(HeadClaim { index, chain, size, root, last_hash: last });
                 continue;
             }
             let found = match self.size().checked_sub(size) {

@@ -1,0 +1,132 @@
+//! Checkpoints that an auditor kept: what the ledger was then. A ledger that does not contain one was cut off, rolled back or
+//! rewritten, whoever holds its keys now.
+
+use std::path::Path;
+
+use ledger_engine::hash::Hash;
+use ledger_engine::note::{Checkpoint, NOTE_BYTES_MAX, Note, NoteKey};
+use ledger_engine::registry::Registry;
+
+/// Largest anchor file, bytes: a checkpoint of each of 1,024 chains.
+const FILE_BYTES_MAX: u64 = 1024 * NOTE_BYTES_MAX as u64;
+
+/// A saved checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Anchor {
+    /// Where it was read from.
+    pub name: String,
+    note: Note,
+    checkpoint: Checkpoint,
+}
+
+/// An anchor that cannot be used: never a fault of the ledger.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AnchorError {
+    /// The file or directory cannot be read.
+    #[error("anchor {0}: {1}; check the path")]
+    Unreadable(String, std::io::Error),
+    /// Not a checkpoint.
+    #[error("anchor {0} is not a file of signed checkpoints: {1}")]
+    Shape(String, String),
+}
+
+impl Anchor {
+    /// Reads the checkpoints of a file, or of all files of a directory in the order of their names.
+    pub fn read(path: &Path) -> Result<Vec<Anchor>, AnchorError> {
+        let unreadable = |e| AnchorError::Unreadable(path.display().to_string(), e);
+        if !path.is_dir() {
+            if std::fs::metadata(path).map_err(unreadable)?.len() > FILE_BYTES_MAX {
+                return Err(unreadable(std::io::Error::other("too large for checkpoints")));
+            }
+            let text = std::fs::read_to_string(path).map_err(unreadable)?;
+            return Anchor::parse(&path.display().to_string(), &text);
+        }
+        let names = std::fs::read_dir(path).and_then(|list| list.map(|e| Ok(e?.path())).collect());
+        let mut names: Vec<std::path::PathBuf> = names.map_err(unreadable)?;
+        names.retain(|p| p.is_file());
+        names.sort();
+        let mut anchors = Vec::new();
+        for name in &names {
+            anchors.extend(Anchor::read(name)?);
+        }
+        if anchors.is_empty() {
+            return Err(AnchorError::Shape(path.display().to_string(), "the directory has no files".into()));
+        }
+        Ok(anchors)
+    }
+
+    /// Reads checkpoints that follow on one another, as `ledger checkpoint` prints them. A signature line ends a note if
+    /// none follows it.
+    pub fn parse(name: &str, text: &str) -> Result<Vec<Anchor>, AnchorError> {
+        let shape = |e: &str| AnchorError::Shape(name.to_owned(), e.to_owned());
+        let (mut anchors, mut note, mut signed) = (Vec::new(), String::new(), false);
+        for line in text.split_inclusive('\n').chain([""]) {
+            let signature = line.starts_with('\u{2014}');
+            if signed && !signature {
+                let parsed = Note::parse(note.as_bytes()).map_err(|e| shape(&e.to_string()))?;
+                let checkpoint = Checkpoint::parse(&parsed.text).map_err(|e| shape(&e.to_string()))?;
+                anchors.push(Anchor { name: name.to_owned(), note: parsed, checkpoint });
+                note.clear();
+            }
+            signed = signature;
+            // Between notes there may be empty lines.
+            if !(note.is_empty() && line.trim().is_empty()) {
+                note.push_str(line);
+            }
+        }
+        if anchors.is_empty() || !note.is_empty() {
+            return Err(shape("no signed checkpoint, or one that is cut off"));
+        }
+        Ok(anchors)
+    }
+
+    /// How many entries it covers.
+    pub fn size(&self) -> u64 {
+        self.checkpoint.size
+    }
+
+    /// The RFC 6962 root over them.
+    pub fn root(&self) -> Hash {
+        self.checkpoint.root
+    }
+
+    /// The chain it is of, if it is of this ledger.
+    pub(crate) fn chain(&self, base: &str, ledger_id: &Hash, chains: u32) -> Option<u32> {
+        (0..chains).find(|k| Checkpoint::origin_of(base, ledger_id, *k) == self.checkpoint.origin)
+    }
+
+    /// Why it says nothing about this ledger, if it does not: it is another ledger's, or no checkpoint key of the registry,
+    /// valid or retired, signed it.
+    pub(crate) fn unusable(&self, chain: Option<u32>, registry: &Registry) -> Option<String> {
+        if chain.is_none() {
+            return Some(format!("anchor {} is of another ledger: {}", self.name, self.checkpoint.origin));
+        }
+        let key = |public_key| NoteKey { name: self.checkpoint.origin.clone(), public_key };
+        let keys: Vec<NoteKey> = registry.checkpoint_keys().map(|r| key(r.key.public_key)).collect();
+        self.note
+            .verify(&keys)
+            .err()
+            .map(|e| format!("anchor {}: {e}; get the file again from where it was kept", self.name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOTE: &str = "o/1/0\n7\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n\n\u{2014} o/1/0 AAAAAAAAAAA=\n";
+
+    #[test]
+    fn files_hold_one_checkpoint_or_several() {
+        let sizes = |text: &str| Anchor::parse("f", text).map(|a| a.iter().map(Anchor::size).collect::<Vec<_>>());
+        assert_eq!(sizes(NOTE).unwrap(), [7]);
+        assert_eq!(sizes(&format!("\n{NOTE}\n{}", NOTE.replace('7', "8"))).unwrap(), [7, 8]);
+        assert_eq!(sizes(&format!("{NOTE}\u{2014} o/1/0 BBBBBBBBBBA=\n")).unwrap(), [7], "two signatures");
+        for broken in
+            ["", "\n", "o\n", &NOTE[..NOTE.len() - 1], &format!("{NOTE}\no/1/0\n"), &NOTE.replace("\n\n", "\n")]
+        {
+            assert!(sizes(broken).is_err(), "{broken:?}");
+        }
+    }
+}
