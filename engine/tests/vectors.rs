@@ -8,11 +8,13 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
+use ledger_engine::body::Body;
 use ledger_engine::commit::{ALG_ED25519, Statement};
 use ledger_engine::hash::{EventId, Hash, body_hash, entry_hash, sha256, to_hex};
 use ledger_engine::header::Header;
 use ledger_engine::merkle::{CompactRange, leaf_hash, root};
-use ledger_engine::registry::Purpose;
+use ledger_engine::note::{Checkpoint, Note, NoteKey, NoteSignature};
+use ledger_engine::registry::{Action, Purpose, govern_payload, govern_statement};
 use ledger_engine::signer::{LocalSigner, Signer as _};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
@@ -77,9 +79,8 @@ fn dump(db: &Connection, description: &str, trust: Option<Hash>, exit: u8, findi
 /// What a writer that holds the keys and breaks a rule would have stored: all links, hashes and signatures are made again from
 /// the rows as they are, so that only the broken rule is left to find.
 fn sign_again(db: &Connection, ledger_id: Hash) {
-    let signer = LocalSigner::from_seed(Purpose::Commit, &[2; 32]);
     db.execute_batch("DELETE FROM checkpoints; DELETE FROM chain_heads; DELETE FROM stream_heads;").unwrap();
-    let mut registry_head = Hash::ZERO;
+    let mut registry = Vec::new();
     for chain in 0..1u32 {
         let mut s = db
             .prepare("SELECT idx, stream, revision, event_type, schema_version, recorded_at_us, body FROM entries WHERE chain = ?1 ORDER BY idx")
@@ -121,8 +122,8 @@ fn sign_again(db: &Connection, ledger_id: Hash) {
                 params![chain, index as i64, header.prev_hash, header.parent_hash, header.body_hash, header.body_sha256, hash.0, parent.map(|p| p.2 as i64)],
             )
             .unwrap();
-            if stream == "ledger" && revision == 1 {
-                registry_head = hash;
+            if stream == "ledger" {
+                registry.push((index, hash));
             }
             let first = parent.map_or(index, |p| p.3);
             tips.insert(stream, (hash, revision, index, first));
@@ -143,12 +144,15 @@ fn sign_again(db: &Connection, ledger_id: Hash) {
             params![chain, leaves.len() as i64, prev.0, range.to_bytes()],
         )
         .unwrap();
-        let mut s = db.prepare("SELECT first_index, size FROM commits WHERE chain = ?1").unwrap();
-        let commits: Vec<(i64, i64)> =
-            s.query_map([chain], |r| Ok((r.get(0)?, r.get(1)?))).unwrap().map(Result::unwrap).collect();
-        for (first, size) in commits {
+        let mut s = db
+            .prepare("SELECT first_index, size, kid FROM commits NATURAL JOIN commit_signatures WHERE chain = ?1")
+            .unwrap();
+        let commits: Vec<(i64, i64, String)> =
+            s.query_map([chain], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?))).unwrap().map(Result::unwrap).collect();
+        for (first, size, kid) in commits {
             let (from, to) = (first as usize, (first + size) as usize);
-            let genesis = chain == 0 && first == 0;
+            let known = registry.iter().take_while(|(index, _)| *index < first as u64);
+            let registry_head = known.clone().last().map_or(Hash::ZERO, |(_, hash)| *hash);
             let statement = Statement {
                 ledger_id,
                 chain,
@@ -156,14 +160,15 @@ fn sign_again(db: &Connection, ledger_id: Hash) {
                 size: size as u32,
                 root: root(&leaves[from..to]),
                 last_hash: hashes[to - 1],
-                registry_size: u64::from(!genesis),
-                registry_head: if genesis { Hash::ZERO } else { registry_head },
+                registry_size: known.count() as u64,
+                registry_head,
             };
-            let kid = signer.key().kid.clone();
+            let signer =
+                COMMIT_SEEDS.map(|seed| key(Purpose::Commit, seed)).into_iter().find(|s| s.key().kid == kid).unwrap();
             let signature = signer.sign(&statement.to_bytes(ALG_ED25519, &kid)).unwrap();
             db.execute(
-                "UPDATE commits SET registry_head = ?3 WHERE chain = ?1 AND first_index = ?2",
-                params![chain, first, statement.registry_head.0],
+                "UPDATE commits SET registry_size = ?3, registry_head = ?4 WHERE chain = ?1 AND first_index = ?2",
+                params![chain, first, statement.registry_size as i64, statement.registry_head.0],
             )
             .unwrap();
             db.execute(
@@ -173,6 +178,214 @@ fn sign_again(db: &Connection, ledger_id: Hash) {
             .unwrap();
         }
     }
+}
+
+/// Seeds of the commit keys that vectors use: the genesis's, and later ones.
+const COMMIT_SEEDS: [u8; 3] = [2, 12, 15];
+const GOVERNANCE_SEED: u8 = 1;
+
+fn key(purpose: Purpose, seed: u8) -> LocalSigner {
+    LocalSigner::from_seed(purpose, &[seed; 32])
+}
+
+fn kid(purpose: Purpose, seed: u8) -> String {
+    key(purpose, seed).key().kid.clone()
+}
+
+/// A ledger whose keys are changed, by whoever holds which.
+struct Registrar<'a> {
+    db: &'a Connection,
+    id: Hash,
+}
+
+/// Who signs a change of keys: the governance kid that the payload names, the key that really signs, and who proves possession.
+type Signers = (u8, u8, Option<(Purpose, u8)>);
+
+impl Registrar<'_> {
+    fn size(&self) -> u64 {
+        self.db.query_row("SELECT max(idx) + 1 FROM entries", [], |r| r.get::<_, i64>(0)).unwrap() as u64
+    }
+
+    /// Appends a change of keys in a commit of its own, signed with the commit key of a seed.
+    fn govern(&self, action: &Action, commit: u8, (named, signing, possession): Signers) {
+        let next = self.size() as i64;
+        let of_parent = "SELECT revision, entry_hash FROM entries WHERE stream = 'ledger' ORDER BY idx DESC LIMIT 1";
+        let (revision, parent): (i64, Vec<u8>) =
+            self.db.query_row(of_parent, [], |r| Ok((r.get(0)?, r.get(1)?))).unwrap();
+        let parent = Hash::from_slice(&parent).unwrap();
+        let statement = govern_statement(&self.id, revision as u64 + 1, &parent, action);
+        let governance = key(Purpose::Governance, signing).sign(&statement).unwrap();
+        let possession = possession.map(|(purpose, seed)| key(purpose, seed).sign(&statement).unwrap());
+        let payload = govern_payload(action, &kid(Purpose::Governance, named), &governance, possession.as_ref());
+        let body = Body { actor_id: "governance".into(), payload, private_sha256: None, meta: None }.encode();
+        let event_id = EventId::derive(&self.id, 0, next as u64);
+        let insert = "INSERT INTO entries SELECT 0, ?1, zeroblob(32), 'ledger', ?2, zeroblob(32), ?3, ?4, 1, \
+             max(recorded_at_us) + 1, zeroblob(32), zeroblob(32), zeroblob(32), NULL, ?5 FROM entries";
+        self.db.execute(insert, params![next, revision + 1, event_id.0, action.event_type(), body]).unwrap();
+        self.db.execute("INSERT INTO commits VALUES (0, ?1, 1, 0, zeroblob(32))", [next]).unwrap();
+        let insert = "INSERT INTO commit_signatures VALUES (0, ?1, ?2, 1, zeroblob(64))";
+        self.db.execute(insert, params![next, kid(Purpose::Commit, commit)]).unwrap();
+        self.db.execute("UPDATE cursors SET size = ?1", [next + 1]).unwrap();
+        sign_again(self.db, self.id);
+    }
+
+    fn enrol(&self, purpose: Purpose, seed: u8, commit: u8) {
+        let action = Action::Enrol { key: key(purpose, seed).key().clone() };
+        self.govern(&action, commit, (GOVERNANCE_SEED, GOVERNANCE_SEED, Some((purpose, seed))));
+    }
+
+    fn rotate(&self, (purpose, old): (Purpose, u8), (incoming, new): (Purpose, u8), cut: u64, commit: u8) {
+        let key = key(incoming, new).key().clone();
+        let action = Action::Rotate { old_kid: kid(purpose, old), key, cut: vec![cut] };
+        self.govern(&action, commit, (GOVERNANCE_SEED, GOVERNANCE_SEED, Some((incoming, new))));
+    }
+
+    fn revoke(&self, purpose: Purpose, seed: u8, compromised_since: Option<u64>, commit: u8) {
+        let action = Action::Revoke {
+            kid: kid(purpose, seed),
+            cut: vec![self.size() + 1],
+            reason: "lost".into(),
+            compromised_since: compromised_since.map(|since| vec![since]),
+        };
+        self.govern(&action, commit, (GOVERNANCE_SEED, GOVERNANCE_SEED, None));
+    }
+
+    /// Three changes in three commits: both keys rotated, an export key enrolled.
+    fn rotate_all(&self) {
+        self.rotate((Purpose::Commit, 2), (Purpose::Commit, 12), self.size() + 1, 2);
+        self.rotate((Purpose::Checkpoint, 3), (Purpose::Checkpoint, 13), self.size() + 1, 12);
+        self.enrol(Purpose::Export, 14, 12);
+    }
+
+    /// Signs the commit that begins at `first` with another key.
+    fn sign_with(&self, first: u64, seed: u8) {
+        let update = "UPDATE commit_signatures SET kid = ?1 WHERE first_index = ?2";
+        self.db.execute(update, params![kid(Purpose::Commit, seed), first as i64]).unwrap();
+        sign_again(self.db, self.id);
+    }
+
+    /// Records a checkpoint of all there is.
+    fn checkpoint(&self, seed: u8) {
+        let head = "SELECT size, compact_range FROM chain_heads";
+        let (size, range): (i64, Vec<u8>) = self.db.query_row(head, [], |r| Ok((r.get(0)?, r.get(1)?))).unwrap();
+        let root = CompactRange::from_bytes(size as u64, &range).unwrap().root();
+        let origin = Checkpoint::origin_of("ledger.example/test", &self.id, 0);
+        let text = Checkpoint { origin: origin.clone(), size: size as u64, root }.to_text();
+        let signer = key(Purpose::Checkpoint, seed);
+        let signature = signer.sign(text.as_bytes()).unwrap().to_vec();
+        let key_id = NoteKey { name: origin.clone(), public_key: signer.key().public_key }.key_id();
+        let note = Note { text, signatures: vec![NoteSignature { name: origin, key_id, signature }] };
+        let insert = "INSERT INTO checkpoints VALUES (0, ?1, ?2, ?3)";
+        self.db.execute(insert, params![size, root.0, note.to_string()]).unwrap();
+    }
+}
+
+/// A change of keys: name, what it is, exit status, findings, steps.
+type Change = (&'static str, &'static str, u8, &'static [&'static str], fn(&Registrar<'_>));
+
+fn changes_of_keys() -> Vec<Change> {
+    use Purpose::{Commit, Export};
+    vec![
+        ("valid/keys_rotated", "commit and checkpoint keys rotated, an export key enrolled and revoked", 0, &[], |r| {
+            r.rotate_all();
+            r.revoke(Export, 14, None, 12);
+            r.checkpoint(13);
+        }),
+        (
+            "valid/key_compromised",
+            "the commit key was in other hands from entry 9 on: entries from there are not covered",
+            2,
+            &[],
+            |r| {
+                r.enrol(Commit, 15, 2);
+                r.revoke(Commit, 2, Some(9), 15);
+            },
+        ),
+        ("broken/key_used_after_rotation", "the old commit key signs after its cut", 1, &["kid_not_valid"], |r| {
+            let first = r.size() + 1;
+            r.rotate_all();
+            r.sign_with(first, 2);
+        }),
+        (
+            "broken/key_used_before_enrolment",
+            "a commit before the rotation is signed by the new key",
+            1,
+            &["kid_unknown"],
+            |r| {
+                let first = r.size() - 1;
+                r.rotate_all();
+                r.sign_with(first, 12);
+            },
+        ),
+        (
+            "broken/checkpoint_by_retired_key",
+            "the old checkpoint key signs beyond its cut",
+            1,
+            &["kid_not_valid"],
+            |r| {
+                r.rotate_all();
+                r.checkpoint(3);
+            },
+        ),
+        ("broken/key_without_possession", "the incoming key does not sign", 1, &["registry_invalid"], |r| {
+            let action = Action::Enrol { key: key(Export, 14).key().clone() };
+            r.govern(&action, 2, (GOVERNANCE_SEED, GOVERNANCE_SEED, None));
+        }),
+        ("broken/key_possessed_by_another", "another key signs for the incoming one", 1, &["registry_invalid"], |r| {
+            let action = Action::Enrol { key: key(Export, 14).key().clone() };
+            r.govern(&action, 2, (GOVERNANCE_SEED, GOVERNANCE_SEED, Some((Export, 15))));
+        }),
+        ("broken/key_admitted_by_stranger", "not the governance key signs", 1, &["registry_invalid"], |r| {
+            let action = Action::Enrol { key: key(Export, 14).key().clone() };
+            r.govern(&action, 2, (GOVERNANCE_SEED, 9, Some((Export, 14))));
+        }),
+        (
+            "broken/key_admitted_by_no_authority",
+            "a kid that is not enrolled admits a key",
+            1,
+            &["registry_invalid"],
+            |r| {
+                let action = Action::Enrol { key: key(Export, 14).key().clone() };
+                r.govern(&action, 2, (9, 9, Some((Export, 14))));
+            },
+        ),
+        ("broken/key_enrolled_twice", "a public key gets a second kid", 1, &["registry_invalid"], |r| {
+            r.enrol(Export, 2, 2)
+        }),
+        (
+            "broken/key_rotated_to_another_purpose",
+            "a commit key is rotated to an export key",
+            1,
+            &["registry_invalid"],
+            |r| {
+                r.rotate((Commit, 2), (Export, 14), r.size() + 1, 2);
+            },
+        ),
+        ("broken/key_cut_too_late", "the cut lies beyond the entry itself", 1, &["registry_invalid"], |r| {
+            r.rotate((Commit, 2), (Commit, 12), r.size() + 2, 2);
+        }),
+        ("broken/key_retired_twice", "a key is revoked after it was rotated away", 1, &["registry_invalid"], |r| {
+            r.rotate_all();
+            r.revoke(Commit, 2, None, 12);
+        }),
+        (
+            "broken/key_change_within_a_commit",
+            "a commit goes on after a change of keys",
+            1,
+            &["registry_invalid"],
+            |r| {
+                let first = r.size();
+                r.enrol(Export, 14, 2);
+                r.enrol(Export, 16, 2);
+                let rest = format!("WHERE first_index > {first}");
+                let merge = format!(
+                    "DELETE FROM commits {rest}; DELETE FROM commit_signatures {rest}; UPDATE commits SET size = 2 WHERE first_index = {first}"
+                );
+                r.db.execute_batch(&merge).unwrap();
+                sign_again(r.db, r.id);
+            },
+        ),
+    ]
 }
 
 /// The target entry of most defects: a settlement, in the middle of its stream.
@@ -228,6 +441,16 @@ fn defects() -> Vec<Defect> {
     ]
 }
 
+/// Opens a ledger's file and drops the triggers that refuse changes.
+fn unguarded(file: &Path) -> Connection {
+    let db = Connection::open(file).unwrap();
+    let mut s = db.prepare("SELECT name FROM sqlite_master WHERE type = 'trigger'").unwrap();
+    let triggers: Vec<String> = s.query_map([], |r| r.get(0)).unwrap().map(Result::unwrap).collect();
+    drop(s);
+    triggers.iter().for_each(|t| db.execute_batch(&format!("DROP TRIGGER {t}")).unwrap());
+    db
+}
+
 /// Makes the vectors: name with folder, and the dump.
 async fn make() -> Vec<(String, Value)> {
     let mut out = Vec::new();
@@ -263,16 +486,19 @@ async fn make() -> Vec<(String, Value)> {
         let (id, bytes) = &sources[usize::from(with_keys)];
         let id = *id;
         std::fs::write(&file, bytes).unwrap();
-        let db = Connection::open(&file).unwrap();
-        let mut s = db.prepare("SELECT name FROM sqlite_master WHERE type = 'trigger'").unwrap();
-        let triggers: Vec<String> = s.query_map([], |r| r.get(0)).unwrap().map(Result::unwrap).collect();
-        drop(s);
-        triggers.iter().for_each(|t| db.execute_batch(&format!("DROP TRIGGER {t}")).unwrap());
+        let db = unguarded(&file);
         db.execute_batch(&sql).unwrap_or_else(|e| panic!("{name}: {e}"));
         if with_keys {
             sign_again(&db, id);
         }
         out.push((format!("broken/{name}"), dump(&db, description, Some(id), 1, findings)));
+    }
+    for (name, description, exit, findings, steps) in changes_of_keys() {
+        let (id, bytes) = &sources[1];
+        std::fs::write(&file, bytes).unwrap();
+        let db = unguarded(&file);
+        steps(&Registrar { db: &db, id: *id });
+        out.push((name.to_owned(), dump(&db, description, Some(*id), exit, findings)));
     }
     out
 }

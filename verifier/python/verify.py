@@ -13,7 +13,7 @@ from format1 import (
 
 class Verifier:
     def __init__(self, tables, trust):
-        self.trust, self.findings, self.keys, self.prices = trust, [], {}, {}
+        self.trust, self.findings, self.keys, self.prices, self.open = trust, [], {}, {}, False
         self.tables = {table: defaultdict(list) for table in tables}
         for table, row in ((table, row) for table, rows in tables.items() for row in rows):
             chain = getattr(row, "chain", None)
@@ -276,6 +276,7 @@ class Verifier:
             if not len(cut) == len(since) == self.count or cut[0] != row.idx + 1: return False
             for chain, start, size in zip(self.chains, since, cut):
                 if start > size or size > chain.end and not chain.tainted: return False
+            self.open |= any(start < min(size, c.end) for c, start, size in zip(self.chains, since, cut))
         if old: old.retired, old.cut = row.revision, cut
         if new: self.enrol(new, row.revision)
         return True
@@ -418,8 +419,9 @@ def main():
         except UNREADABLE as e:
             print(f"{source}: cannot be read: {e!r}", file=sys.stderr)
         else:
-            findings = Verifier(tables, args.trust or trust).run()
-            status = 1 if findings else 0 if args.trust or trust else 2
+            verifier = Verifier(tables, args.trust or trust)
+            findings = verifier.run()
+            status = 1 if findings else 0 if verifier.trust and not verifier.open else 2
         print(json.dumps({"source": source, "exit": status, "findings": findings}))
         verdict = {"exit": status, "findings": sorted(finding["code"] for finding in findings)}
         if not args.check or not source.endswith(".json"): statuses.add(status)

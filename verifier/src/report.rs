@@ -133,7 +133,7 @@ impl Report {
 
     /// Says why the quick proof did not do, where there is no finding to say it.
     pub(crate) fn judged_again_for(mut self, what: &str) -> Report {
-        if self.findings.is_empty() && self.reason.is_empty() {
+        if self.findings.is_empty() && self.unchecked.is_empty() && self.reason.is_empty() {
             self.reason = format!("judged the long way, since the quick proof could not do without: {what}");
         }
         self

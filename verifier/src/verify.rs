@@ -6,7 +6,7 @@ use ledger_engine::body::Body;
 use ledger_engine::domain::projection::{Cell, TABLES};
 use ledger_engine::genesis::{CHAINS_MAX, Genesis};
 use ledger_engine::hash::{Hash, body_hash};
-use ledger_engine::registry::Registry;
+use ledger_engine::registry::{Registry, cut_of};
 
 use crate::anchor::Anchor;
 use crate::chain::{Chain, Prices, Reader};
@@ -187,16 +187,35 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
         }
         reports.push(report);
     }
-    let unusable = match (&identity.genesis, &registry) {
+    let unchecked = match (&identity.genesis, &registry) {
         (Some(genesis), Some(registry)) => {
-            anchors(demands.anchors, genesis, &identity.id, registry, &chains, &mut reports, &mut out)
+            let mut open = anchors(demands.anchors, genesis, &identity.id, registry, &chains, &mut reports, &mut out);
+            open.extend(compromised(registry, &reports));
+            open
         }
         _ => Vec::new(),
     };
     let origin = identity.genesis.map(|g| g.origin);
     // Findings of one chain in the order of the steps: the sort is stable.
     out.findings.sort_by_key(|f| f.chain.map_or(0, |c| c + 1));
-    Ok(Report::new(name, Some(identity.id), origin, demands, out.findings, reports, unusable))
+    Ok(Report::new(name, Some(identity.id), origin, demands, out.findings, reports, unchecked))
+}
+
+/// Entries that rest on a key while it was in other hands, and that no anchor covers (FORMAT.md 6).
+fn compromised(registry: &Registry, chains: &[ChainReport]) -> Vec<String> {
+    let mut open = Vec::new();
+    for record in registry.records() {
+        let Some(retired) = &record.retired else { continue };
+        for (since, chain) in retired.compromised_since.iter().flatten().zip(chains) {
+            let from = chain.anchored.unwrap_or(0).max(*since);
+            let to = cut_of(&retired.cut, chain.chain as u32).min(chain.entries);
+            if from < to {
+                let (kid, k, last) = (&record.key.kid, chain.chain, to - 1);
+                open.push(format!("chain {k}: entries {from} to {last} rest on {kid}, which was in other hands then"));
+            }
+        }
+    }
+    open
 }
 
 /// Compares what was kept with what is there. Returns why anchors say nothing.
