@@ -452,8 +452,9 @@ fn empty_head(chain: u32) -> ChainHead {
 fn append_in(tx: Transaction<'_>, batch: &CommitBatch) -> Result<(), StoreError> {
     write_batch(&tx, batch).map_err(sql)?;
     tx.commit().map_err(|e| match e.sqlite_error_code() {
-        // SQLITE_BUSY from COMMIT leaves the transaction open; dropping the connection's statement rolls it back.
-        Some(ErrorCode::DatabaseBusy) => sql(e),
+        // SQLITE_BUSY from COMMIT leaves the transaction open; dropping the connection's statement rolls it back. On a full
+        // disk the frame that makes a commit valid, the last one, was not written whole.
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DiskFull) => sql(e),
         _ => StoreError::Unknown(describe(&e)),
     })
 }
@@ -507,7 +508,14 @@ impl Store for SqliteStore {
             })
             .optional()
             .map_err(sql)?;
-        Ok(if stored.as_deref() == Some(&s.last_hash.0[..]) { Settled::Committed } else { Settled::NotCommitted })
+        if stored.as_deref() == Some(&s.last_hash.0[..]) {
+            return Ok(Settled::Committed);
+        }
+        // Its frames may lie whole in the WAL, after the last commit that SQLite counts: then it would be there after a crash,
+        // though its callers were told that it failed. Another commit, however small, is written over them.
+        tx.pragma_update(None, "user_version", MIGRATIONS.len() as i64).map_err(sql)?;
+        tx.commit().map_err(sql)?;
+        Ok(Settled::NotCommitted)
     }
 
     fn entry(&self, chain: u32, index: u64) -> Result<Option<Entry>, StoreError> {
