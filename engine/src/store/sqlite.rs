@@ -100,7 +100,11 @@ impl SqliteStore {
     pub fn create(dir: &Path, options: SqliteOptions) -> Result<SqliteStore, StoreError> {
         let path = dir.join(DATABASE_FILE);
         if path.exists() {
-            return Err(StoreError::Unusable(format!("{} exists already", path.display())));
+            let text = format!(
+                "{} exists already; open it, or remove it if making it was interrupted and nobody was told of it",
+                path.display()
+            );
+            return Err(StoreError::Unusable(text));
         }
         let store = Self::connect(path, options, OpenFlags::SQLITE_OPEN_CREATE)?;
         {
@@ -129,6 +133,14 @@ impl SqliteStore {
             let read = |name| conn.pragma_query_value(None, name, |r| r.get::<_, i64>(0)).map_err(sql);
             (read("application_id")?, read("user_version")?)
         };
+        if id == 0 && version == 0 && store.is_blank()? {
+            return Err(StoreError::Unusable(format!(
+                "the creation of the ledger in {} was interrupted and nothing is in it; remove {} and the files beside it that begin \
+                 with its name, and make it again with `ledger init`",
+                dir.display(),
+                store.path.display()
+            )));
+        }
         if id != i64::from(APPLICATION_ID) {
             return Err(StoreError::Unusable(format!("{} is not a ledger's database", store.path.display())));
         }
@@ -140,6 +152,14 @@ impl SqliteStore {
             )));
         }
         Ok(store)
+    }
+
+    /// Whether the file has no table at all.
+    fn is_blank(&self) -> Result<bool, StoreError> {
+        lock(&self.writer)
+            .query_row("SELECT count(*) FROM sqlite_schema", [], |r| r.get::<_, i64>(0))
+            .map(|n| n == 0)
+            .map_err(sql)
     }
 
     fn connect(path: PathBuf, options: SqliteOptions, extra: OpenFlags) -> Result<SqliteStore, StoreError> {
