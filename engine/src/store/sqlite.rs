@@ -9,7 +9,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row as SqlRow, ToSql, Transaction, params};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row as SqlRow, ToSql, Transaction, ffi, params,
+};
 
 use super::{ChainHead, CheckpointRow, CommitBatch, Entry, MakeCommit, Settled, Store, StoreError, StreamHead};
 use crate::domain::projection::{Cell, Row, TABLES, Table};
@@ -80,13 +82,26 @@ fn describe(e: &rusqlite::Error) -> String {
         Some(ErrorCode::ReadOnly) => {
             "the ledger's directory or file is read-only, so it can only be read; to write, run as a user who may, or copy it".into()
         }
+        Some(ErrorCode::SystemIoFailure) => {
+            format!("{e} ({}); look at the disk and the system's log, then try again", extended_code(e))
+        }
         _ => e.to_string(),
     }
 }
 
+fn extended_code(e: &rusqlite::Error) -> i32 {
+    e.sqlite_error().map_or(ffi::SQLITE_ERROR, |e| e.extended_code)
+}
+
 fn sql(e: rusqlite::Error) -> StoreError {
+    // A file that ends too early is damaged, though SQLite calls it an I/O error.
+    let damaged = matches!(e.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+        || matches!(
+            extended_code(&e),
+            ffi::SQLITE_IOERR_SHORT_READ | ffi::SQLITE_IOERR_DATA | ffi::SQLITE_IOERR_CORRUPTFS
+        );
     match e.sqlite_error_code() {
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+        _ if damaged => {
             StoreError::Corrupt(format!("{e}; restore the file from a backup or an export, then verify it"))
         }
         Some(ErrorCode::ConstraintViolation | ErrorCode::TooBig) => StoreError::Rejected(e.to_string()),
