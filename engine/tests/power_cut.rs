@@ -307,7 +307,8 @@ async fn failing(name: &str, template: &Path, id: Hash, fault: Option<(u64, Faul
     if disk.faults_fired() > 0 {
         disk.clear_faults();
         // Nothing is to be done but to go on: every command is done now, or gives its first answer.
-        for (line, answer) in acknowledged.lock().unwrap().iter() {
+        let answered = acknowledged.lock().unwrap().clone();
+        for (line, answer) in &answered {
             let again = send(&ledger, line).await.unwrap_or_else(|e| panic!("{what}: {line}: {e}"));
             assert!(again.repeated && again.entries == answer.entries, "{what}: {line}");
         }
