@@ -655,7 +655,7 @@ fn read_genesis(store: &dyn Store) -> Result<(Genesis, Hash, Registry), StoreErr
     if let Some(chain) = (0..genesis.chains).find(|chain| heads.iter().all(|h| h.chain != *chain)) {
         let text = format!(
             "chain {chain} has no entries: the ledger's creation was interrupted, or they were deleted; verify the ledger, and if \
-             nothing was ever recorded in it, remove it and make it again"
+             nothing was ever recorded in it, remove it and make it again with `ledger init`"
         );
         return Err(StoreError::Unusable(text));
     }

@@ -9,7 +9,7 @@ from types import SimpleNamespace as Record
 from format1 import (
     ACTIONS, COLUMNS, DERIVED, EVENTS, LIMITS, PROJECTIONS, U63, UNPLACED, UNREADABLE, ZEROS, b3,
     case_of, commit_decodable, compact_range, decodable, full_subtrees, genesis_valid, jcs, load, ordered,
-    parse_body, parse_stream, sha, shaped, sku_stream, string, tree_root, verifies)
+    parse_body, parse_stream, sha, shaped, sku_stream, string, tree_root, verifies, whole)
 
 class Verifier:
     def __init__(self, tables, trust):
@@ -421,7 +421,7 @@ def main():
         else:
             verifier = Verifier(tables, args.trust or trust)
             findings = verifier.run()
-            status = 1 if findings else 0 if verifier.trust and not verifier.open else 2
+            status = 1 if findings else 0 if verifier.trust and not verifier.open and whole(source) else 2
         print(json.dumps({"source": source, "exit": status, "findings": findings}))
         verdict = {"exit": status, "findings": sorted(finding["code"] for finding in findings)}
         if not args.check or not source.endswith(".json"): statuses.add(status)

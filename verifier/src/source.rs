@@ -99,6 +99,11 @@ pub trait Tables {
         None
     }
 
+    /// Why rows could be other than those that were read, for somebody who asks in another way; asked where no fault was found.
+    fn flaw(&self) -> Option<SourceError> {
+        None
+    }
+
     /// All rows at once.
     fn all(&self, table: &str, chain: Option<u64>) -> Result<Vec<Vec<Cell>>, SourceError> {
         let mut all = Vec::new();
@@ -226,6 +231,24 @@ impl Tables for Sqlite {
         changed.then(|| SourceError::Unreadable {
             path: self.path.clone(),
             reason: "somebody began to write the ledger while it was read without a lock; run again".into(),
+        })
+    }
+
+    /// A table and its index are two copies of each key, and a query takes the one it likes: a damaged or doctored file can show
+    /// good rows to the verifier and others to whoever asks by another way.
+    fn flaw(&self) -> Option<SourceError> {
+        let found = self.conn.query_row("PRAGMA integrity_check(1)", [], |r| r.get::<_, String>(0));
+        let why = match found {
+            Ok(said) if said == "ok" => return None,
+            Ok(said) => said.lines().collect::<Vec<_>>().join(" "),
+            Err(e) => e.to_string(),
+        };
+        Some(SourceError::Unreadable {
+            path: self.path.clone(),
+            reason: format!(
+                "the rows that were read hold, but the database file is damaged, so that other queries may give other rows ({why}); \
+                 restore it from a backup and verify that"
+            ),
         })
     }
 

@@ -15,7 +15,7 @@ use crate::derived;
 use crate::finding::{Code, Finding};
 use crate::fold::Context;
 use crate::prove::{Stop, prove};
-use crate::report::{ChainReport, KeyReport, Report};
+use crate::report::{ChainReport, KeyReport, Report, Verdict};
 use crate::row::{blob, hash, number};
 use crate::source::{SourceError, Tables, table_names};
 
@@ -66,7 +66,9 @@ pub fn verify(name: &str, tables: &dyn Tables, demands: Demands<'_>) -> Report {
         Err(Stop::Spill(what)) => explain(name, tables, demands).judged_again_for(&what),
         Err(Stop::Source(e)) => Report::unreadable(name, &e.to_string()),
     };
-    tables.doubt().map_or(report, |e| Report::unreadable(name, &e.to_string()))
+    let held = !matches!(report.verdict(), Verdict::Broken | Verdict::NotChecked);
+    let doubt = tables.doubt().or_else(|| held.then(|| tables.flaw()).flatten());
+    doubt.map_or(report, |e| Report::unreadable(name, &e.to_string()))
 }
 
 /// Judges one source, placing and naming every fault. Takes several passes and memory for every entry.

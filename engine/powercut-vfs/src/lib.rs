@@ -74,6 +74,10 @@ pub enum Fault {
     WriteFull,
     /// One write returns `SQLITE_IOERR_WRITE` and writes nothing.
     WriteError,
+    /// One write returns `SQLITE_IOERR_WRITE` after its first half reached the file.
+    WriteTorn,
+    /// One truncation returns `SQLITE_IOERR_TRUNCATE` and changes nothing.
+    TruncateError,
     /// One sync returns `SQLITE_IOERR_FSYNC`; nothing becomes durable, and what it should have stored is not made
     /// durable by a later sync either.
     SyncErrorLost,
@@ -81,9 +85,21 @@ pub enum Fault {
     SyncErrorStored,
 }
 
+/// What a fault can hit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Write,
+    Truncation,
+    Sync,
+}
+
 impl Fault {
-    fn hits_writes(self) -> bool {
-        matches!(self, Fault::WriteFull | Fault::WriteError)
+    fn hits(self) -> Kind {
+        match self {
+            Fault::WriteFull | Fault::WriteError | Fault::WriteTorn => Kind::Write,
+            Fault::TruncateError => Kind::Truncation,
+            Fault::SyncErrorLost | Fault::SyncErrorStored => Kind::Sync,
+        }
     }
 }
 
@@ -163,8 +179,8 @@ impl PowerCut {
         }
     }
 
-    /// Lets `n_ops` more operations *of the kind that the fault hits* succeed, writes or syncs, and the next one fail: with
-    /// 0 the very next. So `for n in 0..writes { fail_after(n, Fault::WriteError) }` meets each write of a run once.
+    /// Lets `n_ops` more operations *of the kind that the fault hits* succeed, writes, truncations or syncs, and the next
+    /// one fail: with 0 the very next. So `for n in 0..writes { fail_after(n, Fault::WriteError) }` meets each write of a run once.
     /// Faults add up; only [`Fault::WriteFull`] lasts, the others fire once.
     pub fn fail_after(&self, n_ops: u64, fault: Fault) {
         self.shared.lock().armed.push(Armed { wait: n_ops, fault });
@@ -191,6 +207,12 @@ impl PowerCut {
     #[must_use]
     pub fn writes(&self) -> u64 {
         self.shared.lock().writes
+    }
+
+    /// How many truncations were asked for, failed ones included.
+    #[must_use]
+    pub fn truncations(&self) -> u64 {
+        self.shared.lock().truncations
     }
 
     /// How many operations there were: files created and deleted, writes, truncations, syncs.

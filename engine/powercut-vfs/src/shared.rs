@@ -7,8 +7,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::Fault;
 use crate::disk::{Change, Disk};
+use crate::{Fault, Kind};
 
 /// A fault that waits for its operation.
 #[derive(Debug)]
@@ -24,6 +24,7 @@ pub(crate) struct State {
     pub(crate) armed: Vec<Armed>,
     pub(crate) fired: u64,
     pub(crate) writes: u64,
+    pub(crate) truncations: u64,
     pub(crate) syncs: u64,
     pub(crate) operations: u64,
     pub(crate) watch: Option<Watch>,
@@ -33,7 +34,7 @@ pub(crate) struct State {
     released: bool,
 }
 
-/// What became of a write or a sync.
+/// What became of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Done,
@@ -44,9 +45,9 @@ pub(crate) enum Outcome {
 
 impl State {
     /// The fault that hits this operation, if one is due.
-    fn due(&mut self, is_write: bool) -> Option<Fault> {
+    fn due(&mut self, kind: Kind) -> Option<Fault> {
         let mut hit = None;
-        for (place, armed) in self.armed.iter_mut().enumerate().filter(|(_, a)| a.fault.hits_writes() == is_write) {
+        for (place, armed) in self.armed.iter_mut().enumerate().filter(|(_, a)| a.fault.hits() == kind) {
             if armed.wait > 0 {
                 armed.wait -= 1;
             } else if hit.is_none() {
@@ -92,6 +93,7 @@ impl Shared {
             armed: Vec::new(),
             fired: 0,
             writes: 0,
+            truncations: 0,
             syncs: 0,
             operations: 0,
             watch: None,
@@ -160,15 +162,38 @@ impl Shared {
         state.clear_if_unused();
     }
 
-    /// Writes with `real` and records it. The lock is held over both, so the record has the order of the file.
-    pub(crate) fn write(&self, inode: u64, at: u64, data: &[u8], real: impl FnOnce() -> i32) -> Outcome {
+    /// Writes with `real`, given how many bytes, and records it. The lock is held over both, so the record has the order of
+    /// the file.
+    pub(crate) fn write(&self, inode: u64, at: u64, data: &[u8], real: impl FnOnce(usize) -> i32) -> Outcome {
         let mut state = self.lock();
         state.writes += 1;
-        let outcome = match state.due(true) {
+        let fault = state.due(Kind::Write);
+        let length = match fault {
+            None => data.len(),
+            Some(Fault::WriteTorn) => data.len() / 2,
+            Some(_) => 0,
+        };
+        let code = if length > 0 { real(length) } else { 0 };
+        if code == 0 && length > 0 {
+            state.disk.change(inode, Change::Write { at, data: data[..length].to_vec() });
+        }
+        let outcome = match (fault, code) {
+            (Some(fault), _) => Outcome::Faulted(fault),
+            (None, 0) => Outcome::Done,
+            (None, code) => Outcome::Failed(code),
+        };
+        state.happened();
+        outcome
+    }
+
+    pub(crate) fn truncate(&self, inode: u64, size: u64, real: impl FnOnce() -> i32) -> Outcome {
+        let mut state = self.lock();
+        state.truncations += 1;
+        let outcome = match state.due(Kind::Truncation) {
             Some(fault) => Outcome::Faulted(fault),
             None => match real() {
                 0 => {
-                    state.disk.change(inode, Change::Write { at, data: data.to_vec() });
+                    state.disk.change(inode, Change::Truncate { size });
                     Outcome::Done
                 }
                 code => Outcome::Failed(code),
@@ -178,21 +203,11 @@ impl Shared {
         outcome
     }
 
-    pub(crate) fn truncate(&self, inode: u64, size: u64, real: impl FnOnce() -> i32) -> i32 {
-        let mut state = self.lock();
-        let code = real();
-        if code == 0 {
-            state.disk.change(inode, Change::Truncate { size });
-        }
-        state.happened();
-        code
-    }
-
     /// Syncs in the model only, and the directory of `name` too if it is given.
     pub(crate) fn sync(&self, inode: u64, directory_of: Option<&Path>) -> Outcome {
         let mut state = self.lock();
         state.syncs += 1;
-        let fault = state.due(false);
+        let fault = state.due(Kind::Sync);
         if fault == Some(Fault::SyncErrorLost) {
             state.disk.sync_lost(inode);
         } else {

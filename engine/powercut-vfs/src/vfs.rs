@@ -315,12 +315,14 @@ unsafe extern "C" fn x_write(
     amount: c_int,
     at: sqlite3_int64,
 ) -> c_int {
-    let real = || real_call!(file, xWrite(buffer, amount, at), or ffi::SQLITE_IOERR_WRITE);
+    let real = |amount| real_call!(file, xWrite(buffer, amount, at), or ffi::SQLITE_IOERR_WRITE);
     // SAFETY: an open file.
-    let Some(handle) = (unsafe { handle(file) }) else { return real() };
+    let Some(handle) = (unsafe { handle(file) }) else { return real(amount) };
     let (Ok(length), Ok(start)) = (usize::try_from(amount), u64::try_from(at)) else { return ffi::SQLITE_IOERR_WRITE };
     // SAFETY: SQLite gives `amount` readable bytes, which nobody changes during the call.
     let data = unsafe { slice::from_raw_parts(buffer.cast::<u8>(), length) };
+    // A prefix of it, if not all: `length` bytes are readable, and their number fits.
+    let real = |part: usize| real(c_int::try_from(part).unwrap_or(amount));
     match handle.shared.write(handle.inode, start, data, real) {
         Outcome::Done => ffi::SQLITE_OK,
         Outcome::Failed(code) => code,
@@ -334,7 +336,11 @@ unsafe extern "C" fn x_truncate(file: *mut sqlite3_file, size: sqlite3_int64) ->
     // SAFETY: an open file.
     let Some(handle) = (unsafe { handle(file) }) else { return real() };
     let Ok(length) = u64::try_from(size) else { return ffi::SQLITE_IOERR_TRUNCATE };
-    handle.shared.truncate(handle.inode, length, real)
+    match handle.shared.truncate(handle.inode, length, real) {
+        Outcome::Done => ffi::SQLITE_OK,
+        Outcome::Failed(code) => code,
+        Outcome::Faulted(_) => ffi::SQLITE_IOERR_TRUNCATE,
+    }
 }
 
 unsafe extern "C" fn x_sync(file: *mut sqlite3_file, flags: c_int) -> c_int {

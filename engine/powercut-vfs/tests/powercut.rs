@@ -275,7 +275,8 @@ fn run_with_fault(n: u64, fault: Fault, go_on: bool) -> (bool, bool) {
             let code = e.sqlite_error().map(|e| e.extended_code);
             let expected = match fault {
                 Fault::WriteFull => rusqlite::ffi::SQLITE_FULL,
-                Fault::WriteError => rusqlite::ffi::SQLITE_IOERR_WRITE,
+                Fault::WriteError | Fault::WriteTorn => rusqlite::ffi::SQLITE_IOERR_WRITE,
+                Fault::TruncateError => rusqlite::ffi::SQLITE_IOERR_TRUNCATE,
                 Fault::SyncErrorLost | Fault::SyncErrorStored => rusqlite::ffi::SQLITE_IOERR_FSYNC,
             };
             assert_eq!(code, Some(expected), "{what}: {e}");
@@ -329,6 +330,11 @@ fn a_failed_write_gives_an_error_and_a_prefix() {
 }
 
 #[test]
+fn a_torn_write_gives_an_error_and_a_prefix() {
+    every_fault(Fault::WriteTorn);
+}
+
+#[test]
 fn a_failed_sync_that_lost_gives_an_error_and_a_prefix() {
     every_fault(Fault::SyncErrorLost);
 }
@@ -356,6 +362,14 @@ fn faults_count_operations_of_their_kind_and_only_a_full_disk_lasts() {
     bench.cut.fail_after(0, Fault::WriteError);
     assert_eq!(small(5), Err(rusqlite::ffi::SQLITE_IOERR_WRITE));
     assert_eq!(small(6), Ok(1), "fires once");
+
+    let truncations = bench.cut.truncations();
+    let truncate = || db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+    bench.cut.fail_after(0, Fault::TruncateError);
+    let code = truncate().map_err(|e| e.sqlite_error().unwrap().extended_code);
+    assert_eq!(code, Err(rusqlite::ffi::SQLITE_IOERR_TRUNCATE));
+    truncate().unwrap();
+    assert!(bench.cut.truncations() >= truncations + 2);
 
     bench.cut.fail_after(0, Fault::WriteFull);
     let fired = bench.cut.faults_fired();

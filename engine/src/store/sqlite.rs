@@ -9,7 +9,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row as SqlRow, ToSql, Transaction, params};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row as SqlRow, ToSql, Transaction, ffi, params,
+};
 
 use super::{ChainHead, CheckpointRow, CommitBatch, Entry, MakeCommit, Settled, Store, StoreError, StreamHead};
 use crate::domain::projection::{Cell, Row, TABLES, Table};
@@ -80,13 +82,26 @@ fn describe(e: &rusqlite::Error) -> String {
         Some(ErrorCode::ReadOnly) => {
             "the ledger's directory or file is read-only, so it can only be read; to write, run as a user who may, or copy it".into()
         }
+        Some(ErrorCode::SystemIoFailure) => {
+            format!("{e} ({}); look at the disk and the system's log, then try again", extended_code(e))
+        }
         _ => e.to_string(),
     }
 }
 
+fn extended_code(e: &rusqlite::Error) -> i32 {
+    e.sqlite_error().map_or(ffi::SQLITE_ERROR, |e| e.extended_code)
+}
+
 fn sql(e: rusqlite::Error) -> StoreError {
+    // A file that ends too early is damaged, though SQLite calls it an I/O error.
+    let damaged = matches!(e.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+        || matches!(
+            extended_code(&e),
+            ffi::SQLITE_IOERR_SHORT_READ | ffi::SQLITE_IOERR_DATA | ffi::SQLITE_IOERR_CORRUPTFS
+        );
     match e.sqlite_error_code() {
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+        _ if damaged => {
             StoreError::Corrupt(format!("{e}; restore the file from a backup or an export, then verify it"))
         }
         Some(ErrorCode::ConstraintViolation | ErrorCode::TooBig) => StoreError::Rejected(e.to_string()),
@@ -100,7 +115,11 @@ impl SqliteStore {
     pub fn create(dir: &Path, options: SqliteOptions) -> Result<SqliteStore, StoreError> {
         let path = dir.join(DATABASE_FILE);
         if path.exists() {
-            return Err(StoreError::Unusable(format!("{} exists already", path.display())));
+            let text = format!(
+                "{} exists already; open it, or remove it if making it was interrupted and nobody was told of it",
+                path.display()
+            );
+            return Err(StoreError::Unusable(text));
         }
         let store = Self::connect(path, options, OpenFlags::SQLITE_OPEN_CREATE)?;
         {
@@ -129,6 +148,14 @@ impl SqliteStore {
             let read = |name| conn.pragma_query_value(None, name, |r| r.get::<_, i64>(0)).map_err(sql);
             (read("application_id")?, read("user_version")?)
         };
+        if id == 0 && version == 0 && store.is_blank()? {
+            return Err(StoreError::Unusable(format!(
+                "the creation of the ledger in {} was interrupted and nothing is in it; remove {} and the files beside it that begin \
+                 with its name, and make it again with `ledger init`",
+                dir.display(),
+                store.path.display()
+            )));
+        }
         if id != i64::from(APPLICATION_ID) {
             return Err(StoreError::Unusable(format!("{} is not a ledger's database", store.path.display())));
         }
@@ -140,6 +167,14 @@ impl SqliteStore {
             )));
         }
         Ok(store)
+    }
+
+    /// Whether the file has no table at all.
+    fn is_blank(&self) -> Result<bool, StoreError> {
+        lock(&self.writer)
+            .query_row("SELECT count(*) FROM sqlite_schema", [], |r| r.get::<_, i64>(0))
+            .map(|n| n == 0)
+            .map_err(sql)
     }
 
     fn connect(path: PathBuf, options: SqliteOptions, extra: OpenFlags) -> Result<SqliteStore, StoreError> {
@@ -452,8 +487,9 @@ fn empty_head(chain: u32) -> ChainHead {
 fn append_in(tx: Transaction<'_>, batch: &CommitBatch) -> Result<(), StoreError> {
     write_batch(&tx, batch).map_err(sql)?;
     tx.commit().map_err(|e| match e.sqlite_error_code() {
-        // SQLITE_BUSY from COMMIT leaves the transaction open; dropping the connection's statement rolls it back.
-        Some(ErrorCode::DatabaseBusy) => sql(e),
+        // SQLITE_BUSY from COMMIT leaves the transaction open; dropping the connection's statement rolls it back. On a full
+        // disk the frame that makes a commit valid, the last one, was not written whole.
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DiskFull) => sql(e),
         _ => StoreError::Unknown(describe(&e)),
     })
 }
@@ -507,7 +543,14 @@ impl Store for SqliteStore {
             })
             .optional()
             .map_err(sql)?;
-        Ok(if stored.as_deref() == Some(&s.last_hash.0[..]) { Settled::Committed } else { Settled::NotCommitted })
+        if stored.as_deref() == Some(&s.last_hash.0[..]) {
+            return Ok(Settled::Committed);
+        }
+        // Its frames may lie whole in the WAL, after the last commit that SQLite counts: then it would be there after a crash,
+        // though its callers were told that it failed. Another commit, however small, is written over them.
+        tx.pragma_update(None, "user_version", MIGRATIONS.len() as i64).map_err(sql)?;
+        tx.commit().map_err(sql)?;
+        Ok(Settled::NotCommitted)
     }
 
     fn entry(&self, chain: u32, index: u64) -> Result<Option<Entry>, StoreError> {

@@ -103,3 +103,84 @@ pub fn life(order: &str) -> Vec<String> {
         of("delivery.download", ""),
     ]
 }
+
+/// What a run has been told is durable: the command and its answer.
+pub type Acknowledged = std::sync::Mutex<Vec<(String, Appended)>>;
+
+fn keyed(line: &str, key: &str) -> String {
+    if line.contains("idempotency_key") {
+        return line.to_owned();
+    }
+    line.replacen('{', &format!(r#"{{"idempotency_key":"{key}","#), 1)
+}
+
+/// One order from its listing to a reissued delivery, command by command, then `callers` orders at once, all with idempotency
+/// keys that begin with `prefix`. Every answer is noted as soon as it is there; failures are given back with their command.
+pub async fn busy(
+    ledger: &Arc<Ledger>,
+    prefix: &str,
+    callers: usize,
+    acknowledged: &Arc<Acknowledged>,
+) -> Vec<(String, AppendError)> {
+    let note = |line: String, result: Result<Appended, AppendError>, acknowledged: &Acknowledged| match result {
+        Ok(appended) => {
+            acknowledged.lock().unwrap().push((line, appended));
+            None
+        }
+        Err(e) => Some((line, e)),
+    };
+    let mut failed = Vec::new();
+    let sku = format!(
+        r#"{{"command":"sku.list","actor":"service:catalog","idempotency_key":"{prefix}-sku","sku_id":"{prefix}","title":"Font","price":{PRICE}}}"#
+    );
+    let listed = send(ledger, &sku).await;
+    failed.extend(note(sku, listed, acknowledged));
+    let line = create_line(&format!("{prefix}-life"), prefix);
+    let created = send(ledger, &line).await;
+    let order = created.as_ref().ok().and_then(|a| a.case);
+    failed.extend(note(line, created, acknowledged));
+    if let Some(order) = order.map(|o| o.to_string()) {
+        let mut lines = life(&order);
+        lines.push(format!(
+            r#"{{"command":"delivery.reissue","actor":"service:market","order_id":"{order}","reason":"lost"}}"#
+        ));
+        for (i, line) in lines.iter().enumerate() {
+            let line = keyed(line, &format!("{prefix}-{i}"));
+            let result = send(ledger, &line).await;
+            failed.extend(note(line, result, acknowledged));
+        }
+    }
+    let tasks: Vec<_> = (0..callers)
+        .map(|i| {
+            let (ledger, acknowledged) = (Arc::clone(ledger), Arc::clone(acknowledged));
+            let line = create_line(&format!("{prefix}-k{i}"), prefix);
+            tokio::spawn(async move {
+                let result = send(&ledger, &line).await;
+                note(line, result, &acknowledged)
+            })
+        })
+        .collect();
+    for task in tasks {
+        failed.extend(task.await.unwrap());
+    }
+    failed
+}
+
+/// For files that nobody keeps: what is written to them need not be durable.
+pub fn unsynced() -> SqliteOptions {
+    SqliteOptions { synchronous: "OFF", ..SqliteOptions::default() }
+}
+
+/// Judges a ledger's files that nobody uses: they verify, every acknowledged command is in them with its entries, and given again
+/// it gets the same answer. What was not acknowledged is there as a whole or not at all: the verifier compares commits and states.
+pub async fn check_kept(dir: &Path, id: ledger_engine::hash::Hash, acknowledged: &[(String, Appended)], what: &str) {
+    let report = audit_verify::verify_path(dir, Some(id));
+    assert_eq!(report.exit(), 0, "{what}: {}", report.to_text());
+    let store = SqliteStore::open(dir, unsynced()).unwrap_or_else(|e| panic!("{what}: {e}"));
+    let ledger = Ledger::open(config(Arc::new(store))).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+    for (line, answer) in acknowledged {
+        let again = send(&ledger, line).await.unwrap_or_else(|e| panic!("{what}: {line}: {e}"));
+        assert!(again.repeated, "{what}: lost {line}");
+        assert_eq!(again.entries, answer.entries, "{what}: {line}");
+    }
+}

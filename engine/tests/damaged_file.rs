@@ -1,0 +1,248 @@
+//! The database file is damaged below SQL: bytes flipped, pages zeroed, swapped or taken from elsewhere, the file or its WAL cut off.
+//! Nothing panics or hangs, nothing altered is called verified, and what is said tells what to do.
+//!
+//! Each case comes from a seed that its failure names. `LEDGER_DAMAGE_CASES` sets how many.
+#![allow(missing_docs)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use ledger_engine::hash::Hash;
+use ledger_engine::ledger::Ledger;
+use ledger_engine::store::sqlite::{DATABASE_FILE, MIGRATIONS, SqliteStore};
+use ledger_engine::stream::CaseId;
+use rusqlite::types::Value;
+use support::{Acknowledged, busy, config, create, create_line, send, unsynced};
+
+const PAGE: usize = 4096;
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        usize::try_from((z ^ (z >> 31)) % n as u64).unwrap()
+    }
+}
+
+/// Damages the bytes in one way. Returns which.
+fn damage(random: &mut Random, bytes: &mut Vec<u8>) -> String {
+    let pages = bytes.len() / PAGE;
+    let (at, page) = (random.below(bytes.len()), random.below(pages.max(1)));
+    let range = |page: usize| page * PAGE..(page + 1) * PAGE;
+    match random.below(10) {
+        0 => {
+            bytes.truncate(at);
+            format!("cut off at byte {at}")
+        }
+        1 => {
+            bytes.truncate(page * PAGE);
+            format!("cut off at page {page}")
+        }
+        2 => {
+            bytes[range(page)].fill(0);
+            format!("page {page} zeroed")
+        }
+        3 => {
+            let from = random.below(pages);
+            bytes.copy_within(range(from), page * PAGE);
+            format!("page {page} replaced by page {from}")
+        }
+        4 => {
+            let length = 1 + random.below(512.min(bytes.len() - at));
+            bytes[at..at + length].fill_with(|| u8::try_from(random.below(256)).unwrap());
+            format!("{length} bytes at {at} replaced by noise")
+        }
+        // The header of a page, where a wrong number leads SQLite elsewhere.
+        5 => {
+            let at = page * PAGE + if page == 0 { random.below(124) } else { random.below(24) };
+            let to = u8::try_from(random.below(256)).unwrap();
+            bytes[at] = to;
+            format!("byte {at} set to {to}")
+        }
+        _ => {
+            let bit = 1 << random.below(8);
+            bytes[at] ^= bit;
+            format!("byte {at} ^ {bit}")
+        }
+    }
+}
+
+/// Everything that SQL sees: tables with their rows, and the schema.
+fn content(dir: &Path) -> rusqlite::Result<BTreeMap<String, Vec<Vec<Value>>>> {
+    let db = rusqlite::Connection::open(dir.join(DATABASE_FILE))?;
+    let tables: Vec<String> = db
+        .prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")?
+        .query_map([], |r| r.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    let mut all = BTreeMap::new();
+    for table in tables.into_iter().chain(["sqlite_schema".to_owned()]) {
+        let mut statement = db.prepare(&format!("SELECT * FROM \"{}\"", table.replace('"', "\"\"")))?;
+        let columns = statement.column_count();
+        let rows = statement.query_map([], |r| (0..columns).map(|i| r.get(i)).collect::<rusqlite::Result<_>>())?;
+        let mut rows: Vec<Vec<Value>> = rows.collect::<rusqlite::Result<_>>()?;
+        rows.sort_by_key(|row| format!("{row:?}"));
+        all.insert(table, rows);
+    }
+    Ok(all)
+}
+
+/// A ledger in use, as the files of a process that was killed: most of it in the database, the last commits in the WAL.
+struct Sample {
+    id: Hash,
+    database: Vec<u8>,
+    wal: Vec<u8>,
+    content: BTreeMap<String, Vec<Vec<Value>>>,
+    /// What the database file alone holds.
+    content_without_wal: BTreeMap<String, Vec<Vec<Value>>>,
+    order: CaseId,
+}
+
+async fn sample() -> Sample {
+    let live = tempfile::tempdir().unwrap();
+    let ledger = create(live.path(), 1).await;
+    let id = ledger.id();
+    ledger.shutdown().await.unwrap();
+    drop(ledger);
+    let store = SqliteStore::open(live.path(), unsynced()).unwrap();
+    let ledger = Arc::new(Ledger::open(config(Arc::new(store))).await.unwrap());
+    let acknowledged: Arc<Acknowledged> = Arc::default();
+    for round in 0..4 {
+        assert!(busy(&ledger, &format!("r{round}"), 60, &acknowledged).await.is_empty());
+        ledger.checkpoint().await.unwrap();
+    }
+    let moved = rusqlite::Connection::open(live.path().join(DATABASE_FILE)).unwrap();
+    moved.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(())).unwrap();
+    assert!(busy(&ledger, "last", 4, &acknowledged).await.is_empty());
+    let copy = tempfile::tempdir().unwrap();
+    let read = |suffix: &str| std::fs::read(live.path().join(format!("{DATABASE_FILE}{suffix}"))).unwrap();
+    let (database, wal) = (read(""), read("-wal"));
+    std::fs::write(copy.path().join(DATABASE_FILE), &database).unwrap();
+    let content_without_wal = content(copy.path()).unwrap();
+    let content = content(live.path()).unwrap();
+    assert_ne!(content, content_without_wal);
+    let order = acknowledged.lock().unwrap()[1].1.case.unwrap();
+    Sample { id, database, wal, content, content_without_wal, order }
+}
+
+/// Whether a text says what to do, or at least whose fault it is.
+fn advises(text: &str) -> bool {
+    ["verify", "restore", "try again", "ledger init", "is it a ledger", "no ledger", "use the program", "not a ledger"]
+        .iter()
+        .any(|advice| text.contains(advice))
+}
+
+/// Opens, reads and writes as the commands do. Every error advises.
+async fn use_it(dir: &Path, sample: &Sample, what: &str) {
+    let said = |e: String| assert!(advises(&e), "{what}: {e}");
+    let store = match SqliteStore::open(dir, unsynced()) {
+        Ok(store) => store,
+        Err(e) => return said(e.to_string()),
+    };
+    let ledger = match Ledger::open(config(Arc::new(store))).await {
+        Ok(ledger) => ledger,
+        Err(e) => return said(e.to_string()),
+    };
+    let results = [
+        ledger.read_order(sample.order).await.map(drop).map_err(|e| e.to_string()),
+        ledger.read_chain(0, 0, 10_000).await.map(drop).map_err(|e| e.to_string()),
+        ledger.check_projections().await.map(drop).map_err(|e| e.to_string()),
+        send(&ledger, &create_line("new", "r0")).await.map(drop).map_err(|e| e.to_string()),
+        ledger.shutdown().await.map(drop).map_err(|e| e.to_string()),
+    ];
+    results.into_iter().filter_map(Result::err).for_each(|e| {
+        // A row that is gone may make a refusal of it, as if the SKU had never been there.
+        assert!(advises(&e) || e.contains("never listed"), "{what}: {e}");
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_file_is_never_called_verified() {
+    assert_eq!(MIGRATIONS.len(), 1, "the sample is of the first schema");
+    let cases: u64 = std::env::var("LEDGER_DAMAGE_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(120);
+    let sample = sample().await;
+    let mut verdicts: BTreeMap<&str, u64> = BTreeMap::new();
+    for seed in 0..cases {
+        let mut random = Random(seed);
+        let dir = tempfile::tempdir().unwrap();
+        let (mut database, mut wal) = (sample.database.clone(), sample.wal.clone());
+        let in_wal = seed % 4 == 3;
+        let damaged = damage(&mut random, if in_wal { &mut wal } else { &mut database });
+        let what = format!("seed {seed}, {} {damaged}", if in_wal { "WAL" } else { "database" });
+        // A WAL that covers a damaged page mends it, so half of the databases go without.
+        let with_wal = in_wal || seed % 2 == 0;
+        std::fs::write(dir.path().join(DATABASE_FILE), database).unwrap();
+        if with_wal {
+            std::fs::write(dir.path().join(format!("{DATABASE_FILE}-wal")), wal).unwrap();
+        }
+        let report = audit_verify::verify_path(dir.path(), Some(sample.id));
+        *verdicts.entry(report.verdict().as_str()).or_default() += 1;
+        let text = report.to_text();
+        if report.exit() == 0 {
+            let found = content(dir.path()).unwrap_or_else(|e| panic!("{what}: verified, though SQLite says {e}"));
+            // A WAL that is cut off at a commit is an earlier state; a saved checkpoint would tell, the file cannot.
+            let earlier = in_wal && found["entries"].iter().all(|row| sample.content["entries"].contains(row));
+            let whole = if with_wal { &sample.content } else { &sample.content_without_wal };
+            assert!(earlier || found == *whole, "{what}: verified, though its content is altered\n{text}");
+        } else {
+            assert!(report.exit() == 1 || advises(&text), "{what}: {text}");
+        }
+        use_it(dir.path(), &sample, &what).await;
+    }
+    println!("{verdicts:?}");
+    assert!(verdicts.len() == 3 || cases < 100, "every verdict occurs: {verdicts:?}");
+}
+
+/// A query by key goes through an index. One that leads to other rows shows one order's state as another's, while the table holds
+/// what the entries say.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_leads_elsewhere_is_not_verified() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = create(dir.path(), 1).await;
+    let id = ledger.id();
+    support::list_sku(&ledger, "s").await;
+    for key in ["a", "b"] {
+        support::create_order(&ledger, key, "s").await;
+    }
+    ledger.shutdown().await.unwrap();
+    drop(ledger);
+    assert_eq!(audit_verify::verify_path(dir.path(), Some(id)).exit(), 0);
+    let db = rusqlite::Connection::open(dir.path().join(DATABASE_FILE)).unwrap();
+    let buyers = |db: &rusqlite::Connection| -> Vec<String> {
+        let keys: Vec<i64> = db
+            .prepare("SELECT idx FROM orders NOT INDEXED ORDER BY rowid")
+            .unwrap()
+            .query_map([], |r| r.get(0))
+            .unwrap()
+            .collect::<rusqlite::Result<_>>()
+            .unwrap();
+        let buyer = |key| db.query_row("SELECT buyer FROM orders WHERE chain = 0 AND idx = ?1", [key], |r| r.get(0));
+        keys.iter().map(buyer).collect::<rusqlite::Result<_>>().unwrap()
+    };
+    let before = buyers(&db);
+    // The index of a copy whose rows stand in the other order takes the place of the table's own.
+    let definition: String =
+        db.query_row("SELECT sql FROM sqlite_schema WHERE name = 'orders'", [], |r| r.get(0)).unwrap();
+    let definition = definition.replacen("orders", "other", 1);
+    db.execute_batch(&format!(
+        "{definition}; INSERT INTO other SELECT * FROM orders ORDER BY rowid DESC; PRAGMA writable_schema = ON; \
+         UPDATE sqlite_schema SET rootpage = (SELECT sum(rootpage) FROM sqlite_schema WHERE name IN \
+         ('sqlite_autoindex_orders_1', 'sqlite_autoindex_other_1')) - rootpage \
+         WHERE name IN ('sqlite_autoindex_orders_1', 'sqlite_autoindex_other_1');"
+    ))
+    .unwrap();
+    drop(db);
+    let db = rusqlite::Connection::open(dir.path().join(DATABASE_FILE)).unwrap();
+    assert_eq!(buyers(&db), [before[1].clone(), before[0].clone()], "the index leads elsewhere");
+    drop(db);
+    let report = audit_verify::verify_path(dir.path(), Some(id));
+    assert_eq!(report.exit(), 2, "{}", report.to_text());
+    assert!(report.to_text().contains("other queries may give other rows"), "{}", report.to_text());
+}
