@@ -8,6 +8,7 @@ mod commits;
 mod derived;
 mod finding;
 mod fold;
+pub mod legacy;
 mod report;
 mod row;
 mod source;

@@ -139,7 +139,7 @@ impl Signers {
         let Some(kid) = kid.or(named).filter(|k| !k.is_empty()) else {
             return Err(SignersError::Shape(format!("entry {} has no id", self.list.len() + 1)));
         };
-        let time = |name: &str| match entry.get(name) {
+        let time = |name: &'static str| match entry.get(name) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => parse_time(text).map(Some).ok_or(name),
             Some(_) => Err(name),
@@ -186,7 +186,7 @@ pub(crate) fn decode_base64(text: &str) -> Option<Vec<u8>> {
     const CONFIG: GeneralPurposeConfig = GeneralPurposeConfig::new()
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
         .with_decode_allow_trailing_bits(true);
-    const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, CONFIG);
+    static STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, CONFIG);
     let plain = |b: u8| match b {
         b'-' => b'+',
         b'_' => b'/',

@@ -1,0 +1,24 @@
+//! Judges the chain of the system before this one: `audit_events`, exactly as it was written (FORMAT.md 11).
+
+mod anchor;
+mod canonical;
+mod file;
+mod judge;
+#[cfg(feature = "postgres")]
+mod table;
+mod report;
+mod resolve;
+mod row;
+mod signers;
+mod spill;
+mod time;
+mod verify;
+
+pub use anchor::{Anchor, AnchorError};
+pub use file::{FileFormat, File};
+#[cfg(feature = "postgres")]
+//pub use table::{Table, Window};
+pub use report::{KeyReport, LegacyReport};
+pub use row::ROW_BYTES_MAX;
+pub use signers::{Signers, SignersError};
+pub use verify::{FINDINGS_LISTED, LegacyError, Source, verify_legacy};
