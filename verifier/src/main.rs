@@ -1,32 +1,99 @@
 //! `audit-verify`: proves or refutes ledgers. Small, read-only, offline.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use audit_verify::{Code, verify_path};
-use clap::Parser;
+use audit_verify::legacy::{Anchor, File, FileFormat, LegacyReport, Signers, Source, verify_legacy};
+#[cfg(feature = "postgres")]
+use audit_verify::legacy::{Table, Window};
+use audit_verify::{Code, Report, verify_path};
+use clap::{Parser, ValueEnum};
 use ledger_engine::hash::Hash;
 
 /// Prove or refute a ledger: hashes, links, signatures, keys, checkpoints, transitions, projections.
+/// Or the chain of audit_events that came before it: hashes, links, signatures.
 #[derive(Parser)]
-#[command(name = "audit-verify", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(name = "audit-verify", version, max_term_width = 100)]
 #[command(after_help = "Exit status: 0 verified; 1 broken; 2 could not check, or identity not proven.\n\
-    Every fault is listed in one run.\n\nExample:\n  audit-verify shop --trust 3fd1…\n\n\
+    Every fault is listed in one run.\n\nExamples:\n  audit-verify shop --trust 3fd1…\n  \
+    audit-verify -d postgres://auditor@db/shop -s signers.json\n  \
+    audit-verify audit.jsonl.gz -s signers.json --anchor head.json --save-anchor head.json\n\n\
     The source is only read; writers may go on meanwhile.")]
 struct Cli {
-    /// A ledger's directory, a backup (.db), or a dump (.json)
-    #[arg(required_unless_present = "list_codes")]
-    source: Vec<PathBuf>,
+    /// A ledger's directory, a backup (.db) or a dump (.json); or legacy audit events: a file of JSON lines or an
+    /// export envelope (plain, gzip, zstd; - is standard input), a directory of events, a postgres:// URL
+    source: Vec<String>,
     /// The ledger id you were given, or a file that holds it (64 hex, or JSON with a member ledger_id)
     #[arg(long, value_name = "LEDGER_ID|FILE")]
     trust: Option<String>,
+    /// A database with a table of legacy audit events [default without a source: $POSTGRES_URL, then $DATABASE_URL]
+    #[arg(short, long, value_name = "URL")]
+    database_url: Option<String>,
+    /// The public keys of legacy signers
+    #[arg(short, long, value_name = "FILE")]
+    signers: Option<PathBuf>,
+    /// The table of legacy audit events, with its schema if need be
+    #[arg(long, default_value = "audit_events")]
+    table: String,
+    /// Legacy table: only the newest N rows (and those of the same time as the oldest of them)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
+    /// Legacy table: only rows from this time on (RFC 3339, or a date)
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// Take the sources for this, instead of detecting what they are
+    #[arg(long)]
+    format: Option<Format>,
+    /// A legacy head saved before, or a directory of them: the chain must reach and contain it
+    #[arg(long, value_name = "FILE|DIR")]
+    anchor: Vec<PathBuf>,
+    /// Save the head of a verified legacy chain for next time
+    #[arg(long, value_name = "FILE")]
+    save_anchor: Option<PathBuf>,
     /// Print one JSON object a source
     #[arg(long)]
     json: bool,
     /// List the codes of findings with their meaning
     #[arg(long)]
     list_codes: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A ledger
+    Native,
+    /// Legacy: one event a line
+    Lines,
+    /// Legacy: {"events": […]}
+    Envelope,
+    /// Legacy: one event a file
+    Directory,
+    /// Legacy: a table in PostgreSQL
+    Table,
+}
+
+enum Outcome {
+    Native(Report),
+    Legacy(Box<LegacyReport>),
+}
+
+impl Outcome {
+    fn exit(&self) -> u8 {
+        match self {
+            Outcome::Native(report) => report.exit(),
+            Outcome::Legacy(report) => report.exit(),
+        }
+    }
+
+    fn text(&self, json: bool) -> String {
+        match (self, json) {
+            (Outcome::Native(report), false) => report.to_text(),
+            (Outcome::Native(report), true) => report.to_json().to_string(),
+            (Outcome::Legacy(report), false) => report.to_text(),
+            (Outcome::Legacy(report), true) => report.to_json().to_string(),
+        }
+    }
 }
 
 fn read_trust(text: &str) -> Result<Hash, String> {
@@ -40,6 +107,149 @@ fn read_trust(text: &str) -> Result<Hash, String> {
     Hash::from_hex(id).ok_or_else(|| format!("--trust {text}: no ledger id in this file"))
 }
 
+fn detect(source: &str) -> Option<Format> {
+    const SQLITE_MAGIC: &[u8] = b"SQLite format 3\0";
+    const DUMP_FORMAT: &[u8] = b"ledger-dump/1";
+    if source.starts_with("postgres://") || source.starts_with("postgresql://") {
+        return Some(Format::Table);
+    }
+    let path = Path::new(source);
+    if path.is_dir() {
+        return path.join("ledger.db").exists().then_some(Format::Native);
+    }
+    let mut head = Vec::new();
+    if source != "-" {
+        let file = std::fs::File::open(path);
+        // What cannot be read is reported by the reader.
+        let _ = file.map(|f| f.take(4096).read_to_end(&mut head));
+    }
+    let dump =
+        path.extension().is_some_and(|e| e == "json") && head.windows(DUMP_FORMAT.len()).any(|w| w == DUMP_FORMAT);
+    let native = head.starts_with(SQLITE_MAGIC) || dump || path.extension().is_some_and(|e| e == "db");
+    native.then_some(Format::Native)
+}
+
+/// What applies to every legacy source.
+struct Legacy<'a> {
+    cli: &'a Cli,
+    signers: Option<Signers>,
+    anchors: Vec<Anchor>,
+    since_ms: Option<i64>,
+}
+
+impl Legacy<'_> {
+    fn new(cli: &Cli) -> Result<Legacy<'_>, String> {
+        let signers = cli.signers.as_deref().map(Signers::read).transpose().map_err(|e| e.to_string())?;
+        let mut anchors = Vec::new();
+        for path in &cli.anchor {
+            anchors.extend(Anchor::read(path).map_err(|e| e.to_string())?);
+        }
+        let since =
+            |text: &String| parse_since(text).ok_or_else(|| format!("--since {text}: no RFC 3339 time or date"));
+        let since_ms = cli.since.as_ref().map(since).transpose()?;
+        Ok(Legacy { cli, signers, anchors, since_ms })
+    }
+
+    fn verify(&self, source: &str, format: Option<Format>) -> LegacyReport {
+        let shown = without_password(source);
+        match self.open(source, format) {
+            Ok(mut opened) => verify_legacy(&shown, opened.as_mut(), self.signers.as_ref(), &self.anchors),
+            Err(e) => LegacyReport::unreadable(&shown, "legacy audit events", &e),
+        }
+    }
+
+    fn open(&self, source: &str, format: Option<Format>) -> Result<Box<dyn Source>, String> {
+        let format = match format {
+            Some(Format::Table) => return open_table(source, self),
+            Some(Format::Lines) => Some(FileFormat::Lines),
+            Some(Format::Envelope) => Some(FileFormat::Envelope),
+            Some(Format::Directory) => Some(FileFormat::Directory),
+            Some(Format::Native) | None => None,
+        };
+        if self.cli.limit.is_some() || self.since_ms.is_some() {
+            return Err("--limit and --since are for tables; a file is verified as a whole".to_owned());
+        }
+        let file = File::open(Path::new(source), format).map_err(|e| e.to_string())?;
+        Ok(Box::new(file))
+    }
+}
+
+#[cfg(feature = "postgres")]
+fn parse_since(text: &str) -> Option<i64> {
+    Window::parse_since(text)
+}
+
+#[cfg(not(feature = "postgres"))]
+fn parse_since(_: &str) -> Option<i64> {
+    None
+}
+
+#[cfg(feature = "postgres")]
+fn open_table(url: &str, legacy: &Legacy<'_>) -> Result<Box<dyn Source>, String> {
+    let window = Window { limit: legacy.cli.limit, since_ms: legacy.since_ms };
+    let table = Table::open(url, &legacy.cli.table, window).map_err(|e| e.to_string())?;
+    Ok(Box::new(table))
+}
+
+#[cfg(not(feature = "postgres"))]
+fn open_table(_: &str, _: &Legacy<'_>) -> Result<Box<dyn Source>, String> {
+    Err("this build has no PostgreSQL; build it with the feature postgres".to_owned())
+}
+
+/// Cuts what stands between `user:` and `@` in a URL.
+fn without_password(source: &str) -> String {
+    let Some((scheme, rest)) = source.split_once("://") else { return source.to_owned() };
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let path = path.split('?').next().unwrap_or_default();
+    let Some((user, host)) = authority.rsplit_once('@') else { return format!("{scheme}://{authority}{path}") };
+    let user = user.split(':').next().unwrap_or_default();
+    format!("{scheme}://{user}@{host}{path}")
+}
+
+fn sources(cli: &Cli) -> Result<Vec<(String, Option<Format>)>, String> {
+    let mut list: Vec<(String, Option<Format>)> =
+        cli.source.iter().map(|s| (s.clone(), cli.format.or_else(|| detect(s)))).collect();
+    list.extend(cli.database_url.iter().map(|url| (url.clone(), Some(Format::Table))));
+    if list.is_empty() {
+        let variable = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+        let url = variable("POSTGRES_URL").or_else(|| variable("DATABASE_URL"));
+        list.push((url.ok_or("name a source; --help says what can be one")?, Some(Format::Table)));
+    }
+    if cli.save_anchor.is_some() && (list.len() != 1 || list[0].1 == Some(Format::Native)) {
+        return Err("--save-anchor is for one legacy source".to_owned());
+    }
+    if !cli.anchor.is_empty() && list.iter().any(|(_, format)| *format == Some(Format::Native)) {
+        return Err("--anchor is for legacy sources; a ledger has its checkpoints".to_owned());
+    }
+    Ok(list)
+}
+
+fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
+    let trust = cli.trust.as_deref().map(read_trust).transpose()?;
+    let sources = sources(cli)?;
+    let legacy = Legacy::new(cli)?;
+    let mut exits = Vec::new();
+    for (source, format) in &sources {
+        let outcome = match format {
+            Some(Format::Native) => Outcome::Native(verify_path(Path::new(source), trust)),
+            format => Outcome::Legacy(Box::new(legacy.verify(source, *format))),
+        };
+        print(outcome.text(cli.json));
+        exits.push(outcome.exit());
+        if let Outcome::Legacy(report) = &outcome {
+            if outcome.exit() == 1 {
+                // Where scripts of the old tool look for it.
+                eprintln!("{}", report.headline());
+            }
+            if let (Some(path), Some(anchor)) = (&cli.save_anchor, report.anchor()) {
+                anchor.save(path).map_err(|e| e.to_string())?;
+            }
+        }
+    }
+    Ok([1, 2].into_iter().find(|e| exits.contains(e)).unwrap_or(0))
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let mut out = std::io::stdout().lock();
@@ -49,18 +259,11 @@ fn main() -> ExitCode {
         Code::ALL.iter().for_each(|c| print(format!("{:<30} {}", c.as_str(), c.meaning())));
         return ExitCode::SUCCESS;
     }
-    let trust = match cli.trust.as_deref().map(read_trust).transpose() {
-        Ok(trust) => trust,
+    match run(&cli, &mut print) {
+        Ok(exit) => ExitCode::from(exit),
         Err(e) => {
             eprintln!("audit-verify: {e}");
-            return ExitCode::from(2);
+            ExitCode::from(2)
         }
-    };
-    let mut exits = Vec::new();
-    for source in &cli.source {
-        let report = verify_path(source, trust);
-        print(if cli.json { report.to_json().to_string() } else { report.to_text() });
-        exits.push(report.exit());
     }
-    ExitCode::from([1, 2].into_iter().find(|e| exits.contains(e)).unwrap_or(0))
 }

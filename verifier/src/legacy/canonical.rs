@@ -489,8 +489,7 @@ mod tests {
     fn keys_by_code_units_even_if_escaped() {
         // U+001F before U+0020 though its escape begins with a backslash; a lone surrogate between U+20AC and U+FB01.
         let text = r#"{"ﬁ":1,"\ud83d\ude00":2,"\udead":3,"€":4," ":5,"\u001f":6,"\"":7,"a\\":8,"a]":9,"a":10}"#;
-        let expected =
-            r#"{"\u001f":6," ":5,"\"":7,"a":10,"a\\":8,"a]":9,"€":4,"😀":2,"\udead":3,"ﬁ":1}"#;
+        let expected = r#"{"\u001f":6," ":5,"\"":7,"a":10,"a\\":8,"a]":9,"€":4,"😀":2,"\udead":3,"ﬁ":1}"#;
         assert_eq!(canonical(text).unwrap(), expected);
     }
 
@@ -506,14 +505,18 @@ mod tests {
         assert_eq!(canonical(&"9".repeat(400)), Err(Fault::NumberTooLarge(0)));
         assert_eq!(canonical(&"[".repeat(100_000)), Err(Fault::TooDeep));
         assert_eq!(canonical(&r#"{"a":"#.repeat(100_000)), Err(Fault::TooDeep));
-        for bad in ["", "{", "[1,]", "{\"a\":1,}", "01", "1.", ".5", "-", "+1", "1e", "nul", "'a'", "\"\n\"", "\"\\x\"", "1 2"] {
+        for bad in
+            ["", "{", "[1,]", "{\"a\":1,}", "01", "1.", ".5", "-", "+1", "1e", "nul", "'a'", "\"\n\"", "\"\\x\"", "1 2"]
+        {
             assert!(matches!(canonical(bad), Err(Fault::Syntax(_))), "{bad:?}");
         }
     }
 
     #[test]
     fn skips_what_it_is_not_asked_about() {
-        for (text, value) in [("1 ,2", "1"), (r#" {"a":["}",1e999]} ,"#, r#"{"a":["}",1e999]}"#), ("\"a\\\\\",1", "\"a\\\\\"")] {
+        for (text, value) in
+            [("1 ,2", "1"), (r#" {"a":["}",1e999]} ,"#, r#"{"a":["}",1e999]}"#), ("\"a\\\\\",1", "\"a\\\\\"")]
+        {
             assert_eq!(Scanner::new(text).skip().unwrap(), value);
         }
         assert!(Scanner::new(&"[".repeat(1 << 20)).skip().is_err());

@@ -116,7 +116,9 @@ impl File {
             FileFormat::Directory => {
                 return Err(LegacyError::Source(format!("{name} is no directory; leave --format away")));
             }
-            FileFormat::Lines => Reader::Lines(LineReader { inner: plain, carry: Vec::new(), skipping: false, ended: false }),
+            FileFormat::Lines => {
+                Reader::Lines(LineReader { inner: plain, carry: Vec::new(), skipping: false, ended: false })
+            }
         };
         Ok(File { name, format, packed, reader, stated: None, passed_over: 0, damage: None })
     }
@@ -338,7 +340,9 @@ enum State {
     /// In the outer object, before a key.
     Members,
     /// In the array; in an outer object or alone.
-    Events { inside: bool },
+    Events {
+        inside: bool,
+    },
     End,
 }
 

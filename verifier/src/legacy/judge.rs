@@ -118,7 +118,11 @@ fn no_name(place: u64) -> Hash {
 /// Cuts a text from outside for use in a report.
 pub(crate) fn shown(text: &str) -> String {
     const CHARS: usize = 80;
-    let cut: String = text.chars().take(CHARS).flat_map(|c| if c.is_control() { c.escape_unicode().collect() } else { vec![c] }).collect();
+    let cut: String = text
+        .chars()
+        .take(CHARS)
+        .flat_map(|c| if c.is_control() { c.escape_unicode().collect() } else { vec![c] })
+        .collect();
     if text.chars().nth(CHARS).is_some() { cut + "…" } else { cut }
 }
 

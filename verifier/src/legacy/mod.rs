@@ -4,21 +4,21 @@ mod anchor;
 mod canonical;
 mod file;
 mod judge;
-#[cfg(feature = "postgres")]
-mod table;
 mod report;
 mod resolve;
 mod row;
 mod signers;
 mod spill;
+#[cfg(feature = "postgres")]
+mod table;
 mod time;
 mod verify;
 
 pub use anchor::{Anchor, AnchorError};
-pub use file::{FileFormat, File};
-#[cfg(feature = "postgres")]
-//pub use table::{Table, Window};
+pub use file::{File, FileFormat};
 pub use report::{KeyReport, LegacyReport};
 pub use row::ROW_BYTES_MAX;
 pub use signers::{Signers, SignersError};
+#[cfg(feature = "postgres")]
+pub use table::{Table, Window};
 pub use verify::{FINDINGS_LISTED, LegacyError, Source, verify_legacy};

@@ -185,8 +185,7 @@ impl LegacyReport {
 
     /// For programs: one object, `format` names its version.
     pub fn to_json(&self) -> serde_json::Value {
-        let finding =
-            |f: &Finding| json!({ "code": f.code.as_str(), "place": f.place, "evidence": f.evidence });
+        let finding = |f: &Finding| json!({ "code": f.code.as_str(), "place": f.place, "evidence": f.evidence });
         let list = |all: &[Finding]| all.iter().map(finding).collect::<Vec<_>>();
         let keys: Vec<_> = self
             .keys

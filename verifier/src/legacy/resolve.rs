@@ -196,7 +196,9 @@ impl Links {
             return Ok(());
         }
         let mut sorter = Sorter::<36>::new();
-        self.ids.each(|row, id| if id.is_empty() { Ok(()) } else { sorter.push(keyed(&sha256(&[id.as_bytes()]), row as u32)) })?;
+        self.ids.each(|row, id| {
+            if id.is_empty() { Ok(()) } else { sorter.push(keyed(&sha256(&[id.as_bytes()]), row as u32)) }
+        })?;
         let mut sorted = sorter.sorted()?;
         let mut first: Option<[u8; 36]> = None;
         while let Some(record) = sorted.next()? {
@@ -215,11 +217,7 @@ impl Links {
     }
 
     /// Orders what was pushed. `outside` says whether a row of this name exists beyond what was read.
-    pub(crate) fn resolve(
-        mut self,
-        extent: Extent,
-        outside: &mut dyn FnMut(&Hash) -> bool,
-    ) -> io::Result<Resolved> {
+    pub(crate) fn resolve(mut self, extent: Extent, outside: &mut dyn FnMut(&Hash) -> bool) -> io::Result<Resolved> {
         self.rows.flush()?;
         self.ids.flush()?;
         self.runs.flush()?;
@@ -383,11 +381,7 @@ impl Resolved {
     }
 
     /// Judges the runs whose predecessor is not among the rows.
-    fn orphans(
-        &mut self,
-        windowed: bool,
-        outside: &mut dyn FnMut(&Hash) -> bool,
-    ) -> io::Result<()> {
+    fn orphans(&mut self, windowed: bool, outside: &mut dyn FnMut(&Hash) -> bool) -> io::Result<()> {
         let mut genesis = self.genesis.contains(&true);
         let mut lookups = 0;
         for run in 0..self.starts.len() {

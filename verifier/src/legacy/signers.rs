@@ -312,7 +312,8 @@ mod tests {
     #[test]
     fn shipped_registries_agree() {
         let read = |name: &str| {
-            Signers::read(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/legacy").join(name)).unwrap()
+            Signers::read(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/legacy").join(name))
+                .unwrap()
         };
         let (list, map) = (read("legacy-signers.json"), read("legacy-signers-map.json"));
         for (a, b) in list.list.iter().zip(&map.list) {

@@ -51,7 +51,8 @@ pub(crate) fn parse_time(text: &str) -> Option<i64> {
     };
     // Days from a civil date, with years that begin in March.
     let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = y * 365 + y.div_euclid(4) - y.div_euclid(100) + y.div_euclid(400) + (153 * m + 2) / 5 + day - 1 - 719_468;
+    let days =
+        y * 365 + y.div_euclid(4) - y.div_euclid(100) + y.div_euclid(400) + (153 * m + 2) / 5 + day - 1 - 719_468;
     Some((((days * 24 + hour) * 60 + minute - offset) * 60 + second) * 1000 + millis)
 }
 
@@ -95,7 +96,14 @@ mod tests {
         for text in ["2025-11-17 00:00:00+00", "2025-11-17T01:00:00.0009+01:00", "2025-11-16t23:00:00-01"] {
             assert_eq!(parse_time(text), expected, "{text}");
         }
-        for bad in ["", "2025-11-17", "2025-02-29T00:00:00Z", "2025-11-17T00:00:00", "2025-11-17T00:00:00.Z", "2025-11-17T24:00:00Z"] {
+        for bad in [
+            "",
+            "2025-11-17",
+            "2025-02-29T00:00:00Z",
+            "2025-11-17T00:00:00",
+            "2025-11-17T00:00:00.Z",
+            "2025-11-17T24:00:00Z",
+        ] {
             assert_eq!(parse_time(bad), None, "{bad}");
         }
     }

@@ -101,7 +101,8 @@ impl Pass {
             used.first_outside = used.first_outside.or(seen.first_outside);
         }
         for (name, n) in piece.types {
-            let name = if self.types.len() < TYPES_MAX || self.types.contains_key(&name) { name } else { OTHER_TYPES.into() };
+            let name =
+                if self.types.len() < TYPES_MAX || self.types.contains_key(&name) { name } else { OTHER_TYPES.into() };
             *self.types.entry(name).or_default() += n;
         }
         for (day, n) in piece.days {
@@ -116,7 +117,12 @@ impl Pass {
 
 /// Judges a source against a registry and saved heads. Without a registry no signature is checked, and the best verdict
 /// is that the chain is consistent.
-pub fn verify_legacy(name: &str, source: &mut dyn Source, signers: Option<&Signers>, anchors: &[Anchor]) -> LegacyReport {
+pub fn verify_legacy(
+    name: &str,
+    source: &mut dyn Source,
+    signers: Option<&Signers>,
+    anchors: &[Anchor],
+) -> LegacyReport {
     let mut pass = Pass {
         links: Links::new(),
         findings: Texts::new(),
@@ -271,7 +277,9 @@ fn conclude(
         _ if !report.counts.is_empty() => (Verdict::Broken, stopped.unwrap_or_default()),
         Some(reason) => (Verdict::NotChecked, format!("{reason} ({} rows were read)", report.rows)),
         None if report.rows == 0 => (Verdict::NotChecked, "there are no rows".into()),
-        None if not_read => (Verdict::NotChecked, "rows were written meanwhile that others build on; run it again".into()),
+        None if not_read => {
+            (Verdict::NotChecked, "rows were written meanwhile that others build on; run it again".into())
+        }
         None if extent != Extent::Whole && !anchors.is_empty() => {
             (Verdict::NotChecked, "an anchor needs the whole chain; leave --limit and --since away".into())
         }
@@ -292,13 +300,24 @@ fn judge_anchor(
         None if chain_rows < anchor.rows => {
             Some((Code::LegacyAnchorBeyondTail, format!("expected at least {} rows, found {chain_rows}", anchor.rows)))
         }
-        None => Some((Code::LegacyAnchorMismatch, format!("expected row {} to have hash {}", anchor.rows, anchor.head_hash))),
+        None => Some((
+            Code::LegacyAnchorMismatch,
+            format!("expected row {} to have hash {}", anchor.rows, anchor.head_hash),
+        )),
         Some((elsewhere, _, height, _)) if elsewhere || u64::from(height) + 1 != anchor.rows => Some((
             Code::LegacyAnchorMismatch,
-            format!("expected hash {} at row {} of the chain, found it at row {}", anchor.head_hash, anchor.rows, u64::from(height) + 1),
+            format!(
+                "expected hash {} at row {} of the chain, found it at row {}",
+                anchor.head_hash,
+                anchor.rows,
+                u64::from(height) + 1
+            ),
         )),
         Some(_) => prefix.filter(|found| **found != anchor.rows_digest).map(|found| {
-            (Code::LegacyAnchorMismatch, format!("expected digest {} of rows 1 to {}, found {found}", anchor.rows_digest, anchor.rows))
+            (
+                Code::LegacyAnchorMismatch,
+                format!("expected digest {} of rows 1 to {}, found {found}", anchor.rows_digest, anchor.rows),
+            )
         }),
     }
 }
@@ -315,8 +334,12 @@ fn describe(resolved: &mut Resolved, fault: LinkFault) -> io::Result<String> {
         LinkFault::Fork { first, parent: Some(parent) } => {
             format!("{} claims the same predecessor, {}", place(resolved, first)?, place(resolved, parent)?)
         }
-        LinkFault::Fork { first, parent: None } => format!("{} claims the same, missing predecessor", place(resolved, first)?),
-        LinkFault::Duplicate { first } => format!("the same as {} (row {} of the source)", place(resolved, first)?, u64::from(first) + 1),
+        LinkFault::Fork { first, parent: None } => {
+            format!("{} claims the same, missing predecessor", place(resolved, first)?)
+        }
+        LinkFault::Duplicate { first } => {
+            format!("the same as {} (row {} of the source)", place(resolved, first)?, u64::from(first) + 1)
+        }
         LinkFault::Id { first } => format!("row {} of the source has the same id", u64::from(first) + 1),
         LinkFault::Cycle => String::new(),
     })
@@ -355,7 +378,8 @@ fn notes(
     anchors: u64,
 ) -> io::Result<()> {
     let mut notes = Vec::new();
-    let mut note = |code: Code, place: String, evidence: String| notes.push(Finding { code, chain: None, place, evidence });
+    let mut note =
+        |code: Code, place: String, evidence: String| notes.push(Finding { code, chain: None, place, evidence });
     note(Code::LegacyFieldsNotCovered, "audit_events".into(), "id, type, actor, time and kid of every row".into());
     if signers.is_none() {
         note(Code::LegacySignaturesNotCovered, "audit_events".into(), String::new());
@@ -374,7 +398,11 @@ fn notes(
         note(Code::LegacyRangeNotCovered, "audit_events".into(), format!("everything after row {}", report.rows));
     }
     if anchors == 0 || report.anchors < anchors {
-        note(Code::LegacyTailNotCovered, "audit_events".into(), report.head.map(|h| format!("after {h}")).unwrap_or_default());
+        note(
+            Code::LegacyTailNotCovered,
+            "audit_events".into(),
+            report.head.map(|h| format!("after {h}")).unwrap_or_default(),
+        );
     }
     report.notes.append(&mut notes);
     Ok(())
