@@ -264,7 +264,7 @@ mod tests {
             assert_eq!(spool.at(n).unwrap(), n.to_le_bytes());
             assert_eq!(texts.at(n).unwrap().len(), (n % 17) as usize);
         }
-        let mut next = 5000;
+        let mut next = 5000_u64;
         spool
             .each(5000, 10_000, |n, record| {
                 assert_eq!((n, record), (next, &next.to_le_bytes()));

@@ -1,0 +1,8 @@
+//! The legacy half of `audit-verify`, from outside.
+
+mod chain;
+mod fixtures;
+mod hostile;
+mod judgement;
+#[cfg(feature = "postgres")]
+mod table;
