@@ -588,6 +588,8 @@ async fn vectors_are_what_the_engine_makes_and_both_verifiers_agree() {
             files.push(file.unwrap().path());
         }
     }
+    // Folders are other judges' vectors, as `broken/legacy`.
+    files.retain(|path| path.is_file());
     files.sort();
     assert_eq!(files.len(), vectors.len(), "a file that this test does not make");
     for path in &files {

@@ -72,6 +72,27 @@ codes! {
     EventIndexMismatch "event_index_mismatch" "a run of event ids differs from the entries: look-ups by id would fail";
     CursorMismatch "cursor_mismatch" "a projection's cursor differs from the chain's size; `ledger replay` mends it";
     ProjectionMismatch "projection_mismatch" "a projection's row differs from the fold of the entries; `ledger replay` mends it, after you know who changed it";
+    LegacyRowUndecodable "legacy_row_undecodable" "the row is not an event, or not one that all readers would read alike: it was damaged or changed";
+    LegacyRowTooLarge "legacy_row_too_large" "the row is over 16 MiB and was not read: no event is that large";
+    LegacyCanonicalImpossible "legacy_canonical_impossible" "the payload has a number that no double can hold, or nests too deep: the old system cannot have hashed it";
+    LegacyHashMismatch "legacy_hash_mismatch" "the payload, the link or the stored hash was changed; a valid signature says that it was the stored hash";
+    LegacyRowUnsigned "legacy_row_unsigned" "the row has no signature: it was removed, or the row was not written by the old system";
+    LegacyKeyRefused "legacy_key_refused" "the registry's key for this kid proves nothing: get the right public key from whoever ran the old system";
+    LegacySignatureInvalid "legacy_signature_invalid" "the signature does not cover this payload and link: one of them was changed, or the registry has another key";
+    LegacyLinkBroken "legacy_link_broken" "no row is the one before this one: rows were deleted or changed there";
+    LegacyGenesisMissing "legacy_genesis_missing" "the chain does not start at its genesis: the first rows were deleted";
+    LegacyFork "legacy_fork" "two rows claim one predecessor: one of the branches was added, or two writers raced";
+    LegacyRowDuplicate "legacy_row_duplicate" "the same event is there twice: a copy was added";
+    LegacyIdDuplicate "legacy_id_duplicate" "two rows have one id: one of them was added or changed";
+    LegacyCycle "legacy_cycle" "the links lead back to this row: stored hashes were overwritten to make a ring";
+    LegacyCountMismatch "legacy_count_mismatch" "the export says another number of events than it has: events were removed or added";
+    LegacyAnchorBeyondTail "legacy_anchor_beyond_tail" "the chain ends before a head that was saved: the last rows were deleted";
+    LegacyAnchorMismatch "legacy_anchor_mismatch" "the chain contradicts a head that was saved: rows up to it were rewritten, in fields that no hash covers if nothing else is found";
+    LegacyFieldsNotCovered "legacy_fields_not_covered" "this format hashes payload and link only; a head saved earlier or adoption into a ledger covers the rest";
+    LegacyTailNotCovered "legacy_tail_not_covered" "nothing says that rows after the head were not deleted: give --anchor, and --save-anchor for next time";
+    LegacyRangeNotCovered "legacy_range_not_covered" "these rows were not judged: check the whole table from time to time";
+    LegacySignaturesNotCovered "legacy_signatures_not_covered" "no registry of signers was given, so whose chain it is was not checked: give --signers";
+    LegacyOutsideWindow "legacy_outside_window" "rows carry times outside the kid's window; nobody signed these times, so it is for you to weigh";
 }
 
 /// One fault.

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use crate::finding::Finding;
+use crate::legacy::{LegacyReport, print_time};
 use crate::report::{ChainReport, Report, Verdict, date};
 
 /// Bars of the chart; more days are shown by month.
@@ -149,63 +151,71 @@ fn chain_facts(c: &ChainReport) -> Vec<Vec<String>> {
     rows
 }
 
-/// The page.
-pub(crate) fn page(report: &Report) -> String {
-    let mut out = String::new();
-    let class = match report.verdict() {
+/// The parts that pages of both kinds share: everything up to the verdict.
+fn top(title: &str, verdict: Verdict, words: &str, source: &str) -> String {
+    let class = match verdict {
         Verdict::Verified => "ok",
         Verdict::Broken => "bad",
         _ => "open",
     };
-    let source = escape(report.source());
-    // Writing to a String cannot fail.
-    let _ = write!(
-        out,
+    let (verdict, source) = (verdict.as_str(), escape(source));
+    format!(
         "<!doctype html>\n<html lang=en><meta charset=utf-8>\n<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; \
-         style-src 'unsafe-inline'\">\n<title>{} {source}</title>\n<style>{STYLE}</style>\n<h1>Audit of a ledger</h1>\n\
-         <div class=\"verdict {class}\"><strong>{}</strong><br>{}</div>\n",
-        report.verdict().as_str(),
-        report.verdict().as_str(),
-        in_words(report),
-    );
-    let mut facts = vec![vec!["source".to_owned(), code(report.source())]];
-    let mut fact = |name: &str, value: Option<String>| facts.extend(value.map(|v| vec![name.to_owned(), v]));
-    fact("ledger id", report.ledger_id().map(|id| code(&id.to_hex())));
-    fact("origin", report.origin().map(code));
-    fact("digest of what was judged", report.digest().map(|d| code(&d.to_hex())));
-    fact("exit status", Some(report.exit().to_string()));
-    fact("judged by", Some(escape(concat!("audit-verify ", env!("CARGO_PKG_VERSION")))));
-    fact("note", Some(escape(report.reason())).filter(|r| !r.is_empty()));
-    out.push_str(&table(&["", ""], facts));
-    if !report.unchecked().is_empty() {
-        out.push_str("<h2>Not checked</h2>\n<ul>");
-        out.extend(report.unchecked().iter().map(|what| format!("<li>{}</li>", escape(what))));
-        out.push_str("</ul>\n");
-    }
-    let _ = writeln!(
-        out,
-        "<h2>Findings</h2>\n<p>{}</p>",
-        match report.findings().len() {
-            0 => "None.".to_owned(),
-            1 => "One.".to_owned(),
-            n if n > FINDINGS_MAX => format!("{n}; the first {FINDINGS_MAX} follow."),
-            n => format!("{n}, in the order of the chains."),
-        }
-    );
-    if !report.findings().is_empty() {
-        let rows = report.findings().iter().take(FINDINGS_MAX).map(|f| {
+         style-src 'unsafe-inline'\">\n<title>{verdict} {source}</title>\n<style>{STYLE}</style>\n<h1>{title}</h1>\n\
+         <div class=\"verdict {class}\"><strong>{verdict}</strong><br>{words}</div>\n"
+    )
+}
+
+/// Findings, `total` in all.
+fn findings(heading: &str, total: u64, list: &[Finding]) -> String {
+    let shown = list.len().min(FINDINGS_MAX);
+    let count = match total {
+        0 => "None.".to_owned(),
+        n if n > shown as u64 => format!("{n}; the first {shown} follow."),
+        n => format!("{n}, in the order of the chain."),
+    };
+    let mut out = format!("<h2>{heading}</h2>\n<p>{count}</p>\n");
+    if shown > 0 {
+        let rows = list[..shown].iter().map(|f| {
             let chain = f.chain.map_or_else(String::new, |c| c.to_string());
             let meaning = format!("{}<br>{}", escape(f.code.meaning()), code(&f.evidence));
             vec![code(f.code.as_str()), chain, code(&f.place), meaning]
         });
         out.push_str(&table(&["code", "chain", "place", "meaning, expected and found"], rows));
     }
+    out
+}
+
+fn facts(list: Vec<(&str, Option<String>)>) -> String {
+    table(&["", ""], list.into_iter().filter_map(|(name, value)| Some(vec![name.to_owned(), value?])))
+}
+
+fn tool() -> Option<String> {
+    Some(concat!("audit-verify ", env!("CARGO_PKG_VERSION")).to_owned())
+}
+
+/// The page of a ledger.
+pub(crate) fn page(report: &Report) -> String {
+    let mut out = top("Audit of a ledger", report.verdict(), in_words(report), report.source());
+    out.push_str(&facts(vec![
+        ("source", Some(code(report.source()))),
+        ("ledger id", report.ledger_id().map(|id| code(&id.to_hex()))),
+        ("origin", report.origin().map(code)),
+        ("digest of what was judged", report.digest().map(|d| code(&d.to_hex()))),
+        ("exit status", Some(report.exit().to_string())),
+        ("judged by", tool()),
+        ("note", Some(escape(report.reason())).filter(|r| !r.is_empty())),
+    ]));
+    if !report.unchecked().is_empty() {
+        out.push_str("<h2>Not checked</h2>\n<ul>");
+        out.extend(report.unchecked().iter().map(|what| format!("<li>{}</li>", escape(what))));
+        out.push_str("</ul>\n");
+    }
+    out.push_str(&findings("Findings", report.findings().len() as u64, report.findings()));
     for chain in report.chains() {
-        let _ = writeln!(out, "<h2>Chain {}</h2>", chain.chain);
-        out.push_str(&table(&["", ""], chain_facts(chain)));
-        out.push_str(&chart(&chain.by_day));
         let types = chain.by_type.iter().map(|(t, n)| vec![code(t), n.to_string()]);
-        out.push_str(&table(&["event", "entries"], types));
+        let (facts, types) = (table(&["", ""], chain_facts(chain)), table(&["event", "entries"], types));
+        let _ = writeln!(out, "<h2>Chain {}</h2>\n{facts}{}{types}", chain.chain, chart(&chain.by_day));
     }
     if !report.keys().is_empty() {
         out.push_str("<h2>Keys</h2>\n");
@@ -222,6 +232,51 @@ pub(crate) fn page(report: &Report) -> String {
         "<p class=small>Checked: canonical bodies, body and entry hashes, links, places, streams, times, transitions, commits and their \
          signatures, key registry, checkpoints, read models. Not checked, because nothing in a ledger can show it: whether what was \
          recorded is what happened, and what was never recorded.</p>\n</html>\n",
+    );
+    out
+}
+
+/// The page of a legacy chain.
+pub(crate) fn legacy_page(report: &LegacyReport) -> String {
+    let words = match report.verdict {
+        Verdict::Verified => {
+            "Every payload is unchanged, linked to the one before it, and signed by a key of the registry."
+        }
+        Verdict::Broken => "The chain is not what was signed. Each fault is listed below.",
+        Verdict::IdentityNotProven => "Nothing contradicts the chain, but no registry of signers was given.",
+        Verdict::NotAllChecked | Verdict::NotChecked => "It could not be checked.",
+    };
+    let mut out = top("Audit of legacy audit events", report.verdict, words, &report.source);
+    out.push_str(&facts(vec![
+        ("source", Some(code(&report.source))),
+        ("kind", Some(escape(&report.kind))),
+        ("rows", Some(format!("{} read, {} in the chain", report.rows, report.chain_rows))),
+        ("head", report.head.map(|h| format!("{} (id {})", code(&h.to_hex()), code(&report.head_id)))),
+        ("digest of all rows", report.rows_digest.map(|d| code(&d.to_hex()))),
+        ("anchors that hold", Some(report.anchors.to_string())),
+        ("exit status", Some(report.exit().to_string())),
+        ("judged by", tool()),
+        ("note", Some(escape(&report.reason)).filter(|r| !r.is_empty())),
+    ]));
+    out.push_str(&findings("Findings", report.faults(), &report.findings));
+    out.push_str(&findings("Not covered, or to be weighed", report.notes.len() as u64, &report.notes));
+    let types = report.types.iter().map(|(t, n)| vec![code(t), n.to_string()]);
+    let _ = writeln!(out, "<h2>Rows</h2>\n{}{}", chart(&report.days), table(&["event", "rows"], types));
+    out.push_str("<h2>Keys</h2>\n");
+    let rows = report.keys.iter().map(|k| {
+        let (algorithm, key) = match &k.key {
+            Ok((algorithm, fingerprint)) => (escape(algorithm), code(&fingerprint.to_hex())),
+            Err(why) => ("refused".to_owned(), escape(why)),
+        };
+        let window = [("from", k.valid_from), ("revoked", k.revoked_at)];
+        let window = window.iter().filter_map(|(word, t)| Some(format!("{word} {}", print_time((*t)?))));
+        let window = window.collect::<Vec<_>>().join(", ");
+        vec![code(&k.kid), algorithm, key, k.signatures.to_string(), window]
+    });
+    out.push_str(&table(&["kid", "algorithm", "SHA-256 of the key", "signatures", "window"], rows));
+    out.push_str(
+        "<p class=small>This format hashes and signs payload and link only: types, actors and times of rows are covered by a saved head \
+         or by adoption into a ledger, and by nothing else.</p>\n</html>\n",
     );
     out
 }

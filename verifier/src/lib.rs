@@ -10,6 +10,7 @@ mod derived;
 mod finding;
 mod fold;
 mod html;
+pub mod legacy;
 mod prove;
 mod report;
 mod row;

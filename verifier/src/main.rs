@@ -1,35 +1,137 @@
 //! `audit-verify`: proves or refutes ledgers. Small, read-only, offline.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use audit_verify::{Code, verify_path};
-use clap::Parser;
+use audit_verify::legacy::{Anchor as LegacyAnchor, File, FileFormat, LegacyReport, Signers, Source, verify_legacy};
+#[cfg(feature = "postgres")]
+use audit_verify::legacy::{Table, Window};
+use audit_verify::{Anchor, Code, Demands, Report, verify_path_with};
+use clap::{Parser, ValueEnum};
 use ledger_engine::hash::Hash;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Prove or refute a ledger: hashes, links, signatures, keys, checkpoints, transitions, projections.
+/// Or the chain of audit_events that came before it: hashes, links, signatures.
 #[derive(Parser)]
-#[command(name = "audit-verify", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(name = "audit-verify", version, max_term_width = 100)]
 #[command(after_help = "Exit status: 0 verified; 1 broken; 2 could not check, or identity not proven.\n\
-    Every fault is listed in one run.\n\nExample:\n  audit-verify shop --trust 3fd1…\n\n\
+    Every fault is listed in one run.\n\nExamples:\n  audit-verify shop --trust 3fd1…\n  \
+    audit-verify -d postgres://auditor@db/shop -s signers.json\n  \
+    audit-verify audit.jsonl.gz -s signers.json --anchor head.json --save-anchor head.json\n  \
+    audit-verify shop --trust 3fd1… --anchor kept --save-anchor kept/november --report november.html\n\n\
     The source is only read; writers may go on meanwhile.")]
 struct Cli {
-    /// A ledger's directory, a backup (.db), or a dump (.json)
-    #[arg(required_unless_present = "list_codes")]
-    source: Vec<PathBuf>,
+    /// A ledger's directory, a backup (.db) or a dump (.json); or legacy audit events: a file of JSON lines or an
+    /// export envelope (plain, gzip, zstd; - is standard input), a directory of events, a postgres:// URL
+    source: Vec<String>,
     /// The ledger id you were given, or a file that holds it (64 hex, or JSON with a member ledger_id)
     #[arg(long, value_name = "LEDGER_ID|FILE")]
     trust: Option<String>,
+    /// A database with a table of legacy audit events [default without a source: $POSTGRES_URL, then $DATABASE_URL]
+    #[arg(short, long, value_name = "URL")]
+    database_url: Option<String>,
+    /// The public keys of legacy signers
+    #[arg(short, long, value_name = "FILE")]
+    signers: Option<PathBuf>,
+    /// The table of legacy audit events, with its schema if need be
+    #[arg(long, default_value = "audit_events")]
+    table: String,
+    /// Legacy table: only the newest N rows (and those of the same time as the oldest of them)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
+    /// Legacy table: only rows from this time on (RFC 3339, or a date)
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// Take the sources for this, instead of detecting what they are
+    #[arg(long)]
+    format: Option<Format>,
+    /// A checkpoint or legacy head that was kept, or a directory of them: the source must reach and contain it
+    #[arg(long, value_name = "FILE|DIR")]
+    anchor: Vec<PathBuf>,
+    /// Exit 2 if a ledger has entries that no anchor covers
+    #[arg(long)]
+    require_anchor: bool,
+    /// Save the checkpoints of a verified ledger, or the head of a verified legacy chain, for next time
+    #[arg(long, value_name = "FILE")]
+    save_anchor: Option<PathBuf>,
+    /// Write the report as a page for working papers too
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    /// Print the verdict only
+    #[arg(short, long, conflicts_with = "json")]
+    quiet: bool,
     /// Print one JSON object a source
     #[arg(long)]
     json: bool,
     /// List the codes of findings with their meaning
     #[arg(long)]
     list_codes: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A ledger
+    Native,
+    /// Legacy: one event a line
+    Lines,
+    /// Legacy: {"events": […]}
+    Envelope,
+    /// Legacy: one event a file
+    Directory,
+    /// Legacy: a table in PostgreSQL
+    Table,
+}
+
+enum Outcome {
+    Native(Report),
+    Legacy(Box<LegacyReport>),
+}
+
+impl Outcome {
+    fn exit(&self) -> u8 {
+        match self {
+            Outcome::Native(report) => report.exit(),
+            Outcome::Legacy(report) => report.exit(),
+        }
+    }
+
+    fn text(&self, cli: &Cli) -> String {
+        match self {
+            Outcome::Native(report) if cli.json => report.to_json().to_string(),
+            Outcome::Native(report) if cli.quiet => report.headline(),
+            Outcome::Native(report) => report.to_text(),
+            Outcome::Legacy(report) if cli.json => report.to_json().to_string(),
+            Outcome::Legacy(report) if cli.quiet => report.headline(),
+            Outcome::Legacy(report) => report.to_text(),
+        }
+    }
+
+    fn html(&self) -> String {
+        match self {
+            Outcome::Native(report) => report.to_html(),
+            Outcome::Legacy(report) => report.to_html(),
+        }
+    }
+
+    fn save_anchor(&self, path: &Path) -> Result<(), String> {
+        match self {
+            Outcome::Native(report) => {
+                let text = report.anchor().ok_or(
+                    "--save-anchor: a chain has no checkpoint yet; `ledger checkpoint` makes one, or anchor the ledger another day",
+                )?;
+                std::fs::write(path, text).map_err(|e| format!("--save-anchor {}: {e}; check the path", path.display()))
+            }
+            Outcome::Legacy(report) => {
+                let anchor =
+                    report.anchor().ok_or("--save-anchor needs the whole chain; leave --limit and --since away")?;
+                anchor.save(path).map_err(|e| e.to_string())
+            }
+        }
+    }
 }
 
 fn read_trust(text: &str) -> Result<Hash, String> {
@@ -43,6 +145,182 @@ fn read_trust(text: &str) -> Result<Hash, String> {
     Hash::from_hex(id).ok_or_else(|| format!("--trust {text}: no ledger id in this file"))
 }
 
+fn detect(source: &str) -> Option<Format> {
+    const SQLITE_MAGIC: &[u8] = b"SQLite format 3\0";
+    const DUMP_FORMAT: &[u8] = b"ledger-dump/1";
+    if source.starts_with("postgres://") || source.starts_with("postgresql://") {
+        return Some(Format::Table);
+    }
+    let path = Path::new(source);
+    if path.is_dir() {
+        return path.join("ledger.db").exists().then_some(Format::Native);
+    }
+    let mut head = Vec::new();
+    if source != "-" {
+        let file = std::fs::File::open(path);
+        // What cannot be read is reported by the reader.
+        let _ = file.map(|f| f.take(4096).read_to_end(&mut head));
+    }
+    let dump =
+        path.extension().is_some_and(|e| e == "json") && head.windows(DUMP_FORMAT.len()).any(|w| w == DUMP_FORMAT);
+    let native = head.starts_with(SQLITE_MAGIC) || dump || path.extension().is_some_and(|e| e == "db");
+    native.then_some(Format::Native)
+}
+
+/// What applies to every legacy source.
+struct Legacy<'a> {
+    cli: &'a Cli,
+    signers: Option<Signers>,
+    anchors: Vec<LegacyAnchor>,
+    since_ms: Option<i64>,
+}
+
+impl Legacy<'_> {
+    fn new(cli: &Cli, anchors: Vec<LegacyAnchor>) -> Result<Legacy<'_>, String> {
+        let signers = cli.signers.as_deref().map(Signers::read).transpose().map_err(|e| e.to_string())?;
+        let since =
+            |text: &String| parse_since(text).ok_or_else(|| format!("--since {text}: no RFC 3339 time or date"));
+        let since_ms = cli.since.as_ref().map(since).transpose()?;
+        Ok(Legacy { cli, signers, anchors, since_ms })
+    }
+
+    fn verify(&self, source: &str, format: Option<Format>) -> LegacyReport {
+        let shown = without_password(source);
+        match self.open(source, format) {
+            Ok(mut opened) => verify_legacy(&shown, opened.as_mut(), self.signers.as_ref(), &self.anchors),
+            Err(e) => LegacyReport::unreadable(&shown, "legacy audit events", &e),
+        }
+    }
+
+    fn open(&self, source: &str, format: Option<Format>) -> Result<Box<dyn Source>, String> {
+        let format = match format {
+            Some(Format::Table) => return open_table(source, self),
+            Some(Format::Lines) => Some(FileFormat::Lines),
+            Some(Format::Envelope) => Some(FileFormat::Envelope),
+            Some(Format::Directory) => Some(FileFormat::Directory),
+            Some(Format::Native) | None => None,
+        };
+        if self.cli.limit.is_some() || self.since_ms.is_some() {
+            return Err("--limit and --since are for tables; a file is verified as a whole".to_owned());
+        }
+        let file = File::open(Path::new(source), format).map_err(|e| e.to_string())?;
+        Ok(Box::new(file))
+    }
+}
+
+#[cfg(feature = "postgres")]
+fn parse_since(text: &str) -> Option<i64> {
+    Window::parse_since(text)
+}
+
+#[cfg(not(feature = "postgres"))]
+fn parse_since(_: &str) -> Option<i64> {
+    None
+}
+
+#[cfg(feature = "postgres")]
+fn open_table(url: &str, legacy: &Legacy<'_>) -> Result<Box<dyn Source>, String> {
+    let window = Window { limit: legacy.cli.limit, since_ms: legacy.since_ms };
+    let table = Table::open(url, &legacy.cli.table, window).map_err(|e| e.to_string())?;
+    Ok(Box::new(table))
+}
+
+#[cfg(not(feature = "postgres"))]
+fn open_table(_: &str, _: &Legacy<'_>) -> Result<Box<dyn Source>, String> {
+    Err("this build has no PostgreSQL; build it with the feature postgres".to_owned())
+}
+
+/// Cuts what stands between `user:` and `@` in a URL.
+fn without_password(source: &str) -> String {
+    let Some((scheme, rest)) = source.split_once("://") else { return source.to_owned() };
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let path = path.split('?').next().unwrap_or_default();
+    let Some((user, host)) = authority.rsplit_once('@') else { return format!("{scheme}://{authority}{path}") };
+    let user = user.split(':').next().unwrap_or_default();
+    format!("{scheme}://{user}@{host}{path}")
+}
+
+fn sources(cli: &Cli) -> Result<Vec<(String, Option<Format>)>, String> {
+    let mut list: Vec<(String, Option<Format>)> =
+        cli.source.iter().map(|s| (s.clone(), cli.format.or_else(|| detect(s)))).collect();
+    list.extend(cli.database_url.iter().map(|url| (url.clone(), Some(Format::Table))));
+    if list.is_empty() {
+        let variable = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+        let url = variable("POSTGRES_URL").or_else(|| variable("DATABASE_URL"));
+        list.push((url.ok_or("name a source; --help says what can be one")?, Some(Format::Table)));
+    }
+    if list.len() != 1 && (cli.save_anchor.is_some() || cli.report.is_some()) {
+        return Err("--save-anchor and --report are for one source at a time".to_owned());
+    }
+    Ok(list)
+}
+
+/// Anchors by what they are of: checkpoints are signed notes, legacy heads are JSON.
+fn anchors(cli: &Cli) -> Result<(Vec<Anchor>, Vec<LegacyAnchor>), String> {
+    let (mut native, mut legacy) = (Vec::new(), Vec::new());
+    for path in &cli.anchor {
+        let fail = |e: std::io::Error| format!("--anchor {}: {e}; check the path", path.display());
+        let mut files = vec![path.clone()];
+        if path.is_dir() {
+            let all = std::fs::read_dir(path).and_then(|list| list.map(|e| Ok(e?.path())).collect());
+            files = all.map_err(fail)?;
+            files.retain(|p| p.is_file());
+            files.sort();
+            if files.is_empty() {
+                return Err(format!("--anchor {}: the directory has no files", path.display()));
+            }
+        }
+        for file in files {
+            let mut first = [0];
+            std::fs::File::open(&file).and_then(|mut f| f.read_exact(&mut first)).map_err(fail)?;
+            if first == *b"{" {
+                legacy.extend(LegacyAnchor::read(&file).map_err(|e| e.to_string())?);
+            } else {
+                native.extend(Anchor::read(&file).map_err(|e| e.to_string())?);
+            }
+        }
+    }
+    Ok((native, legacy))
+}
+
+fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
+    let trust = cli.trust.as_deref().map(read_trust).transpose()?;
+    let sources = sources(cli)?;
+    let (native, legacy) = anchors(cli)?;
+    let of = |native: bool| sources.iter().any(|(_, format)| (*format == Some(Format::Native)) == native);
+    if !native.is_empty() && !of(true) || !legacy.is_empty() && !of(false) {
+        return Err(
+            "--anchor: a checkpoint is of a ledger and a saved head of a legacy chain; no source is such".to_owned()
+        );
+    }
+    let demands = Demands { trust, anchors: &native, require_anchor: cli.require_anchor };
+    let legacy = Legacy::new(cli, legacy)?;
+    let mut exits = Vec::new();
+    for (source, format) in &sources {
+        let outcome = match format {
+            Some(Format::Native) => Outcome::Native(verify_path_with(Path::new(source), demands)),
+            format => Outcome::Legacy(Box::new(legacy.verify(source, *format))),
+        };
+        print(outcome.text(cli));
+        exits.push(outcome.exit());
+        if let Outcome::Legacy(report) = &outcome
+            && outcome.exit() == 1
+        {
+            // Where scripts of the old tool look for it.
+            eprintln!("{}", report.headline());
+        }
+        if let Some(path) = &cli.report {
+            std::fs::write(path, outcome.html())
+                .map_err(|e| format!("--report {}: {e}; check the path", path.display()))?;
+        }
+        if let Some(path) = cli.save_anchor.as_ref().filter(|_| outcome.exit() == 0) {
+            outcome.save_anchor(path)?;
+        }
+    }
+    Ok([1, 2].into_iter().find(|e| exits.contains(e)).unwrap_or(0))
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let mut out = std::io::stdout().lock();
@@ -52,18 +330,11 @@ fn main() -> ExitCode {
         Code::ALL.iter().for_each(|c| print(format!("{:<30} {}", c.as_str(), c.meaning())));
         return ExitCode::SUCCESS;
     }
-    let trust = match cli.trust.as_deref().map(read_trust).transpose() {
-        Ok(trust) => trust,
+    match run(&cli, &mut print) {
+        Ok(exit) => ExitCode::from(exit),
         Err(e) => {
             eprintln!("audit-verify: {e}");
-            return ExitCode::from(2);
+            ExitCode::from(2)
         }
-    };
-    let mut exits = Vec::new();
-    for source in &cli.source {
-        let report = verify_path(source, trust);
-        print(if cli.json { report.to_json().to_string() } else { report.to_text() });
-        exits.push(report.exit());
     }
-    ExitCode::from([1, 2].into_iter().find(|e| exits.contains(e)).unwrap_or(0))
 }

@@ -255,9 +255,14 @@ impl Report {
         codes
     }
 
+    /// Verdict and source, one line.
+    pub fn headline(&self) -> String {
+        format!("{}  {}", self.verdict.as_str(), self.source)
+    }
+
     /// For people.
     pub fn to_text(&self) -> String {
-        let mut out = format!("{}  {}\n", self.verdict.as_str(), self.source);
+        let mut out = self.headline() + "\n";
         let mut line = |text: String| {
             // Writing to a String cannot fail.
             let _ = writeln!(out, "  {text}");

@@ -1,0 +1,544 @@
+//! Legacy chains in files: JSON lines, an export envelope, a directory of events; plain, gzip or zstd.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Cursor, Read};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flate2::read::MultiGzDecoder;
+use ledger_engine::hash::Hash;
+use memchr::memchr;
+
+use super::row::{Member, ROW_BYTES_MAX, RawRow, RowFault, Rows};
+use super::verify::{LegacyError, Source};
+
+/// Bytes and rows that are judged together.
+const CHUNK_BYTES: usize = 8 << 20;
+const CHUNK_ROWS: usize = 16 * 1024;
+/// Enough to tell what a file is.
+const SNIFF_BYTES: u64 = 64 << 10;
+/// Compressed input may expand so many times; an honest chain is mostly hashes and signatures and stays below 20.
+const EXPANSION_MAX: u64 = 100;
+/// No expansion is judged before so many bytes.
+const EXPANSION_FREE_BYTES: u64 = 64 << 20;
+/// log2 of the largest zstd window, 64 MiB.
+const ZSTD_WINDOW_LOG_MAX: u32 = 26;
+
+/// How events lie in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileFormat {
+    /// One event a line.
+    Lines,
+    /// `{"events": […]}`, or the array alone.
+    Envelope,
+    /// One event a file (`.json`), at any depth.
+    Directory,
+}
+
+impl FileFormat {
+    fn as_str(self) -> &'static str {
+        match self {
+            FileFormat::Lines => "JSON lines",
+            FileFormat::Envelope => "export envelope",
+            FileFormat::Directory => "directory of events",
+        }
+    }
+}
+
+/// A legacy chain in a file, a directory or standard input.
+pub struct File {
+    name: String,
+    format: FileFormat,
+    packed: &'static str,
+    reader: Reader,
+    stated: Option<u64>,
+    /// Files of a directory that are not events.
+    passed_over: u64,
+    /// Events before the damage are judged; then it is said.
+    damage: Option<io::Error>,
+}
+
+enum Reader {
+    Lines(LineReader),
+    Envelope(Box<Envelope>),
+    Directory(Walk),
+}
+
+impl File {
+    /// Opens a path, or standard input for `-`. Without `format` it is detected.
+    pub fn open(path: &Path, format: Option<FileFormat>) -> Result<File, LegacyError> {
+        let name = path.display().to_string();
+        if path.is_dir() {
+            let walk = Walk::new(path).map_err(|e| unreadable(&name, &e))?;
+            let (format, packed, reader) = (FileFormat::Directory, "", Reader::Directory(walk));
+            return Ok(File { name, format, packed, reader, stated: None, passed_over: 0, damage: None });
+        }
+        if path == Path::new("-") {
+            return File::from_reader(name, Box::new(io::stdin()), format);
+        }
+        let file = fs::File::open(path).map_err(|e| unreadable(&name, &e))?;
+        File::from_reader(name, Box::new(file), format)
+    }
+
+    fn from_reader(
+        name: String,
+        mut raw: Box<dyn Read + Send>,
+        format: Option<FileFormat>,
+    ) -> Result<File, LegacyError> {
+        let fail = |e: io::Error| unreadable(&name, &e);
+        let magic = sniff(&mut raw, 4).map_err(fail)?;
+        let packed = match magic.as_slice() {
+            [0x1f, 0x8b, ..] => "gzip",
+            [0x28, 0xb5, 0x2f, 0xfd] => "zstd",
+            _ => "",
+        };
+        let taken = Arc::new(AtomicU64::new(0));
+        let counted = Counted { inner: Cursor::new(magic).chain(raw), taken: Arc::clone(&taken) };
+        let mut plain: Box<dyn Read + Send> = match packed {
+            "gzip" => {
+                let inner = MultiGzDecoder::new(BufReader::with_capacity(1 << 16, counted));
+                Box::new(Bounded { inner, taken, given: 0 })
+            }
+            "zstd" => {
+                let mut inner = zstd::Decoder::new(counted).map_err(fail)?;
+                inner.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(fail)?;
+                Box::new(Bounded { inner, taken, given: 0 })
+            }
+            _ => Box::new(counted),
+        };
+        let head = sniff(&mut plain, SNIFF_BYTES).map_err(fail)?;
+        let format = format.unwrap_or_else(|| detect(&head));
+        let plain: Box<dyn Read + Send> = Box::new(Cursor::new(head).chain(plain));
+        let reader = match format {
+            FileFormat::Envelope => Reader::Envelope(Box::new(Envelope::new(plain))),
+            FileFormat::Directory => {
+                return Err(LegacyError::Source(format!("{name} is no directory; leave --format away")));
+            }
+            FileFormat::Lines => {
+                Reader::Lines(LineReader { inner: plain, carry: Vec::new(), skipping: false, ended: false })
+            }
+        };
+        Ok(File { name, format, packed, reader, stated: None, passed_over: 0, damage: None })
+    }
+}
+
+fn unreadable(name: &str, e: &io::Error) -> LegacyError {
+    LegacyError::Source(format!("{name}: {e}"))
+}
+
+/// Reads up to `count` bytes.
+fn sniff(reader: &mut dyn Read, count: u64) -> io::Result<Vec<u8>> {
+    let mut head = Vec::new();
+    match reader.take(count).read_to_end(&mut head) {
+        // What is damaged further on is said when the reader comes there.
+        Err(_) if !head.is_empty() => Ok(head),
+        other => other.map(|_| head),
+    }
+}
+
+fn detect(head: &[u8]) -> FileFormat {
+    let text = head.trim_ascii_start();
+    if text.starts_with(b"[") {
+        return FileFormat::Envelope;
+    }
+    let key = text.strip_prefix(b"{").map(<[u8]>::trim_ascii_start).and_then(|t| t.strip_prefix(b"\""));
+    let key = key.and_then(|k| k.split(|b| *b == b'"').next()).map(String::from_utf8_lossy);
+    match key {
+        Some(key) if Member::named(&key).is_none() && memchr::memmem::find(head, b"\"events\"").is_some() => {
+            FileFormat::Envelope
+        }
+        _ => FileFormat::Lines,
+    }
+}
+
+/// Counts what the decompressor takes.
+struct Counted<R> {
+    inner: R,
+    taken: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.taken.fetch_add(n as u64, Ordering::Relaxed);
+        Ok(n)
+    }
+}
+
+/// Stops a decompressor that gives far too much for what it took.
+struct Bounded<R> {
+    inner: R,
+    taken: Arc<AtomicU64>,
+    given: u64,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.given += n as u64;
+        let taken = self.taken.load(Ordering::Relaxed);
+        if self.given > EXPANSION_FREE_BYTES && self.given / EXPANSION_MAX > taken {
+            return Err(io::Error::other(format!(
+                "{taken} compressed bytes expand to more than {EXPANSION_MAX} times as many: not read further"
+            )));
+        }
+        Ok(n)
+    }
+}
+
+enum Event {
+    At(Range<usize>),
+    TooLarge,
+}
+
+/// Events' texts in one buffer.
+#[derive(Default)]
+struct Texts {
+    buffer: Vec<u8>,
+    events: Vec<Event>,
+    /// Names for findings: empty, or one for each event.
+    names: Vec<String>,
+}
+
+impl Texts {
+    fn full(&self) -> bool {
+        self.buffer.len() >= CHUNK_BYTES || self.events.len() >= CHUNK_ROWS
+    }
+}
+
+impl Rows for Texts {
+    fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    fn row(&self, at: usize) -> Result<RawRow<'_>, RowFault> {
+        let row = match &self.events[at] {
+            Event::TooLarge => Err(RowFault::TooLarge),
+            Event::At(range) => RawRow::from_json(&self.buffer[range.clone()]),
+        };
+        row.map_err(|fault| match (fault, self.names.get(at)) {
+            (RowFault::Undecodable(why), Some(name)) => RowFault::Undecodable(format!("{name}: {why}")),
+            (fault, _) => fault,
+        })
+    }
+}
+
+impl Source for File {
+    fn kind(&self) -> String {
+        let packed = if self.packed.is_empty() { String::new() } else { format!(", {}", self.packed) };
+        format!("legacy audit events: {}{packed}", self.format.as_str())
+    }
+
+    fn stated_count(&self) -> Option<u64> {
+        self.stated
+    }
+
+    fn remarks(&self) -> Vec<String> {
+        match self.passed_over {
+            0 => Vec::new(),
+            n => vec![format!("{n} files of the directory are no .json files and were passed over")],
+        }
+    }
+
+    fn has_outside(&mut self, _: &Hash) -> Result<bool, LegacyError> {
+        Ok(false)
+    }
+
+    #[allow(private_interfaces, reason = "sources are this crate's")]
+    fn read(&mut self) -> Result<Option<Box<dyn Rows>>, LegacyError> {
+        if let Some(e) = self.damage.take() {
+            return Err(unreadable(&self.name, &e));
+        }
+        let mut texts = Texts::default();
+        let read = match &mut self.reader {
+            Reader::Lines(lines) => lines.read(&mut texts),
+            Reader::Envelope(envelope) => {
+                let read = envelope.read(&mut texts);
+                self.stated = envelope.stated;
+                read
+            }
+            Reader::Directory(walk) => {
+                let read = walk.read(&mut texts);
+                self.passed_over = walk.passed_over;
+                read
+            }
+        };
+        match read {
+            Err(e) if texts.events.is_empty() => return Err(unreadable(&self.name, &e)),
+            other => self.damage = other.err(),
+        }
+        Ok(if texts.events.is_empty() { None } else { Some(Box::new(texts)) })
+    }
+}
+
+struct LineReader {
+    inner: Box<dyn Read + Send>,
+    /// The beginning of a line whose end was not read yet.
+    carry: Vec<u8>,
+    /// In a line that is too large, up to its end.
+    skipping: bool,
+    ended: bool,
+}
+
+impl LineReader {
+    fn read(&mut self, texts: &mut Texts) -> io::Result<()> {
+        while texts.events.is_empty() && !self.ended {
+            texts.buffer = std::mem::take(&mut self.carry);
+            let wanted = CHUNK_BYTES.max(texts.buffer.len()) as u64;
+            let read = (&mut self.inner).take(wanted).read_to_end(&mut texts.buffer);
+            self.ended = matches!(read, Ok(0));
+            self.split(texts);
+            read?;
+        }
+        Ok(())
+    }
+
+    fn split(&mut self, texts: &mut Texts) {
+        let mut from = 0;
+        while let Some(length) = memchr(b'\n', &texts.buffer[from..]) {
+            self.line(texts, from..from + length);
+            from += length + 1;
+        }
+        let rest = from..texts.buffer.len();
+        if self.ended {
+            if !rest.is_empty() {
+                self.line(texts, rest);
+            }
+        } else if rest.len() > ROW_BYTES_MAX {
+            if !std::mem::replace(&mut self.skipping, true) {
+                texts.events.push(Event::TooLarge);
+            }
+        } else if !self.skipping {
+            self.carry = texts.buffer[rest].to_vec();
+        }
+    }
+
+    fn line(&mut self, texts: &mut Texts, range: Range<usize>) {
+        if std::mem::take(&mut self.skipping) {
+            return;
+        }
+        if range.len() > ROW_BYTES_MAX {
+            texts.events.push(Event::TooLarge);
+        } else if !texts.buffer[range.clone()].trim_ascii().is_empty() {
+            texts.events.push(Event::At(range));
+        }
+    }
+}
+
+/// Takes events out of one large JSON text without holding it.
+struct Envelope {
+    input: BufReader<Box<dyn Read + Send>>,
+    state: State,
+    stated: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Start,
+    /// In the outer object, before a key.
+    Members,
+    /// In the array; in an outer object or alone.
+    Events {
+        inside: bool,
+    },
+    End,
+}
+
+impl Envelope {
+    fn new(inner: Box<dyn Read + Send>) -> Envelope {
+        Envelope { input: BufReader::with_capacity(1 << 18, inner), state: State::Start, stated: None }
+    }
+
+    fn peek(&mut self) -> io::Result<Option<u8>> {
+        loop {
+            let buffer = self.input.fill_buf()?;
+            if buffer.is_empty() {
+                return Ok(None);
+            }
+            let space = buffer.iter().take_while(|b| b.is_ascii_whitespace()).count();
+            let next = buffer.get(space).copied();
+            self.input.consume(space);
+            if next.is_some() {
+                return Ok(next);
+            }
+        }
+    }
+
+    fn take(&mut self, byte: u8) -> io::Result<bool> {
+        let found = self.peek()? == Some(byte);
+        if found {
+            self.input.consume(1);
+        }
+        Ok(found)
+    }
+
+    fn expect(&mut self, byte: u8) -> io::Result<()> {
+        if self.take(byte)? { Ok(()) } else { Err(damaged(&format!("expected {:?}", char::from(byte)))) }
+    }
+
+    /// Appends one value's text; false if it was too large and passed over.
+    fn value(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
+        self.peek()?;
+        let start = out.len();
+        let (mut depth, mut in_string, mut escaped, mut fits) = (0_u64, false, false, true);
+        loop {
+            let buffer = self.input.fill_buf()?;
+            if buffer.is_empty() {
+                return Err(damaged("the text ends inside a value"));
+            }
+            let mut used = 0;
+            let mut done = false;
+            for &b in buffer {
+                if in_string {
+                    in_string = escaped || b != b'"';
+                    escaped = b == b'\\' && !escaped;
+                    used += 1;
+                    done = !in_string && depth == 0;
+                } else {
+                    match b {
+                        b',' | b']' | b'}' if depth == 0 => {
+                            done = true;
+                            break;
+                        }
+                        b'"' => in_string = true,
+                        b'{' | b'[' => depth += 1,
+                        b'}' | b']' => {
+                            depth -= 1;
+                            done = depth == 0;
+                        }
+                        _ => {}
+                    }
+                    used += 1;
+                }
+                if done {
+                    break;
+                }
+            }
+            fits &= out.len() - start + used <= ROW_BYTES_MAX;
+            if fits {
+                out.extend_from_slice(&buffer[..used]);
+            } else {
+                out.truncate(start);
+            }
+            self.input.consume(used);
+            if done {
+                return Ok(fits);
+            }
+        }
+    }
+
+    fn read(&mut self, texts: &mut Texts) -> io::Result<()> {
+        while !texts.full() && self.state != State::End {
+            self.step(texts)?;
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        self.state = State::End;
+        if self.peek()?.is_some() { Err(damaged("text follows it")) } else { Ok(()) }
+    }
+
+    fn step(&mut self, texts: &mut Texts) -> io::Result<()> {
+        match self.state {
+            State::Start => {
+                if self.take(b'[')? {
+                    self.state = State::Events { inside: false };
+                } else {
+                    self.expect(b'{')?;
+                    self.state = State::Members;
+                }
+            }
+            State::Members => {
+                if self.take(b'}')? {
+                    return self.end();
+                }
+                let (mut key, mut value) = (Vec::new(), Vec::new());
+                self.value(&mut key)?;
+                self.expect(b':')?;
+                if key == b"\"events\"" && self.take(b'[')? {
+                    self.state = State::Events { inside: true };
+                    return Ok(());
+                }
+                self.value(&mut value)?;
+                if key == b"\"count\"" {
+                    self.stated = std::str::from_utf8(&value).ok().and_then(|v| v.trim().parse().ok());
+                }
+                self.take(b',')?;
+            }
+            State::Events { inside } => {
+                if self.take(b']')? {
+                    if !inside {
+                        return self.end();
+                    }
+                    self.take(b',')?;
+                    self.state = State::Members;
+                    return Ok(());
+                }
+                let start = texts.buffer.len();
+                let fits = self.value(&mut texts.buffer)?;
+                texts.events.push(if fits { Event::At(start..texts.buffer.len()) } else { Event::TooLarge });
+                if !self.take(b',')? && self.peek()? != Some(b']') {
+                    return Err(damaged("expected ',' or ']'"));
+                }
+            }
+            State::End => {}
+        }
+        Ok(())
+    }
+}
+
+fn damaged(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the envelope is damaged: {what}"))
+}
+
+/// Walks a directory by name, one listing at each depth in memory.
+struct Walk {
+    root: PathBuf,
+    open: Vec<std::vec::IntoIter<(PathBuf, fs::FileType)>>,
+    passed_over: u64,
+}
+
+impl Walk {
+    fn new(root: &Path) -> io::Result<Walk> {
+        Ok(Walk { root: root.to_owned(), open: vec![list(root)?], passed_over: 0 })
+    }
+
+    fn read(&mut self, texts: &mut Texts) -> io::Result<()> {
+        while !texts.full()
+            && let Some(listing) = self.open.last_mut()
+        {
+            let Some((path, kind)) = listing.next() else {
+                self.open.pop();
+                continue;
+            };
+            if kind.is_dir() {
+                self.open.push(list(&path)?);
+            } else if !kind.is_file() || path.extension().is_none_or(|e| e != "json") {
+                self.passed_over += 1;
+            } else {
+                let start = texts.buffer.len();
+                let limit = ROW_BYTES_MAX as u64 + 1;
+                let size = fs::File::open(&path)?.take(limit).read_to_end(&mut texts.buffer)?;
+                if size > ROW_BYTES_MAX {
+                    texts.buffer.truncate(start);
+                    texts.events.push(Event::TooLarge);
+                } else {
+                    texts.events.push(Event::At(start..texts.buffer.len()));
+                }
+                let name = path.strip_prefix(&self.root).unwrap_or(&path).display().to_string();
+                texts.names.push(super::judge::shown(&name));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn list(directory: &Path) -> io::Result<std::vec::IntoIter<(PathBuf, fs::FileType)>> {
+    let entry = |e: io::Result<fs::DirEntry>| e.and_then(|e| Ok((e.path(), e.file_type()?)));
+    let mut all: Vec<_> = fs::read_dir(directory)?.map(entry).collect::<io::Result<_>>()?;
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(all.into_iter())
+}

@@ -1,0 +1,25 @@
+//! Judges the chain of the system before this one: `audit_events`, exactly as it was written (FORMAT.md 11).
+
+mod anchor;
+mod canonical;
+mod file;
+mod judge;
+mod report;
+mod resolve;
+mod row;
+mod signers;
+mod spill;
+#[cfg(feature = "postgres")]
+mod table;
+mod time;
+mod verify;
+
+pub use anchor::{Anchor, AnchorError};
+pub use file::{File, FileFormat};
+pub use report::{KeyReport, LegacyReport};
+pub use row::ROW_BYTES_MAX;
+pub use signers::{Signers, SignersError};
+#[cfg(feature = "postgres")]
+pub use table::{Table, Window};
+pub(crate) use time::print_time;
+pub use verify::{FINDINGS_LISTED, LegacyError, Source, verify_legacy};

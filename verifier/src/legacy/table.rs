@@ -1,0 +1,369 @@
+//! A legacy table in PostgreSQL, read without trusting it or hurting its writers.
+//!
+//! Short statements over ranges of the key below a head that is taken first; each row is read once, and nothing is
+//! locked or kept open between them. The session is read-only, its search path fixed, its time zone UTC.
+
+use std::fmt::Write as _;
+
+use ledger_engine::hash::Hash;
+use postgres::fallible_iterator::FallibleIterator as _;
+use postgres::types::ToSql;
+use postgres::{Client, Config, NoTls, Row};
+
+use super::row::{Member, ROW_BYTES_MAX, RawRow, RowFault, Rows};
+use super::time::{parse_time, print_time};
+use super::verify::{LegacyError, Source};
+
+/// Rows of one statement.
+const RANGE_ROWS: i64 = 16 * 1024;
+/// A statement is left early after so many bytes of rows.
+const RANGE_BYTES: usize = 32 << 20;
+/// Bytes of rows that are judged together, at most; and rows.
+const CHUNK_BYTES: usize = 8 << 20;
+const CHUNK_ROWS: usize = 8192;
+/// Longer texts in other columns than the payload are cut: none of them can be right.
+const TEXT_CHARS_MAX: usize = 16 * 1024;
+
+/// Which rows are asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Window {
+    /// The newest so many.
+    pub limit: Option<u64>,
+    /// From this time on, milliseconds since 1970.
+    pub since_ms: Option<i64>,
+}
+
+impl Window {
+    /// Reads the time of `--since`: RFC 3339, or a date alone.
+    pub fn parse_since(text: &str) -> Option<i64> {
+        parse_time(text).or_else(|| parse_time(&format!("{text}T00:00:00Z")))
+    }
+
+    fn is_whole(self) -> bool {
+        self == Window::default()
+    }
+}
+
+/// A table of legacy audit events.
+pub struct Table {
+    client: Client,
+    /// Quoted, with its schema.
+    table: String,
+    /// Quoted columns by member.
+    columns: Vec<Option<String>>,
+    /// Type of the id column.
+    id_type: String,
+    kind: String,
+    window: Window,
+    /// The last key that was read, as text.
+    after: Option<String>,
+    /// The last key there was at the beginning, or the time where keys have no order.
+    head: Option<String>,
+    /// The earliest time in the window, as PostgreSQL prints it.
+    floor: Option<String>,
+    ended: bool,
+    pending: std::collections::VecDeque<Piece>,
+    remarks: Vec<String>,
+}
+
+fn failed(e: &postgres::Error) -> LegacyError {
+    let detail = e.as_db_error().map_or_else(
+        || std::error::Error::source(e).map(ToString::to_string).unwrap_or_default(),
+        |db| format!("{} ({})", db.message(), db.code().code()),
+    );
+    LegacyError::Source(format!("database: {e} {detail}; check the URL, the network and the role's privileges"))
+}
+
+fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+impl Table {
+    /// Connects and finds the table (`name` or `schema.name`; without a schema the search path of the role decides) and
+    /// its columns by their names.
+    pub fn open(url: &str, name: &str, window: Window) -> Result<Table, LegacyError> {
+        let mut config: Config = url
+            .parse()
+            .map_err(|_| LegacyError::Source("the database URL is not postgres://user@host/database".into()))?;
+        if config.get_application_name().is_none() {
+            config.application_name("audit-verify");
+        }
+        let mut client = config.connect(NoTls).map_err(|e| failed(&e))?;
+        // The role's search path says which table a bare name means. From then on nothing is found by it, or written.
+        let path: Vec<String> = client
+            .query_one("SELECT pg_catalog.current_schemas(false)::pg_catalog.text[]", &[])
+            .map_err(|e| failed(&e))?
+            .get(0);
+        client
+            .batch_execute(
+                "SET search_path = pg_catalog; SET TimeZone = 'UTC'; SET default_transaction_read_only = on;
+                 SET row_security = off; SET statement_timeout = '10min'; SET jit = off;
+                 SET DateStyle = 'ISO'; SET standard_conforming_strings = on",
+            )
+            .map_err(|e| failed(&e))?;
+        let (path, relation) = match name.split_once('.') {
+            Some((schema, relation)) => (vec![schema.to_owned()], relation),
+            None => (path, name),
+        };
+        let found = client
+            .query(
+                "SELECT n.nspname, c.relname, c.relkind::text, c.oid, c.relrowsecurity
+                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                 WHERE c.relname = $1 AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname = ANY ($2)
+                 ORDER BY array_position($2, n.nspname::text) LIMIT 1",
+                &[&relation, &path],
+            )
+            .map_err(|e| failed(&e))?;
+        let Some(row) = found.first() else {
+            return Err(LegacyError::Source(format!("there is no table {name} here; name another with --table")));
+        };
+        let (schema, relation, kind): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+        let (oid, has_row_security): (u32, bool) = (row.get(3), row.get(4));
+        let attributes = client
+            .query(
+                "SELECT a.attname, format_type(a.atttypid, -1) FROM pg_attribute a
+                 WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
+                &[&oid],
+            )
+            .map_err(|e| failed(&e))?;
+        let mut columns = vec![None; Member::ALL.len()];
+        let mut id_type = String::new();
+        for attribute in &attributes {
+            let (column, kind): (&str, String) = (attribute.get(0), attribute.get(1));
+            let Some(member) = Member::named(column) else { continue };
+            if columns[member as usize].replace(quote(column)).is_some() {
+                return Err(LegacyError::Source(format!("{name} has two columns that could be {column}")));
+            }
+            if member == Member::Id {
+                id_type = kind;
+            }
+        }
+        for needed in [Member::Id, Member::Payload, Member::PrevHash, Member::Signature] {
+            if columns[needed as usize].is_none() {
+                return Err(LegacyError::Source(format!("{name} has no column for {needed:?}: it is no audit_events")));
+            }
+        }
+        let mut remarks = Vec::new();
+        let kind = match kind.as_str() {
+            "v" | "m" => "view",
+            "f" => "foreign table",
+            _ => "table",
+        };
+        if kind != "table" {
+            remarks.push(format!("{schema}.{relation} is a {kind}: its definition decides which rows there are"));
+        }
+        if has_row_security {
+            remarks.push("the table has row-level security; this role reads without it".to_owned());
+        }
+        let kind = format!("legacy audit events: {kind} {schema}.{relation} in PostgreSQL");
+        let table = format!("{}.{}", quote(&schema), quote(&relation));
+        let mut table = Table {
+            client,
+            table,
+            columns,
+            id_type,
+            kind,
+            window,
+            after: None,
+            head: None,
+            floor: None,
+            ended: false,
+            pending: std::collections::VecDeque::new(),
+            remarks,
+        };
+        table.take_head()?;
+        Ok(table)
+    }
+
+    fn column(&self, member: Member) -> &str {
+        self.columns[member as usize].as_deref().unwrap_or("NULL")
+    }
+
+    /// Keys of a sequence grow; others (uuid, text) say nothing about age.
+    fn keys_grow(&self) -> bool {
+        matches!(self.id_type.as_str(), "bigint" | "integer" | "smallint" | "numeric")
+    }
+
+    /// Fixes what will be read: rows up to the newest key or time there is now.
+    fn take_head(&mut self) -> Result<(), LegacyError> {
+        let (table, id, time) = (&self.table, self.column(Member::Id), self.column(Member::Time));
+        let newest = if self.keys_grow() { id } else { time };
+        let head = format!("SELECT (SELECT {newest} FROM {table} ORDER BY {newest} DESC NULLS LAST LIMIT 1)::text");
+        let mut floor = None;
+        if let Some(limit) = self.window.limit {
+            // All rows of the oldest time in it belong to the window, so that equal times do not cut the chain.
+            if self.columns[Member::Time as usize].is_none() {
+                return Err(LegacyError::Source("--limit needs a column of times".into()));
+            }
+            floor = Some(format!(
+                "SELECT min(t)::timestamptz::text FROM (SELECT {time} AS t FROM {table} ORDER BY {time} DESC NULLS LAST LIMIT {limit}) w"
+            ));
+        }
+        // Ranges of keys would pass over them.
+        let nameless = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE {id} IS NULL)");
+        let nameless: bool = self.client.query_one(&nameless, &[]).map_err(|e| failed(&e))?.get(0);
+        if nameless {
+            return Err(LegacyError::Source(
+                "there are rows without an id: export the table and verify the file".into(),
+            ));
+        }
+        let head = self.client.query_one(&head, &[]).map_err(|e| failed(&e))?;
+        let floor = floor.map(|sql| self.client.query_one(&sql, &[]).map_err(|e| failed(&e))).transpose()?;
+        self.head = head.get(0);
+        self.floor = floor.and_then(|row| row.get(0));
+        if let Some(since) = self.window.since_ms {
+            let since = print_time(since);
+            let later = |floor: &String| parse_time(floor) >= parse_time(&since);
+            self.floor = self.floor.take().filter(later).or(Some(since));
+        }
+        self.ended = self.head.is_none() && self.keys_grow();
+        Ok(())
+    }
+
+    fn statement(&self) -> (String, Vec<String>) {
+        let mut parameters = Vec::new();
+        let mut list = String::new();
+        for member in Member::ALL {
+            let column = self.column(member);
+            let _ = match member {
+                Member::Payload => write!(list, "{column}::text AS payload, "),
+                Member::Time if column != "NULL" => write!(list, "({column}::timestamptz)::text AS time, "),
+                Member::Id => write!(list, "{column} AS key, {column}::text AS id, "),
+                other => write!(list, "left({column}::text, {TEXT_CHARS_MAX}) AS m{}, ", other as usize),
+            };
+        }
+        let (id, time, id_type) = (self.column(Member::Id), self.column(Member::Time), &self.id_type);
+        let mut filters = Vec::new();
+        let mut filter = |text: &str, value: &Option<String>, cast: &str| {
+            if let Some(value) = value {
+                parameters.push(value.clone());
+                filters.push(format!("{text} ${}::text::{cast}", parameters.len()));
+            }
+        };
+        filter(&format!("{id} >"), &self.after, id_type);
+        if self.keys_grow() {
+            filter(&format!("{id} <="), &self.head, id_type);
+        } else if time != "NULL" {
+            filter(&format!("{time} <="), &self.head, "timestamptz");
+        }
+        filter(&format!("{time} >="), &self.floor, "timestamptz");
+        let filter = if filters.is_empty() { String::new() } else { format!("WHERE {}", filters.join(" AND ")) };
+        let others: Vec<String> = [
+            Member::Actor,
+            Member::EventType,
+            Member::Time,
+            Member::Hash,
+            Member::PrevHash,
+            Member::Signature,
+            Member::Kid,
+        ]
+        .iter()
+        .map(|m| if *m == Member::Time && time != "NULL" { "time".into() } else { format!("m{}", *m as usize) })
+        .collect();
+        // `t.` because a bare id would be the text made of it. The inner query prints the payload once; OFFSET 0 keeps it
+        // from being folded into the outer one.
+        let sql = format!(
+            "SELECT id, CASE WHEN octet_length(payload) <= {ROW_BYTES_MAX} THEN payload END,
+                octet_length(payload) > {ROW_BYTES_MAX}, {} FROM (SELECT {} FROM {} t {filter} ORDER BY t.{id} LIMIT {RANGE_ROWS} OFFSET 0) r
+             ORDER BY key",
+            others.join(", "),
+            list.trim_end_matches(", "),
+            self.table,
+        );
+        (sql, parameters)
+    }
+
+    /// Reads one range into pieces.
+    fn read_range(&mut self) -> Result<(), LegacyError> {
+        let (sql, parameters) = self.statement();
+        let parameters: Vec<&(dyn ToSql + Sync)> = parameters.iter().map(|p| p as &(dyn ToSql + Sync)).collect();
+        let mut rows = self.client.query_raw(&sql, parameters).map_err(|e| failed(&e))?;
+        let (mut count, mut bytes, mut all_bytes) = (0, 0, 0);
+        let mut piece = Piece { rows: Vec::new() };
+        let mut last = None;
+        while let Some(row) = rows.next().map_err(|e| failed(&e))? {
+            let id: Option<&str> = row.get(0);
+            last = id.map(str::to_owned).or(last);
+            count += 1;
+            bytes += row.raw_size_bytes();
+            all_bytes += row.raw_size_bytes();
+            piece.rows.push(row);
+            if bytes > CHUNK_BYTES || piece.rows.len() == CHUNK_ROWS {
+                self.pending.push_back(std::mem::replace(&mut piece, Piece { rows: Vec::new() }));
+                bytes = 0;
+            }
+            if all_bytes > RANGE_BYTES {
+                break;
+            }
+        }
+        drop(rows);
+        if !piece.rows.is_empty() {
+            self.pending.push_back(piece);
+        }
+        self.ended = count < RANGE_ROWS && all_bytes <= RANGE_BYTES;
+        self.after = last;
+        Ok(())
+    }
+}
+
+struct Piece {
+    rows: Vec<Row>,
+}
+
+impl Rows for Piece {
+    fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn row(&self, at: usize) -> Result<RawRow<'_>, RowFault> {
+        let row = &self.rows[at];
+        let text = |column: usize| {
+            let value: Result<Option<&str>, _> = row.try_get(column);
+            value.map(|v| v.map(Into::into)).map_err(|e| RowFault::Undecodable(e.to_string()))
+        };
+        if row.try_get::<_, Option<bool>>(2).is_ok_and(|large| large == Some(true)) {
+            return Err(RowFault::TooLarge);
+        }
+        Ok(RawRow {
+            id: text(0)?,
+            payload: text(1)?,
+            actor: text(3)?,
+            event_type: text(4)?,
+            time: text(5)?,
+            hash: text(6)?,
+            prev_hash: text(7)?,
+            signature: text(8)?,
+            kid: text(9)?,
+        })
+    }
+}
+
+impl Source for Table {
+    fn kind(&self) -> String {
+        self.kind.clone()
+    }
+
+    fn windowed(&self) -> bool {
+        !self.window.is_whole()
+    }
+
+    fn remarks(&self) -> Vec<String> {
+        self.remarks.clone()
+    }
+
+    fn has_outside(&mut self, hash: &Hash) -> Result<bool, LegacyError> {
+        if self.columns[Member::Hash as usize].is_none() {
+            return Ok(false);
+        }
+        let sql = format!("SELECT 1 FROM {} WHERE {} = $1 LIMIT 1", self.table, self.column(Member::Hash));
+        self.client.query_opt(&sql, &[&hash.to_hex()]).map(|r| r.is_some()).map_err(|e| failed(&e))
+    }
+
+    #[allow(private_interfaces, reason = "sources are this crate's")]
+    fn read(&mut self) -> Result<Option<Box<dyn Rows>>, LegacyError> {
+        while self.pending.is_empty() && !self.ended {
+            self.read_range()?;
+        }
+        Ok(self.pending.pop_front().map(|piece| Box::new(piece) as Box<dyn Rows>))
+    }
+}

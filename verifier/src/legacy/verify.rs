@@ -1,0 +1,411 @@
+//! The whole judgement of a legacy chain: rows in parallel, then their order, then the anchors.
+
+use std::collections::{BTreeMap, BinaryHeap};
+use std::io;
+use std::sync::mpsc::sync_channel;
+
+use ledger_engine::hash::Hash;
+use rayon::prelude::*;
+
+use super::anchor::Anchor;
+use super::judge::{OTHER_TYPES, Piece, TYPES_MAX, Use, judge, shown};
+use super::report::{KeyReport, LegacyReport};
+use super::resolve::{Extent, LinkFault, Links, Position, ROWS_MAX, Resolved};
+use super::row::Rows;
+use super::signers::Signers;
+use super::spill::Texts;
+use crate::finding::{Code, Finding};
+use crate::report::Verdict;
+
+/// Findings that a report lists one by one, the first in chain order. All are counted.
+pub const FINDINGS_LISTED: usize = 20_000;
+/// Rows judged together by one thread. Signatures of a piece and a key are one batch.
+const PIECE_ROWS: usize = 2048;
+/// Days that are counted apart.
+const DAYS_MAX: usize = 100_000;
+
+/// Why a source could not be read, or not to its end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LegacyError {
+    /// The source: where, and what.
+    #[error("{0}")]
+    Source(String),
+    /// The place for temporary files.
+    #[error("temporary files: {0}; make room, or set TMPDIR to a larger place")]
+    Temporary(#[from] io::Error),
+    /// More rows than row numbers.
+    #[error("the source has more than {ROWS_MAX} rows; verify it in parts")]
+    TooManyRows,
+}
+
+/// Where rows come from, each once.
+pub trait Source: Send {
+    /// What it is, for the report.
+    fn kind(&self) -> String;
+
+    /// Only the newest rows were asked for.
+    fn windowed(&self) -> bool {
+        false
+    }
+
+    /// The number of rows that the source itself claims, once it was read.
+    fn stated_count(&self) -> Option<u64> {
+        None
+    }
+
+    /// What the reader should know of how it was read, once it was.
+    fn remarks(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Whether a row of this hash exists beyond the rows that were given.
+    fn has_outside(&mut self, hash: &Hash) -> Result<bool, LegacyError>;
+
+    /// The next rows: some thousand, or some megabytes.
+    #[doc(hidden)]
+    #[allow(private_interfaces, reason = "sources are this crate's")]
+    fn read(&mut self) -> Result<Option<Box<dyn Rows>>, LegacyError>;
+}
+
+/// What the pass over the rows leaves.
+struct Pass {
+    links: Links,
+    /// `row number, code, evidence` of findings on rows alone.
+    findings: Texts,
+    counts: BTreeMap<Code, u64>,
+    uses: BTreeMap<usize, Use>,
+    types: BTreeMap<String, u64>,
+    days: BTreeMap<i64, u64>,
+    hashes_compared: u64,
+}
+
+impl Pass {
+    fn take(&mut self, piece: Piece) -> Result<(), LegacyError> {
+        let first = self.links.len();
+        if first + piece.rows.len() as u64 > ROWS_MAX {
+            return Err(LegacyError::TooManyRows);
+        }
+        for (row, id) in piece.rows.iter().zip(&piece.ids) {
+            self.links.push(row, id)?;
+        }
+        for (at, code, evidence) in piece.findings {
+            *self.counts.entry(code).or_default() += 1;
+            let code = Code::ALL.iter().position(|c| *c == code).unwrap_or_default();
+            self.findings.push(&format!("{} {code} {evidence}", first + at as u64))?;
+        }
+        for (kid, seen) in piece.uses {
+            let used = self.uses.entry(kid).or_default();
+            used.signatures += seen.signatures;
+            used.outside += seen.outside;
+            used.first_outside = used.first_outside.or(seen.first_outside);
+        }
+        for (name, n) in piece.types {
+            let name =
+                if self.types.len() < TYPES_MAX || self.types.contains_key(&name) { name } else { OTHER_TYPES.into() };
+            *self.types.entry(name).or_default() += n;
+        }
+        for (day, n) in piece.days {
+            if self.days.len() < DAYS_MAX || self.days.contains_key(&day) {
+                *self.days.entry(day).or_default() += n;
+            }
+        }
+        self.hashes_compared += piece.hashes_compared;
+        Ok(())
+    }
+}
+
+/// Judges a source against a registry and saved heads. Without a registry no signature is checked, and the best verdict
+/// is that the chain is consistent.
+pub fn verify_legacy(
+    name: &str,
+    source: &mut dyn Source,
+    signers: Option<&Signers>,
+    anchors: &[Anchor],
+) -> LegacyReport {
+    let mut pass = Pass {
+        links: Links::new(),
+        findings: Texts::new(),
+        counts: BTreeMap::new(),
+        uses: BTreeMap::new(),
+        types: BTreeMap::new(),
+        days: BTreeMap::new(),
+        hashes_compared: 0,
+    };
+    let stopped = read_all(source, signers, &mut pass).err().map(|e| e.to_string());
+    let mut report = LegacyReport::unreadable(name, &source.kind(), "");
+    match conclude(&mut report, source, signers, anchors, pass, stopped) {
+        Ok(()) => report,
+        Err(e) => LegacyReport::unreadable(name, &source.kind(), &e.to_string()),
+    }
+}
+
+/// One thread reads ahead while the pool judges.
+fn read_all(source: &mut dyn Source, signers: Option<&Signers>, pass: &mut Pass) -> Result<(), LegacyError> {
+    std::thread::scope(|scope| {
+        let (give, take) = sync_channel(1);
+        scope.spawn(move || {
+            loop {
+                let read = source.read().transpose();
+                let Some(read) = read else { return };
+                let last = read.is_err();
+                if give.send(read).is_err() || last {
+                    return;
+                }
+            }
+        });
+        for rows in take {
+            let rows = rows?;
+            let first = pass.links.len();
+            let starts: Vec<usize> = (0..rows.len()).step_by(PIECE_ROWS).collect();
+            let pieces: Vec<Piece> = starts
+                .into_par_iter()
+                .map(|from| {
+                    let to = (from + PIECE_ROWS).min(rows.len());
+                    judge(rows.as_ref(), from..to, first + from as u64, signers)
+                })
+                .collect();
+            pieces.into_iter().try_for_each(|piece| pass.take(piece))?;
+        }
+        Ok(())
+    })
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Evidence {
+    Row(String),
+    Links(LinkFault),
+}
+
+/// The first findings in chain order.
+#[derive(Default)]
+struct First {
+    heap: BinaryHeap<(Position, Code, Evidence)>,
+}
+
+impl First {
+    fn add(&mut self, position: Position, code: Code, evidence: Evidence) {
+        let item = (position, code, evidence);
+        if self.heap.len() < FINDINGS_LISTED {
+            self.heap.push(item);
+        } else if self.heap.peek().is_some_and(|last| item < *last) {
+            self.heap.pop();
+            self.heap.push(item);
+        }
+    }
+}
+
+fn conclude(
+    report: &mut LegacyReport,
+    source: &mut dyn Source,
+    signers: Option<&Signers>,
+    anchors: &[Anchor],
+    pass: Pass,
+    stopped: Option<String>,
+) -> Result<(), LegacyError> {
+    let Pass { links, mut findings, mut counts, uses, types, days, hashes_compared } = pass;
+    report.rows = links.len();
+    (report.types, report.days, report.hashes_compared) = (types, days, hashes_compared);
+    let extent = match &stopped {
+        Some(_) => Extent::Partial,
+        None if source.windowed() => Extent::Window,
+        None => Extent::Whole,
+    };
+    // A predecessor that cannot be looked for was not read either.
+    let mut resolved = links.resolve(extent, &mut |hash| source.has_outside(hash).unwrap_or(true))?;
+    let one_path = resolved.faults() == 0 && resolved.outside.is_empty() && extent != Extent::Partial;
+    let mut first = First::default();
+    findings.flush()?;
+    findings.each(|_, text| {
+        let mut parts = text.splitn(3, ' ');
+        let mut number = || parts.next().and_then(|n| n.parse::<u32>().ok()).unwrap_or_default();
+        let (row, code) = (number(), Code::ALL[number() as usize]);
+        first.add(resolved.position(row), code, Evidence::Row(parts.next().unwrap_or_default().to_owned()));
+        Ok(())
+    })?;
+    resolved.each_fault(|resolved, row, fault| {
+        *counts.entry(fault.code()).or_default() += 1;
+        first.add(resolved.position(row), fault.code(), Evidence::Links(fault));
+    })?;
+    for (position, code, evidence) in first.heap.into_sorted_vec() {
+        let place = place(&mut resolved, position.3)?;
+        let evidence = match evidence {
+            Evidence::Row(text) => text,
+            Evidence::Links(fault) => describe(&mut resolved, fault)?,
+        };
+        report.findings.push(Finding { code, chain: None, place, evidence });
+    }
+    if let Some((row, hash)) = resolved.head()? {
+        report.head = Some(hash);
+        report.head_id = resolved.links.ids.at(u64::from(row))?;
+        report.chain_rows = u64::from(resolved.position(row).2) + 1;
+    }
+    let mut fault = |code: Code, place: String, evidence: String| {
+        *counts.entry(code).or_default() += 1;
+        report.findings.push(Finding { code, chain: None, place, evidence });
+    };
+    if let Some(stated) = source.stated_count().filter(|n| *n != report.rows && extent == Extent::Whole) {
+        fault(
+            Code::LegacyCountMismatch,
+            "export".into(),
+            format!("expected {stated} events as the export says, found {}", report.rows),
+        );
+    }
+    let mut anchors: Vec<&Anchor> = anchors.iter().collect();
+    anchors.sort_by_key(|a| a.rows);
+    let mut prefixes = Vec::new();
+    if one_path && report.rows > 0 {
+        let (all, some) = resolved.digests(&anchors.iter().map(|a| a.rows).collect::<Vec<_>>())?;
+        report.rows_digest = Some(all);
+        prefixes = some;
+    }
+    if extent == Extent::Whole {
+        let heads: Vec<Hash> = anchors.iter().map(|a| a.head_hash).collect();
+        let found = resolved.links.find(&heads)?;
+        for (at, anchor) in anchors.iter().enumerate() {
+            let row = found.get(&anchor.head_hash);
+            match judge_anchor(anchor, row.map(|r| resolved.position(*r)), prefixes.get(at), report.chain_rows) {
+                None => report.anchors += 1,
+                Some((code, evidence)) => fault(code, format!("anchor/{}", anchor.rows), evidence),
+            }
+        }
+    }
+    report.counts = counts;
+    report.whole = extent != Extent::Partial && resolved.edge.is_none() && resolved.outside.is_empty();
+    keys(report, signers, &uses, &mut resolved)?;
+    notes(report, source, &mut resolved, signers, extent, anchors.len() as u64)?;
+    let not_read = !resolved.outside.is_empty();
+    (report.verdict, report.reason) = match stopped {
+        _ if !report.counts.is_empty() => (Verdict::Broken, stopped.unwrap_or_default()),
+        Some(reason) => (Verdict::NotChecked, format!("{reason} ({} rows were read)", report.rows)),
+        None if report.rows == 0 => (Verdict::NotChecked, "there are no rows".into()),
+        None if not_read => {
+            (Verdict::NotChecked, "rows were written meanwhile that others build on; run it again".into())
+        }
+        None if extent != Extent::Whole && !anchors.is_empty() => {
+            (Verdict::NotChecked, "an anchor needs the whole chain; leave --limit and --since away".into())
+        }
+        None if signers.is_none() => (Verdict::IdentityNotProven, String::new()),
+        None => (Verdict::Verified, String::new()),
+    };
+    Ok(())
+}
+
+/// `None` if the anchor holds.
+fn judge_anchor(
+    anchor: &Anchor,
+    position: Option<Position>,
+    prefix: Option<&Hash>,
+    chain_rows: u64,
+) -> Option<(Code, String)> {
+    match position {
+        None if chain_rows < anchor.rows => {
+            Some((Code::LegacyAnchorBeyondTail, format!("expected at least {} rows, found {chain_rows}", anchor.rows)))
+        }
+        None => Some((
+            Code::LegacyAnchorMismatch,
+            format!("expected row {} to have hash {}", anchor.rows, anchor.head_hash),
+        )),
+        Some((elsewhere, _, height, _)) if elsewhere || u64::from(height) + 1 != anchor.rows => Some((
+            Code::LegacyAnchorMismatch,
+            format!(
+                "expected hash {} at row {} of the chain, found it at row {}",
+                anchor.head_hash,
+                anchor.rows,
+                u64::from(height) + 1
+            ),
+        )),
+        Some(_) => prefix.filter(|found| **found != anchor.rows_digest).map(|found| {
+            (
+                Code::LegacyAnchorMismatch,
+                format!("expected digest {} of rows 1 to {}, found {found}", anchor.rows_digest, anchor.rows),
+            )
+        }),
+    }
+}
+
+/// `audit_events/<id>`, or `row/<number from 1>` for one without.
+fn place(resolved: &mut Resolved, row: u32) -> io::Result<String> {
+    let id = resolved.links.ids.at(u64::from(row))?;
+    Ok(if id.is_empty() { format!("row/{}", u64::from(row) + 1) } else { format!("audit_events/{id}") })
+}
+
+fn describe(resolved: &mut Resolved, fault: LinkFault) -> io::Result<String> {
+    Ok(match fault {
+        LinkFault::Missing { prev, .. } => format!("expected a row with hash {prev}, found none"),
+        LinkFault::Fork { first, parent: Some(parent) } => {
+            format!("{} claims the same predecessor, {}", place(resolved, first)?, place(resolved, parent)?)
+        }
+        LinkFault::Fork { first, parent: None } => {
+            format!("{} claims the same, missing predecessor", place(resolved, first)?)
+        }
+        LinkFault::Duplicate { first } => {
+            format!("the same as {} (row {} of the source)", place(resolved, first)?, u64::from(first) + 1)
+        }
+        LinkFault::Id { first } => format!("row {} of the source has the same id", u64::from(first) + 1),
+        LinkFault::Cycle => String::new(),
+    })
+}
+
+fn keys(
+    report: &mut LegacyReport,
+    signers: Option<&Signers>,
+    uses: &BTreeMap<usize, Use>,
+    resolved: &mut Resolved,
+) -> io::Result<()> {
+    for (at, signer) in signers.map(|s| s.list.as_slice()).unwrap_or_default().iter().enumerate() {
+        let used = uses.get(&at).copied().unwrap_or_default();
+        if let Some(row) = used.first_outside {
+            let evidence = format!("{} rows, the first {}", used.outside, place(resolved, row as u32)?);
+            let place = format!("key/{}", shown(&signer.kid));
+            report.notes.push(Finding { code: Code::LegacyOutsideWindow, chain: None, place, evidence });
+        }
+        report.keys.push(KeyReport {
+            kid: shown(&signer.kid),
+            key: signer.key.as_ref().map(|k| (k.algorithm(), k.fingerprint())).map_err(ToString::to_string),
+            valid_from: signer.valid_from,
+            revoked_at: signer.revoked_at,
+            signatures: used.signatures,
+        });
+    }
+    Ok(())
+}
+
+fn notes(
+    report: &mut LegacyReport,
+    source: &mut dyn Source,
+    resolved: &mut Resolved,
+    signers: Option<&Signers>,
+    extent: Extent,
+    anchors: u64,
+) -> io::Result<()> {
+    let mut notes = Vec::new();
+    let mut note =
+        |code: Code, place: String, evidence: String| notes.push(Finding { code, chain: None, place, evidence });
+    note(Code::LegacyFieldsNotCovered, "audit_events".into(), "id, type, actor, time and kid of every row".into());
+    if signers.is_none() {
+        note(Code::LegacySignaturesNotCovered, "audit_events".into(), String::new());
+    }
+    if let Some((row, prev)) = resolved.edge {
+        let evidence = format!("rows up to the one with hash {prev}, before {}", place(resolved, row)?);
+        note(Code::LegacyRangeNotCovered, "audit_events".into(), evidence);
+    }
+    for row in resolved.outside.clone() {
+        note(Code::LegacyRangeNotCovered, place(resolved, row)?, "its predecessor was not read".into());
+    }
+    for remark in source.remarks() {
+        note(Code::LegacyRangeNotCovered, "audit_events".into(), remark);
+    }
+    if extent == Extent::Partial {
+        note(Code::LegacyRangeNotCovered, "audit_events".into(), format!("everything after row {}", report.rows));
+    }
+    if anchors == 0 || report.anchors < anchors {
+        note(
+            Code::LegacyTailNotCovered,
+            "audit_events".into(),
+            report.head.map(|h| format!("after {h}")).unwrap_or_default(),
+        );
+    }
+    report.notes.append(&mut notes);
+    Ok(())
+}

@@ -1,0 +1,195 @@
+//! Inputs made to crash, hang, exhaust or fool the verifier.
+
+use std::io::{Read, Write};
+
+use serde_json::json;
+
+use crate::chain::{
+    assert_found, assert_verified, chain, found, hash, judge, judge_bytes, judge_file, lines, seal, signers,
+};
+
+fn gzip(bytes: impl Read) -> Vec<u8> {
+    let mut encoder = flate2::read::GzEncoder::new(bytes, flate2::Compression::fast());
+    let mut out = Vec::new();
+    encoder.read_to_end(&mut out).unwrap();
+    out
+}
+
+#[test]
+fn truncated_archives_are_never_verified() {
+    let plain = lines(&chain(2000));
+    for packed in [gzip(plain.as_bytes()), zstd::encode_all(plain.as_bytes(), 3).unwrap()] {
+        assert_verified(&judge_bytes(&packed, &[]), 2000);
+        for length in [5, 20, packed.len() / 2, packed.len() - 9, packed.len() - 1] {
+            let report = judge_bytes(&packed[..length], &[]);
+            // A line cut in two is a finding of its own; without one the verdict is that it could not be checked.
+            assert_ne!(report.exit(), 0, "{length}: {}", report.to_text());
+            assert!(found(&report).iter().all(|f| f.starts_with("row_undecodable")), "{}", report.to_text());
+        }
+    }
+}
+
+#[test]
+fn damaged_archives_are_never_verified() {
+    let rows = chain(3000);
+    let mut packed = gzip(lines(&rows).as_bytes());
+    let middle = packed.len() / 2;
+    packed[middle] ^= 0x55;
+    assert_ne!(judge_bytes(&packed, &[]).exit(), 0);
+    let text = json!({ "events": rows }).to_string();
+    for cut in [10, 11, 12, 40, text.len() / 2, text.len() - 1] {
+        assert_ne!(judge_bytes(&text.as_bytes()[..cut], &[]).exit(), 0, "{cut}");
+    }
+    assert_ne!(judge_bytes((text + "x").as_bytes(), &[]).exit(), 0);
+}
+
+#[test]
+fn archives_that_expand_without_end() {
+    for (bomb, exit) in [
+        (gzip(std::io::repeat(b'\n').take(300 << 20)), 2),
+        (zstd::encode_all(std::io::repeat(b'\n').take(300 << 20), 1).unwrap(), 2),
+        // A line without end is a finding before the reader stops.
+        (gzip(std::io::repeat(b' ').take(300 << 20)), 1),
+    ] {
+        let report = judge_bytes(&bomb, &[]);
+        assert_eq!(report.exit(), exit);
+        assert!(report.reason.contains("expand"), "{}", report.reason);
+    }
+}
+
+/// A line of 2 GB, between honest ones, in a file with a hole.
+#[test]
+fn a_line_of_2_gb() {
+    let rows = chain(2);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut out = file.reopen().unwrap();
+    out.write_all(lines(&rows[..1]).as_bytes()).unwrap();
+    let end = out.metadata().unwrap().len() + (2 << 30);
+    out.set_len(end).unwrap();
+    std::io::Seek::seek(&mut out, std::io::SeekFrom::End(0)).unwrap();
+    out.write_all(format!("\n{}", lines(&rows[1..])).as_bytes()).unwrap();
+    let report = judge_file(file.path(), Some(&signers()), &[]);
+    assert_eq!(report.exit(), 1);
+    assert_eq!((report.rows, report.chain_rows), (3, 2));
+    assert_eq!(found(&report), ["row_too_large row/2"]);
+}
+
+#[test]
+fn values_no_parser_likes() {
+    let rows = chain(3);
+    let event = |payload: &str| format!("{}{{\"id\":9,\"payload\":{payload}}}\n", lines(&rows));
+    for (payload, code) in [
+        ("1e999".to_owned(), "canonical_impossible 9"),
+        ("9".repeat(1 << 20), "canonical_impossible 9"),
+        ("[".repeat(100_000) + &"]".repeat(100_000), "canonical_impossible 9"),
+        ("{\"a\":".repeat(5000) + "1" + &"}".repeat(5000), "canonical_impossible 9"),
+        ("tru".to_owned(), "row_undecodable 9"),
+        ("\"\u{1}\"".to_owned(), "row_undecodable 9"),
+    ] {
+        let report = judge_bytes(event(&payload).as_bytes(), &[]);
+        assert!(found(&report).contains(&code.to_owned()), "{}", report.to_text());
+    }
+    for line in [&b"\0"[..], b"\xff\xfe", b"{", b"[]", b"nul", b"{\"id\":1,\"id\":2}", &[b'[', 0xc0], b"\xef\xbb\xbf{}"]
+    {
+        let file = [lines(&rows).as_bytes(), line, b"\n"].concat();
+        assert_found(&judge_bytes(&file, &[]), &["row_undecodable row/4"]);
+    }
+}
+
+#[test]
+fn numbers_and_keys_as_javascript_prints_them() {
+    let mut rows = chain(2);
+    let canonical = r#"{"":0,"a":1e+21,"b":9007199254740992,"é":0.1,"😀":-1.5,"ﬁ":[1,"\u001f\ud800"]}"#;
+    let text = r#"{ "ﬁ":[1.0,"\u001F\uD800"], "\ud83d\ude00":-15e-1, "\u00e9":0.10, "b":9007199254740993, "a":1e21, "a":1E+21, "":-0 }"#;
+    let digest = ledger_engine::hash::sha256(&[canonical.as_bytes()]);
+    rows[0]["payload"] = json!("PAYLOAD");
+    rows[0]["hash"] = json!(digest.to_hex());
+    rows[0]["signature"] = json!(ledger_engine::hash::to_hex(&<[u8; 64]>::from(crate::chain::key().sign(&digest.0))));
+    seal(&mut rows[1], Some(&digest.to_hex()));
+    assert_verified(&judge_bytes(lines(&rows).replace("\"PAYLOAD\"", text).as_bytes(), &[]), 2);
+}
+
+#[test]
+fn many_forks_copies_and_ids() {
+    // More than are listed one by one, all claiming one predecessor, with one id.
+    let mut rows = chain(2);
+    let prev = hash(&rows[0]).to_owned();
+    let count = 25_000;
+    for n in 0..count {
+        let payload = json!(n);
+        let digest = ledger_engine::hash::sha256(&[
+            payload.to_string().as_bytes(),
+            &ledger_engine::hash::Hash::from_hex(&prev).unwrap().0,
+        ]);
+        rows.push(json!({ "id": 2, "payload": payload, "prev_hash": prev, "hash": digest.to_hex() }));
+    }
+    let report = judge(&rows);
+    assert_eq!(report.exit(), 1);
+    assert_eq!(report.counts[&audit_verify::Code::LegacyFork], count);
+    assert_eq!(report.counts[&audit_verify::Code::LegacyIdDuplicate], count);
+    assert_eq!(report.counts[&audit_verify::Code::LegacyRowUnsigned], count);
+    assert_eq!(report.findings.len(), audit_verify::legacy::FINDINGS_LISTED);
+}
+
+/// A signature made for a key of small order verifies for any message: the key must be refused, alone and in a batch.
+#[test]
+fn small_order_signatures() {
+    let mut rows = chain(40);
+    let identity = [&[1_u8][..], &[0; 63]].concat();
+    for row in rows.iter_mut().step_by(3) {
+        row["signature"] = json!(crate::chain::base64(&identity));
+        row["signer_kid"] = json!("weak");
+    }
+    let mut registry = crate::chain::registry();
+    let weak = [&[1_u8][..], &[0; 31]].concat();
+    registry["signers"].as_array_mut().unwrap().push(json!({ "id": "weak", "key": crate::chain::base64(&weak) }));
+    let signers = audit_verify::legacy::Signers::parse(registry.to_string().as_bytes()).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), lines(&rows)).unwrap();
+    let report = judge_file(file.path(), Some(&signers), &[]);
+    assert_eq!(report.counts[&audit_verify::Code::LegacyKeyRefused], 14);
+    assert_eq!(report.faults(), 14);
+}
+
+/// ZIP-215 accepts what other rules do not: a commitment with a component of small order. One rule must hold alone, in a
+/// batch, and beside a bad signature.
+#[test]
+fn one_rule_for_single_and_batch() {
+    use curve25519_dalek::constants::{ED25519_BASEPOINT_POINT, EIGHT_TORSION};
+    use curve25519_dalek::scalar::Scalar;
+    use sha2::{Digest, Sha512};
+    let seed = Sha512::digest([7; 32]);
+    let mut low = [0; 32];
+    low.copy_from_slice(&seed[..32]);
+    let secret = Scalar::from_bytes_mod_order(curve25519_dalek::scalar::clamp_integer(low));
+    let public: [u8; 32] = ed25519_zebra::VerificationKey::from(&crate::chain::key()).into();
+    let mut rows = chain(30);
+    let digest = ledger_engine::hash::Hash::from_hex(hash(&rows[11])).unwrap();
+    let nonce = Scalar::from(12_345_u64);
+    let commitment = (ED25519_BASEPOINT_POINT * nonce + EIGHT_TORSION[1]).compress();
+    let challenge = Sha512::new().chain_update(commitment.0).chain_update(public).chain_update(digest.0).finalize();
+    let challenge = Scalar::from_bytes_mod_order_wide(&challenge.into());
+    let response = nonce + challenge * secret;
+    rows[11]["signature"] = json!(crate::chain::base64(&[commitment.0, response.to_bytes()].concat()));
+    assert_verified(&judge(&rows), 30);
+    rows[20]["signature"] = json!(crate::chain::base64(&[3; 64]));
+    assert_found(&judge(&rows), &["signature_invalid 21"]);
+    // The same response plus the group's order is not canonical, and refused by the same rule.
+    let order = "edd3f55c1a631258d69cf7a2def9de14000000000000000000000000000000 10".replace(' ', "");
+    let order = ledger_engine::hash::from_hex(&order).unwrap();
+    let mut carry = 0_u16;
+    let more: Vec<u8> = response
+        .to_bytes()
+        .iter()
+        .zip(&order)
+        .map(|(a, b)| {
+            carry += u16::from(*a) + u16::from(*b);
+            let byte = carry as u8;
+            carry >>= 8;
+            byte
+        })
+        .collect();
+    rows[20] = chain(30)[20].clone();
+    rows[11]["signature"] = json!(crate::chain::base64(&[commitment.0.to_vec(), more].concat()));
+    assert_found(&judge(&rows), &["signature_invalid 12"]);
+}

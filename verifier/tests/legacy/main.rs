@@ -1,0 +1,10 @@
+//! The legacy half of `audit-verify`, from outside.
+
+mod chain;
+mod fixtures;
+mod hostile;
+mod judgement;
+#[cfg(feature = "postgres")]
+mod server;
+#[cfg(feature = "postgres")]
+mod table;
