@@ -4,7 +4,6 @@ mod commands;
 mod directory;
 mod error;
 mod output;
-mod time;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -19,6 +19,7 @@ pub mod registry;
 pub mod runs;
 pub mod signer;
 pub mod stream;
+pub mod time;
 
 #[cfg(feature = "sqlite")]
 pub mod environment;

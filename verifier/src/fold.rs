@@ -15,6 +15,7 @@ use rayon::prelude::*;
 
 use crate::chain::{Chain, Prices};
 use crate::finding::Code;
+use crate::report::ChainReport;
 use crate::row::{EntryRow, read_entry};
 use crate::source::{SourceError, Tables};
 use crate::verify::Collector;
@@ -37,6 +38,8 @@ pub(crate) struct Folded {
     pub(crate) idempotency: BTreeMap<Hash, u64>,
     /// Faults found by entry, so that commits know which registry entries were fine.
     pub(crate) faulty: HashMap<u64, Code>,
+    /// Undamaged entries by type and day.
+    pub(crate) counted: ChainReport,
     pub(crate) private_present: u64,
     pub(crate) private_redacted: u64,
 }
@@ -85,6 +88,7 @@ impl Context<'_> {
                 let repeated = last.is_some_and(|(before, ..)| Some(before) == idx);
                 let (code, evidence) = match (idx.and_then(|i| chain.at.get(&i)), row, body) {
                     (Some(seen), Some(row), Some(body)) if !repeated => {
+                        folded.counted.count(&row.header.event_type, row.header.recorded_at_us);
                         let early = last.is_some_and(|(_, time, clean)| clean && row.header.recorded_at_us < time);
                         let judged = if seen.damage.is_some() {
                             None

@@ -9,6 +9,7 @@ mod commits;
 mod derived;
 mod finding;
 mod fold;
+mod html;
 mod prove;
 mod report;
 mod row;
@@ -18,7 +19,7 @@ mod verify;
 
 pub use anchor::{Anchor, AnchorError};
 pub use finding::{Code, Finding};
-pub use report::{ChainReport, Report, Verdict};
+pub use report::{ChainReport, KeyReport, Report, Verdict};
 pub use source::{Cursor, Dump, SourceError, Sqlite, Tables};
 pub use verify::{Demands, explain, verify};
 

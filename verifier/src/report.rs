@@ -1,12 +1,17 @@
 //! The report: a verdict, what was checked, what was not, and every finding.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use ledger_engine::hash::Hash;
+use ledger_engine::hash::{Hash, sha256, to_hex};
+use ledger_engine::registry::{KeyRecord, Registry};
 use serde_json::json;
 
 use crate::finding::Finding;
 use crate::verify::Demands;
+
+/// Microseconds of a day.
+const DAY_US: i64 = 86_400_000_000;
 
 /// The headline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,10 +66,57 @@ pub struct ChainReport {
     pub anchored: Option<u64>,
     /// The signed note of the largest checkpoint that holds.
     pub checkpoint: Option<String>,
+    /// Entry hash of the last entry, recomputed.
+    pub head: Option<Hash>,
+    /// RFC 6962 root over all entries, recomputed; `None` where entries are missing or damaged.
+    pub root: Option<Hash>,
+    /// Entries by event type.
+    pub by_type: BTreeMap<String, u64>,
+    /// Entries by day, UTC, in days since 1970-01-01.
+    pub by_day: BTreeMap<i64, u64>,
     pub private_present: u64,
     pub private_redacted: u64,
     /// `None`: not judged, because the history is damaged.
     pub projection_rows: Option<u64>,
+}
+
+impl ChainReport {
+    /// Counts an entry.
+    pub(crate) fn count(&mut self, event_type: &str, recorded_at_us: i64) {
+        match self.by_type.get_mut(event_type) {
+            Some(n) => *n += 1,
+            None => drop(self.by_type.insert(event_type.to_owned(), 1)),
+        }
+        *self.by_day.entry(recorded_at_us.div_euclid(DAY_US)).or_default() += 1;
+    }
+}
+
+/// A key of the registry, as of the whole ledger.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyReport {
+    /// Its name.
+    pub kid: String,
+    /// What it may sign.
+    pub purpose: &'static str,
+    /// 64 hex characters.
+    pub public_key: String,
+    /// Registry size from which it is known.
+    pub enrolled: u64,
+    /// Registry size from which it is retired, and its cut: a size of each chain.
+    pub retired: Option<(u64, Vec<u64>)>,
+}
+
+impl KeyReport {
+    pub(crate) fn all(registry: &Registry) -> Vec<KeyReport> {
+        let report = |r: &KeyRecord| KeyReport {
+            kid: r.key.kid.clone(),
+            purpose: r.key.purpose.as_str(),
+            public_key: to_hex(&r.key.public_key),
+            enrolled: r.enrolled_size,
+            retired: r.retired.as_ref().map(|r| (r.registry_size, r.cut.clone())),
+        };
+        registry.records().iter().map(report).collect()
+    }
 }
 
 /// The judgement of one source.
@@ -79,6 +131,7 @@ pub struct Report {
     chains: Vec<ChainReport>,
     /// What was asked for and could not be checked.
     unchecked: Vec<String>,
+    keys: Vec<KeyReport>,
 }
 
 impl Report {
@@ -113,6 +166,7 @@ impl Report {
             findings,
             chains,
             unchecked,
+            keys: Vec::new(),
         }
     }
 
@@ -128,6 +182,7 @@ impl Report {
             findings,
             chains,
             unchecked: Vec::new(),
+            keys: Vec::new(),
         }
     }
 
@@ -142,6 +197,29 @@ impl Report {
     /// Why it could not be checked, or what was unusual; empty otherwise.
     pub fn reason(&self) -> &str {
         &self.reason
+    }
+
+    pub(crate) fn with_keys(mut self, keys: Vec<KeyReport>) -> Report {
+        self.keys = keys;
+        self
+    }
+
+    /// The keys of the registry.
+    pub fn keys(&self) -> &[KeyReport] {
+        &self.keys
+    }
+
+    /// Names what was judged: SHA-256 over the ledger id and, for each chain, its size, head hash and root as recomputed.
+    /// Two ledgers with the same digest have the same entries. `None` where entries are missing or damaged.
+    pub fn digest(&self) -> Option<Hash> {
+        let mut bytes = b"ledger/source/v1\0".to_vec();
+        bytes.extend_from_slice(&self.ledger_id?.0);
+        for chain in &self.chains {
+            bytes.extend_from_slice(&chain.entries.to_le_bytes());
+            bytes.extend_from_slice(&chain.head?.0);
+            bytes.extend_from_slice(&chain.root?.0);
+        }
+        Some(sha256(&[&bytes]))
     }
 
     /// The checkpoints to keep as anchors for next time, one of each chain: only of a verified ledger that has them.
@@ -193,6 +271,9 @@ impl Report {
         if let Some(origin) = &self.origin {
             line(format!("origin    {origin}"));
         }
+        if let Some(digest) = self.digest() {
+            line(format!("digest    {digest} (of what was judged)"));
+        }
         for c in &self.chains {
             line(format!(
                 "chain {}: {} entries in {} streams, {} commits, {} signatures, {} checkpoints",
@@ -230,12 +311,47 @@ impl Report {
         out
     }
 
+    /// For working papers: one self-contained HTML page.
+    pub fn to_html(&self) -> String {
+        crate::html::page(self)
+    }
+
+    /// Where it came from, as the caller named it.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The id, where the genesis or the caller gives one.
+    pub fn ledger_id(&self) -> Option<Hash> {
+        self.ledger_id
+    }
+
+    /// The genesis's origin base.
+    pub fn origin(&self) -> Option<&str> {
+        self.origin.as_deref()
+    }
+
+    /// What was asked for and could not be checked.
+    pub fn unchecked(&self) -> &[String] {
+        &self.unchecked
+    }
+
     /// For programs: one object, `format` names its version.
     pub fn to_json(&self) -> serde_json::Value {
         let findings: Vec<_> = self
             .findings
             .iter()
             .map(|f| json!({ "code": f.code.as_str(), "chain": f.chain, "place": f.place, "evidence": f.evidence }))
+            .collect();
+        let keys: Vec<_> = self
+            .keys
+            .iter()
+            .map(|k| {
+                json!({
+                    "kid": k.kid, "purpose": k.purpose, "public_key": k.public_key, "enrolled": k.enrolled,
+                    "retired": k.retired.as_ref().map(|r| r.0), "cut": k.retired.as_ref().map(|r| &r.1),
+                })
+            })
             .collect();
         let chains: Vec<_> = self
             .chains
@@ -245,14 +361,25 @@ impl Report {
                     "chain": c.chain, "entries": c.entries, "streams": c.streams, "commits": c.commits,
                     "signatures": c.signatures, "checkpoints": c.checkpoints, "covered_by_checkpoint": c.covered,
                     "anchored": c.anchored, "private_checked": c.private_present, "private_redacted": c.private_redacted,
-                    "projection_rows": c.projection_rows,
+                    "projection_rows": c.projection_rows, "head": c.head.map(Hash::to_hex), "root": c.root.map(Hash::to_hex),
+                    "by_type": c.by_type, "by_day": by_day(c),
                 })
             })
             .collect();
         json!({
             "format": "audit-report/1", "source": self.source, "exit": self.exit(), "verdict": self.verdict.as_str(),
             "reason": self.reason, "ledger_id": self.ledger_id.map(Hash::to_hex), "origin": self.origin,
-            "chains": chains, "findings": findings, "unchecked": self.unchecked,
+            "tool": concat!("audit-verify ", env!("CARGO_PKG_VERSION")), "digest": self.digest().map(Hash::to_hex),
+            "keys": keys, "chains": chains, "findings": findings, "unchecked": self.unchecked,
         })
     }
+}
+
+/// `2026-11-23`
+pub(crate) fn date(day: i64) -> String {
+    ledger_engine::time::rfc3339(day * DAY_US)[..10].to_owned()
+}
+
+fn by_day(chain: &ChainReport) -> BTreeMap<String, u64> {
+    chain.by_day.iter().map(|(day, n)| (date(*day), *n)).collect()
 }

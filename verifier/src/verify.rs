@@ -15,7 +15,7 @@ use crate::derived;
 use crate::finding::{Code, Finding};
 use crate::fold::Context;
 use crate::prove::{Stop, prove};
-use crate::report::{ChainReport, Report, Verdict};
+use crate::report::{ChainReport, KeyReport, Report, Verdict};
 use crate::row::{blob, hash, number};
 use crate::source::{SourceError, Tables, table_names};
 
@@ -56,8 +56,9 @@ pub fn verify(name: &str, tables: &dyn Tables, demands: Demands<'_>) -> Report {
         let identity = identity(tables, demands.trust, &mut out)?;
         let genesis = identity.genesis.filter(|_| out.findings.is_empty());
         let Some(genesis) = genesis else { return Err(Stop::Suspect("the ledger's identity".into())) };
-        let (chains, unusable) = prove(tables, identity.id, &genesis, identity.hash, demands.anchors)?;
-        Ok(Report::new(name, Some(identity.id), Some(genesis.origin), &demands, Vec::new(), chains, unusable))
+        let proved = prove(tables, identity.id, &genesis, identity.hash, demands.anchors)?;
+        let (id, origin) = (Some(identity.id), Some(genesis.origin));
+        Ok(Report::new(name, id, origin, &demands, Vec::new(), proved.chains, proved.unusable).with_keys(proved.keys))
     };
     let report = match proved() {
         Ok(report) => report,
@@ -177,6 +178,10 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
             streams: chain.streams.len() as u64,
             private_present: folded.private_present,
             private_redacted: folded.private_redacted,
+            head: chain.at.last_key_value().filter(|_| !chain.tainted).map(|(_, s)| s.hash),
+            root: chain.tree.root(chain.end).filter(|_| chain.intact == chain.end),
+            by_type: folded.counted.by_type.clone(),
+            by_day: folded.counted.by_day.clone(),
             ..ChainReport::default()
         };
         if let (Some(genesis), Some(registry)) = (&identity.genesis, &registry) {
@@ -200,7 +205,8 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
     let origin = identity.genesis.map(|g| g.origin);
     // Findings of one chain in the order of the steps: the sort is stable.
     out.findings.sort_by_key(|f| f.chain.map_or(0, |c| c + 1));
-    Ok(Report::new(name, Some(identity.id), origin, demands, out.findings, reports, unchecked))
+    let keys = registry.as_ref().map(KeyReport::all).unwrap_or_default();
+    Ok(Report::new(name, Some(identity.id), origin, demands, out.findings, reports, unchecked).with_keys(keys))
 }
 
 /// Entries that rest on a key while it was in other hands, and that no anchor covers (FORMAT.md 6).

@@ -5,8 +5,8 @@ use ledger_engine::store::Entry;
 use ledger_engine::stream::Stream;
 
 use crate::output::{self, safe};
-use crate::time::rfc3339;
 use crate::{CliError, directory};
+use ledger_engine::time::rfc3339;
 
 /// List entries, oldest first
 #[derive(Debug, clap::Args)]

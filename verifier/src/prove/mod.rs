@@ -22,7 +22,7 @@ use rayon::prelude::*;
 use self::multiset::{RowKey, Sum, Sums};
 use self::walk::Walk;
 use crate::anchor::Anchor;
-use crate::report::ChainReport;
+use crate::report::{ChainReport, KeyReport};
 use crate::row::number;
 use crate::source::{Cursor, SourceError, Tables, table_names};
 
@@ -76,14 +76,22 @@ pub(crate) struct Prover<'a> {
     anchors: Vec<(&'a Anchor, Option<u32>, Option<bool>)>,
 }
 
-/// Proves a ledger whose genesis is known. Returns what was checked, and why anchors say nothing.
+/// What was checked.
+pub(crate) struct Proved {
+    pub(crate) chains: Vec<ChainReport>,
+    /// Why anchors say nothing.
+    pub(crate) unusable: Vec<String>,
+    pub(crate) keys: Vec<KeyReport>,
+}
+
+/// Proves a ledger whose genesis is known.
 pub(crate) fn prove(
     tables: &dyn Tables,
     ledger_id: Hash,
     genesis: &Genesis,
     genesis_hash: Hash,
     anchors: &[Anchor],
-) -> Result<(Vec<ChainReport>, Vec<String>), Stop> {
+) -> Result<Proved, Stop> {
     let key = RowKey::draw().map_err(|e| Stop::Spill(format!("no random numbers: {e}")))?;
     let registry = Registry::new(genesis.chains, genesis.keys(), genesis_hash);
     let mut prover = Prover {
@@ -99,7 +107,7 @@ pub(crate) fn prove(
     };
     let mut reports = prover.run(tables)?;
     let unusable = prover.anchored(&mut reports)?;
-    Ok((reports, unusable))
+    Ok(Proved { chains: reports, unusable, keys: KeyReport::all(&prover.registry) })
 }
 
 /// What an entry `chain.heads` says of another chain.

@@ -164,6 +164,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         self.last_time_us = h.recorded_at_us;
         self.grow(&entry)?;
         self.report.entries += 1;
+        self.report.count(&h.event_type, h.recorded_at_us);
         Ok(())
     }
 
@@ -484,6 +485,8 @@ impl<'p, 'a> Walk<'p, 'a> {
             add("stream_heads", &head_row(chain, *stream, tip));
         }
         self.states.finish(sums)?;
+        self.report.head = Some(self.last_hash);
+        self.report.root = Some(self.history.range.root());
         self.report.projection_rows = Some(projection_rows(sums) - self.rows_before);
         Ok(self.report)
     }

@@ -1,7 +1,7 @@
 //! Times for people: RFC 3339, UTC, from microseconds since the Unix epoch.
 
 /// `2026-11-23T12:00:00.000000Z`
-pub(crate) fn rfc3339(us: i64) -> String {
+pub fn rfc3339(us: i64) -> String {
     let (seconds, micros) = (us.div_euclid(1_000_000), us.rem_euclid(1_000_000));
     let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     // Days since 0000-03-01, so that a leap day ends its year (H. Hinnant's civil_from_days).

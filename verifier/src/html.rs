@@ -1,0 +1,246 @@
+//! The report as one self-contained page for working papers: no script, no outside file, printable.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use crate::report::{ChainReport, Report, Verdict, date};
+
+/// Bars of the chart; more days are shown by month.
+const BARS_MAX: usize = 93;
+/// Findings on the page; the rest is counted, and listed in full by the text and JSON reports.
+const FINDINGS_MAX: usize = 10_000;
+
+const STYLE: &str = "\
+body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}\
+h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .5rem;border-bottom:1px solid #bbb}\
+.verdict{padding:1rem;border:2px solid;margin:1rem 0}.ok{border-color:#18794e;background:#e9f9ee}\
+.bad{border-color:#b42318;background:#feeceb}.open{border-color:#946800;background:#fff8e6}\
+table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;padding:.25rem .75rem .25rem 0;\
+border-bottom:1px solid #ddd}td.n{text-align:right;font-variant-numeric:tabular-nums}\
+code{font:13px/1.4 ui-monospace,monospace;overflow-wrap:anywhere}p.small{color:#555;font-size:13px}\
+svg{width:100%;height:auto}@media print{body{margin:0;max-width:none}h2{break-after:avoid}tr{break-inside:avoid}}";
+
+/// Text for HTML, whoever wrote it: markup, and characters that would turn or hide what stands beside them, become visible.
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' => {
+                let _ = write!(out, "\\u{{{:x}}}", c as u32);
+            }
+            c if c.is_control() && c != '\n' => {
+                let _ = write!(out, "\\u{{{:x}}}", c as u32);
+            }
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// A table with a head; cells are HTML already.
+fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let cell = |tag: &str, text: &str| {
+        let number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        let class = if number { " class=n" } else { "" };
+        format!("<{tag}{class}>{text}</{tag}>")
+    };
+    let head: String = head.iter().map(|h| format!("<th>{h}</th>")).collect();
+    let rows: String = rows
+        .into_iter()
+        .map(|row| format!("<tr>{}</tr>\n", row.iter().map(|c| cell("td", c)).collect::<String>()))
+        .collect();
+    format!("<table><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table>\n")
+}
+
+fn code(text: &str) -> String {
+    format!("<code>{}</code>", escape(text))
+}
+
+/// Bars of counts by day, or by month if there are many days.
+fn chart(by_day: &BTreeMap<i64, u64>) -> String {
+    let (Some((first, _)), Some((last, _))) = (by_day.first_key_value(), by_day.last_key_value()) else {
+        return String::new();
+    };
+    let days = usize::try_from(last - first + 1).unwrap_or(usize::MAX);
+    let mut bars: BTreeMap<String, u64> = BTreeMap::new();
+    for (day, n) in by_day {
+        let name = date(*day);
+        let name = if days > BARS_MAX { name[..7].to_owned() } else { name };
+        *bars.entry(name).or_default() += n;
+    }
+    let most = bars.values().copied().max().unwrap_or(1).max(1) as f64;
+    let width = 900.0 / bars.len() as f64;
+    let mut svg = String::from("<svg viewBox=\"0 0 900 190\" role=img aria-label=\"entries by time\">");
+    for (i, (name, n)) in bars.iter().enumerate() {
+        let (height, x) = (*n as f64 / most * 150.0, i as f64 * width);
+        let _ = write!(
+            svg,
+            "<rect x=\"{x:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{height:.1}\" fill=\"#3b6ea5\"><title>{}: {n}</title></rect>",
+            160.0 - height,
+            (width * 0.85).max(0.5),
+            escape(name),
+        );
+    }
+    let ends = [bars.first_key_value(), bars.last_key_value()];
+    let [left, right] = ends.map(|e| e.map_or_else(String::new, |(name, _)| escape(name)));
+    let _ = write!(
+        svg,
+        "<text x=0 y=180 font-size=13>{left}</text><text x=900 y=180 font-size=13 text-anchor=end>{right}</text></svg>"
+    );
+    format!("{svg}\n<p class=small>The tallest bar is {most} entries.</p>\n")
+}
+
+fn in_words(report: &Report) -> &'static str {
+    match report.verdict() {
+        Verdict::Verified => {
+            "Every entry is unchanged, in its place and signed by a key of this ledger; every transition was allowed; what is stored \
+             besides follows from the entries."
+        }
+        Verdict::Broken => "The ledger is not what was signed, or breaks its own rules. Each fault is listed below.",
+        Verdict::IdentityNotProven => {
+            "Nothing contradicts the ledger. Nothing says that it is the right one either: the id that the owner gave was not named."
+        }
+        Verdict::NotAllChecked => {
+            "Nothing contradicts the ledger, but something that was asked for could not be checked."
+        }
+        Verdict::NotChecked => "The ledger could not be read, so nothing was checked.",
+    }
+}
+
+fn chain_facts(c: &ChainReport) -> Vec<Vec<String>> {
+    let hash = |h: Option<ledger_engine::hash::Hash>| h.map_or_else(|| "not certain".into(), |h| code(&h.to_hex()));
+    let row = |name: &str, value: String| vec![name.to_owned(), value];
+    let mut rows = vec![
+        row("entries, streams", format!("{} in {}", c.entries, c.streams)),
+        row("commits, signatures", format!("{} with {}", c.commits, c.signatures)),
+        row("head", hash(c.head)),
+        row("root (RFC 6962)", hash(c.root)),
+        row("private documents", format!("{} checked, {} redacted", c.private_present, c.private_redacted)),
+        row(
+            "read models",
+            match c.projection_rows {
+                Some(n) => format!("{n} rows equal the fold of the entries"),
+                None => "not covered: the history is damaged".into(),
+            },
+        ),
+        row(
+            "checkpoints",
+            match c.covered {
+                Some(size) => format!("{}, the largest of size {size}", c.checkpoints),
+                None => c.checkpoints.to_string(),
+            },
+        ),
+        row(
+            "covered by an anchor",
+            match c.anchored {
+                Some(size) => format!("{size} entries; {} after it are not", c.entries.saturating_sub(size)),
+                None => "none was given: nothing says what was there before".into(),
+            },
+        ),
+    ];
+    if let Some(note) = &c.checkpoint {
+        rows.push(row("checkpoint", format!("<pre><code>{}</code></pre>", escape(note))));
+    }
+    rows
+}
+
+/// The page.
+pub(crate) fn page(report: &Report) -> String {
+    let mut out = String::new();
+    let class = match report.verdict() {
+        Verdict::Verified => "ok",
+        Verdict::Broken => "bad",
+        _ => "open",
+    };
+    let source = escape(report.source());
+    // Writing to a String cannot fail.
+    let _ = write!(
+        out,
+        "<!doctype html>\n<html lang=en><meta charset=utf-8>\n<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; \
+         style-src 'unsafe-inline'\">\n<title>{} {source}</title>\n<style>{STYLE}</style>\n<h1>Audit of a ledger</h1>\n\
+         <div class=\"verdict {class}\"><strong>{}</strong><br>{}</div>\n",
+        report.verdict().as_str(),
+        report.verdict().as_str(),
+        in_words(report),
+    );
+    let mut facts = vec![vec!["source".to_owned(), code(report.source())]];
+    let mut fact = |name: &str, value: Option<String>| facts.extend(value.map(|v| vec![name.to_owned(), v]));
+    fact("ledger id", report.ledger_id().map(|id| code(&id.to_hex())));
+    fact("origin", report.origin().map(code));
+    fact("digest of what was judged", report.digest().map(|d| code(&d.to_hex())));
+    fact("exit status", Some(report.exit().to_string()));
+    fact("judged by", Some(escape(concat!("audit-verify ", env!("CARGO_PKG_VERSION")))));
+    fact("note", Some(escape(report.reason())).filter(|r| !r.is_empty()));
+    out.push_str(&table(&["", ""], facts));
+    if !report.unchecked().is_empty() {
+        out.push_str("<h2>Not checked</h2>\n<ul>");
+        out.extend(report.unchecked().iter().map(|what| format!("<li>{}</li>", escape(what))));
+        out.push_str("</ul>\n");
+    }
+    let _ = writeln!(
+        out,
+        "<h2>Findings</h2>\n<p>{}</p>",
+        match report.findings().len() {
+            0 => "None.".to_owned(),
+            1 => "One.".to_owned(),
+            n if n > FINDINGS_MAX => format!("{n}; the first {FINDINGS_MAX} follow."),
+            n => format!("{n}, in the order of the chains."),
+        }
+    );
+    if !report.findings().is_empty() {
+        let rows = report.findings().iter().take(FINDINGS_MAX).map(|f| {
+            let chain = f.chain.map_or_else(String::new, |c| c.to_string());
+            let meaning = format!("{}<br>{}", escape(f.code.meaning()), code(&f.evidence));
+            vec![code(f.code.as_str()), chain, code(&f.place), meaning]
+        });
+        out.push_str(&table(&["code", "chain", "place", "meaning, expected and found"], rows));
+    }
+    for chain in report.chains() {
+        let _ = writeln!(out, "<h2>Chain {}</h2>", chain.chain);
+        out.push_str(&table(&["", ""], chain_facts(chain)));
+        out.push_str(&chart(&chain.by_day));
+        let types = chain.by_type.iter().map(|(t, n)| vec![code(t), n.to_string()]);
+        out.push_str(&table(&["event", "entries"], types));
+    }
+    if !report.keys().is_empty() {
+        out.push_str("<h2>Keys</h2>\n");
+        let rows = report.keys().iter().map(|k| {
+            let retired = k.retired.as_ref().map_or_else(
+                || "valid".to_owned(),
+                |(size, cut)| format!("retired by registry entry {size}, for entries up to {cut:?}"),
+            );
+            vec![code(&k.kid), k.purpose.to_owned(), code(&k.public_key), k.enrolled.to_string(), retired]
+        });
+        out.push_str(&table(&["kid", "purpose", "public key (Ed25519)", "registry entry", "validity"], rows));
+    }
+    out.push_str(
+        "<p class=small>Checked: canonical bodies, body and entry hashes, links, places, streams, times, transitions, commits and their \
+         signatures, key registry, checkpoints, read models. Not checked, because nothing in a ledger can show it: whether what was \
+         recorded is what happened, and what was never recorded.</p>\n</html>\n",
+    );
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_text_of_a_ledger_becomes_markup() {
+        assert_eq!(escape("<b a=\"1\">&'\u{202e}\u{7}"), "&lt;b a=&quot;1&quot;&gt;&amp;&#39;\\u{202e}\\u{7}");
+    }
+
+    #[test]
+    fn many_days_are_shown_by_month() {
+        let few: BTreeMap<i64, u64> = (0..93).map(|d| (d, 2)).collect();
+        assert_eq!(chart(&few).matches("<rect").count(), 93);
+        let many: BTreeMap<i64, u64> = (0..366).map(|d| (d, 2)).collect();
+        assert_eq!(chart(&many).matches("<rect").count(), 13);
+        assert_eq!(chart(&BTreeMap::new()), "");
+    }
+}
