@@ -54,14 +54,27 @@ pub(crate) async fn create(new: NewLedger<'_>) -> Result<Genesis, CliError> {
     let building = parent.join(format!(".{}-{}", name.to_string_lossy(), to_hex(&random::<4>()?)));
     let result = build(&building, &new).await;
     let result = match result {
-        Ok(genesis) => fs::rename(&building, dir).map(|()| genesis).map_err(io(dir)),
+        Ok(genesis) => fs::rename(&building, dir).map(|()| genesis).map_err(|e| {
+            // It governs nothing, and would stand in the way of the next attempt.
+            let _ = fs::remove_file(new.governance_key);
+            io(dir)(e)
+        }),
         Err(e) => Err(e),
     };
     if result.is_err() {
         // The error that matters is the first one.
         let _ = fs::remove_dir_all(&building);
     }
-    result
+    let genesis = result?;
+    // Whoever is told the ledger's id must find it after a power cut, with its keys.
+    sync_directory(parent)?;
+    sync_directory(new.governance_key.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+    Ok(genesis)
+}
+
+/// Makes the names in a directory durable.
+fn sync_directory(dir: &Path) -> Result<(), CliError> {
+    fs::File::open(dir).and_then(|d| d.sync_all()).map_err(io(dir))
 }
 
 async fn build(dir: &Path, new: &NewLedger<'_>) -> Result<Genesis, CliError> {
@@ -86,6 +99,8 @@ async fn build(dir: &Path, new: &NewLedger<'_>) -> Result<Genesis, CliError> {
     let store = SqliteStore::create(dir, SqliteOptions::default())?;
     let ledger = Ledger::create(config(dir, store)?, genesis.clone()).await?;
     ledger.shutdown().await?;
+    sync_directory(&keys)?;
+    sync_directory(dir)?;
     write_key(new.governance_key, &governance)?;
     Ok(genesis)
 }

@@ -1,6 +1,7 @@
 //! Errors of the command line. Each says whose fault it is and what to do next.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 use ledger_engine::keys::KeyFileError;
@@ -42,18 +43,24 @@ fn advice(e: &std::io::Error) -> &'static str {
     }
 }
 
-/// Prints an error and gives exit status 2. A closed pipe is no error: the reader has seen enough.
-pub(crate) fn report(error: &CliError, json: bool) -> ExitCode {
+/// Prints an error, with the ledger's directory where that has failed, and gives exit status 2. A closed pipe is no error: the reader has seen enough.
+pub(crate) fn report(error: &CliError, dir: Option<&Path>, json: bool) -> ExitCode {
     if let CliError::Io(_, e) = error
         && e.kind() == std::io::ErrorKind::BrokenPipe
     {
         return ExitCode::SUCCESS;
     }
+    let of_engine = matches!(error, CliError::Store(_) | CliError::Append(_) | CliError::Checkpoint(_));
+    let text = match dir.filter(|_| of_engine).map(|dir| dir.display().to_string()) {
+        // The engine knows no path.
+        Some(dir) if !error.to_string().contains(&dir) => format!("{dir}: {error}"),
+        _ => error.to_string(),
+    };
     if json {
-        let object = serde_json::json!({ "ok": false, "error": error.to_string() });
+        let object = serde_json::json!({ "ok": false, "error": text });
         // Nowhere left to complain if this fails too.
         let _ = writeln!(std::io::stdout(), "{object}");
     }
-    let _ = writeln!(std::io::stderr(), "ledger: {error}");
+    let _ = writeln!(std::io::stderr(), "ledger: {text}");
     ExitCode::from(2)
 }

@@ -47,12 +47,14 @@ enum Command {
 pub fn run(cli: Cli) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(e) => return error::report(&CliError::Io("cannot start the runtime".into(), e), cli.json),
+        Err(e) => return error::report(&CliError::Io("cannot start the runtime".into(), e), None, cli.json),
     };
     let json = cli.json;
+    // The demo has a directory of its own.
+    let dir = (!matches!(cli.command, Command::Demo(_))).then(|| cli.dir.clone());
     match runtime.block_on(dispatch(cli)) {
         Ok(code) => ExitCode::from(code),
-        Err(e) => error::report(&e, json),
+        Err(e) => error::report(&e, dir.as_deref(), json),
     }
 }
 

@@ -254,6 +254,35 @@ fn the_demo_proves_and_catches() {
     assert!(said.contains("VERIFIED") && said.matches("BROKEN").count() == 5, "{said}");
 }
 
+/// A disk without room for a ledger: nothing stays behind, so that the same command works once there is room.
+#[test]
+fn a_ledger_that_could_not_be_made_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    // Every size from no room for a file to nearly enough, up to the first on which it fits.
+    let script = r#"
+        mkdir disk && mount -t tmpfs -o size=4k tmpfs disk
+        room=4
+        until "$LEDGER" --dir disk/shop init > said 2>&1; do
+            cat said; [ -z "$(ls -A disk)" ] || { ls -lAR disk; exit 9; }
+            room=$((room + 16)); [ $room -lt 2000 ]; mount -o remount,size=${room}k disk
+        done
+        "$LEDGER" --dir disk/shop log
+    "#;
+    let output = Command::new("unshare")
+        .args(["--map-root-user", "--mount", "sh", "-ec", script])
+        .env("LEDGER", LEDGER)
+        .current_dir(dir.path())
+        .output()
+        .expect("unshare of util-linux");
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    let failed: Vec<&str> = said.lines().filter(|l| l.starts_with("ledger: ")).collect();
+    assert!(failed.len() > 5, "{said}");
+    let names = |l: &&str| l.contains("disk/shop") || l.contains("disk/.shop");
+    let says = |l: &&str| l.contains("free space") || l.contains("No space left");
+    assert!(failed.iter().all(|l| names(l) && says(l)), "{said}");
+}
+
 /// A disk that is really full: what was answered is kept, the message says what to do, and doing it is enough.
 #[test]
 fn a_full_disk_loses_nothing() {
@@ -340,7 +369,7 @@ fn a_read_only_directory_can_be_read() {
         "keys: 0 ",
         "replay --check: 0 projections equal",
         "order 00000000000000000000000000000000: 1 there is no order",
-        "replay: 2 ledger: the store is unavailable: the ledger's directory or file is read-only",
+        "replay: 2 ledger: shop: the store is unavailable: the ledger's directory or file is read-only",
         "init --governance-key g: 2 ledger: ",
         "new: 2 ledger: ",
     ] {

@@ -58,7 +58,11 @@ pub fn write_secret(path: &Path, contents: &[u8]) -> Result<(), KeyFileError> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut file = options.open(path).map_err(io(path))?;
-    file.write_all(contents).and_then(|()| file.sync_all()).map_err(io(path))
+    file.write_all(contents).and_then(|()| file.sync_all()).map_err(|e| {
+        // Half a key is no key, and would stand in the way of the next attempt. The error that matters is the first one.
+        let _ = fs::remove_file(path);
+        io(path)(e)
+    })
 }
 
 fn read_secret(path: &Path) -> Result<String, KeyFileError> {

@@ -20,7 +20,7 @@ h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .5rem;border-bott
 table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;padding:.25rem .75rem .25rem 0;\
 border-bottom:1px solid #ddd}td.n{text-align:right;font-variant-numeric:tabular-nums}\
 code{font:13px/1.4 ui-monospace,monospace;overflow-wrap:anywhere}p.small{color:#555;font-size:13px}\
-svg{width:100%;height:auto}@media print{body{margin:0;max-width:none}h2{break-after:avoid}tr{break-inside:avoid}}";
+svg{width:100%;height:auto}pre{white-space:pre-wrap;margin:0}td:first-child{min-width:9rem}@media print{body{margin:0;max-width:none}h2{break-after:avoid}tr{break-inside:avoid}}";
 
 /// Text for HTML, whoever wrote it: markup, and characters that would turn or hide what stands beside them, become visible.
 fn escape(text: &str) -> String {
@@ -84,7 +84,7 @@ fn chart(by_day: &BTreeMap<i64, u64>) -> String {
             svg,
             "<rect x=\"{x:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{height:.1}\" fill=\"#3b6ea5\"><title>{}: {n}</title></rect>",
             160.0 - height,
-            (width * 0.85).max(0.5),
+            (width * 0.85).clamp(0.5, 60.0),
             escape(name),
         );
     }
@@ -190,6 +190,14 @@ fn facts(list: Vec<(&str, Option<String>)>) -> String {
     table(&["", ""], list.into_iter().filter_map(|(name, value)| Some(vec![name.to_owned(), value?])))
 }
 
+fn exit_in_words(exit: u8) -> &'static str {
+    match exit {
+        0 => "verified",
+        1 => "broken",
+        _ => "could not check all",
+    }
+}
+
 fn tool() -> Option<String> {
     Some(concat!("audit-verify ", env!("CARGO_PKG_VERSION")).to_owned())
 }
@@ -202,7 +210,7 @@ pub(crate) fn page(report: &Report) -> String {
         ("ledger id", report.ledger_id().map(|id| code(&id.to_hex()))),
         ("origin", report.origin().map(code)),
         ("digest of what was judged", report.digest().map(|d| code(&d.to_hex()))),
-        ("exit status", Some(report.exit().to_string())),
+        ("exit status", Some(format!("{} ({})", report.exit(), exit_in_words(report.exit())))),
         ("judged by", tool()),
         ("note", Some(escape(report.reason())).filter(|r| !r.is_empty())),
     ]));
@@ -254,7 +262,7 @@ pub(crate) fn legacy_page(report: &LegacyReport) -> String {
         ("head", report.head.map(|h| format!("{} (id {})", code(&h.to_hex()), code(&report.head_id)))),
         ("digest of all rows", report.rows_digest.map(|d| code(&d.to_hex()))),
         ("anchors that hold", Some(report.anchors.to_string())),
-        ("exit status", Some(report.exit().to_string())),
+        ("exit status", Some(format!("{} ({})", report.exit(), exit_in_words(report.exit())))),
         ("judged by", tool()),
         ("note", Some(escape(&report.reason)).filter(|r| !r.is_empty())),
     ]));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use ledger_engine::domain::projection::{Cell, TABLES};
 use ledger_engine::hash::{Hash, from_hex};
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 /// A source cannot be read at all.
 #[derive(Debug, thiserror::Error)]
@@ -134,9 +134,10 @@ impl Sqlite {
                 "there is no ledger here; name a ledger's directory, a backup (.db) or a dump (.json)".into(),
             ));
         }
-        let wal = PathBuf::from(format!("{}-wal", file.display()));
-        // Without a WAL nobody writes, and a file on read-only media can be opened only so.
-        let unwritten = if wal.exists() { None } else { stamp(&file) };
+        let wal_bytes = PathBuf::from(format!("{}-wal", file.display())).metadata().map_or(0, |m| m.len());
+        // Without a WAL nobody writes, and a file on read-only media can be opened only so. One that holds nothing is left
+        // by a copy, or by a writer that has not begun; `doubt` sees whether it did.
+        let unwritten = if wal_bytes > 0 { None } else { stamp(&file) };
         let immutable = if unwritten.is_none() { "" } else { "&immutable=1" };
         let name: String = file
             .display()
@@ -164,7 +165,15 @@ impl Sqlite {
         };
         let mut read = read;
         read().map_err(|e| {
-            unreadable(format!("{e}; is it a ledger's database? restore it from a backup if it is damaged"))
+            let unopened = matches!(e.sqlite_error_code(), Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly));
+            unreadable(if unopened && wal_bytes > 0 {
+                format!(
+                    "{e}; commits that are not in the file yet lie in the -wal beside it, and reading them needs a -shm, which cannot \
+                     be made here: copy the database and its -wal to a directory that you may write, and verify the copy"
+                )
+            } else {
+                format!("{e}; is it a ledger's database? restore it from a backup if it is damaged")
+            })
         })?;
         if present.get("entries").is_none_or(BTreeSet::is_empty) {
             return Err(unreadable("the database has no table of entries: it is no ledger".into()));

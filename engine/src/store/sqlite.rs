@@ -75,7 +75,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// What happened, and what to do, where SQLite's own words do not say it.
 fn describe(e: &rusqlite::Error) -> String {
     match e.sqlite_error_code() {
-        Some(ErrorCode::DiskFull) => "the disk or the file's quota is full; free space and try again".into(),
+        // Without room the shared memory beside the file cannot grow either, which SQLite calls an I/O error.
+        Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure)
+            if matches!(extended_code(e), ffi::SQLITE_FULL | ffi::SQLITE_IOERR_SHMSIZE) =>
+        {
+            "the disk or the file's quota is full; free space and try again".into()
+        }
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
             "another process holds the ledger's write lock; try again".into()
         }
