@@ -1,0 +1,237 @@
+//! Legacy tables in a PostgreSQL of this test's own.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::LazyLock;
+
+use audit_verify::legacy::{LegacyReport, Table, Window, verify_legacy};
+use pgtemp::{PgTempDB, PgTempDBBuilder};
+use postgres::{Client, NoTls};
+use serde_json::Value;
+
+use crate::chain::{assert_found, assert_verified, chain, found, hash, judge, notes, registry, signers};
+
+/// The newest server that Debian's packages installed, or the one named by `LEDGER_PG_BIN`.
+fn server_programs() -> PathBuf {
+    if let Some(path) = std::env::var_os("LEDGER_PG_BIN") {
+        return path.into();
+    }
+    let versions = std::fs::read_dir("/usr/lib/postgresql").expect("these tests need PostgreSQL: apt-get install postgresql");
+    let programs = versions.map(|v| v.unwrap().path().join("bin")).filter(|p| p.join("initdb").exists());
+    programs.max().expect("these tests need the server's programs: apt-get install postgresql")
+}
+
+fn start() -> PgTempDB {
+    PgTempDBBuilder::new().with_bin_path(server_programs()).with_config_param("fsync", "off").start()
+}
+
+const SERIAL: &str = "CREATE TABLE audit_events (id bigserial PRIMARY KEY, actor_id text, event_type text NOT NULL,
+    payload jsonb, created_at timestamptz NOT NULL, hash text, prev_hash text, signature text NOT NULL,
+    signer_kid text NOT NULL, metadata jsonb, inserted_at timestamptz DEFAULT now())";
+
+fn load(client: &mut Client, rows: &[Value]) {
+    let text = Value::from(rows.to_vec()).to_string();
+    client
+        .execute(
+            "INSERT INTO audit_events (id, actor_id, event_type, payload, created_at, hash, prev_hash, signature, signer_kid)
+             SELECT id, actor_id, event_type, payload, created_at, hash, prev_hash, signature, signer_kid
+             FROM jsonb_populate_recordset(NULL::audit_events, $1::text::jsonb)",
+            &[&text],
+        )
+        .unwrap();
+}
+
+fn judge_table(url: &str, window: Window) -> LegacyReport {
+    let mut table = Table::open(url, "audit_events", window).unwrap();
+    verify_legacy("test", &mut table, Some(&signers()), &[])
+}
+
+static ROWS: LazyLock<Vec<Value>> = LazyLock::new(|| chain(20_000));
+
+#[test]
+fn the_table_gives_the_report_of_its_export() {
+    let server = start();
+    let url = server.connection_uri();
+    let mut client = Client::connect(&url, NoTls).unwrap();
+    client.batch_execute(SERIAL).unwrap();
+    assert_eq!(judge_table(&url, Window::default()).exit(), 2, "an empty table is never verified");
+    load(&mut client, &ROWS);
+    let report = judge_table(&url, Window::default());
+    assert_verified(&report, 20_000);
+    let file = judge(&ROWS);
+    assert_eq!((report.head, report.rows_digest, &report.days), (file.head, file.rows_digest, &file.days));
+
+    client
+        .batch_execute(
+            "UPDATE audit_events SET payload = payload || '{\"step\": 0}' WHERE id = 17000;
+             UPDATE audit_events SET payload = '{\"huge\": 1e400}' WHERE id = 5;
+             DELETE FROM audit_events WHERE id IN (1, 900)",
+        )
+        .unwrap();
+    assert_found(
+        &judge_table(&url, Window::default()),
+        &["genesis_missing 2", "canonical_impossible 5", "link_broken 901", "hash_mismatch 17000", "signature_invalid 17000"],
+    );
+}
+
+#[test]
+fn windows_name_what_they_leave_out() {
+    let server = start();
+    let url = server.connection_uri();
+    let mut client = Client::connect(&url, NoTls).unwrap();
+    client.batch_execute(SERIAL).unwrap();
+    load(&mut client, &ROWS[..300]);
+    let since = Window { since_ms: Window::parse_since("2025-11-01T00:01:30Z"), ..Window::default() };
+    // Three rows share each second, and all of the oldest second are taken.
+    for (window, rows) in [(since, 30), (Window { limit: Some(10), ..since }, 12), (Window { limit: Some(1000), since_ms: None }, 300)] {
+        let report = judge_table(&url, window);
+        assert_eq!((report.exit(), report.rows), (0, rows), "{}", report.to_text());
+        assert_eq!(notes(&report).contains(&"legacy_range_not_covered"), rows < 300);
+        assert!(rows == 300 || report.anchor().is_none());
+    }
+    client.batch_execute("DELETE FROM audit_events WHERE id = 295").unwrap();
+    assert_found(&judge_table(&url, since), &["link_broken 296"]);
+}
+
+#[test]
+fn columns_of_other_deployments() {
+    let server = start();
+    let url = server.connection_uri();
+    let mut client = Client::connect(&url, NoTls).unwrap();
+    client
+        .batch_execute(&format!(
+            "{SERIAL}; ALTER TABLE audit_events RENAME TO loaded;
+             CREATE TABLE audit_events (LIKE loaded)",
+        ))
+        .unwrap();
+    load(&mut client, &ROWS[..5000]);
+    client
+        .batch_execute(
+            "CREATE SCHEMA other;
+             CREATE TABLE other.history AS SELECT md5(id::text)::uuid AS id, event_type, payload, created_at AS ts,
+                 coalesce(prev_hash, '') AS prev_hash, signature, signer_kid AS signer_id FROM audit_events;
+             ALTER TABLE other.history ADD PRIMARY KEY (id)",
+        )
+        .unwrap();
+    let mut table = Table::open(&url, "other.history", Window::default()).unwrap();
+    let report = verify_legacy("test", &mut table, Some(&signers()), &[]);
+    assert_verified(&report, 5000);
+    assert_eq!((report.head.unwrap().to_hex().as_str(), report.hashes_compared), (hash(&ROWS[4999]), 0));
+    for missing in ["nowhere", "pg_class", "other.audit_events"] {
+        assert!(Table::open(&url, missing, Window::default()).is_err(), "{missing}");
+    }
+}
+
+#[test]
+fn the_database_is_not_believed() {
+    let server = start();
+    let url = server.connection_uri();
+    let mut client = Client::connect(&url, NoTls).unwrap();
+    client.batch_execute(SERIAL).unwrap();
+    load(&mut client, &ROWS[..30]);
+    // A view before the table, and functions before PostgreSQL's own.
+    client
+        .batch_execute(&format!(
+            "CREATE SCHEMA evil;
+             CREATE VIEW evil.audit_events AS SELECT * FROM public.audit_events WHERE id < 20;
+             CREATE FUNCTION evil.left(text, int) RETURNS text LANGUAGE sql AS 'SELECT ''x''';
+             CREATE FUNCTION evil.octet_length(text) RETURNS int LANGUAGE sql AS 'SELECT 0';
+             CREATE ROLE auditor LOGIN PASSWORD 'secret-word'; GRANT USAGE ON SCHEMA evil TO auditor;
+             GRANT SELECT ON ALL TABLES IN SCHEMA evil, public TO auditor;
+             ALTER ROLE auditor SET search_path = evil, pg_catalog, public",
+        ))
+        .unwrap();
+    let auditor = format!("postgresql://auditor:secret-word@localhost:{}/{}", server.db_port(), server.db_name());
+    let report = judge_table(&auditor, Window::default());
+    assert_verified(&report, 19);
+    assert!(report.kind.contains("view evil.audit_events"), "{}", report.kind);
+    assert!(report.to_text().contains("its definition decides which rows there are"));
+    let mut table = Table::open(&auditor, "public.audit_events", Window::default()).unwrap();
+    assert_verified(&verify_legacy("test", &mut table, Some(&signers()), &[]), 30);
+    // Rows hidden from the role: refused, not verified.
+    client
+        .batch_execute(
+            "ALTER TABLE public.audit_events ENABLE ROW LEVEL SECURITY;
+             CREATE POLICY some ON public.audit_events USING (id < 20)",
+        )
+        .unwrap();
+    let hidden = Table::open(&auditor, "public.audit_events", Window::default()).map(|_| ());
+    assert!(hidden.unwrap_err().to_string().contains("row-level security"));
+    // Rows without a key cannot be read by ranges of the key.
+    client
+        .batch_execute("CREATE VIEW public.nameless AS SELECT NULLIF(id, 3) AS id, payload, prev_hash, signature FROM audit_events")
+        .unwrap();
+    assert!(Table::open(&url, "public.nameless", Window::default()).is_err());
+}
+
+#[test]
+fn rows_written_meanwhile_are_left_alone() {
+    let server = start();
+    let url = server.connection_uri();
+    let mut client = Client::connect(&url, NoTls).unwrap();
+    client.batch_execute(SERIAL).unwrap();
+    load(&mut client, &ROWS[..20]);
+    let mut table = Table::open(&url, "audit_events", Window::default()).unwrap();
+    load(&mut client, &ROWS[20..30]);
+    assert_verified(&verify_legacy("test", &mut table, Some(&signers()), &[]), 20);
+    // A row whose number was given out early links to one that is newer than the head.
+    client.batch_execute("DELETE FROM audit_events; CREATE TABLE waiting AS SELECT * FROM audit_events").unwrap();
+    load(&mut client, &ROWS[..20]);
+    let mut table = Table::open(&url, "audit_events", Window::default()).unwrap();
+    load(&mut client, &ROWS[20..22]);
+    client.batch_execute("UPDATE audit_events SET id = -1 WHERE id = 22").unwrap();
+    let report = verify_legacy("test", &mut table, Some(&signers()), &[]);
+    assert_eq!((report.exit(), found(&report).len()), (2, 0), "{}", report.to_text());
+}
+
+fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (i32, String, String) {
+    let program = env!("CARGO_BIN_EXE_audit-verify");
+    let mut command = Command::new(program);
+    command.args(arguments).env_remove("POSTGRES_URL").env_remove("DATABASE_URL").envs(variables.iter().copied());
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn called_as_the_runbooks_do() {
+    let server = start();
+    let url = server.connection_uri();
+    let mut client = Client::connect(&url, NoTls).unwrap();
+    client.batch_execute(SERIAL).unwrap();
+    load(&mut client, &ROWS[..30]);
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name).display().to_string();
+    let (keys, saved) = (file("signers.json"), file("head.json"));
+    std::fs::write(&keys, registry().to_string()).unwrap();
+    let line = format!("Audit chain verified. Head hash: {}\n", hash(&ROWS[29]));
+    let other = "postgres://nobody:secret-word@localhost:1/none";
+    for (arguments, variables) in [
+        (vec!["-d", &url, "-s", &keys], vec![]),
+        (vec!["--database-url", &url, "--signers", &keys, "--save-anchor", &saved], vec![("POSTGRES_URL", other)]),
+        (vec!["-s", &keys, "--anchor", &saved], vec![("POSTGRES_URL", url.as_str()), ("DATABASE_URL", other)]),
+        (vec!["-s", &keys, "--limit", "5"], vec![("DATABASE_URL", &url)]),
+        (vec!["-s", &keys, "--since", "2025-11-01"], vec![("POSTGRES_URL", ""), ("DATABASE_URL", &url)]),
+        (vec![&url, "-s", &keys], vec![]),
+    ] {
+        let (exit, out, err) = run(&arguments, &variables);
+        assert_eq!((exit, err.as_str()), (0, ""), "{arguments:?} {out}");
+        assert!(out.starts_with(&line), "{arguments:?} {out}");
+        assert!(!out.contains(server.db_pass()) || server.db_pass() == server.db_user(), "{out}");
+    }
+    let (exit, out, _) = run(&["-d", other, "-s", &keys], &[]);
+    assert_eq!(exit, 2);
+    assert!(!out.contains("secret-word") && out.contains("COULD NOT CHECK"), "{out}");
+    client.batch_execute("DELETE FROM audit_events WHERE id > 25").unwrap();
+    assert_eq!(run(&["-d", &url, "-s", &keys], &[]).0, 0);
+    let (exit, out, err) = run(&["-d", &url, "-s", &keys, "--anchor", &saved], &[]);
+    assert_eq!(exit, 1);
+    for text in [&out, &err] {
+        assert!(text.lines().any(|l| l.starts_with("Audit verification failed:")), "{text}");
+    }
+    let (exit, out, _) = run(&["-d", &url, "-s", &keys, "--anchor", &saved, "--json"], &[]);
+    let json: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((exit, json["finding_counts"]["legacy_anchor_beyond_tail"].as_u64()), (1, Some(1)));
+    for bad in [vec!["-s", keys.as_str()], vec![], vec!["-d", &url, "-s", "/none"], vec!["-d", &url, "--since", "x"], vec![&keys, "--limit", "3"]] {
+        assert_eq!(run(&bad, &[]).0, 2, "{bad:?}");
+    }
+}
