@@ -89,23 +89,11 @@ impl Table {
             config.application_name("audit-verify");
         }
         let mut client = config.connect(NoTls).map_err(|e| failed(&e))?;
-        let (schema, relation) = name.split_once('.').map_or((None, name), |(s, r)| (Some(s), r));
-        let found = client
-            .query(
-                "SELECT n.nspname, c.relname, c.relkind::text, c.oid, c.relrowsecurity
-                 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-                 WHERE c.relname = $1 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
-                   AND (n.nspname = $2 OR ($2 IS NULL AND n.nspname = ANY (pg_catalog.current_schemas(false))))
-                 ORDER BY pg_catalog.array_position(pg_catalog.current_schemas(false), n.nspname) LIMIT 1",
-                &[&relation, &schema],
-            )
-            .map_err(|e| failed(&e))?;
-        let Some(row) = found.first() else {
-            return Err(LegacyError::Source(format!("there is no table {name} here; name another with --table")));
-        };
-        let (schema, relation, kind): (String, String, String) = (row.get(0), row.get(1), row.get(2));
-        let (oid, has_row_security): (u32, bool) = (row.get(3), row.get(4));
-        // From here on nothing is found by a search path, or written.
+        // The role's search path says which table a bare name means. From then on nothing is found by it, or written.
+        let path: Vec<String> = client
+            .query_one("SELECT pg_catalog.current_schemas(false)::pg_catalog.text[]", &[])
+            .map_err(|e| failed(&e))?
+            .get(0);
         client
             .batch_execute(
                 "SET search_path = pg_catalog; SET TimeZone = 'UTC'; SET default_transaction_read_only = on;
@@ -113,9 +101,27 @@ impl Table {
                  SET DateStyle = 'ISO'; SET standard_conforming_strings = on",
             )
             .map_err(|e| failed(&e))?;
+        let (path, relation) = match name.split_once('.') {
+            Some((schema, relation)) => (vec![schema.to_owned()], relation),
+            None => (path, name),
+        };
+        let found = client
+            .query(
+                "SELECT n.nspname, c.relname, c.relkind::text, c.oid, c.relrowsecurity
+                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                 WHERE c.relname = $1 AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname = ANY ($2)
+                 ORDER BY array_position($2, n.nspname::text) LIMIT 1",
+                &[&relation, &path],
+            )
+            .map_err(|e| failed(&e))?;
+        let Some(row) = found.first() else {
+            return Err(LegacyError::Source(format!("there is no table {name} here; name another with --table")));
+        };
+        let (schema, relation, kind): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+        let (oid, has_row_security): (u32, bool) = (row.get(3), row.get(4));
         let attributes = client
             .query(
-                "SELECT a.attname, pg_catalog.format_type(a.atttypid, -1) FROM pg_catalog.pg_attribute a
+                "SELECT a.attname, format_type(a.atttypid, -1) FROM pg_attribute a
                  WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
                 &[&oid],
             )
@@ -254,10 +260,11 @@ impl Table {
         .iter()
         .map(|m| if *m == Member::Time && time != "NULL" { "time".into() } else { format!("m{}", *m as usize) })
         .collect();
-        // The inner query prints the payload once; OFFSET 0 keeps it from being folded into the outer one.
+        // `t.` because a bare id would be the text made of it. The inner query prints the payload once; OFFSET 0 keeps it
+        // from being folded into the outer one.
         let sql = format!(
             "SELECT id, CASE WHEN octet_length(payload) <= {ROW_BYTES_MAX} THEN payload END,
-                octet_length(payload) > {ROW_BYTES_MAX}, {} FROM (SELECT {} FROM {} {filter} ORDER BY {id} LIMIT {RANGE_ROWS} OFFSET 0) r
+                octet_length(payload) > {ROW_BYTES_MAX}, {} FROM (SELECT {} FROM {} t {filter} ORDER BY t.{id} LIMIT {RANGE_ROWS} OFFSET 0) r
              ORDER BY key",
             others.join(", "),
             list.trim_end_matches(", "),

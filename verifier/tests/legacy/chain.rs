@@ -98,7 +98,11 @@ pub(crate) fn judge(rows: &[Value]) -> LegacyReport {
 /// `code place` of every fault.
 pub(crate) fn found(report: &LegacyReport) -> Vec<String> {
     let place = |p: &str| p.strip_prefix("audit_events/").unwrap_or(p).to_owned();
-    report.findings.iter().map(|f| format!("{} {}", f.code.as_str().trim_start_matches("legacy_"), place(&f.place))).collect()
+    report
+        .findings
+        .iter()
+        .map(|f| format!("{} {}", f.code.as_str().trim_start_matches("legacy_"), place(&f.place)))
+        .collect()
 }
 
 pub(crate) fn notes(report: &LegacyReport) -> Vec<&str> {

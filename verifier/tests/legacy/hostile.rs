@@ -4,7 +4,9 @@ use std::io::{Read, Write};
 
 use serde_json::json;
 
-use crate::chain::{assert_found, assert_verified, chain, found, hash, judge, judge_bytes, judge_file, lines, seal, signers};
+use crate::chain::{
+    assert_found, assert_verified, chain, found, hash, judge, judge_bytes, judge_file, lines, seal, signers,
+};
 
 fn gzip(bytes: impl Read) -> Vec<u8> {
     let mut encoder = flate2::read::GzEncoder::new(bytes, flate2::Compression::fast());
@@ -87,7 +89,8 @@ fn values_no_parser_likes() {
         let report = judge_bytes(event(&payload).as_bytes(), &[]);
         assert!(found(&report).contains(&code.to_owned()), "{}", report.to_text());
     }
-    for line in [&b"\0"[..], b"\xff\xfe", b"{", b"[]", b"nul", b"{\"id\":1,\"id\":2}", &[b'[', 0xc0], b"\xef\xbb\xbf{}"] {
+    for line in [&b"\0"[..], b"\xff\xfe", b"{", b"[]", b"nul", b"{\"id\":1,\"id\":2}", &[b'[', 0xc0], b"\xef\xbb\xbf{}"]
+    {
         let file = [lines(&rows).as_bytes(), line, b"\n"].concat();
         assert_found(&judge_bytes(&file, &[]), &["row_undecodable row/4"]);
     }
@@ -114,7 +117,10 @@ fn many_forks_copies_and_ids() {
     let count = 25_000;
     for n in 0..count {
         let payload = json!(n);
-        let digest = ledger_engine::hash::sha256(&[payload.to_string().as_bytes(), &ledger_engine::hash::Hash::from_hex(&prev).unwrap().0]);
+        let digest = ledger_engine::hash::sha256(&[
+            payload.to_string().as_bytes(),
+            &ledger_engine::hash::Hash::from_hex(&prev).unwrap().0,
+        ]);
         rows.push(json!({ "id": 2, "payload": payload, "prev_hash": prev, "hash": digest.to_hex() }));
     }
     let report = judge(&rows);
@@ -172,12 +178,17 @@ fn one_rule_for_single_and_batch() {
     let order = "edd3f55c1a631258d69cf7a2def9de14000000000000000000000000000000 10".replace(' ', "");
     let order = ledger_engine::hash::from_hex(&order).unwrap();
     let mut carry = 0_u16;
-    let more: Vec<u8> = response.to_bytes().iter().zip(&order).map(|(a, b)| {
-        carry += u16::from(*a) + u16::from(*b);
-        let byte = carry as u8;
-        carry >>= 8;
-        byte
-    }).collect();
+    let more: Vec<u8> = response
+        .to_bytes()
+        .iter()
+        .zip(&order)
+        .map(|(a, b)| {
+            carry += u16::from(*a) + u16::from(*b);
+            let byte = carry as u8;
+            carry >>= 8;
+            byte
+        })
+        .collect();
     rows[20] = chain(30)[20].clone();
     rows[11]["signature"] = json!(crate::chain::base64(&[commitment.0.to_vec(), more].concat()));
     assert_found(&judge(&rows), &["signature_invalid 12"]);

@@ -21,7 +21,8 @@ fn judge_with(rows: &[Value], registry: &Value) -> audit_verify::legacy::LegacyR
 #[test]
 fn type_actor_or_time_rewritten() {
     let honest = chain(9);
-    for (member, value) in [("event_type", "order.refunded"), ("actor_id", "x"), ("created_at", "2020-01-01T00:00:00Z")] {
+    for (member, value) in [("event_type", "order.refunded"), ("actor_id", "x"), ("created_at", "2020-01-01T00:00:00Z")]
+    {
         let mut rows = honest.clone();
         rows[4][member] = json!(value);
         let report = judge(&rows);
@@ -90,8 +91,14 @@ fn several_faults_in_chain_order_for_any_order_and_thread_count() {
     rows[700]["signature"] = json!(base64(&[1; 64]));
     rows[10]["signature"] = Value::Null;
     rows.remove(2000);
-    let expected =
-        ["row_unsigned 11", "signature_invalid 701", "hash_mismatch 1501", "link_broken 2002", "hash_mismatch 2501", "signature_invalid 2501"];
+    let expected = [
+        "row_unsigned 11",
+        "signature_invalid 701",
+        "hash_mismatch 1501",
+        "link_broken 2002",
+        "hash_mismatch 2501",
+        "signature_invalid 2501",
+    ];
     let text = judge(&rows).to_text();
     for threads in [1, 2, 7] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -239,11 +246,19 @@ fn signers_that_do_not_fit() {
 #[test]
 fn signature_texts() {
     let rows = chain(3);
-    let raw = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, rows[1]["signature"].as_str().unwrap()).unwrap();
+    let raw =
+        base64::Engine::decode(&base64::engine::general_purpose::STANDARD, rows[1]["signature"].as_str().unwrap())
+            .unwrap();
     let hex = ledger_engine::hash::to_hex(&raw);
     let standard = base64(&raw);
     let url = standard.replace('+', "-").replace('/', "_");
-    for good in [hex.to_uppercase(), hex, url.clone(), url.trim_end_matches('=').to_owned(), format!(" {}\n{} ", &standard[..20], &standard[20..])] {
+    for good in [
+        hex.to_uppercase(),
+        hex,
+        url.clone(),
+        url.trim_end_matches('=').to_owned(),
+        format!(" {}\n{} ", &standard[..20], &standard[20..]),
+    ] {
         let mut with = rows.clone();
         with[1]["signature"] = json!(good);
         assert_verified(&judge(&with), 3);

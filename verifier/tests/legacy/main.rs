@@ -5,4 +5,6 @@ mod fixtures;
 mod hostile;
 mod judgement;
 #[cfg(feature = "postgres")]
+mod server;
+#[cfg(feature = "postgres")]
 mod table;
