@@ -242,7 +242,9 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
                 // Where scripts of the old tool look for it.
                 eprintln!("{}", report.headline());
             }
-            if let (Some(path), Some(anchor)) = (&cli.save_anchor, report.anchor()) {
+            if let Some(path) = cli.save_anchor.as_ref().filter(|_| outcome.exit() == 0) {
+                let anchor =
+                    report.anchor().ok_or("--save-anchor needs the whole chain; leave --limit and --since away")?;
                 anchor.save(path).map_err(|e| e.to_string())?;
             }
         }

@@ -39,6 +39,8 @@ pub struct LegacyReport {
     pub reason: String,
     /// Rows read.
     pub rows: u64,
+    /// The chain was read from its genesis to its end.
+    pub whole: bool,
     /// Rows on the longest branch.
     pub chain_rows: u64,
     /// Name of the last row of the longest branch.
@@ -74,6 +76,7 @@ impl LegacyReport {
             verdict: Verdict::NotChecked,
             reason: reason.to_owned(),
             rows: 0,
+            whole: false,
             chain_rows: 0,
             head: None,
             head_id: String::new(),
@@ -101,8 +104,7 @@ impl LegacyReport {
 
     /// What to keep for next time. Only a verified chain that was read from its genesis has it.
     pub fn anchor(&self) -> Option<Anchor> {
-        let whole = !self.notes.iter().any(|n| n.code == Code::LegacyRangeNotCovered);
-        let rows_digest = self.rows_digest.filter(|_| self.verdict == Verdict::Verified && whole)?;
+        let rows_digest = self.rows_digest.filter(|_| self.verdict == Verdict::Verified && self.whole)?;
         Some(Anchor { rows: self.chain_rows, head_hash: self.head?, rows_digest })
     }
 

@@ -8,7 +8,7 @@ use ledger_engine::hash::Hash;
 use rayon::prelude::*;
 
 use super::anchor::Anchor;
-use super::judge::{OTHER_TYPES, Piece, TYPES_MAX, Use, judge};
+use super::judge::{OTHER_TYPES, Piece, TYPES_MAX, Use, judge, shown};
 use super::report::{KeyReport, LegacyReport};
 use super::resolve::{Extent, LinkFault, Links, Position, ROWS_MAX, Resolved};
 use super::row::Rows;
@@ -262,14 +262,16 @@ fn conclude(
     if extent == Extent::Whole {
         let heads: Vec<Hash> = anchors.iter().map(|a| a.head_hash).collect();
         let found = resolved.links.find(&heads)?;
-        for (at, (anchor, row)) in anchors.iter().zip(found).enumerate() {
-            match judge_anchor(anchor, row.map(|r| resolved.position(r)), prefixes.get(at), report.chain_rows) {
+        for (at, anchor) in anchors.iter().enumerate() {
+            let row = found.get(&anchor.head_hash);
+            match judge_anchor(anchor, row.map(|r| resolved.position(*r)), prefixes.get(at), report.chain_rows) {
                 None => report.anchors += 1,
                 Some((code, evidence)) => fault(code, format!("anchor/{}", anchor.rows), evidence),
             }
         }
     }
     report.counts = counts;
+    report.whole = extent != Extent::Partial && resolved.edge.is_none() && resolved.outside.is_empty();
     keys(report, signers, &uses, &mut resolved)?;
     notes(report, source, &mut resolved, signers, extent, anchors.len() as u64)?;
     let not_read = !resolved.outside.is_empty();
@@ -355,11 +357,11 @@ fn keys(
         let used = uses.get(&at).copied().unwrap_or_default();
         if let Some(row) = used.first_outside {
             let evidence = format!("{} rows, the first {}", used.outside, place(resolved, row as u32)?);
-            let place = format!("key/{}", signer.kid);
+            let place = format!("key/{}", shown(&signer.kid));
             report.notes.push(Finding { code: Code::LegacyOutsideWindow, chain: None, place, evidence });
         }
         report.keys.push(KeyReport {
-            kid: signer.kid.clone(),
+            kid: shown(&signer.kid),
             key: signer.key.as_ref().map(|k| (k.algorithm(), k.fingerprint())).map_err(ToString::to_string),
             valid_from: signer.valid_from,
             revoked_at: signer.revoked_at,
