@@ -15,7 +15,7 @@ use super::row::{Member, ROW_BYTES_MAX, RawRow, RowFault, Rows};
 use super::verify::{LegacyError, Source};
 
 /// Bytes and rows that are judged together.
-const CHUNK_BYTES: usize = 4 << 20;
+const CHUNK_BYTES: usize = 8 << 20;
 const CHUNK_ROWS: usize = 16 * 1024;
 /// Enough to tell what a file is.
 const SNIFF_BYTES: u64 = 64 << 10;

@@ -19,8 +19,8 @@ const RANGE_ROWS: i64 = 16 * 1024;
 /// A statement is left early after so many bytes of rows.
 const RANGE_BYTES: usize = 32 << 20;
 /// Bytes of rows that are judged together, at most; and rows.
-const CHUNK_BYTES: usize = 4 << 20;
-const CHUNK_ROWS: usize = 4096;
+const CHUNK_BYTES: usize = 8 << 20;
+const CHUNK_ROWS: usize = 8192;
 /// Longer texts in other columns than the payload are cut: none of them can be right.
 const TEXT_CHARS_MAX: usize = 16 * 1024;
 

@@ -20,7 +20,7 @@ use crate::report::Verdict;
 /// Findings that a report lists one by one, the first in chain order. All are counted.
 pub const FINDINGS_LISTED: usize = 20_000;
 /// Rows judged together by one thread. Signatures of a piece and a key are one batch.
-const PIECE_ROWS: usize = 1024;
+const PIECE_ROWS: usize = 2048;
 /// Days that are counted apart.
 const DAYS_MAX: usize = 100_000;
 
