@@ -1,5 +1,6 @@
 //! Workloads for the benches: orders from creation to download, from a fixed seed, and the same rows written raw.
 
+pub mod legacy;
 pub mod raw;
 
 use std::path::Path;

@@ -353,3 +353,38 @@ fn an_export_that_miscounts_itself() {
     assert_verified(&judge_bytes(envelope(3).as_bytes(), &[]), 3);
     assert_found(&judge_bytes(envelope(4).as_bytes(), &[]), &["count_mismatch export"]);
 }
+
+/// Without the key nothing but a beginning of the chain is verified, whatever is deleted, copied, moved or changed.
+#[test]
+fn only_beginnings_of_the_chain_are_verified() {
+    let honest = chain(12);
+    let mut seed = 20_251_117_u64;
+    let mut below = |n: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) as usize % n
+    };
+    let (mut verified, mut broken) = (0, 0);
+    for round in 0..600 {
+        let mut rows = honest.clone();
+        rows.truncate(1 + below(12));
+        for _ in 0..below(3) {
+            let at = below(rows.len());
+            match below(6) {
+                0 if rows.len() > 1 => drop(rows.remove(at)),
+                1 => rows.push(honest[below(12)].clone()),
+                2 => rows[at]["payload"] = honest[below(12)]["payload"].clone(),
+                3 => rows[at]["prev_hash"] = honest[below(12)]["prev_hash"].clone(),
+                4 => rows[at]["hash"] = honest[below(12)]["hash"].clone(),
+                _ => rows[at]["signature"] = honest[below(12)]["signature"].clone(),
+            }
+        }
+        shuffle(&mut rows, round);
+        let mut ids: Vec<usize> = rows.iter().map(|r| r["id"].as_u64().unwrap() as usize).collect();
+        ids.sort_unstable();
+        let unchanged = rows.iter().all(|r| honest.contains(r)) && ids.iter().copied().eq(1..=rows.len());
+        let report = judge(&rows);
+        assert_eq!(report.exit(), u8::from(!unchanged), "round {round}: {ids:?}\n{}", report.to_text());
+        *(if unchanged { &mut verified } else { &mut broken }) += 1;
+    }
+    assert!(verified > 100 && broken > 100, "{verified} {broken}");
+}
