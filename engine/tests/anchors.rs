@@ -31,7 +31,7 @@ fn anchors(text: &str) -> Vec<Anchor> {
 }
 
 fn check(dir: &Path, id: Hash, anchors: &[Anchor]) -> Report {
-    verify_path_with(dir, Demands { trust: Some(id), anchors, require_anchor: false })
+    verify_path_with(dir, Demands { trust: Some(id), anchors, ..Demands::default() })
 }
 
 fn codes(report: &Report) -> Vec<String> {
@@ -62,7 +62,7 @@ async fn a_ledger_must_contain_what_was_kept() {
     assert_eq!((codes(&report), covered), (vec![], vec![Some(early[0].size()), Some(early[1].size())]));
 
     // What no anchor covers leaves the verdict open only where that was asked for.
-    let demands = Demands { trust: Some(id), anchors: &early, require_anchor: true };
+    let demands = Demands { trust: Some(id), anchors: &early, require_anchor: true, ..Demands::default() };
     let report = verify_path_with(dir.path(), demands);
     assert_eq!((report.verdict(), report.exit()), (Verdict::NotAllChecked, 2), "{}", report.to_text());
     let report = verify_path_with(dir.path(), Demands { anchors: &late, ..demands });
@@ -100,4 +100,15 @@ async fn an_unusable_anchor_is_no_fault_of_the_ledger() {
     }
     assert!(Anchor::parse("kept", "not a checkpoint").is_err());
     assert!(Anchor::read(Path::new("/nonexistent")).is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_run_says_how_far_it_came() {
+    let dir = tempfile::tempdir().unwrap();
+    let id = begin(dir.path()).await;
+    grow(dir.path(), "a").await;
+    let stop = |judged: u64, claimed: u64| judged < 10 && claimed > 20;
+    let report = verify_path_with(dir.path(), Demands { trust: Some(id), progress: Some(&stop), ..Demands::default() });
+    assert_eq!((report.verdict(), report.exit(), report.findings().len()), (Verdict::NotAllChecked, 2, 0));
+    assert!(report.to_text().contains("stopped when asked to, after "), "{}", report.to_text());
 }

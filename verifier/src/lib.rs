@@ -22,7 +22,7 @@ pub use anchor::{Anchor, AnchorError};
 pub use finding::{Code, Finding};
 pub use report::{ChainReport, KeyReport, Report, Verdict};
 pub use source::{Cursor, Dump, SourceError, Sqlite, Tables};
-pub use verify::{Demands, explain, verify};
+pub use verify::{Demands, Progress, explain, verify};
 
 use std::path::Path;
 

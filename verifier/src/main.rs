@@ -1,14 +1,16 @@
 //! `audit-verify`: proves or refutes ledgers. Small, read-only, offline.
 
-use std::io::{Read as _, Write as _};
+use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use audit_verify::legacy::{Anchor as LegacyAnchor, File, FileFormat, LegacyReport, Signers, Source, verify_legacy};
 #[cfg(feature = "postgres")]
 use audit_verify::legacy::{Table, Window};
 use audit_verify::{Anchor, Code, Demands, Report, verify_path_with};
 use clap::{Parser, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
 use ledger_engine::hash::Hash;
 
 #[global_allocator]
@@ -284,6 +286,21 @@ fn anchors(cli: &Cli) -> Result<(Vec<Anchor>, Vec<LegacyAnchor>), String> {
     Ok((native, legacy))
 }
 
+/// Set by the first Ctrl-C: the run ends at the next piece and says how far it came.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Rate and remaining time on a terminal, nothing elsewhere.
+fn progress_bar(cli: &Cli) -> ProgressBar {
+    if cli.quiet || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(0);
+    let style = ProgressStyle::with_template("{wide_bar} {human_pos}/{human_len} entries, {per_sec}, {eta} left");
+    // The template is a constant; should it ever not parse, the default style does as well.
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
+}
+
 fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
     let trust = cli.trust.as_deref().map(read_trust).transpose()?;
     let sources = sources(cli)?;
@@ -294,7 +311,13 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
             "--anchor: a checkpoint is of a ledger and a saved head of a legacy chain; no source is such".to_owned()
         );
     }
-    let demands = Demands { trust, anchors: &native, require_anchor: cli.require_anchor };
+    let bar = progress_bar(cli);
+    let told = |judged: u64, claimed: u64| {
+        bar.set_length(claimed.max(judged));
+        bar.set_position(judged);
+        !STOP.load(Ordering::Relaxed)
+    };
+    let demands = Demands { trust, anchors: &native, require_anchor: cli.require_anchor, progress: Some(&told) };
     let legacy = Legacy::new(cli, legacy)?;
     let mut exits = Vec::new();
     for (source, format) in &sources {
@@ -302,6 +325,7 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
             Some(Format::Native) => Outcome::Native(verify_path_with(Path::new(source), demands)),
             format => Outcome::Legacy(Box::new(legacy.verify(source, *format))),
         };
+        bar.finish_and_clear();
         print(outcome.text(cli));
         exits.push(outcome.exit());
         if let Outcome::Legacy(report) = &outcome
@@ -329,6 +353,14 @@ fn main() -> ExitCode {
     if cli.list_codes {
         Code::ALL.iter().for_each(|c| print(format!("{:<30} {}", c.as_str(), c.meaning())));
         return ExitCode::SUCCESS;
+    }
+    let stop = || {
+        if STOP.swap(true, Ordering::Relaxed) {
+            std::process::exit(2);
+        }
+    };
+    if let Err(e) = ctrlc::set_handler(stop) {
+        eprintln!("audit-verify: Ctrl-C will end it at once: {e}");
     }
     match run(&cli, &mut print) {
         Ok(exit) => ExitCode::from(exit),

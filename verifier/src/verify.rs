@@ -36,8 +36,11 @@ impl Collector {
     }
 }
 
+/// Told how many entries were judged, and how many the source says that it has; `false` stops the run.
+pub type Progress<'a> = dyn Fn(u64, u64) -> bool + Sync + 'a;
+
 /// What the caller knows and asks for.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Demands<'a> {
     /// The ledger id that it must be; without it the identity is not proven.
     pub trust: Option<Hash>,
@@ -45,6 +48,8 @@ pub struct Demands<'a> {
     pub anchors: &'a [Anchor],
     /// Entries beyond every anchor leave the verdict open.
     pub require_anchor: bool,
+    /// Called now and then.
+    pub progress: Option<&'a Progress<'a>>,
 }
 
 /// Judges one source. Whatever cannot be read makes the report `could not check`.
@@ -56,7 +61,7 @@ pub fn verify(name: &str, tables: &dyn Tables, demands: Demands<'_>) -> Report {
         let identity = identity(tables, demands.trust, &mut out)?;
         let genesis = identity.genesis.filter(|_| out.findings.is_empty());
         let Some(genesis) = genesis else { return Err(Stop::Suspect("the ledger's identity".into())) };
-        let proved = prove(tables, identity.id, &genesis, identity.hash, demands.anchors)?;
+        let proved = prove(tables, identity.id, &genesis, identity.hash, &demands)?;
         let (id, origin) = (Some(identity.id), Some(genesis.origin));
         Ok(Report::new(name, id, origin, &demands, Vec::new(), proved.chains, proved.unusable).with_keys(proved.keys))
     };
@@ -64,6 +69,12 @@ pub fn verify(name: &str, tables: &dyn Tables, demands: Demands<'_>) -> Report {
         Ok(report) => report,
         Err(Stop::Suspect(what)) => explain(name, tables, demands).judged_again_for(&what),
         Err(Stop::Spill(what)) => explain(name, tables, demands).judged_again_for(&what),
+        Err(Stop::Asked(judged)) => {
+            let what = format!(
+                "stopped when asked to, after {judged} entries; they hold together, nothing beyond them was judged"
+            );
+            return Report::new(name, None, None, &demands, Vec::new(), Vec::new(), vec![what]);
+        }
         Err(Stop::Source(e)) => Report::unreadable(name, &e.to_string()),
     };
     let held = !matches!(report.verdict(), Verdict::Broken | Verdict::NotChecked);

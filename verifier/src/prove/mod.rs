@@ -25,6 +25,7 @@ use crate::anchor::Anchor;
 use crate::report::{ChainReport, KeyReport};
 use crate::row::number;
 use crate::source::{Cursor, SourceError, Tables, table_names};
+use crate::verify::{Demands, Progress};
 
 /// Entries that are handed over at once.
 const PIECE: usize = 2048;
@@ -42,6 +43,8 @@ pub(crate) enum Stop {
     Suspect(String),
     /// Something that the pass itself needs failed, such as its temporary file.
     Spill(String),
+    /// The caller asked to stop, after so many entries.
+    Asked(u64),
     /// The source failed.
     Source(SourceError),
 }
@@ -74,6 +77,10 @@ pub(crate) struct Prover<'a> {
     heads: Vec<HeadClaim>,
     /// Each anchor with the chain it is of, and once that chain has its size, whether the root is the same.
     anchors: Vec<(&'a Anchor, Option<u32>, Option<bool>)>,
+    progress: Option<&'a Progress<'a>>,
+    /// Entries judged so far, and how many the head rows claim.
+    judged: u64,
+    claimed_size: u64,
 }
 
 /// What was checked.
@@ -90,7 +97,7 @@ pub(crate) fn prove(
     ledger_id: Hash,
     genesis: &Genesis,
     genesis_hash: Hash,
-    anchors: &[Anchor],
+    demands: &Demands<'_>,
 ) -> Result<Proved, Stop> {
     let key = RowKey::draw().map_err(|e| Stop::Spill(format!("no random numbers: {e}")))?;
     let registry = Registry::new(genesis.chains, genesis.keys(), genesis_hash);
@@ -103,11 +110,28 @@ pub(crate) fn prove(
         listed: HashSet::new(),
         claimed: HashSet::new(),
         heads: Vec::new(),
-        anchors: anchors.iter().map(|a| (a, a.chain(&genesis.origin, &ledger_id, genesis.chains), None)).collect(),
+        progress: demands.progress,
+        judged: 0,
+        claimed_size: claimed_size(tables)?,
+        anchors: demands
+            .anchors
+            .iter()
+            .map(|a| (a, a.chain(&genesis.origin, &ledger_id, genesis.chains), None))
+            .collect(),
     };
     let mut reports = prover.run(tables)?;
     let unusable = prover.anchored(&mut reports)?;
     Ok(Proved { chains: reports, unusable, keys: KeyReport::all(&prover.registry) })
+}
+
+/// How many entries the head rows claim: for progress only.
+fn claimed_size(tables: &dyn Tables) -> Result<u64, SourceError> {
+    let mut size = 0u64;
+    tables.scan("chain_heads", &mut |rows| {
+        let sizes = rows.iter().filter_map(|cells| cells.get(1).and_then(number));
+        size = sizes.fold(size, u64::saturating_add);
+    })?;
+    Ok(size)
 }
 
 /// What an entry `chain.heads` says of another chain.
@@ -177,6 +201,7 @@ impl Prover<'_> {
                 let mut walk = Walk::new(self, chain);
                 while let Ok(piece) = receiver.recv() {
                     walk.take(piece)?;
+                    walk.tell()?;
                 }
                 walk.finish()
             });

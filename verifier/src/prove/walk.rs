@@ -144,6 +144,13 @@ impl<'p, 'a> Walk<'p, 'a> {
         check(good, "a commit's signature")
     }
 
+    /// Tells how far it is. `Err`: the caller asked to stop.
+    pub(super) fn tell(&mut self) -> Result<(), Stop> {
+        let judged = self.prover.judged + self.size();
+        let go_on = self.prover.progress.is_none_or(|told| told(judged, self.prover.claimed_size));
+        if go_on { Ok(()) } else { Err(Stop::Asked(judged)) }
+    }
+
     fn entry(&mut self, entry: Prepared) -> Result<(), Stop> {
         let (h, index) = (&entry.row.header, self.size());
         self.at_size()?;
@@ -485,6 +492,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             add("stream_heads", &head_row(chain, *stream, tip));
         }
         self.states.finish(sums)?;
+        self.prover.judged += size;
         self.report.head = Some(self.last_hash);
         self.report.root = Some(self.history.range.root());
         self.report.projection_rows = Some(projection_rows(sums) - self.rows_before);
