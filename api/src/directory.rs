@@ -9,7 +9,8 @@ use ledger_engine::genesis::{Genesis, Limits};
 use ledger_engine::hash::to_hex;
 use ledger_engine::keys::{PseudonymKey, read_key, write_key};
 use ledger_engine::ledger::{Config, Ledger};
-use ledger_engine::registry::Purpose;
+use ledger_engine::reader::Reader;
+use ledger_engine::registry::{Purpose, Registry};
 use ledger_engine::signer::{LocalSigner, Signer as _};
 use ledger_engine::store::StoreError;
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
@@ -119,14 +120,23 @@ fn config(dir: &Path, store: SqliteStore) -> Result<Config, CliError> {
     })
 }
 
+/// Opens the ledger in a directory for reading. No key file is read.
+pub(crate) async fn reader(dir: &Path) -> Result<(Reader, Registry), CliError> {
+    Ok(Reader::open(Arc::new(store(dir)?)).await?)
+}
+
 /// Opens the ledger in a directory.
 pub(crate) async fn open(dir: &Path) -> Result<Ledger, CliError> {
+    let store = store(dir)?;
+    Ok(Ledger::open(config(dir, store)?).await?)
+}
+
+fn store(dir: &Path) -> Result<SqliteStore, CliError> {
     if !dir.is_dir() {
         let text = format!("there is no ledger in {}; make one with `ledger init --dir {0}`", dir.display());
         return Err(StoreError::Unusable(text).into());
     }
-    let store = SqliteStore::open(dir, SqliteOptions::default())?;
-    Ok(Ledger::open(config(dir, store)?).await?)
+    Ok(SqliteStore::open(dir, SqliteOptions::default())?)
 }
 
 /// Where `init` puts the governance key unless told otherwise: beside the directory.

@@ -228,11 +228,11 @@ fn faults_are_explained() {
     let key = shop.join("keys/commit.pem");
     let pem = std::fs::read(&key).unwrap();
     std::fs::write(&key, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n").unwrap();
-    fails(&["keys"], "PKCS#8");
+    fails(&["checkpoint"], "PKCS#8");
     std::fs::remove_file(&key).unwrap();
-    fails(&["keys"], "restore it");
+    fails(&["checkpoint"], "restore it");
     std::fs::write(&key, pem).unwrap();
-    fails(&["keys"], "chmod 600");
+    fails(&["checkpoint"], "chmod 600");
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
     assert!(run(&shop, &["keys"]).status.success());
@@ -330,7 +330,7 @@ fn a_full_disk_loses_nothing() {
     assert_eq!(report.chains()[0].entries, 1 + places.len() as u64);
 }
 
-/// An auditor's medium cannot be written: reading works, writing says why not, and nothing changes.
+/// An auditor's medium cannot be written, and the keys cannot be read: reading works, writing says why not, and nothing changes.
 #[test]
 fn a_read_only_directory_can_be_read() {
     use std::os::unix::fs::PermissionsExt as _;
@@ -347,7 +347,7 @@ fn a_read_only_directory_can_be_read() {
     let before = std::fs::read(shop.join("ledger.db")).unwrap();
     // Root may write anything, so another user tries: one who owns everything here, and could not write even so.
     let script = r#"
-        find . -type d -exec chmod 555 {} + && find shop -type f -exec chmod 400 {} +
+        find . -type d -exec chmod 555 {} + && find shop -type f -exec chmod 400 {} + && chmod 000 shop/keys/*
         [ "$(id -u)" != 0 ] || { chown -R 65534:65534 .; as="setpriv --reuid=65534 --regid=65534 --clear-groups"; }
         for command in "log" "keys" "replay --check" "order 00000000000000000000000000000000" "submit commands" "replay" "init --governance-key g"; do
             rc=0; $as ./ledger --dir shop $command > said 2>&1 || rc=$?
@@ -355,7 +355,7 @@ fn a_read_only_directory_can_be_read() {
         done
         rc=0; $as ./ledger --dir new init > said 2>&1 || rc=$?
         echo "new: $rc $(tail -n 1 said)"
-        find . -type d -exec chmod 755 {} +
+        find . -type d -exec chmod 755 {} +; chmod 600 shop/keys/*
     "#;
     std::fs::copy(LEDGER, dir.path().join("ledger")).unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();

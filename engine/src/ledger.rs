@@ -1,6 +1,5 @@
 //! The engine: a ledger that takes commands, answers when they are durable, and can be read.
 
-use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
@@ -9,29 +8,23 @@ use tokio::sync::{mpsc, oneshot};
 use crate::body::{Body, Meta, PrivateDocument};
 use crate::domain::command::{Action, Command, OrderRef, idempotency_hash, is_service};
 use crate::domain::decide::{Refusal, RefusalCode};
-use crate::domain::projection::{
-    DELIVERIES, ORDERS, Row, TABLES, Table, case_rows, idempotency_row, needs_idempotency_row, sku_row,
-};
-use crate::domain::{Occurrence, case::Case, sku::Sku};
+use crate::domain::sku::Sku;
 use crate::environment::Environment;
 use crate::genesis::Genesis;
 use crate::hash::{EventId, Hash};
 use crate::json::{Object, Value};
 use crate::keys::PseudonymKey;
-use crate::merkle::{self, Nodes, TILE_WIDTH};
+use crate::merkle;
 use crate::note::{Checkpoint, Note};
-use crate::registry::{Registry, RegistryPlace};
+use crate::reader::{Reader, StoredNodes, blocking, load_registry};
+use crate::registry::Registry;
 use crate::signer::{Signer, SignerError};
 use crate::store::{CheckpointRow, Entry, Store, StoreError};
-use crate::stream::{CaseId, HEADS_STREAM, LEDGER_STREAM, Stream};
-use crate::writer::{
-    Job, Message, Shared, Submission, SystemEvent, Work, Writer, load_sku, read_case, read_stream, run_storer,
-};
+use crate::stream::{CaseId, HEADS_STREAM, Stream};
+use crate::writer::{Job, Message, Shared, Submission, SystemEvent, Work, Writer, load_sku, read_stream, run_storer};
 
 /// Commands that may wait for one chain's writer before callers are held back.
 const QUEUE: usize = 8192;
-/// Entries read at a time by folds.
-const PAGE: usize = 1024;
 
 /// Why a command was not appended.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -166,7 +159,7 @@ pub struct Config {
 /// An open ledger. Cheap to share behind an `Arc`; dropping it stops the writers.
 pub struct Ledger {
     shared: Arc<Shared>,
-    genesis: Genesis,
+    reader: Reader,
     checkpoint_signer: Arc<dyn Signer>,
     pseudonyms: PseudonymKey,
     queues: RwLock<Vec<mpsc::Sender<Message>>>,
@@ -224,8 +217,7 @@ impl Ledger {
 
     /// Opens an existing ledger without replaying it.
     pub async fn open(config: Config) -> Result<Ledger, AppendError> {
-        let store = Arc::clone(&config.store);
-        let (genesis, ledger_id, registry) = blocking(move || read_genesis(&*store)).await?;
+        let (reader, registry) = Reader::open(Arc::clone(&config.store)).await?;
         let known = [
             (&config.commit_signer, crate::registry::Purpose::Commit),
             (&config.checkpoint_signer, crate::registry::Purpose::Checkpoint),
@@ -244,7 +236,8 @@ impl Ledger {
                 return Err(StoreError::Unusable(text).into());
             }
         }
-        let shared = shared(&config, ledger_id, &genesis, registry);
+        let genesis = reader.genesis();
+        let shared = shared(&config, reader.id(), genesis, registry);
         let (mut queues, mut writers) = (Vec::new(), Vec::new());
         for chain in 0..genesis.chains {
             let (sender, receiver) = mpsc::channel(QUEUE);
@@ -260,7 +253,7 @@ impl Ledger {
         }
         Ok(Ledger {
             shared,
-            genesis,
+            reader,
             checkpoint_signer: config.checkpoint_signer,
             pseudonyms: config.pseudonyms,
             queues: RwLock::new(queues),
@@ -269,24 +262,9 @@ impl Ledger {
         })
     }
 
-    /// SHA-256 of the genesis body: what auditors pin.
-    pub fn id(&self) -> Hash {
-        self.shared.ledger_id
-    }
-
-    /// What the genesis fixes.
-    pub fn genesis(&self) -> &Genesis {
-        &self.genesis
-    }
-
     /// The key registry as of now.
     pub fn registry(&self) -> Registry {
         self.shared.registry.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The store, for reads.
-    pub fn store(&self) -> &Arc<dyn Store> {
-        &self.shared.store
     }
 
     /// A person's pseudonym, or a service's name.
@@ -309,7 +287,7 @@ impl Ledger {
     ) -> Result<Pending, AppendError> {
         let submission = self.prepare(command, resolved, method).await?;
         let case = submission.case;
-        let answer = self.enqueue(case.route(self.genesis.chains), Work::Command(Box::new(submission))).await?;
+        let answer = self.enqueue(case.route(self.genesis().chains), Work::Command(Box::new(submission))).await?;
         Ok(Pending { case, answer })
     }
 
@@ -384,7 +362,7 @@ impl Ledger {
             random(&mut salt)?;
             Some(PrivateDocument::new(private, salt).as_bytes().to_vec())
         };
-        let limit = self.genesis.limits.private_bytes;
+        let limit = self.genesis().limits.private_bytes;
         if let Some(size) = private.as_ref().map(Vec::len).filter(|size| *size > limit) {
             let message = format!("the private document would have {size} bytes; the ledger's limit is {limit}");
             return Err(Refusal::new(RefusalCode::BodyTooLarge, message).into());
@@ -399,100 +377,18 @@ impl Ledger {
 
     async fn remote_sku(&self, case: CaseId, sku_id: &str) -> Result<Option<Option<Sku>>, StoreError> {
         let sku = CaseId::of_sku(sku_id);
-        let chain = sku.route(self.genesis.chains);
-        if chain == case.route(self.genesis.chains) {
+        let chain = sku.route(self.genesis().chains);
+        if chain == case.route(self.genesis().chains) {
             return Ok(None);
         }
         let store = Arc::clone(&self.shared.store);
         blocking(move || load_sku(&*store, chain, sku)).await.map(Some)
     }
 
-    /// The entries of one stream, in order.
-    pub async fn read_stream(&self, stream: Stream) -> Result<Vec<Entry>, StoreError> {
-        let (store, chain) = (Arc::clone(&self.shared.store), stream.chain(self.genesis.chains));
-        blocking(move || read_stream(&*store, chain, &stream.to_string())).await
-    }
-
-    /// The entries of an order and its deliveries, in chain order.
-    pub async fn read_order(&self, case: CaseId) -> Result<Vec<Entry>, StoreError> {
-        let (store, chain) = (Arc::clone(&self.shared.store), case.route(self.genesis.chains));
-        blocking(move || read_case(&*store, chain, case)).await
-    }
-
-    /// Up to `limit` entries of a chain from `from`.
-    pub async fn read_chain(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
-        let store = Arc::clone(&self.shared.store);
-        blocking(move || store.entries(chain, from, limit)).await
-    }
-
-    /// The entry with an event id.
-    pub async fn read_event(&self, id: EventId) -> Result<Option<Entry>, StoreError> {
-        let store = Arc::clone(&self.shared.store);
-        blocking(move || match store.find_event(id)? {
-            Some((chain, index)) => store.entry(chain, index),
-            None => Ok(None),
-        })
-        .await
-    }
-
-    /// An order's projection row.
-    pub async fn order(&self, case: CaseId) -> Result<Option<Row>, StoreError> {
-        self.stream_row(&ORDERS, Stream::Order(case)).await
-    }
-
-    /// The projection row of an order's delivery `n`.
-    pub async fn delivery(&self, case: CaseId, n: u32) -> Result<Option<Row>, StoreError> {
-        self.stream_row(&DELIVERIES, Stream::Delivery(case, n)).await
-    }
-
-    async fn stream_row(&self, table: &'static Table, stream: Stream) -> Result<Option<Row>, StoreError> {
-        let (store, chain) = (Arc::clone(&self.shared.store), stream.chain(self.genesis.chains));
-        blocking(move || match store.stream_head(chain, &stream.to_string())? {
-            Some(head) => store.row(table, chain, head.first_index),
-            None => Ok(None),
-        })
-        .await
-    }
-
-    /// Rebuilds all projections of all chains from the entries. Returns how many rows were written.
-    pub async fn rebuild(&self) -> Result<usize, StoreError> {
-        let (store, chains) = (Arc::clone(&self.shared.store), self.genesis.chains);
-        blocking(move || {
-            let mut written = 0;
-            for chain in 0..chains {
-                loop {
-                    let (size, rows) = fold(&*store, chain)?;
-                    match store.replace_projections(chain, size, &rows) {
-                        // Somebody appended meanwhile: fold again.
-                        Err(StoreError::HeadMoved(_)) => continue,
-                        result => result?,
-                    }
-                    written += rows.len();
-                    break;
-                }
-            }
-            Ok(written)
-        })
-        .await
-    }
-
-    /// Folds all entries and compares with the stored projections. Returns the keys of rows that differ.
-    pub async fn check_projections(&self) -> Result<Vec<String>, StoreError> {
-        let (store, chains) = (Arc::clone(&self.shared.store), self.genesis.chains);
-        blocking(move || {
-            let mut differing = Vec::new();
-            for chain in 0..chains {
-                differing.extend(check_chain(&*store, chain)?);
-            }
-            Ok(differing)
-        })
-        .await
-    }
-
     /// Issues a checkpoint of every chain, chain 0 last. Returns the notes, ascending by chain.
     pub async fn checkpoint(&self) -> Result<Vec<Note>, CheckpointError> {
         let _one_at_a_time = self.checkpointing.lock().await;
-        let chains = self.genesis.chains;
+        let chains = self.genesis().chains;
         let mut notes = Vec::new();
         for chain in 1..chains {
             notes.push(self.checkpoint_chain(chain).await?);
@@ -538,22 +434,10 @@ impl Ledger {
 
     async fn checkpoint_chain(&self, chain: u32) -> Result<Note, CheckpointError> {
         let (store, signer) = (Arc::clone(&self.shared.store), Arc::clone(&self.checkpoint_signer));
-        let (base, ledger_id) = (self.genesis.origin.clone(), self.shared.ledger_id);
+        let (base, ledger_id) = (self.genesis().origin.clone(), self.shared.ledger_id);
         tokio::task::spawn_blocking(move || sign_checkpoint(&*store, &*signer, &base, &ledger_id, chain))
             .await
             .unwrap_or_else(|e| Err(StoreError::Unavailable(format!("the checkpoint task died: {e}")).into()))
-    }
-
-    /// Inclusion path of an entry in the tree of the first `size` entries of its chain.
-    pub async fn inclusion_proof(&self, chain: u32, index: u64, size: u64) -> Result<Vec<Hash>, StoreError> {
-        let store = Arc::clone(&self.shared.store);
-        blocking(move || merkle::inclusion_proof(&StoredNodes { store: &*store, chain }, index, size)).await
-    }
-
-    /// Consistency proof between two sizes of a chain.
-    pub async fn consistency_proof(&self, chain: u32, old: u64, new: u64) -> Result<Vec<Hash>, StoreError> {
-        let store = Arc::clone(&self.shared.store);
-        blocking(move || merkle::consistency_proof(&StoredNodes { store: &*store, chain }, old, new)).await
     }
 
     /// Stops the writers after all queued commands are answered, issues a checkpoint, and closes the store.
@@ -583,6 +467,15 @@ impl Ledger {
             // A full queue needs no message: its writer is awake and looks by itself.
             let _ = queue.try_send(Message::Close);
         }
+    }
+}
+
+/// Whatever can be read without keys.
+impl std::ops::Deref for Ledger {
+    type Target = Reader;
+
+    fn deref(&self) -> &Reader {
+        &self.reader
     }
 }
 
@@ -622,61 +515,10 @@ async fn append_genesis(
     answer.await.unwrap_or(Err(AppendError::Closed)).map(drop)
 }
 
-/// Runs a blocking store call off the async workers.
-async fn blocking<T: Send + 'static>(
-    f: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, StoreError> {
-    tokio::task::spawn_blocking(f)
-        .await
-        .unwrap_or_else(|e| Err(StoreError::Unavailable(format!("a store task died: {e}"))))
-}
-
 fn heads_sizes(payload: &Object) -> Vec<u64> {
     let items = payload.value("heads").and_then(Value::as_array).unwrap_or_default();
     let size = |item: &Value| item.as_object()?.value("size")?.as_int().and_then(|n| u64::try_from(n).ok());
     items.iter().map(|item| size(item).unwrap_or(0)).collect()
-}
-
-fn read_genesis(store: &dyn Store) -> Result<(Genesis, Hash, Registry), StoreError> {
-    let corrupt = |why: &str| StoreError::Corrupt(format!("{why}; verify the ledger"));
-    let ledger_id = store.ledger_id()?.ok_or_else(|| {
-        StoreError::Unusable(
-            "the store holds no ledger, or its creation was interrupted; remove it and make one with `ledger init`"
-                .into(),
-        )
-    })?;
-    let entry = store.entry(0, 0)?.ok_or_else(|| corrupt("the genesis entry is missing"))?;
-    if Genesis::ledger_id(&entry.body) != ledger_id {
-        return Err(corrupt("the genesis entry does not give the ledger's id"));
-    }
-    let body = entry.parse_body().map_err(|e| corrupt(&format!("the genesis body: {e}")))?;
-    let genesis = Genesis::read(&body.payload).ok_or_else(|| corrupt("the genesis payload is malformed"))?;
-    let heads = store.heads()?;
-    if let Some(chain) = (0..genesis.chains).find(|chain| heads.iter().all(|h| h.chain != *chain)) {
-        let text = format!(
-            "chain {chain} has no entries: the ledger's creation was interrupted, or they were deleted; verify the ledger, and if \
-             nothing was ever recorded in it, remove it and make it again with `ledger init`"
-        );
-        return Err(StoreError::Unusable(text));
-    }
-    let registry = load_registry(store, &genesis, ledger_id)?;
-    Ok((genesis, ledger_id, registry))
-}
-
-fn load_registry(store: &dyn Store, genesis: &Genesis, ledger_id: Hash) -> Result<Registry, StoreError> {
-    let entries = read_stream(store, 0, LEDGER_STREAM)?;
-    let corrupt = |why: String| StoreError::Corrupt(format!("the key registry: {why}; verify the ledger"));
-    let first = entries.first().ok_or_else(|| corrupt("no genesis entry".into()))?;
-    let mut registry = Registry::new(genesis.chains, genesis.keys(), first.entry_hash);
-    for entry in &entries[1..] {
-        let h = &entry.header;
-        let body = entry.parse_body().map_err(|e| corrupt(e.to_string()))?;
-        let parent_hash = Hash(h.parent_hash);
-        let place =
-            RegistryPlace { ledger_id: &ledger_id, revision: h.revision, parent_hash: &parent_hash, index: h.index };
-        registry.apply(&h.event_type, &body.payload, place, entry.entry_hash).map_err(|e| corrupt(e.0))?;
-    }
-    Ok(registry)
 }
 
 /// Records, signs and stores the checkpoint of what is durable now. Recording comes first: a signer that dies after
@@ -717,118 +559,4 @@ fn sign_checkpoint(
     row.note = Some(note.to_string());
     store.sign_checkpoint(&row)?;
     Ok(note)
-}
-
-/// Tree nodes from stored tiles, and from entries where no tile is complete.
-struct StoredNodes<'a> {
-    store: &'a dyn Store,
-    chain: u32,
-}
-
-impl Nodes for StoredNodes<'_> {
-    type Error = StoreError;
-
-    fn node(&self, level: u32, n: u64) -> Result<Hash, StoreError> {
-        // A node at level 8k + j is the root of 2^j neighbours in a tile of level k.
-        let (tile_level, height) = (level / 8, level % 8);
-        let (first, count) = (n << height, 1_u64 << height);
-        if let Some(tile) = self.store.tile(self.chain, tile_level, first / TILE_WIDTH)? {
-            let from = (first % TILE_WIDTH) as usize * 32;
-            let bytes = tile.get(from..from + count as usize * 32);
-            let hashes = bytes.map(|b| b.chunks_exact(32).filter_map(Hash::from_slice).collect::<Vec<_>>());
-            return hashes
-                .map(|h| merkle::root(&h))
-                .ok_or_else(|| StoreError::Corrupt("a tile is too short; verify the ledger".into()));
-        }
-        if tile_level == 0 {
-            let entries = self.store.entries(self.chain, first, count as usize)?;
-            let leaves: Vec<Hash> = entries.iter().map(|e| e.header.leaf_hash()).collect();
-            if leaves.len() as u64 != count {
-                return Err(StoreError::Corrupt(format!("entries from {first} are missing; verify the ledger")));
-            }
-            return Ok(merkle::root(&leaves));
-        }
-        let mut hashes = Vec::new();
-        for child in 0..2 {
-            hashes.push(self.node(level - 1, n * 2 + child)?);
-        }
-        Ok(merkle::root(&hashes))
-    }
-}
-
-/// All projection rows of a chain, folded from its entries, and the size they are for.
-fn fold(store: &dyn Store, chain: u32) -> Result<(u64, Vec<Row>), StoreError> {
-    use std::collections::HashMap;
-    let mut cases: HashMap<CaseId, Case> = HashMap::new();
-    let mut skus: HashMap<CaseId, Option<Sku>> = HashMap::new();
-    let mut rows: Vec<Row> = Vec::new();
-    let mut idempotency: HashMap<Hash, u64> = HashMap::new();
-    let mut size = 0;
-    loop {
-        let page = store.entries(chain, size, PAGE)?;
-        if page.is_empty() {
-            break;
-        }
-        for entry in &page {
-            let h = &entry.header;
-            let corrupt = |why: String| {
-                StoreError::Corrupt(format!("entry {} of chain {chain}: {why}; verify the ledger", h.index))
-            };
-            let body = entry.parse_body().map_err(|e| corrupt(e.to_string()))?;
-            let stream = Stream::parse(&h.stream).ok_or_else(|| corrupt("no stream name".into()))?;
-            if let Some(meta) = body.meta.as_ref().filter(|m| needs_idempotency_row(stream, h.revision, &m.idem)) {
-                idempotency.entry(meta.idem).or_insert(h.index);
-            }
-            let event = Occurrence {
-                stream,
-                revision: h.revision,
-                event_type: &h.event_type,
-                payload: &body.payload,
-                index: h.index,
-                recorded_at_us: h.recorded_at_us,
-                has_private: body.private_sha256.is_some(),
-            };
-            match stream {
-                Stream::Sku(case) => Sku::apply(skus.entry(case).or_default(), &event).map_err(|e| corrupt(e.0))?,
-                Stream::Order(case) | Stream::Delivery(case, _) => {
-                    let state = cases.entry(case).or_insert_with(|| Case::new(case));
-                    state.apply(&event).map_err(|e| corrupt(e.0))?;
-                }
-                _ => {}
-            }
-        }
-        size += page.len() as u64;
-    }
-    rows.extend(cases.values().flat_map(|case| case_rows(chain, case)));
-    rows.extend(skus.values().flatten().map(|sku| sku_row(chain, sku)));
-    rows.extend(idempotency.iter().map(|(key, index)| idempotency_row(chain, key, *index)));
-    Ok((size, rows))
-}
-
-fn check_chain(store: &dyn Store, chain: u32) -> Result<Vec<String>, StoreError> {
-    let describe = |row: &Row| match &row.cells[1] {
-        crate::domain::projection::Cell::Text(t) => format!("{} of chain {chain}: {t}", row.table.name),
-        other => format!("{} of chain {chain}: {other:?}", row.table.name),
-    };
-    let key = |row: &Row| (row.table.name, row.cells[1].clone());
-    let (_, rows) = fold(store, chain)?;
-    let mut expected: std::collections::BTreeMap<_, Row> = rows.into_iter().map(|r| (key(&r), r)).collect();
-    let mut differing = Vec::new();
-    for table in TABLES {
-        for stored in store.rows(table, chain)? {
-            match expected.remove(&key(&stored)) {
-                Some(row) if row == stored => {}
-                _ => differing.push(describe(&stored)),
-            }
-        }
-    }
-    differing.extend(expected.values().map(describe));
-    differing.sort();
-    Ok(differing)
-}
-
-/// Writes a copy of the ledger into one file, for handing to an auditor.
-pub async fn backup(ledger: &Ledger, to: &Path) -> Result<(), StoreError> {
-    let (store, to) = (Arc::clone(&ledger.shared.store), to.to_owned());
-    blocking(move || store.backup(&to)).await
 }

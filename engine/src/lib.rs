@@ -28,6 +28,8 @@ pub mod keys;
 #[cfg(feature = "sqlite")]
 pub mod ledger;
 #[cfg(feature = "sqlite")]
+pub mod reader;
+#[cfg(feature = "sqlite")]
 pub mod store;
 #[cfg(feature = "sqlite")]
 mod writer;

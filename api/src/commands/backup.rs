@@ -10,8 +10,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(dir: &Path, json: bool, args: Args) -> Result<u8, CliError> {
-    let ledger = directory::open(dir).await?;
-    ledger_engine::ledger::backup(&ledger, &args.file).await?;
+    let (ledger, _) = directory::reader(dir).await?;
+    ledger.backup(&args.file).await?;
     let text = format!("wrote {}", args.file.display());
     output::line(&if json { serde_json::json!({ "ok": true, "file": args.file }).to_string() } else { text })?;
     Ok(0)

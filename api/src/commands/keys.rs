@@ -9,8 +9,7 @@ use crate::{CliError, directory, output};
 pub(crate) struct Args {}
 
 pub(crate) async fn run(dir: &Path, json: bool, _: Args) -> Result<u8, CliError> {
-    let ledger = directory::open(dir).await?;
-    let registry = ledger.registry();
+    let (_, registry) = directory::reader(dir).await?;
     if !json {
         output::line(&format!("{:<24} {:<14} {:<10} public key (Ed25519)", "kid", "purpose", "state"))?;
     }

@@ -67,7 +67,7 @@ pub(crate) fn entry_line(entry: &Entry) -> String {
 }
 
 pub(crate) async fn run(dir: &Path, json: bool, args: Args) -> Result<u8, CliError> {
-    let ledger = directory::open(dir).await?;
+    let (ledger, _) = directory::reader(dir).await?;
     let show = |entry: &Entry| {
         let text = if json { entry_json(entry).to_string() } else { entry_line(entry) };
         output::line(&text)

@@ -30,7 +30,7 @@ pub(crate) fn row_json(row: &Row) -> serde_json::Value {
 pub(crate) async fn run(dir: &Path, json: bool, args: Args) -> Result<u8, CliError> {
     let usage = || CliError::Usage(format!("{:?} is no order id: 32 lowercase hex characters", args.id));
     let case = CaseId::parse(&args.id).ok_or_else(usage)?;
-    let ledger = directory::open(dir).await?;
+    let (ledger, _) = directory::reader(dir).await?;
     let Some(order) = ledger.order(case).await? else {
         let text = format!("there is no order {case} in {}", dir.display());
         if json {

@@ -12,7 +12,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(dir: &Path, json: bool, args: Args) -> Result<u8, CliError> {
-    let ledger = directory::open(dir).await?;
+    let (ledger, _) = directory::reader(dir).await?;
     if !args.check {
         let rows = ledger.rebuild().await?;
         let text = format!("rebuilt {rows} rows");
