@@ -1,4 +1,4 @@
-"""The encodings of ledger format 1 (FORMAT.md sections 2 to 5 and 8), the forms of its events (section 9)."""
+"""The encodings of ledger format 1 (FORMAT.md sections 2 to 5 and 8), the forms of its events (sections 6 and 9)."""
 import functools, hashlib, json, re, sqlite3, struct, unicodedata
 from pathlib import Path
 from types import SimpleNamespace as Record
@@ -7,42 +7,35 @@ from blake3 import blake3
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-COLUMNS = {table.split()[0]: table.split()[1:] for table in """
-    ledger ledger_id;
-    entries chain idx prev_hash stream revision parent_hash event_id event_type schema_version recorded_at_us
-        body_hash body_sha256 entry_hash parent_index body;
-    private_documents chain idx document;
-    commits chain first_index size registry_size registry_head;
-    commit_signatures chain first_index kid alg signature;
-    checkpoints chain size root note;
-    chain_heads chain size head_hash compact_range;
-    stream_heads chain stream revision head_hash head_index first_index;
-    tiles chain level n hashes;
-    event_id_runs chain run ids;
-    cursors projection chain size;
-    orders chain idx order_id status sku_id buyer amount currency scale refunded delivery_mode key_fingerprint
-        ledger_proof_id license_index deliveries revision created_at_us updated_at_us;
-    deliveries chain idx delivery_id order_id n status mode key_fingerprint artifact_sha256 ciphertext_sha256
-        proof_id proof_index downloads revision updated_at_us;
-    licences chain idx license_id order_id sku_id buyer;
-    delivery_proofs chain idx proof_id order_id delivery_id;
-    skus chain idx sku_id status title amount currency scale revision;
-    idempotency chain key idx""".split(";")}
-DIGESTS = set("""ledger_id prev_hash parent_hash body_hash body_sha256 entry_hash registry_head root
-    head_hash""".split())                                            # BLOBs of 32 bytes
-BLOBS = DIGESTS | set("event_id body document signature compact_range hashes ids key".split())
-TEXTS = set("""stream event_type kid note projection order_id status sku_id buyer currency delivery_mode title
-    mode key_fingerprint ledger_proof_id delivery_id artifact_sha256 ciphertext_sha256 proof_id
-    license_id""".split())                                           # every other column is an INTEGER
+KINDS = {"": int, "+": str, "*": bytes, "#": bytes}                 # the marks of columns; # is a BLOB of 32 bytes
+COLUMNS = {table.split()[0]: {c.rstrip("+*#"): c[len(c.rstrip("+*#")):] for c in table.split()[1:]} for table in """
+    ledger ledger_id#;
+    entries chain idx prev_hash# stream+ revision parent_hash# event_id* event_type+ schema_version recorded_at_us
+        body_hash# body_sha256# entry_hash# parent_index body*;
+    private_documents chain idx document*;
+    commits chain first_index size registry_size registry_head#;
+    commit_signatures chain first_index kid+ alg signature*;
+    checkpoints chain size root# note+;
+    chain_heads chain size head_hash# compact_range*;
+    stream_heads chain stream+ revision head_hash# head_index first_index;
+    tiles chain level n hashes*;
+    event_id_runs chain run ids*;
+    cursors projection+ chain size;
+    orders chain idx order_id+ status+ sku_id+ buyer+ amount currency+ scale refunded delivery_mode+ key_fingerprint+
+        ledger_proof_id+ license_index deliveries revision created_at_us updated_at_us;
+    deliveries chain idx delivery_id+ order_id+ n status+ mode+ key_fingerprint+ artifact_sha256+ ciphertext_sha256+
+        proof_id+ proof_index downloads revision updated_at_us;
+    licences chain idx license_id+ order_id+ sku_id+ buyer+;
+    delivery_proofs chain idx proof_id+ order_id+ delivery_id+;
+    skus chain idx sku_id+ status+ title+ amount currency+ scale revision;
+    idempotency chain key* idx""".split(";")}
 PROJECTIONS = ("orders", "deliveries", "licences", "delivery_proofs", "skus", "idempotency")
-DERIVED = {
-    "chain_heads": "chain_head_mismatch", "stream_heads": "stream_head_mismatch", "tiles": "tile_mismatch",
-    "event_id_runs": "event_index_mismatch", "cursors": "cursor_mismatch",
-    **dict.fromkeys(PROJECTIONS, "projection_mismatch")}
-UNPLACED = {                                                         # what a row is whose chain is no number
-    "entries": "entry_undecodable", "private_documents": "private_unexpected",
-    "checkpoints": "checkpoint_undecodable", "commits": "commit_undecodable",
-    "commit_signatures": "commit_signature_orphan", **DERIVED}
+DERIVED = {"chain_heads": "chain_head_mismatch", "stream_heads": "stream_head_mismatch", "tiles": "tile_mismatch",
+           "event_id_runs": "event_index_mismatch", "cursors": "cursor_mismatch",
+           **dict.fromkeys(PROJECTIONS, "projection_mismatch")}
+UNPLACED = {"entries": "entry_undecodable", "private_documents": "private_unexpected",     # rows whose chain is no
+            "checkpoints": "checkpoint_undecodable", "commits": "commit_undecodable",       # number
+            "commit_signatures": "commit_signature_orphan", **DERIVED}
 # Section 9: event | payload (? may be absent; type text if none is named) | statuses of the order and |
 # of the current delivery in which it is allowed | status reached. Empty: no condition, no change of status.
 EVENTS = {row.split("|")[0].strip(): row.split("|")[1:] for row in """
@@ -65,24 +58,22 @@ EVENTS = {row.split("|")[0].strip(): row.split("|")[1:] for row in """
     order.refunded|refund:M reason|paid settled open||
     subject.erased|reason entries:ints|||""".replace("open|", "licensed finalized|").replace(
         "print", "key_fingerprint?:hex64").strip().splitlines()}
-ACTIONS = {                                                          # section 6: event -> type and form of A
-    "key.enrolled": ("enrol", "type key:key"),
-    "key.rotated": ("rotate", "type key:key old_kid:kid cut:ints"),
-    "key.revoked": ("revoke", "type kid:kid reason cut:ints compromised_since?:ints")}
+ACTIONS = {"key.enrolled": ("enrol", "type key:key"),                            # section 6: event, type and form of A
+           "key.rotated": ("rotate", "type key:key old_kid:kid cut:ints"),
+           "key.revoked": ("revoke", "type kid:kid reason cut:ints compromised_since?:ints")}
 PURPOSES = "governance commit checkpoint export licence delivery-proof finance kernel".split()
 LIMITS = {"body_bytes": 65536, "commit_bytes": 16777216, "commit_entries": 4096, "private_bytes": 65536}
-ZEROS, U63, SAFE, BAD = bytes(32), 2**63, 2**53 - 1, ()        # BAD: a value of a wrong storage class
-
-UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, sqlite3.Error)
+ZEROS, U63, SAFE, BAD = bytes(32), 2**63, 2**53 - 1, ()                        # BAD: a value of a wrong storage class
 RANGES = {"schema_version": (1, 1), "recorded_at_us": (0, SAFE), "revision": (1, U63 - 1)}
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, sqlite3.Error)
 
-def load(source):  # the rows of all tables (section 8), and a dump's trusted id and expectation
-    def typed(name, value):
-        kind = bytes if name in BLOBS else str if name in TEXTS else int
-        if dump and kind is bytes and type(value) is str and re.fullmatch("(?:[0-9a-f]{2})*", value):
-            return bytes.fromhex(value)
-        return value if value is None or type(value) is kind else BAD
+def load(source):
+    """The rows of all tables (section 8), and a dump's trusted id and expectation."""
     dump = json.loads(Path(source).read_bytes()) if source.endswith(".json") else {}
+    def typed(mark, value):
+        if dump and KINDS[mark] is bytes and type(value) is str and re.fullmatch("(?:[0-9a-f]{2})*", value):
+            return bytes.fromhex(value)
+        return value if value is None or type(value) is KINDS[mark] else BAD
     if dump:
         if dump["format"] != "ledger-dump/1": raise ValueError("not a dump of format 1")
         tables = dump["tables"]
@@ -92,8 +83,8 @@ def load(source):  # the rows of all tables (section 8), and a dump's trusted id
         db.execute("BEGIN")
         names = {row["name"] for row in db.execute("SELECT name FROM sqlite_master")} & COLUMNS.keys()
         tables = {name: [dict(row) for row in db.execute(f"SELECT * FROM {name}")] for name in names}
-    rows = {table: [Record(**{c: typed(c, row.get(c)) for c in columns}) for row in tables.get(table, ())]
-            for table, columns in COLUMNS.items()}
+    rows = {table: [Record(**{c: typed(mark, row.get(c)) for c, mark in columns.items()})
+                    for row in tables.get(table, ())] for table, columns in COLUMNS.items()}
     return rows, bytes.fromhex(dump.get("trust") or ""), dump.get("expect")
 
 def whole(source):  # whether a database's tables and indexes agree, so that every query gives the rows that were read
@@ -102,25 +93,25 @@ def whole(source):  # whether a database's tables and indexes agree, so that eve
     try: return db.execute("PRAGMA integrity_check(1)").fetchone() == ("ok",)
     except sqlite3.Error: return False
 
-def decodable(row, table):  # whether each column of a row has its type, length and range
-    def fits(name, value):
-        if name in BLOBS:
-            wanted = 32 if name in DIGESTS else 16 if name == "event_id" else None
-            return type(value) is bytes and wanted in (None, len(value))
-        if name == "event_type": return matches("[a-z][a-z0-9_.]{0,63}")(value)
-        if value is None: return name in ("note", "parent_index")
-        if name == "note": return value != BAD
+def decodable(row, table):
+    """Whether each column of a row has its type, length and range."""
+    def fits(name, mark, value):
+        if value is None or value == BAD: return value is None and name in ("note", "parent_index")
+        if KINDS[mark] is bytes: return len(value) == {"#": 32}.get(mark, 16 if name == "event_id" else len(value))
+        if name in ("event_type", "note"): return name == "note" or matches("[a-z][a-z0-9_.]{0,63}")(value)
         least, most = RANGES.get(name, (0, U63 - 1))
-        return value != BAD and (value.isascii() if name in TEXTS else least <= value <= most)
-    return all(fits(name, getattr(row, name)) for name in COLUMNS[table])
+        return value.isascii() if mark == "+" else least <= value <= most
+    return all(fits(name, mark, getattr(row, name)) for name, mark in COLUMNS[table].items())
 
 def commit_decodable(commit): return decodable(commit, "commits") and 1 <= commit.size <= 4096
 def ordered(rows, name): return sorted(rows, key=lambda r: v if type(v := getattr(r, name)) is int else U63)
 def sha(data): return hashlib.sha256(data).digest()
 def b3(what, data): return blake3(data, derive_key_context="ledger 2026 v1 " + what).digest()
 def string(text): return struct.pack("<Q", len(text)) + text.encode("ascii")
+def jcs(value): return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
-def full_subtrees(leaves):  # RFC 6962: levels[k][i] is the root over leaves i * 2^k up to (i + 1) * 2^k
+def full_subtrees(leaves):
+    """RFC 6962: levels[k][i] is the root over leaves i * 2^k up to (i + 1) * 2^k."""
     levels = [leaves]
     while len(below := levels[-1]) > 1:
         levels.append([sha(b"\1" + below[i] + below[i + 1]) for i in range(0, len(below) - 1, 2)])
@@ -147,8 +138,6 @@ def verifies(public_hex, signature, message):
     except (InvalidSignature, ValueError):
         return False
 
-def jcs(value): return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-
 def parse_body(body):
     """The value of a body as in section 2.1, else None. Parsing takes names in JCS order only, and keeps it,
     so printing the value gives the same bytes exactly if the body was canonical."""
@@ -161,12 +150,11 @@ def parse_body(body):
         if type(value) not in (dict, list): return type(value) is not str or "\0" not in value
         inside = [*value, *value.values()] if type(value) is dict else value
         return depth <= 32 and all(plain(v, depth + 1) for v in inside)
+    form = "actor_id:str payload:dict private_sha256?:hex64 meta?:meta"
     try:
         value = json.loads(body.decode(), object_pairs_hook=members, parse_int=integer, parse_float=refuse,
                            parse_constant=refuse)
-        good = len(body) <= 65536 and jcs(value) == body and plain(value, 1) and shaped(
-            value, "actor_id:str payload:dict private_sha256?:hex64 meta?:meta")
-        return value if good else None
+        return value if len(body) <= 65536 and jcs(value) == body and plain(value, 1) and shaped(value, form) else None
     except (ValueError, RecursionError):
         return None
 
@@ -175,7 +163,8 @@ def members_of(form):
     pairs = [(member + ":text").split(":")[:2] for member in form.split()]
     return {n.rstrip("?"): TYPES[t] for n, t in pairs}, {n for n, _ in pairs if not n.endswith("?")}
 
-def shaped(value, form):  # whether value is an object with exactly the members of the form, each of its type
+def shaped(value, form):
+    """Whether value is an object with exactly the members of the form, each of its type."""
     types, required = members_of(form)
     return (type(value) is dict and required <= value.keys() <= types.keys()
             and all(types[name](v) for name, v in value.items()))
@@ -185,20 +174,18 @@ def matches(pattern): return lambda v: type(v) is str and re.fullmatch(pattern, 
 TYPES = {
     **{t.__name__: lambda v, t=t: type(v) is t for t in (str, int, dict, list)},
     **{f"hex{n}": matches(f"[0-9a-f]{{{n}}}") for n in (32, 64, 128)},
-    "text": lambda v: type(v) is str and len(v.encode()) <= 1024,
-    "currency": matches("[A-Z]{3}"),
+    "text": lambda v: type(v) is str and len(v.encode()) <= 1024, "currency": matches("[A-Z]{3}"),
     "ints": lambda v: type(v) is list and all(type(i) is int and i >= 0 for i in v),
     "kid": matches("[a-z0-9][a-z0-9._-]{0,63}"), "mode": matches("buyer-managed|marketplace-managed"),
     "meta": lambda v: v == {} or shaped(v, "idem:hex64 request:hex64"),
-    "M": lambda v: (shaped(v, "amount:int currency:currency scale:int") and v["amount"] > 0
-                    and 0 <= v["scale"] <= 4),
+    "M": lambda v: shaped(v, "amount:int currency:currency scale:int") and v["amount"] > 0 and 0 <= v["scale"] <= 4,
     "doc": lambda v: shaped(v, "sha256:hex64 text:str") and sha(v["text"].encode()).hex() == v["sha256"],
     "key": lambda v: (shaped(v, "alg:str kid:kid public_key:hex64 purpose:str") and v["alg"] == "ed25519"
                       and v["purpose"] in PURPOSES),
-    "limits": lambda v: (shaped(v, " ".join(n + ":int" for n in LIMITS))
-                         and all(0 < v[n] <= LIMITS[n] for n in v))}
+    "limits": lambda v: shaped(v, ":int ".join([*LIMITS, ""])) and all(0 < v[n] <= LIMITS[n] for n in v)}
 
-def genesis_valid(body):  # section 4, for the parsed body of entry (0, 0)
+def genesis_valid(body):
+    """Section 4, for the parsed body of entry (0, 0)."""
     p = body["payload"] if body and body["actor_id"] == "system" else None
     form = "commit_key:key checkpoint_key:key governance_key:key"
     if not shaped(p, form + " chains:int limits:limits nonce:hex32 origin:str routing:str"): return False
@@ -214,10 +201,8 @@ def parse_stream(stream):
     kinds = "(ledger|heads|chain|order|delivery|sku)"
     m = re.fullmatch(kinds + "(?:-([0-9a-f]{32}))?(?:-([1-9][0-9]{0,17}))?", stream)
     kind, case, n = m.groups() if m else (None, None, None)
-    if bool(case) != (kind in ("order", "delivery", "sku")) or bool(n) != (kind in ("chain", "delivery")):
-        kind = None
+    if bool(case) != (kind in ("order", "delivery", "sku")) or bool(n) != (kind in ("chain", "delivery")): kind = None
     return kind, case if kind in ("order", "delivery") else stream, int(n or 0)
 
 def case_of(stream): return parse_stream(stream)[1]
-def sku_stream(sku_id):
-    return "sku-" + sha(b"ledger/sku/v1\0" + sku_id.encode(errors="surrogatepass")).hex()[:32]
+def sku_stream(sku_id): return "sku-" + sha(b"ledger/sku/v1\0" + sku_id.encode(errors="surrogatepass")).hex()[:32]

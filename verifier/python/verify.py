@@ -5,19 +5,15 @@
 """
 import argparse, base64, json, re, struct, sys
 from collections import defaultdict
-from types import SimpleNamespace as Record
-from format1 import (
-    ACTIONS, COLUMNS, DERIVED, EVENTS, LIMITS, PROJECTIONS, U63, UNPLACED, UNREADABLE, ZEROS, b3,
-    case_of, commit_decodable, compact_range, decodable, full_subtrees, genesis_valid, jcs, load, ordered,
-    parse_body, parse_stream, sha, shaped, sku_stream, string, tree_root, verifies, whole)
+from format1 import *
 
 class Verifier:
     def __init__(self, tables, trust):
         self.trust, self.findings, self.keys, self.prices, self.open = trust, [], {}, {}, False
         self.tables = {table: defaultdict(list) for table in tables}
         for table, row in ((table, row) for table, rows in tables.items() for row in rows):
-            chain = getattr(row, "chain", None)
-            self.tables[table][chain if type(chain) is int and chain >= 0 else None].append(row)
+            placed = type(chain := getattr(row, "chain", None)) is int and chain >= 0
+            self.tables[table][chain if placed else None].append(row)
 
     def report(self, code, chain, table, *key):
         place = "/".join([table, *(k.hex() if type(k) is bytes else str(k) for k in key)])
@@ -28,19 +24,18 @@ class Verifier:
         for table, code in UNPLACED.items():
             for row in self.tables[table][None]: self.report(code, None, table)
         numbers = {number for rows in self.tables.values() for number in rows if number is not None}
-        for number in sorted(numbers):
-            if number >= self.count: self.report("chain_unknown", number, "chains")
+        for number in sorted(n for n in numbers if n >= self.count): self.report("chain_unknown", number, "chains")
         self.chains = [self.read_chain(number) for number in range(self.count)]
         first, self.registry = self.chains[0], defaultdict(set)    # entry hashes of the registry by revision
         self.registry_damaged = first.lost or "ledger" in first.tainted_cases
-        for row in first.rows:
-            if row.damage != "entry_undecodable" and row.stream == "ledger":
-                self.registry[row.revision] |= {row.entry_hash, row.hash}
+        for row in (r for r in first.rows if r.damage != "entry_undecodable" and r.stream == "ledger"):
+            self.registry[row.revision] |= {row.entry_hash, row.hash}
         for chain in self.chains: self.judge_entries(chain)
         for chain in self.chains:
-            if self.known: self.commits(chain)
-            for c in ordered(self.tables["checkpoints"][chain.number], "size") if self.known else ():
-                self.report(self.checkpoint(chain, c), chain.number, "checkpoints", c.size)
+            if self.known:
+                self.commits(chain)
+                for c in ordered(self.tables["checkpoints"][chain.number], "size"):
+                    self.report(self.checkpoint(chain, c), chain.number, "checkpoints", c.size)
             if not chain.tainted: self.derived(chain)
         return self.findings
 
@@ -51,8 +46,7 @@ class Verifier:
         self.id = self.trust or next((row for row in rows if row and len(row) == 32), ZEROS)
         if self.genesis_judged:
             self.id, body = sha(b"ledger/id/v1\0" + genesis.body), parse_body(genesis.body)
-        if rows != [self.id] or self.trust and self.trust != self.id:
-            self.report("ledger_id_mismatch", None, "ledger")
+        if rows != [self.id] or self.trust not in (b"", self.id): self.report("ledger_id_mismatch", None, "ledger")
         self.known = genesis_valid(body)                                 # whether the registry is known
         self.count = 1 + max((c for c in self.tables["entries"] if c is not None and c < 1024), default=0)
         if self.known:
@@ -60,8 +54,8 @@ class Verifier:
             for name in "governance_key", "commit_key", "checkpoint_key": self.enrol(body["payload"][name], 1)
 
     def enrol(self, key, revision):
-        self.keys[key["kid"]] = Record(public=key["public_key"], purpose=key["purpose"], enrolled=revision,
-                                       retired=None, cut=None)
+        self.keys[key["kid"]] = Record(
+            public=key["public_key"], purpose=key["purpose"], enrolled=revision, retired=None, cut=None)
 
     def home(self, stream):  # the chain of a stream, None if it is not of section 5
         kind, case, n = parse_stream(stream)
@@ -85,12 +79,12 @@ class Verifier:
             if placed and row.idx > chain.end: self.entry_missing(chain, row.idx)
             row.damage, row.parsed, row.stream_fault = self.damage(chain, row), None, None
             if placed: chain.end, _ = row.idx + 1, chain.at.setdefault(row.idx, row)
-            body_only = row.damage == "body_hash_mismatch" and row.hash == row.entry_hash
+            lost, body_only = row.damage == "entry_undecodable", row.damage == "body_hash_mismatch" and (
+                row.hash == row.entry_hash)
             if row.damage:
                 chain.damaged.add(row.idx)
-                chain.tainted |= not body_only
-                chain.lost |= row.damage == "entry_undecodable"
-                chain.tainted_cases.add(row.damage != "entry_undecodable" and case_of(row.stream))
+                chain.tainted_cases.add(not lost and case_of(row.stream))
+                chain.tainted, chain.lost = chain.tainted or not body_only, chain.lost or lost
             else:
                 row.parsed, last = parse_body(row.body), chain.streams.get(row.stream)
                 want = (last.idx, last.revision + 1, last.entry_hash) if last else (None, 1, ZEROS)
@@ -103,42 +97,39 @@ class Verifier:
         for c in filter(commit_decodable, ordered(self.tables["commits"][number], "first_index")):
             if c.first_index <= chain.known_end: chain.known_end = max(chain.known_end, c.first_index + c.size)
         if chain.known_end > chain.end or not chain.rows: self.entry_missing(chain, chain.known_end)
+        leaves = []
+        while (row := chain.at.get(len(leaves))) and not (row.damage and chain.tainted): leaves.append(row.leaf)
+        chain.intact, chain.levels = min(len(leaves), *chain.damaged & chain.at.keys(), U63), full_subtrees(leaves)
         for row in chain.rows:
             if row.stream_fault and chain.tainted:                   # not reported, but it taints the case
                 row.stream_fault = chain.tainted_cases.add(case_of(row.stream))
-        leaves = []
-        while (row := chain.at.get(len(leaves))) and not (row.damage and chain.tainted):
-            leaves.append(row.leaf)
-        chain.intact = min(len(leaves), *chain.damaged & chain.at.keys(), U63)
-        chain.levels = full_subtrees(leaves)
-        for row in chain.rows:
-            sku = row.parsed and row.stream.startswith("sku-")
-            if sku and (not self.known or self.home(row.stream) == number):
+            if row.parsed and row.stream.startswith("sku-") and (not self.known or self.home(row.stream) == number):
                 row.allowed = self.sku_event(chain.skus, row)
         return chain
 
     def damage(self, chain, row):  # steps 2.1 to 2.6; also computes the header (section 2.3) and its hashes
         if not decodable(row, "entries"): return "entry_undecodable"
-        place = self.id + struct.pack("<IQ", row.chain, row.idx)
+        place, last = self.id + struct.pack("<IQ", row.chain, row.idx), chain.at.get(row.idx - 1)
         row.header = b"".join((
             struct.pack("<H", 1), place, row.prev_hash, string(row.stream), struct.pack("<Q", row.revision),
             row.parent_hash, row.event_id, string(row.event_type),
             struct.pack("<Hq", row.schema_version, row.recorded_at_us), row.body_hash, row.body_sha256))
         row.hash, row.leaf = b3("entry", row.header), sha(b"\0" + row.header)
-        event_id, last = bytearray(b3("event-id", place)[:16]), chain.at.get(row.idx - 1)
+        event_id = bytearray(b3("event-id", place)[:16])
         event_id[6], event_id[8] = 0x80 | event_id[6] & 0x0f, 0x80 | event_id[8] & 0x3f
-        linked = (row.prev_hash == ZEROS if row.idx == 0
-                  else last is None or last.damage or row.prev_hash == last.entry_hash)
+        before = ZEROS if row.idx == 0 else last.entry_hash if last and not last.damage else row.prev_hash
         body_hashes = b3("body", row.body), sha(row.body)
         return ("entry_duplicate" if row.idx in chain.at
                 else "body_hash_mismatch" if body_hashes != (row.body_hash, row.body_sha256)
-                else "event_id_mismatch" if row.event_id != event_id else "prev_hash_mismatch" if not linked
+                else "event_id_mismatch" if row.event_id != event_id
+                else "prev_hash_mismatch" if row.prev_hash != before
                 else "entry_hash_mismatch" if row.hash != row.entry_hash else None)
 
     def judge_entries(self, chain):  # steps 2.7 to 2.12 and 3, in chain order, folding the entries
         for doc in self.tables["private_documents"][chain.number]:
             row = chain.at.get(doc.idx)
-            unnamed = not any(doc.idx in gap for gap in chain.gaps) if not row else row.parsed and "private_sha256" not in row.parsed
+            unnamed = (row.parsed and "private_sha256" not in row.parsed if row
+                       else not any(doc.idx in gap for gap in chain.gaps))
             if unnamed or doc.idx in chain.documents:
                 self.report("private_unexpected", chain.number, "private_documents", doc.idx)
             chain.documents.setdefault(doc.idx, doc.document)
@@ -160,8 +151,7 @@ class Verifier:
     def fold(self, chain, row):  # steps 2.9 to 2.11
         if not row.parsed: return "body_invalid"
         (kind, name, n), event, p = parse_stream(row.stream), row.event_type, row.parsed["payload"]
-        registry, case = event.startswith("key."), chain.cases[name]
-        idem = row.parsed.get("meta", {}).get("idem")
+        registry, case, idem = event.startswith("key."), chain.cases[name], row.parsed.get("meta", {}).get("idem")
         derived = idem and "order-" + sha(b"ledger/case/v1\0" + bytes.fromhex(idem))[:16].hex()
         if idem and (row.stream, row.revision) != (derived, 1): chain.idem.setdefault(bytes.fromhex(idem), row.idx)
         if self.known and self.home(row.stream) != chain.number: return "routing_mismatch"
@@ -169,8 +159,7 @@ class Verifier:
         if registry: allowed = kind == "ledger" and self.registry_event(row, p)
         elif row.idx == 0:                                       # the genesis payload was judged in step 1
             made = (kind, event) if chain.number == 0 else (kind, event, row.parsed["actor_id"], p)
-            allowed = made == ("ledger", "ledger.created") or made == (
-                "chain", "chain.created", "system", {"chain": n})
+            allowed = made in (("ledger", "ledger.created"), ("chain", "chain.created", "system", {"chain": n}))
         elif kind == "heads": allowed = event == "chain.heads" and self.heads_event(row, p)
         else: allowed = row.allowed if kind == "sku" else self.case_event(case, row, kind, name, n, p)
         if "private_sha256" in row.parsed: case.private.add(row.idx)
@@ -178,10 +167,10 @@ class Verifier:
             return "registry_invalid" if registry else "illegal_transition"
 
     def sku_event(self, skus, row):
-        event, p, sku = row.event_type, row.parsed["payload"], skus.get(row.stream, {"status": None, "idx": row.idx})
-        listed = sku["status"] == "listed"
+        event, p = row.event_type, row.parsed["payload"]
+        sku = skus.get(row.stream, {"status": None, "idx": row.idx})
         if (event not in ("sku.listed", "sku.withdrawn") or not shaped(p, EVENTS[event][0])
-                or sku_stream(p["sku_id"]) != row.stream or listed != (event == "sku.withdrawn")):
+                or sku_stream(p["sku_id"]) != row.stream or (sku["status"] == "listed") != (event == "sku.withdrawn")):
             return False
         if event == "sku.listed":
             sku, self.prices[row.stream, row.revision] = {**sku, **p, **p["price"]}, p["price"]
@@ -202,15 +191,14 @@ class Verifier:
                 or kind == "delivery" and n != count + (event == "delivery.requested")
                 or ("key_fingerprint" in p) != ("buyer-managed" in (p.get("mode"), p.get("delivery_mode")))):
             return False
-        first = n == 1 and status == "licensed"
         if not {"order.created": lambda: p["order_id"] == name and self.price_agrees(p),
                 "payment.captured": lambda: all(equal.values()),
                 "payment.mismatch": lambda: not all(equal.values()),
                 "license.issued": lambda: p["license_id"] == "license-" + name,
                 "delivery.requested": lambda: (
-                    (p["delivery_id"], p["order_id"], p["n"]) == (row.stream, name, n)
-                    and p["mode"] == order["delivery_mode"]
-                    and (case.reissuing and p["reissue_of"] == n - 1 if again else first)),
+                    p["mode"] == order["delivery_mode"]
+                    and (p["delivery_id"], p["order_id"], p["n"]) == (row.stream, name, n)
+                    and (case.reissuing and p["reissue_of"] == n - 1 if again else n == 1 and status == "licensed")),
                 "delivery.ready": lambda: p["proof_id"] == f"proof-{name}-{n}",
                 "delivery.reissued": lambda: p["next"] == n + 1,
                 "order.finalized": lambda: p["delivery"] == count,
@@ -219,8 +207,8 @@ class Verifier:
                 "subject.erased": lambda: p["entries"] == sorted(set(p["entries"]) & case.private),
                 }.get(event, lambda: True)(): return False
         if event == "order.created":
-            order = case.order = {**p, **money, "idx": row.idx, "refunded": 0, "deliveries": 0}
-            order["created_at_us"] = row.recorded_at_us
+            order = case.order = {**p, **money, "idx": row.idx, "refunded": 0, "deliveries": 0,
+                                  "created_at_us": row.recorded_at_us}
         elif event == "order.settled": order["ledger_proof_id"] = p["ledger_proof_id"]
         elif event == "license.issued":
             order["license_index"] = row.idx
@@ -231,11 +219,11 @@ class Verifier:
         elif event == "delivery.requested":
             current = case.deliveries[n] = {**p, "idx": row.idx, "downloads": 0}
             order["deliveries"] = n
-        elif event in ("delivery.encrypted", "delivery.ready"): current.update(p, proof_index=row.idx if "proof_id" in p else None)
+        elif event in ("delivery.encrypted", "delivery.ready"):
+            current.update(p, proof_index=row.idx if "proof_id" in p else None)
         elif event == "delivery.downloaded": current["downloads"] += 1
         case.reissuing, target = event == "delivery.reissued", order if kind == "order" else current
-        target["status"] = reached or target["status"]
-        target.update(revision=row.revision, updated_at_us=row.recorded_at_us)
+        target.update(status=reached or status, revision=row.revision, updated_at_us=row.recorded_at_us)
         return True
 
     def price_agrees(self, p):
@@ -252,32 +240,30 @@ class Verifier:
             if size > chain.intact: return True     # it covers a damaged or missing row: not judged
             last = chain.at[size - 1].hash if size else ZEROS
             return (head["root"], head["head_hash"]) == (tree_root(chain.levels, size).hex(), last.hex())
-        if not shaped(p, "heads:list") or len(p["heads"]) != self.count: return False
-        return all(right(chain, head) for chain, head in zip(self.chains, p["heads"]))
+        return (shaped(p, "heads:list") and len(p["heads"]) == self.count
+                and all(right(chain, head) for chain, head in zip(self.chains, p["heads"])))
 
     def registry_event(self, row, p):  # section 6, but for "is the last of its commit", which see in commits
         action, (kind, form) = p.get("action"), ACTIONS.get(row.event_type, ("", "type"))
         signed = "action:dict governance_kid:kid governance_signature:hex128"
         signed += " possession_signature:hex128" if "key:key" in form else ""
         if not shaped(action, form) or action["type"] != kind or not shaped(p, signed): return False
-        place = self.id + struct.pack("<Q", row.revision) + row.parent_hash
-        message = b"ledger/govern/v1\0" + place + jcs(action)
+        message = b"ledger/govern/v1\0" + self.id + struct.pack("<Q", row.revision) + row.parent_hash + jcs(action)
         governor, new, cut = self.keys.get(p["governance_kid"]), action.get("key"), action.get("cut")
         if not governor or governor.purpose != "governance" or governor.retired: return False
         if not verifies(governor.public, bytes.fromhex(p["governance_signature"]), message): return False
         if new:
             known = new["kid"] in self.keys or new["public_key"] in [k.public for k in self.keys.values()]
-            possession = bytes.fromhex(p["possession_signature"])
-            if known or not verifies(new["public_key"], possession, message): return False
+            if known or not verifies(new["public_key"], bytes.fromhex(p["possession_signature"]), message): return False
         old = self.keys.get(action.get("old_kid", action.get("kid")))
-        since = action.get("compromised_since", cut)
         if kind != "enrol":
+            since = action.get("compromised_since", cut)
             if not old or old.retired or new and new["purpose"] != old.purpose: return False
             if not len(cut) == len(since) == self.count or cut[0] != row.idx + 1: return False
-            for chain, start, size in zip(self.chains, since, cut):
-                if start > size or size > chain.end and not chain.tainted: return False
+            if any(start > size or size > chain.end and not chain.tainted
+                   for chain, start, size in zip(self.chains, since, cut)): return False
             self.open |= any(start < min(size, c.end) for c, start, size in zip(self.chains, since, cut))
-        if old: old.retired, old.cut = row.revision, cut
+            old.retired, old.cut = row.revision, cut
         if new: self.enrol(new, row.revision)
         return True
 
@@ -294,19 +280,17 @@ class Verifier:
             if lone and s.first_index not in orphans or s.kid in signatures[s.first_index]:
                 self.report("commit_signature_orphan", number, "commit_signatures", s.first_index, s.kid)
             orphans |= {s.first_index} if lone else set()
-            if s.first_index not in seen: continue
-            signatures[s.first_index].setdefault(s.kid, s)
+            if s.first_index in seen: signatures[s.first_index].setdefault(s.kid, s)
         line = [Record(end=0, code=None), *rows, Record(first_index=chain.known_end, end=0, code=None)]
         for before, c, after in zip(line, rows, line[2:]):
             if not c.code and c.end > chain.known_end: c.code = "commit_tiling"
             entries = [] if c.code else [chain.at.get(i) for i in range(c.first_index, c.end)]
-            if entries and all(e and e.idx not in chain.damaged for e in entries):  # else unjudged, counting as authentic
-                signed, total = signatures[c.first_index].values(), sum(
-                    len(e.header) + len(e.body) + len(chain.documents.get(e.idx) or b"") for e in entries)
+            if entries and all(e and e.idx not in chain.damaged for e in entries):  # else it counts as authentic
+                signed = signatures[c.first_index].values()
+                total = sum(len(e.header) + len(e.body) + len(chain.documents.get(e.idx) or b"") for e in entries)
                 fault = self.position(c, entries, floor) or next(filter(None, (
                     self.signature(c, s, entries) for s in signed)), None)
-                loose = (before.end not in (None, c.first_index)
-                         or after.end is not None and after.first_index != c.end)
+                loose = before.end not in (None, c.first_index) or after.end is not None and after.first_index != c.end
                 c.code = ("commit_tiling" if fault and loose else "commit_unsigned" if not signed
                           else "commit_undecodable" if len(signed) > 4 else fault if fault
                           else "commit_too_large" if total > LIMITS["commit_bytes"] else None)
@@ -316,8 +300,8 @@ class Verifier:
             floor = floor if c.code else c.registry_size
             self.report(c.code, number, "commits", c.first_index)
         for a, b in zip(line, line[1:]):
-            if not a.code and not b.code and a.end != b.first_index:
-                self.report("commit_tiling", number, "commits", a.end)
+            gap = not a.code and not b.code and a.end != b.first_index
+            self.report("commit_tiling" if gap else None, number, "commits", a.end)
 
     def position(self, c, entries, floor):  # step 4.4
         size, heads = c.registry_size, self.registry.get(c.registry_size)
@@ -333,10 +317,9 @@ class Verifier:
         if key.purpose != "commit": return "kid_wrong_purpose"
         if s.alg != 1: return "algorithm_mismatch"
         if key.retired and (key.retired <= c.registry_size or c.end > key.cut[c.chain]): return "kid_not_valid"
-        statement = b"".join((
-            b"ledger/commit/v1\0", self.id, struct.pack("<IQI", c.chain, c.first_index, c.size),
-            tree_root(full_subtrees([e.leaf for e in entries]), c.size), entries[-1].hash,
-            struct.pack("<Q", c.registry_size), c.registry_head, b"\1", string(s.kid)))
+        root, last = tree_root(full_subtrees([e.leaf for e in entries]), c.size), entries[-1].hash
+        statement = (b"ledger/commit/v1\0" + self.id + struct.pack("<IQI", c.chain, c.first_index, c.size) + root + last
+                     + struct.pack("<Q", c.registry_size) + c.registry_head + b"\1" + string(s.kid))
         good = type(s.signature) is bytes and verifies(key.public, s.signature, statement)
         return None if good else "commit_signature_invalid"
 
@@ -355,8 +338,7 @@ class Verifier:
                 return "checkpoint_undecodable"
             if (m[2], int(m[3]), root) != (origin, c.size, c.root): return "checkpoint_mismatch"
         if c.size > chain.known_end: return "checkpoint_beyond_tail"
-        if c.size <= chain.intact and c.root != tree_root(chain.levels, c.size):
-            return "checkpoint_root_mismatch"
+        if c.size <= chain.intact and c.root != tree_root(chain.levels, c.size): return "checkpoint_root_mismatch"
         if c.note is None: return None
         for key in self.keys.values():
             keyid = sha(origin.encode() + b"\n\1" + bytes.fromhex(key.public))[:4]
@@ -371,40 +353,39 @@ class Verifier:
         size, levels, cases = chain.end, chain.levels, chain.cases.values()
         deliveries = [delivery for case in cases for delivery in case.deliveries.values()]
         ids = [chain.at[i].event_id[:8] + struct.pack("<H", i % 4096) for i in range(size)]
-        tiles = {(level, n): b"".join(levels[8 * level][256 * n:256 * n + 256])
-                 for level in range(8) for n in range(size >> 8 * level + 8)}
         want = {
             "chain_heads": [{"size": size, "head_hash": chain.at[size - 1].hash,
                              "compact_range": b"".join(compact_range(levels, size))}],
-            "stream_heads": [{**vars(row), "head_hash": row.hash, "head_index": row.idx}
-                             for row in chain.streams.values()],
-            "tiles": [{"level": level, "n": n, "hashes": hashes} for (level, n), hashes in tiles.items()],
+            "stream_heads": [{**vars(r), "head_hash": r.hash, "head_index": r.idx} for r in chain.streams.values()],
+            "tiles": [{"level": level, "n": n, "hashes": b"".join(levels[8 * level][256 * n:256 * n + 256])}
+                      for level in range(8) for n in range(size >> 8 * level + 8)],
             "event_id_runs": [{"run": run, "ids": b"".join(sorted(ids[4096 * run:4096 * run + 4096]))}
                               for run in range(size // 4096)],
             "cursors": [{"projection": name, "size": size} for name in PROJECTIONS],
             "orders": [case.order for case in cases if case.order], "deliveries": deliveries,
             "licences": [case.licence for case in cases if case.licence],
-            "delivery_proofs": [{**d, "idx": d["proof_index"]} for d in deliveries if "proof_id" in d], "skus": chain.skus.values(),
+            "delivery_proofs": [{**d, "idx": d["proof_index"]} for d in deliveries if "proof_id" in d],
+            "skus": chain.skus.values(),
             "idempotency": [{"key": key, "idx": idx} for key, idx in chain.idem.items()]}
 
         def judged(table, row):
-            if table == "idempotency" or table not in (*PROJECTIONS, "stream_heads"):
-                return table != "idempotency" or not chain.tainted_cases
+            if table == "idempotency": return not chain.tainted_cases
+            if table not in (*PROJECTIONS, "stream_heads"): return True
             name = row[1 if table == "stream_heads" else 2]
             name = name if type(name) is str else ""
-            case = sku_stream(name) if table == "skus" else case_of(name) if table == "stream_heads" else (
-                "".join(re.findall("[0-9a-f]{32}", name)))
-            return case not in chain.tainted_cases
+            return chain.tainted_cases.isdisjoint({
+                sku_stream(name) if table == "skus" else case_of(name) if table == "stream_heads"
+                else "".join(re.findall("[0-9a-f]{32}", name))})
         for table, code in DERIVED.items():
             width, sides = {"chain_heads": 1, "tiles": 3}.get(table, 2), defaultdict(lambda: ([], []))
             for side, rows in enumerate((want[table], map(vars, self.tables[table][chain.number]))):
-                for row in ({**row, "chain": chain.number} for row in rows):
-                    values = tuple(row.get(column) for column in COLUMNS[table])
+                for row in rows:
+                    values = tuple({**row, "chain": chain.number}.get(column) for column in COLUMNS[table])
                     sides[values[:width]][side].append(values)
             for key in sorted(sides, key=repr):
                 expected, found = sides[key]
-                if expected != found and judged(table, (expected or found)[0]):
-                    self.report(code, chain.number, table, *key)
+                wrong = expected != found and judged(table, (expected or found)[0])
+                self.report(code if wrong else None, chain.number, table, *key)
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
