@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
+use ledger_engine::archive::ExportError;
 use ledger_engine::keys::KeyFileError;
 use ledger_engine::ledger::{AppendError, CheckpointError};
 use ledger_engine::store::StoreError;
@@ -27,6 +28,9 @@ pub enum CliError {
     /// A command could not be appended.
     #[error(transparent)]
     Append(#[from] AppendError),
+    /// No export could be made.
+    #[error(transparent)]
+    Export(#[from] ExportError),
     /// No checkpoint could be issued.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

@@ -41,6 +41,7 @@ enum Command {
     Checkpoint(commands::checkpoint::Args),
     Replay(commands::replay::Args),
     Backup(commands::backup::Args),
+    Export(commands::export::Args),
 }
 
 /// Runs one command and returns the exit status.
@@ -70,5 +71,6 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Checkpoint(args) => commands::checkpoint::run(&dir, json, args).await,
         Command::Replay(args) => commands::replay::run(&dir, json, args).await,
         Command::Backup(args) => commands::backup::run(&dir, json, args).await,
+        Command::Export(args) => commands::export::run(&dir, json, args).await,
     }
 }

@@ -7,7 +7,7 @@ use ledger_engine::domain::projection::{Cell, Row, Table};
 use ledger_engine::hash::{EventId, Hash};
 use ledger_engine::store::sqlite::{DATABASE_FILE, MIGRATIONS, SqliteOptions, SqliteStore};
 use ledger_engine::store::{
-    ChainHead, CheckpointRow, CommitBatch, Entry, MakeCommit, Settled, Store, StoreError, StreamHead,
+    ChainHead, CheckpointRow, CommitBatch, Entry, MakeCommit, Settled, Store, StoreError, StoredCommit, StreamHead,
 };
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ToSql, params, params_from_iter};
@@ -53,6 +53,9 @@ impl Store for Recorder {
         entries(chain: u32, from: u64, limit: usize) -> Vec<Entry>;
         stream_head(chain: u32, stream: &str) -> Option<StreamHead>;
         find_event(id: EventId) -> Option<(u32, u64)>;
+        commits(chain: u32, from: u64, limit: usize) -> Vec<StoredCommit>;
+        checkpoints(chain: u32, size: u64, limit: usize) -> Vec<CheckpointRow>;
+        private_documents(chain: u32, from: u64, limit: usize) -> Vec<(u64, Vec<u8>)>;
         private(chain: u32, index: u64) -> Option<Vec<u8>>;
         idempotency(chain: u32, key: &Hash) -> Option<u64>;
         tile(chain: u32, level: u32, n: u64) -> Option<Vec<u8>>;

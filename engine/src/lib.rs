@@ -9,6 +9,7 @@
 pub mod body;
 pub mod commit;
 pub mod domain;
+pub mod export;
 pub mod genesis;
 pub mod hash;
 pub mod header;
@@ -21,6 +22,8 @@ pub mod signer;
 pub mod stream;
 pub mod time;
 
+#[cfg(feature = "sqlite")]
+pub mod archive;
 #[cfg(feature = "sqlite")]
 pub mod environment;
 #[cfg(feature = "sqlite")]

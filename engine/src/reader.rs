@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::archive::{ExportError, ExportOptions, export_to_directory};
 use crate::domain::projection::{
     DELIVERIES, ORDERS, Row, TABLES, Table, case_rows, idempotency_row, needs_idempotency_row, sku_row,
 };
 use crate::domain::{Occurrence, case::Case, sku::Sku};
+use crate::export::Manifest;
 use crate::genesis::Genesis;
 use crate::hash::{EventId, Hash};
 use crate::merkle::{self, Nodes, TILE_WIDTH};
@@ -140,6 +142,15 @@ impl Reader {
     pub async fn consistency_proof(&self, chain: u32, old: u64, new: u64) -> Result<Vec<Hash>, StoreError> {
         let store = Arc::clone(&self.store);
         blocking(move || merkle::consistency_proof(&StoredNodes { store: &*store, chain }, old, new)).await
+    }
+
+    /// Exports all chains as they are now into the new directory `to`.
+    pub async fn export(&self, options: ExportOptions, to: &Path) -> Result<Manifest, ExportError> {
+        let (store, genesis, id, to) = (Arc::clone(&self.store), self.genesis.clone(), self.id, to.to_owned());
+        let export = move || export_to_directory(&*store, &genesis, id, &options, &to);
+        tokio::task::spawn_blocking(export)
+            .await
+            .unwrap_or_else(|e| Err(StoreError::Unavailable(format!("an export task died: {e}")).into()))
     }
 
     /// Writes a copy of the ledger into one file, for handing to an auditor.

@@ -15,7 +15,7 @@ use ledger_engine::hash::{EventId, Hash};
 use ledger_engine::ledger::Ledger;
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
 use ledger_engine::store::{
-    ChainHead, CheckpointRow, CommitBatch, Entry, MakeCommit, Settled, Store, StoreError, StreamHead,
+    ChainHead, CheckpointRow, CommitBatch, Entry, MakeCommit, Settled, Store, StoreError, StoredCommit, StreamHead,
 };
 use support::{config, create, create_line, list_sku, send};
 
@@ -75,6 +75,9 @@ impl Store for Faulty {
         entries(chain: u32, from: u64, limit: usize) -> Vec<Entry>;
         stream_head(chain: u32, stream: &str) -> Option<StreamHead>;
         find_event(id: EventId) -> Option<(u32, u64)>;
+        commits(chain: u32, from: u64, limit: usize) -> Vec<StoredCommit>;
+        checkpoints(chain: u32, size: u64, limit: usize) -> Vec<CheckpointRow>;
+        private_documents(chain: u32, from: u64, limit: usize) -> Vec<(u64, Vec<u8>)>;
         private(chain: u32, index: u64) -> Option<Vec<u8>>;
         idempotency(chain: u32, key: &Hash) -> Option<u64>;
         tile(chain: u32, level: u32, n: u64) -> Option<Vec<u8>>;

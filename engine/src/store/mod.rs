@@ -111,6 +111,21 @@ pub struct CheckpointRow {
     pub note: Option<String>,
 }
 
+/// A commit as stored, without its entries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredCommit {
+    /// Index of its first entry.
+    pub first_index: u64,
+    /// How many entries.
+    pub size: u64,
+    /// How many entries of the key registry the signer knew.
+    pub registry_size: u64,
+    /// Entry hash of the last of them.
+    pub registry_head: Hash,
+    /// By kid, ascending.
+    pub signatures: Vec<CommitSignature>,
+}
+
 /// Why a store could not do what was asked. The variants tell what the writer may do next.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -179,6 +194,12 @@ pub trait Store: Send + Sync {
     fn stream_head(&self, chain: u32, stream: &str) -> Result<Option<StreamHead>, StoreError>;
     /// Chain and index of an event id.
     fn find_event(&self, id: EventId) -> Result<Option<(u32, u64)>, StoreError>;
+    /// Up to `limit` commits of a chain that begin at `from` or later, ascending.
+    fn commits(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<StoredCommit>, StoreError>;
+    /// Up to `limit` checkpoints of a chain of at least `size`, ascending.
+    fn checkpoints(&self, chain: u32, size: u64, limit: usize) -> Result<Vec<CheckpointRow>, StoreError>;
+    /// Up to `limit` private documents of a chain with their indexes, from `from`, ascending.
+    fn private_documents(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<(u64, Vec<u8>)>, StoreError>;
     /// A private document.
     fn private(&self, chain: u32, index: u64) -> Result<Option<Vec<u8>>, StoreError>;
     /// Index of the first entry with an idempotency hash, where a row of its own holds it (FORMAT.md section 9).

@@ -13,7 +13,10 @@ use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row as SqlRow, ToSql, Transaction, ffi, params,
 };
 
-use super::{ChainHead, CheckpointRow, CommitBatch, Entry, MakeCommit, Settled, Store, StoreError, StreamHead};
+use super::{
+    ChainHead, CheckpointRow, CommitBatch, Entry, MakeCommit, Settled, Store, StoreError, StoredCommit, StreamHead,
+};
+use crate::commit::CommitSignature;
 use crate::domain::projection::{Cell, Row, TABLES, Table};
 use crate::hash::{EventId, Hash};
 use crate::header::{FORMAT_VERSION, Header};
@@ -622,6 +625,66 @@ impl Store for SqliteStore {
             }
         }
         Ok(None)
+    }
+
+    fn commits(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<StoredCommit>, StoreError> {
+        self.read(|conn| {
+            let text = "SELECT first_index, size, registry_size, registry_head FROM commits WHERE chain = ?1 AND first_index >= ?2 \
+                        ORDER BY first_index LIMIT ?3";
+            let mut s = conn.prepare_cached(text).map_err(sql)?;
+            let rows = s.query(params![chain, from as i64, limit as i64]).map_err(sql)?;
+            let mut commits = collect(rows, |r| {
+                let number = |at| column::<i64>(r, at).map(|n| n as u64);
+                Ok(StoredCommit {
+                    first_index: number(0)?,
+                    size: number(1)?,
+                    registry_size: number(2)?,
+                    registry_head: hash_column(r, 3)?,
+                    signatures: Vec::new(),
+                })
+            })?;
+            let Some((first, last)) = commits.first().zip(commits.last()).map(|(f, l)| (f.first_index, l.first_index))
+            else {
+                return Ok(commits);
+            };
+            let text = "SELECT first_index, kid, alg, signature FROM commit_signatures \
+                        WHERE chain = ?1 AND first_index BETWEEN ?2 AND ?3 ORDER BY first_index, kid";
+            let mut s = conn.prepare_cached(text).map_err(sql)?;
+            let rows = s.query(params![chain, first as i64, last as i64]).map_err(sql)?;
+            let signatures = collect(rows, |r| {
+                let signature = CommitSignature { kid: column(r, 1)?, alg: column(r, 2)?, signature: column(r, 3)? };
+                Ok((column::<i64>(r, 0)? as u64, signature))
+            })?;
+            for (first_index, signature) in signatures {
+                if let Ok(at) = commits.binary_search_by_key(&first_index, |c| c.first_index) {
+                    commits[at].signatures.push(signature);
+                }
+            }
+            Ok(commits)
+        })
+    }
+
+    fn checkpoints(&self, chain: u32, size: u64, limit: usize) -> Result<Vec<CheckpointRow>, StoreError> {
+        self.read(|conn| {
+            let text =
+                "SELECT size, root, note FROM checkpoints WHERE chain = ?1 AND size >= ?2 ORDER BY size LIMIT ?3";
+            let mut s = conn.prepare_cached(text).map_err(sql)?;
+            collect(s.query(params![chain, size as i64, limit as i64]).map_err(sql)?, |r| {
+                let size = column::<i64>(r, 0)? as u64;
+                Ok(CheckpointRow { chain, size, root: hash_column(r, 1)?, note: column(r, 2)? })
+            })
+        })
+    }
+
+    fn private_documents(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+        self.read(|conn| {
+            let text =
+                "SELECT idx, document FROM private_documents WHERE chain = ?1 AND idx >= ?2 ORDER BY idx LIMIT ?3";
+            let mut s = conn.prepare_cached(text).map_err(sql)?;
+            collect(s.query(params![chain, from as i64, limit as i64]).map_err(sql)?, |r| {
+                Ok((column::<i64>(r, 0)? as u64, column(r, 1)?))
+            })
+        })
     }
 
     fn private(&self, chain: u32, index: u64) -> Result<Option<Vec<u8>>, StoreError> {
