@@ -72,6 +72,12 @@ codes! {
     EventIndexMismatch "event_index_mismatch" "a run of event ids differs from the entries: look-ups by id would fail";
     CursorMismatch "cursor_mismatch" "a projection's cursor differs from the chain's size; `ledger replay` mends it";
     ProjectionMismatch "projection_mismatch" "a projection's row differs from the fold of the entries; `ledger replay` mends it, after you know who changed it";
+    ExportFileMissing "export_file_missing" "a file that the manifest names is not there: get it again from where the export is kept";
+    ExportFileUnexpected "export_file_unexpected" "a file that the manifest does not name: somebody added it, or it belongs elsewhere";
+    ExportDigestMismatch "export_digest_mismatch" "the file is not the one that was exported: it was damaged or changed; get it again from where it is kept";
+    ExportLineUndecodable "export_line_undecodable" "the line is none that an export has: it was damaged or changed";
+    ExportLineMisplaced "export_line_misplaced" "the line does not stand at its place: lines were moved, repeated or added";
+    ExportManifestMismatch "export_manifest_mismatch" "the manifest describes another export: it or the files were changed, or parts of two exports were mixed";
     LegacyRowUndecodable "legacy_row_undecodable" "the row is not an event, or not one that all readers would read alike: it was damaged or changed";
     LegacyRowTooLarge "legacy_row_too_large" "the row is over 16 MiB and was not read: no event is that large";
     LegacyCanonicalImpossible "legacy_canonical_impossible" "the payload has a number that no double can hold, or nests too deep: the old system cannot have hashed it";

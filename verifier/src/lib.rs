@@ -7,6 +7,7 @@ mod anchor;
 mod chain;
 mod commits;
 mod derived;
+mod export;
 mod finding;
 mod fold;
 mod html;
@@ -19,6 +20,7 @@ mod tree;
 mod verify;
 
 pub use anchor::{Anchor, AnchorError};
+pub use export::Export;
 pub use finding::{Code, Finding};
 pub use report::{ChainReport, KeyReport, Report, Verdict};
 pub use source::{Cursor, Dump, SourceError, Sqlite, Tables};
@@ -26,6 +28,7 @@ pub use verify::{Demands, Progress, explain, verify};
 
 use std::path::Path;
 
+use ledger_engine::export::MANIFEST_NAME;
 use ledger_engine::hash::Hash;
 
 /// Verifies a ledger's directory, a backup file (`.db`) or a dump (`.json`). Without `trust`, a dump's own is used.
@@ -36,9 +39,15 @@ pub fn verify_path(path: &Path, trust: Option<Hash>) -> Report {
 /// Like [`verify_path`], with anchors.
 pub fn verify_path_with(path: &Path, demands: Demands<'_>) -> Report {
     let name = path.display().to_string();
-    if path.extension().is_some_and(|e| e == "json") {
+    if path.file_name().is_none_or(|n| n != MANIFEST_NAME) && path.extension().is_some_and(|e| e == "json") {
         return match Dump::read(path) {
             Ok(dump) => verify(&name, &dump, Demands { trust: demands.trust.or(dump.trust), ..demands }),
+            Err(e) => Report::unreadable(&name, &e.to_string()),
+        };
+    }
+    if Export::is_at(path) {
+        return match Export::open(path) {
+            Ok(export) => verify(&name, &export, demands),
             Err(e) => Report::unreadable(&name, &e.to_string()),
         };
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use audit_verify::legacy::{Anchor as LegacyAnchor, File, FileFormat, LegacyReport, Signers, Source, verify_legacy};
 #[cfg(feature = "postgres")]
 use audit_verify::legacy::{Table, Window};
-use audit_verify::{Anchor, Code, Demands, Report, verify_path_with};
+use audit_verify::{Anchor, Code, Demands, Export, Report, verify_path_with};
 use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use ledger_engine::hash::Hash;
@@ -154,6 +154,9 @@ fn detect(source: &str) -> Option<Format> {
         return Some(Format::Table);
     }
     let path = Path::new(source);
+    if Export::is_at(path) {
+        return Some(Format::Native);
+    }
     if path.is_dir() {
         return path.join("ledger.db").exists().then_some(Format::Native);
     }

@@ -132,6 +132,8 @@ pub struct Report {
     /// What was asked for and could not be checked.
     unchecked: Vec<String>,
     keys: Vec<KeyReport>,
+    /// What the export says of itself, where the source is one.
+    export: Option<String>,
 }
 
 impl Report {
@@ -167,6 +169,7 @@ impl Report {
             chains,
             unchecked,
             keys: Vec::new(),
+            export: None,
         }
     }
 
@@ -183,6 +186,27 @@ impl Report {
             chains,
             unchecked: Vec::new(),
             keys: Vec::new(),
+            export: None,
+        }
+    }
+
+    /// Says that the source is an export, which has no projections.
+    pub(crate) fn of_export(mut self, described: String) -> Report {
+        self.export = Some(described);
+        self
+    }
+
+    /// What the export says of itself, where the source is one.
+    pub fn export(&self) -> Option<&str> {
+        self.export.as_deref()
+    }
+
+    /// What was done about projections.
+    pub(crate) fn projections(&self, chain: &ChainReport) -> String {
+        match (chain.projection_rows, &self.export) {
+            (Some(n), _) => format!("{n} projection rows compared with the fold"),
+            (None, Some(_)) => "projections are no part of an export".to_owned(),
+            (None, None) => "projections not covered (the history is damaged)".to_owned(),
         }
     }
 
@@ -279,18 +303,19 @@ impl Report {
         if let Some(digest) = self.digest() {
             line(format!("digest    {digest} (of what was judged)"));
         }
+        if let Some(export) = &self.export {
+            line(format!("export    {export}"));
+        }
         for c in &self.chains {
             line(format!(
                 "chain {}: {} entries in {} streams, {} commits, {} signatures, {} checkpoints",
                 c.chain, c.entries, c.streams, c.commits, c.signatures, c.checkpoints
             ));
-            let rows = c.projection_rows.map_or_else(
-                || "projections not covered (the history is damaged)".to_owned(),
-                |n| format!("{n} projection rows compared with the fold"),
-            );
             line(format!(
-                "  {rows}; private documents: {} checked, {} redacted",
-                c.private_present, c.private_redacted
+                "  {}; private documents: {} checked, {} redacted",
+                self.projections(c),
+                c.private_present,
+                c.private_redacted
             ));
             let (size, anchored) = (c.covered.unwrap_or(0), c.anchored);
             let after = |size: u64| c.entries.saturating_sub(size);
@@ -375,7 +400,7 @@ impl Report {
             "format": "audit-report/1", "source": self.source, "exit": self.exit(), "verdict": self.verdict.as_str(),
             "reason": self.reason, "ledger_id": self.ledger_id.map(Hash::to_hex), "origin": self.origin,
             "tool": concat!("audit-verify ", env!("CARGO_PKG_VERSION")), "digest": self.digest().map(Hash::to_hex),
-            "keys": keys, "chains": chains, "findings": findings, "unchecked": self.unchecked,
+            "export": self.export, "keys": keys, "chains": chains, "findings": findings, "unchecked": self.unchecked,
         })
     }
 }

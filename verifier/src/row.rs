@@ -91,16 +91,23 @@ pub(crate) fn read_entry(cells: &[Cell], ledger_id: &Hash) -> Option<EntryRow> {
     };
     let body = blob(body)?.to_vec();
     // Any ASCII name decodes here; one that is no stream is a routing fault.
-    let bytes = header.encode();
-    Some(EntryRow {
-        header_len: bytes.len(),
-        entry_hash: hash(entry_h)?,
-        parent_index,
-        hash: entry_hash(&bytes),
-        leaf: leaf_hash(&bytes),
-        body_ok: body_hash(&body).0 == header.body_hash && sha256(&[&body]).0 == header.body_sha256,
-        id_ok: EventId::derive(ledger_id, header.chain, header.index).0 == header.event_id,
-        body,
-        header,
-    })
+    Some(EntryRow::new(header, hash(entry_h)?, parent_index, body))
+}
+
+impl EntryRow {
+    /// Computes what follows from a header and a body whose fields are in range.
+    pub(crate) fn new(header: Header, stated: Hash, parent_index: Option<u64>, body: Vec<u8>) -> EntryRow {
+        let (bytes, ledger_id) = (header.encode(), Hash(header.ledger_id));
+        EntryRow {
+            header_len: bytes.len(),
+            entry_hash: stated,
+            parent_index,
+            hash: entry_hash(&bytes),
+            leaf: leaf_hash(&bytes),
+            body_ok: body_hash(&body).0 == header.body_hash && sha256(&[&body]).0 == header.body_sha256,
+            id_ok: EventId::derive(&ledger_id, header.chain, header.index).0 == header.event_id,
+            body,
+            header,
+        }
+    }
 }

@@ -8,6 +8,9 @@ use ledger_engine::hash::{Hash, from_hex};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
+use crate::export::Export;
+use crate::row::{blob, number};
+
 /// A source cannot be read at all.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -79,6 +82,9 @@ pub trait Cursor {
     fn next(&mut self) -> Result<Option<Vec<Cell>>, SourceError>;
 }
 
+/// Rows of the table `ledger`, and the row of the entry (0, 0) if it is there with a body.
+pub(crate) type LedgerAndGenesis = (Vec<Vec<Cell>>, Option<Vec<Cell>>);
+
 /// Takes one cursor for each table that was asked for.
 pub(crate) type Work<'a> = dyn FnMut(&mut [Box<dyn Cursor + '_>]) -> Result<(), SourceError> + 'a;
 
@@ -93,6 +99,30 @@ pub trait Tables {
     fn side_by_side(&self, chain: u64, tables: &[&str], work: &mut Work<'_>) -> Result<(), SourceError>;
     /// The rows of a table on all chains in any order, in pieces.
     fn scan(&self, table: &str, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError>;
+
+    /// The export that this is. An export has no tables that follow from the entries, and a way of its own to be read fast.
+    fn export(&self) -> Option<&Export> {
+        None
+    }
+
+    /// The rows of the table `ledger`, and the entry (0, 0) with a body, if it is there.
+    fn ledger_and_genesis(&self) -> Result<LedgerAndGenesis, SourceError> {
+        let ledger = self.all("ledger", None)?;
+        let mut genesis = None;
+        self.side_by_side(0, &["entries"], &mut |cursors| {
+            // Rows come by index: those below 0 and those that are no number are first.
+            while let Some(cells) = cursors.first_mut().map(|c| c.next()).transpose()?.flatten() {
+                match number(&cells[1]) {
+                    Some(0) if blob(&cells[14]).is_some() => genesis = Some(cells),
+                    Some(n) if n > 0 => {}
+                    _ => continue,
+                }
+                break;
+            }
+            Ok(())
+        })?;
+        Ok((ledger, genesis))
+    }
 
     /// Why what was read cannot be relied on; asked after reading.
     fn doubt(&self) -> Option<SourceError> {
@@ -409,7 +439,7 @@ fn json_cell(column: &str, value: &serde_json::Value) -> Cell {
 
 fn chain_of(table: &str, row: &[Cell]) -> Option<u64> {
     let (columns, _) = columns(table);
-    columns.iter().position(|c| *c == "chain").and_then(|at| crate::row::number(&row[at]))
+    columns.iter().position(|c| *c == "chain").and_then(|at| number(&row[at]))
 }
 
 impl Tables for Dump {

@@ -77,6 +77,10 @@ pub fn verify(name: &str, tables: &dyn Tables, demands: Demands<'_>) -> Report {
         }
         Err(Stop::Source(e)) => Report::unreadable(name, &e.to_string()),
     };
+    let report = match tables.export() {
+        Some(export) => report.of_export(export.to_string()),
+        None => report,
+    };
     let held = !matches!(report.verdict(), Verdict::Broken | Verdict::NotChecked);
     let doubt = tables.doubt().or_else(|| held.then(|| tables.flaw()).flatten());
     doubt.map_or(report, |e| Report::unreadable(name, &e.to_string()))
@@ -97,21 +101,8 @@ struct Identity {
 }
 
 fn identity(tables: &dyn Tables, trust: Option<Hash>, out: &mut Collector) -> Result<Identity, SourceError> {
-    let rows = tables.all("ledger", None)?;
+    let (rows, first) = tables.ledger_and_genesis()?;
     let claims: Vec<Option<Hash>> = rows.iter().map(|r| r.first().and_then(hash)).collect();
-    let mut first = None;
-    tables.side_by_side(0, &["entries"], &mut |cursors| {
-        // Rows come by index: those below 0 and those that are no number are first.
-        while let Some(cells) = cursors.first_mut().map(|c| c.next()).transpose()?.flatten() {
-            match number(&cells[1]) {
-                Some(0) if blob(&cells[14]).is_some() => first = Some(cells),
-                Some(n) if n > 0 => {}
-                _ => continue,
-            }
-            break;
-        }
-        Ok(())
-    })?;
     let body = first.as_ref().and_then(|cells| blob(&cells[14]));
     let stored = first.as_ref().and_then(|cells| hash(&cells[10]));
     let authentic = body.is_some_and(|b| Some(body_hash(b)) == stored);
@@ -141,6 +132,9 @@ fn distinct_keys(genesis: &Genesis) -> bool {
 
 fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Report, SourceError> {
     let mut out = Collector::default();
+    if let Some(export) = tables.export() {
+        out.findings = export.findings()?;
+    }
     let identity = identity(tables, demands.trust, &mut out)?;
     let mut numbers: BTreeSet<u64> = BTreeSet::new();
     let mut largest = 0;
@@ -200,7 +194,16 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
             (report.commits, report.signatures) = keys.commits(tables, chain, folded, &mut out)?;
             (report.checkpoints, report.covered) = keys.checkpoints(tables, chain, &mut out)?;
         }
-        if !chain.tainted {
+        if let Some(export) = tables.export() {
+            // What is wrong is named where it is; a damaged chain adds up to something else, of course.
+            let of_chain = |f: &&Finding| f.chain == Some(chain.number) && f.code != Code::ExportDigestMismatch;
+            if let Err(evidence) = export.describes(&report)
+                && !out.findings.iter().any(|f| of_chain(&f))
+            {
+                let place = format!("manifest/chains/{}", chain.number);
+                out.report(Code::ExportManifestMismatch, Some(chain.number), place, evidence);
+            }
+        } else if !chain.tainted {
             report.projection_rows = Some(derived::compare(tables, chain, folded, &identity.id, &mut out)?);
         }
         reports.push(report);

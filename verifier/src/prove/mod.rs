@@ -14,14 +14,17 @@ use std::collections::HashSet;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use ledger_engine::domain::projection::{Cell, TABLES};
+use ledger_engine::export::FileKind;
 use ledger_engine::genesis::Genesis;
 use ledger_engine::hash::Hash;
 use ledger_engine::registry::Registry;
 use rayon::prelude::*;
 
 use self::multiset::{RowKey, Sum, Sums};
+pub(crate) use self::walk::Prepared;
 use self::walk::Walk;
 use crate::anchor::Anchor;
+use crate::export::{Export, channel, feed};
 use crate::report::{ChainReport, KeyReport};
 use crate::row::number;
 use crate::source::{Cursor, SourceError, Tables, table_names};
@@ -69,7 +72,8 @@ pub(crate) struct Prover<'a> {
     pub(crate) ledger_id: Hash,
     pub(crate) genesis: &'a Genesis,
     pub(crate) registry: Registry,
-    key: &'a RowKey,
+    /// `None` where the source has no tables that follow from the entries.
+    key: Option<&'a RowKey>,
     sums: Sums,
     /// Listings of SKUs that were seen, and those that orders name and that were not seen yet, as digests.
     listed: HashSet<u128>,
@@ -105,7 +109,7 @@ pub(crate) fn prove(
         ledger_id,
         genesis,
         registry,
-        key: &key,
+        key: tables.export().is_none().then_some(&key),
         sums: Sums::default(),
         listed: HashSet::new(),
         claimed: HashSet::new(),
@@ -124,8 +128,11 @@ pub(crate) fn prove(
     Ok(Proved { chains: reports, unusable, keys: KeyReport::all(&prover.registry) })
 }
 
-/// How many entries the head rows claim: for progress only.
+/// How many entries the source claims: for progress only.
 fn claimed_size(tables: &dyn Tables) -> Result<u64, SourceError> {
+    if let Some(export) = tables.export() {
+        return Ok(export.entries());
+    }
     let mut size = 0u64;
     tables.scan("chain_heads", &mut |rows| {
         let sizes = rows.iter().filter_map(|cells| cells.get(1).and_then(number));
@@ -168,6 +175,9 @@ impl Prover<'_> {
     }
 
     fn run(&mut self, tables: &dyn Tables) -> Result<Vec<ChainReport>, Stop> {
+        if let Some(export) = tables.export() {
+            return self.export(export);
+        }
         for table in table_names() {
             let chains = tables.chains(table)?;
             let inside = |c: &Option<u64>| c.is_some_and(|n| n < u64::from(self.genesis.chains));
@@ -179,7 +189,7 @@ impl Prover<'_> {
         }
         check(self.claimed.is_subset(&self.listed), "an order's price is of no listing")?;
         for table in DERIVED.into_iter().chain(TABLES.iter().map(|t| t.name)) {
-            let key = self.key;
+            let Some(key) = self.key else { break };
             let mut stored = Sum::default();
             tables.scan(table, &mut |rows| {
                 let piece = rows.par_iter().map(|cells| key.digest(table, cells));
@@ -192,6 +202,36 @@ impl Prover<'_> {
             check(stored == *self.sums.of(table), table)?;
         }
         Ok(reports)
+    }
+
+    fn export(&mut self, export: &Export) -> Result<Vec<ChainReport>, Stop> {
+        check(export.fits(), "the manifest, or the files of the directory")?;
+        check(export.manifest().chains.len() == self.genesis.chains as usize, "the number of chains")?;
+        let mut reports = Vec::new();
+        for chain in 0..self.genesis.chains {
+            let report = self.export_chain(export, chain)?;
+            check(export.describes(&report).is_ok(), "what the manifest says of a chain")?;
+            reports.push(report);
+        }
+        check(self.claimed.is_subset(&self.listed), "an order's price is of no listing")?;
+        Ok(reports)
+    }
+
+    fn export_chain(&mut self, export: &Export, chain: u32) -> Result<ChainReport, Stop> {
+        let (dir, id) = (export.dir(), self.ledger_id);
+        let files = |kind| export.files(chain, kind);
+        let (entries, private) = (files(FileKind::Entries), files(FileKind::Private));
+        std::thread::scope(|scope| {
+            let ((to_walk, items), (to_documents, documents)) = (channel(), channel());
+            scope.spawn(move || feed(dir, &entries, id, &to_walk));
+            scope.spawn(move || feed(dir, &private, id, &to_documents));
+            let mut walk = Walk::new(self, chain).with_documents(documents);
+            while let Ok(items) = items.recv() {
+                walk.take_items(items?)?;
+                walk.tell()?;
+            }
+            walk.finish()
+        })
     }
 
     fn chain(&mut self, tables: &dyn Tables, chain: u32) -> Result<ChainReport, Stop> {

@@ -80,7 +80,8 @@ impl Held {
 
 pub(super) struct States<'a> {
     chain: u32,
-    key: &'a RowKey,
+    /// `None`: no rows are compared.
+    key: Option<&'a RowKey>,
     hot: LruCache<Key, Box<Held>>,
     capacity: usize,
     /// Where in the file a state lies, by a hash of its key under a secret of this run.
@@ -94,7 +95,7 @@ pub(super) struct States<'a> {
 
 impl<'a> States<'a> {
     /// `capacity`: how many stay in memory.
-    pub(super) fn new(chain: u32, key: &'a RowKey, capacity: usize) -> States<'a> {
+    pub(super) fn new(chain: u32, key: Option<&'a RowKey>, capacity: usize) -> States<'a> {
         let hot = LruCache::new(NonZeroUsize::new(capacity + 1).unwrap_or(NonZeroUsize::MIN));
         let secret = RandomState::new();
         States { chain, key, hot, capacity, cold: HashMap::new(), secret, file: None, buffer: Vec::new(), flushed: 0 }
@@ -107,7 +108,7 @@ impl<'a> States<'a> {
                 Some(at) => self.read(at, key)?,
                 None => Box::new(Held::new(key)),
             };
-            for (table, digest) in held.digests(self.chain, self.key) {
+            for (table, digest) in self.key.iter().flat_map(|key| held.digests(self.chain, key)) {
                 sums.of(table).remove(&digest);
             }
             if self.hot.len() >= self.capacity {
@@ -131,8 +132,10 @@ impl<'a> States<'a> {
     fn release(&mut self, count: usize, sums: &mut Sums) -> Vec<(Key, Box<Held>)> {
         let out: Vec<(Key, Box<Held>)> = (0..count).map_while(|_| self.hot.pop_lru()).collect();
         let (chain, key) = (self.chain, self.key);
-        let digests: Vec<_> = out.par_iter().flat_map_iter(|(_, held)| held.digests(chain, key)).collect();
-        digests.iter().for_each(|(table, digest)| sums.of(table).add(digest));
+        if let Some(key) = key {
+            let digests: Vec<_> = out.par_iter().flat_map_iter(|(_, held)| held.digests(chain, key)).collect();
+            digests.iter().for_each(|(table, digest)| sums.of(table).add(digest));
+        }
         out
     }
 
@@ -189,7 +192,7 @@ mod tests {
 
     /// 300 SKUs, each touched nine times in a scattered order.
     fn sums(key: &RowKey, capacity: usize) -> Sums {
-        let (mut states, mut sums) = (States::new(3, key, capacity), Sums::default());
+        let (mut states, mut sums) = (States::new(3, Some(key), capacity), Sums::default());
         for step in 0..2700u64 {
             let id = CaseId([(step * 7 % 300 / 2) as u8; 16]);
             let held = states.get((step % 2 == 0, id), &mut sums).ok().unwrap();

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
+use std::sync::mpsc::Receiver;
 
 use ledger_engine::body::{BODY_BYTES_MAX, Body};
 use ledger_engine::commit::{ALG_ED25519, COMMIT_BYTES_MAX, COMMIT_SIGNATURES_MAX, Statement, verify_ed25519};
@@ -23,6 +24,7 @@ use super::multiset::Sums;
 use super::states::{HOT, Held, State, States, Tip, head_row};
 use super::{HeadClaim, Piece, Prover, Stop, check, suspect};
 use crate::commits::{CheckpointJudge, Commit, read_commit};
+use crate::export::Item;
 use crate::report::ChainReport;
 use crate::row::{EntryRow, blob, number, read_entry, text};
 
@@ -30,10 +32,20 @@ use crate::row::{EntryRow, blob, number, read_entry, text};
 const RECENT: usize = 16_384;
 
 /// An entry whose own bytes are right.
-struct Prepared {
+pub(crate) struct Prepared {
     row: EntryRow,
     stream: Stream,
     body: Body,
+}
+
+impl Prepared {
+    /// Steps 2.3, 2.4, 2.6, 2.9 and the form of the stream. `None`: one of them fails.
+    pub(crate) fn new(row: EntryRow) -> Option<Prepared> {
+        let own = row.body_ok && row.id_ok && row.hash == row.entry_hash;
+        let stream = Stream::parse(&row.header.stream).filter(|_| own)?;
+        let body = Body::decode(&row.body).ok()?;
+        Some(Prepared { row, stream, body })
+    }
 }
 
 /// A commit whose entries are being taken.
@@ -65,6 +77,8 @@ pub(super) struct Walk<'p, 'a> {
     /// The incomplete run of event ids.
     ids: Vec<[u8; 10]>,
     documents: VecDeque<Vec<Cell>>,
+    /// Where further private documents come from, if not with the pieces.
+    more_documents: Option<Receiver<Result<Vec<Item>, Stop>>>,
     commits: VecDeque<Vec<Cell>>,
     signatures: VecDeque<Vec<Cell>>,
     checkpoints: VecDeque<Vec<Cell>>,
@@ -106,6 +120,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             states,
             ids: Vec::new(),
             documents: VecDeque::new(),
+            more_documents: None,
             commits: VecDeque::new(),
             signatures: VecDeque::new(),
             checkpoints: VecDeque::new(),
@@ -133,15 +148,68 @@ impl<'p, 'a> Walk<'p, 'a> {
         self.signatures.extend(piece.signatures);
         self.checkpoints.extend(piece.checkpoints);
         let id = self.prover.ledger_id;
-        let prepared: Vec<Option<Prepared>> = piece.entries.par_iter().map(|cells| prepare(cells, &id)).collect();
+        let prepared: Vec<Option<Prepared>> =
+            piece.entries.par_iter().map(|cells| Prepared::new(read_entry(cells, &id)?)).collect();
         drop(piece.entries);
         for entry in prepared {
             let Some(entry) = entry else { return suspect("an entry's own bytes") };
             self.entry(entry)?;
         }
+        self.signed()
+    }
+
+    /// Judges lines of an export, which stand exactly where they belong.
+    pub(super) fn take_items(&mut self, items: Vec<Item>) -> Result<(), Stop> {
+        for item in items {
+            match item {
+                Item::Entry(entry) => self.entry(*entry)?,
+                Item::Commit(first, row, signatures) => {
+                    check(self.open.is_none() && first == self.size(), "the place of a commit's line")?;
+                    self.commits.push_back(row);
+                    self.signatures.extend(signatures);
+                }
+                Item::Checkpoint(size, row) => {
+                    check(size == self.size(), "the place of a checkpoint's line")?;
+                    self.checkpoints.push_back(row);
+                }
+                Item::Private(_) => return suspect("a private document among entries"),
+                Item::End(size) => check(size == self.size(), "where a file ends")?,
+            }
+        }
+        self.signed()
+    }
+
+    /// Verifies the signatures that wait.
+    fn signed(&mut self) -> Result<(), Stop> {
         let jobs = std::mem::take(&mut self.jobs);
         let good = jobs.par_iter().all(|j| verify_ed25519(&j.public_key, &j.message, &j.signature));
         check(good, "a commit's signature")
+    }
+
+    /// Private documents come by this channel.
+    pub(super) fn with_documents(mut self, documents: Receiver<Result<Vec<Item>, Stop>>) -> Walk<'p, 'a> {
+        self.more_documents = Some(documents);
+        self
+    }
+
+    /// Waits until there is a private document, or there are no more.
+    fn await_document(&mut self) -> Result<(), Stop> {
+        while self.documents.is_empty()
+            && let Some(more) = &self.more_documents
+        {
+            let Ok(items) = more.recv() else {
+                self.more_documents = None;
+                break;
+            };
+            for item in items? {
+                match item {
+                    Item::Private(row) => self.documents.push_back(row),
+                    Item::End(_) => {}
+                    _ => return suspect("a line that is no private document"),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Tells how far it is. `Err`: the caller asked to stop.
@@ -208,6 +276,9 @@ impl<'p, 'a> Walk<'p, 'a> {
     /// Checks the private document of an entry. Returns its length.
     fn document(&mut self, entry: &Prepared) -> Result<u64, Stop> {
         let index = entry.row.header.index;
+        if entry.body.private_sha256.is_some() {
+            self.await_document()?;
+        }
         let found = self.documents.pop_front_if(|cells| cells.get(1).and_then(number) == Some(index));
         match (&entry.body.private_sha256, found) {
             (None, None) => Ok(0),
@@ -227,13 +298,11 @@ impl<'p, 'a> Walk<'p, 'a> {
 
     /// The first entry with a key has a row. A command that made two entries made them next to each other.
     fn idempotency(&mut self, idem: &Hash, index: u64) -> Result<(), Stop> {
-        if self.last_key == Some(*idem) {
-            return Ok(());
-        }
+        let Some(key) = self.prover.key.filter(|_| self.last_key != Some(*idem)) else { return Ok(()) };
         self.last_key = Some(*idem);
         check(self.keys.insert(self.secret.hash_one(idem)), "an idempotency key that comes again")?;
         let row = idempotency_row(self.chain, idem, index);
-        let digest = self.prover.key.digest(row.table.name, &row.cells);
+        let digest = key.digest(row.table.name, &row.cells);
         self.prover.sums.of(row.table.name).add(&digest);
         Ok(())
     }
@@ -451,6 +520,7 @@ impl<'p, 'a> Walk<'p, 'a> {
     fn grow(&mut self, entry: &Prepared) -> Result<(), Stop> {
         let (chain, key, sums) = (self.chain, self.prover.key, &mut self.prover.sums);
         self.history.push(entry.row.leaf, &mut |level, n, hashes| {
+            let Some(key) = key else { return };
             let cells = [chain.into(), level.into(), n.into(), Cell::Blob(hashes)];
             sums.of("tiles").add(&key.digest("tiles", &cells));
         });
@@ -458,6 +528,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             self.recent.pop_front();
         }
         self.recent.push_back(entry.row.hash);
+        let Some(key) = key else { return Ok(()) };
         let mut id = [0; 10];
         id[..8].copy_from_slice(&entry.row.header.event_id[..8]);
         id[8..].copy_from_slice(&(self.ids.len() as u16).to_le_bytes());
@@ -475,12 +546,17 @@ impl<'p, 'a> Walk<'p, 'a> {
     /// The end of the chain: nothing may be left over, and its rows of the derived tables are complete.
     pub(super) fn finish(mut self) -> Result<ChainReport, Stop> {
         self.at_size()?;
+        self.await_document()?;
         check(self.size() > 0 && self.open.is_none(), "the end of the chain")?;
         let compromised = |r: &KeyRecord| r.retired.as_ref().is_some_and(|r| r.compromised_since.is_some());
         check(!self.prover.registry.records().iter().any(compromised), "a compromised key")?;
         let left = self.documents.len() + self.commits.len() + self.signatures.len() + self.checkpoints.len();
         check(left == 0 && self.heads.is_empty(), "rows beyond the end of the chain")?;
-        let (chain, key, size) = (self.chain, self.prover.key, self.size());
+        let (chain, size) = (self.chain, self.size());
+        self.prover.judged += size;
+        self.report.head = Some(self.last_hash);
+        self.report.root = Some(self.history.range.root());
+        let Some(key) = self.prover.key else { return Ok(self.report) };
         let sums = &mut self.prover.sums;
         let mut add = |table: &'static str, cells: &[Cell]| sums.of(table).add(&key.digest(table, cells));
         let head = Cell::Blob(self.last_hash.0.to_vec());
@@ -492,9 +568,6 @@ impl<'p, 'a> Walk<'p, 'a> {
             add("stream_heads", &head_row(chain, *stream, tip));
         }
         self.states.finish(sums)?;
-        self.prover.judged += size;
-        self.report.head = Some(self.last_hash);
-        self.report.root = Some(self.history.range.root());
         self.report.projection_rows = Some(projection_rows(sums) - self.rows_before);
         Ok(self.report)
     }
@@ -502,14 +575,6 @@ impl<'p, 'a> Walk<'p, 'a> {
 
 fn projection_rows(sums: &Sums) -> u64 {
     TABLES.iter().filter_map(|t| sums.0.get(t.name)).map(|s| s.rows).sum()
-}
-
-/// Steps 2.1, 2.3, 2.4, 2.6, 2.9 and the form of the stream.
-fn prepare(cells: &[Cell], ledger_id: &Hash) -> Option<Prepared> {
-    let row = read_entry(cells, ledger_id).filter(|r| r.body_ok && r.id_ok && r.hash == r.entry_hash)?;
-    let stream = Stream::parse(&row.header.stream)?;
-    let body = Body::decode(&row.body).ok()?;
-    Some(Prepared { row, stream, body })
 }
 
 /// Names a listing: 128 bits of SHA-256, so that a set of them stays small.

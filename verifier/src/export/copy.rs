@@ -1,0 +1,242 @@
+//! The long way through an export: what its files say becomes rows of a temporary database, where they can be ordered and
+//! judged like a ledger's, however damaged the files are. What is wrong with the files themselves is found on the way.
+
+use std::io::{self, BufRead as _, BufReader, Read};
+use std::path::Path;
+
+use flate2::read::MultiGzDecoder;
+use ledger_engine::domain::projection::Cell;
+use ledger_engine::export::{ExportFile, FileKind, LINE_BYTES_MAX, Line};
+use ledger_engine::hash::Hash;
+use rusqlite::types::Value;
+use rusqlite::{Connection, params_from_iter};
+use sha2::{Digest as _, Sha256};
+
+use super::{Export, rows};
+use crate::finding::{Code, Finding};
+use crate::source::{SourceError, Sqlite, columns};
+
+/// Tables that lines can have rows of.
+const TABLES: [&str; 6] = ["ledger", "entries", "private_documents", "commits", "commit_signatures", "checkpoints"];
+/// Findings of one kind that are listed for one file.
+const LISTED_MAX: u64 = 1000;
+
+/// The rows, and what is wrong with the files.
+pub(super) struct Copy {
+    pub(super) tables: Sqlite,
+    pub(super) findings: Vec<Finding>,
+    /// Removes the database.
+    _dir: tempfile::TempDir,
+}
+
+impl Copy {
+    pub(super) fn make(export: &Export) -> Result<Copy, SourceError> {
+        let failed = |what: String| SourceError::Unreadable {
+            path: export.dir.clone(),
+            reason: format!(
+                "a temporary copy is needed to judge it and cannot be made: {what}; set TMPDIR to a directory with room for twice its size"
+            ),
+        };
+        let dir = tempfile::tempdir().map_err(|e| failed(e.to_string()))?;
+        let path = dir.path().join("export.db");
+        let mut conn = Connection::open(&path).map_err(|e| failed(e.to_string()))?;
+        let mut findings = Vec::new();
+        let mut fill = || -> Result<(), Fill> {
+            conn.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")?;
+            let tx = conn.transaction()?;
+            for table in TABLES {
+                tx.execute_batch(&format!("CREATE TABLE {table} ({})", columns(table).0.join(", ")))?;
+            }
+            let id = Cell::Blob(export.manifest.ledger_id.0.to_vec());
+            insert(&tx, "ledger", vec![id])?;
+            for file in &export.manifest.files {
+                Reading {
+                    export,
+                    file,
+                    conn: &tx,
+                    findings: &mut findings,
+                    line: 0,
+                    last: None,
+                    misplaced: 0,
+                    undecodable: 0,
+                }
+                .all()?;
+            }
+            for table in &TABLES[1..] {
+                let (columns, key) = columns(table);
+                tx.execute_batch(&format!("CREATE INDEX {table}_key ON {table} ({})", columns[..key].join(", ")))?;
+            }
+            tx.commit()?;
+            Ok(())
+        };
+        match fill() {
+            Ok(()) => {}
+            Err(Fill::Database(e)) => return Err(failed(e.to_string())),
+            Err(Fill::File(path, e)) => {
+                return Err(SourceError::Unreadable { path, reason: format!("{e}; check the medium and try again") });
+            }
+        }
+        drop(conn);
+        Ok(Copy { tables: Sqlite::open(&path)?, findings, _dir: dir })
+    }
+}
+
+enum Fill {
+    Database(rusqlite::Error),
+    File(std::path::PathBuf, io::Error),
+}
+
+impl From<rusqlite::Error> for Fill {
+    fn from(e: rusqlite::Error) -> Fill {
+        Fill::Database(e)
+    }
+}
+
+fn insert(conn: &Connection, table: &str, cells: Vec<Cell>) -> rusqlite::Result<()> {
+    let marks = vec!["?"; cells.len()].join(", ");
+    let values = cells.into_iter().map(|cell| match cell {
+        Cell::Null => Value::Null,
+        Cell::Int(n) => Value::Integer(n),
+        Cell::Text(t) => Value::Text(t),
+        Cell::Blob(b) => Value::Blob(b),
+    });
+    conn.prepare_cached(&format!("INSERT INTO {table} VALUES ({marks})"))?.execute(params_from_iter(values)).map(drop)
+}
+
+/// One file on its way into the database.
+struct Reading<'a> {
+    export: &'a Export,
+    file: &'a ExportFile,
+    conn: &'a Connection,
+    findings: &'a mut Vec<Finding>,
+    line: u64,
+    /// Where in the chain the last line was: the smallest place that may follow.
+    last: Option<u64>,
+    misplaced: u64,
+    undecodable: u64,
+}
+
+impl Reading<'_> {
+    fn report(&mut self, code: Code, place: String, evidence: String) {
+        self.findings.push(Finding { code, chain: Some(self.file.chain.into()), place, evidence });
+    }
+
+    fn all(mut self) -> Result<(), Fill> {
+        let (file, place) = (self.file, format!("files/{}", self.file.name));
+        let path = self.export.dir.join(&file.name);
+        let mut input = match open(&path) {
+            Ok(input) => input,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let evidence = format!("entries {} to {} of the chain", file.from, file.to.saturating_sub(1));
+                self.report(Code::ExportFileMissing, place, evidence);
+                return Ok(());
+            }
+            Err(e) => return Err(Fill::File(path, e)),
+        };
+        let (mut blake3, mut sha256, mut bytes) = (blake3::Hasher::new(), Sha256::new(), 0u64);
+        let mut cut = None;
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            // What the manifest does not account for is not read without end.
+            let limit = (file.bytes.saturating_sub(bytes) + 1).min(LINE_BYTES_MAX as u64 + 2);
+            match input.by_ref().take(limit).read_until(b'\n', &mut line) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+                    ) =>
+                {
+                    cut = Some(format!("what is compressed cannot be read beyond line {}: {e}", self.line));
+                    break;
+                }
+                Err(e) => return Err(Fill::File(path, e)),
+            }
+            bytes += line.len() as u64;
+            blake3.update(&line);
+            sha256.update(&line);
+            if bytes > file.bytes {
+                cut = Some(format!(
+                    "it has more than the {} bytes that the manifest says; the rest was not read",
+                    file.bytes
+                ));
+                break;
+            }
+            self.line += 1;
+            self.take(&line)?;
+        }
+        let found = (Hash(*blake3.finalize().as_bytes()), Hash(sha256.finalize().into()), bytes, self.line);
+        if let Some(why) = cut {
+            self.report(Code::ExportDigestMismatch, place, why);
+        } else if found != (file.blake3, file.sha256, file.bytes, file.lines) {
+            let evidence = format!(
+                "the manifest says {} lines, {} bytes, SHA-256 {}, BLAKE3 {}; found {}, {}, {}, {}",
+                file.lines, file.bytes, file.sha256, file.blake3, found.3, found.2, found.1, found.0
+            );
+            self.report(Code::ExportDigestMismatch, place, evidence);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, line: &[u8]) -> Result<(), Fill> {
+        let whole = line.strip_suffix(b"\n");
+        let parsed = whole.map(|line| Line::parse(line, &self.export.manifest.ledger_id));
+        let parsed = match parsed {
+            Some(Ok(parsed)) => parsed,
+            Some(Err(e)) => return self.undecodable(e.to_string()),
+            None => return self.undecodable(format!("no line feed after {} bytes", line.len())),
+        };
+        // Entries stand at their index, a commit before its first, a checkpoint after its last.
+        let (chain, kind, place, after) = match &parsed {
+            Line::Entry(e) => (e.header.chain, FileKind::Entries, e.header.index, e.header.index + 1),
+            Line::Commit(c) => (c.chain, FileKind::Entries, c.first_index, c.first_index),
+            Line::Checkpoint(c) => (c.chain, FileKind::Entries, c.size, c.size),
+            Line::Private(p) => (p.chain, FileKind::Private, p.index, p.index + 1),
+        };
+        let ahead = self.last.is_none_or(|last| place >= last);
+        let fits =
+            chain == self.file.chain && kind == self.file.kind && (self.file.from..=self.file.to).contains(&place);
+        if !(ahead && fits) {
+            self.misplaced += 1;
+            if self.misplaced <= LISTED_MAX {
+                let what = format!(
+                    "a line of chain {chain} at {place}, where {} or later is due",
+                    self.last.unwrap_or(self.file.from)
+                );
+                let place = format!("files/{}/{}", self.file.name, self.line);
+                self.report(Code::ExportLineMisplaced, place, what);
+            }
+        }
+        self.last = Some(if ahead { after } else { self.last.unwrap_or_default() });
+        match &parsed {
+            Line::Entry(e) => insert(self.conn, "entries", rows::entry(e))?,
+            Line::Commit(c) => {
+                insert(self.conn, "commits", rows::commit(c))?;
+                for row in rows::signatures(c) {
+                    insert(self.conn, "commit_signatures", row)?;
+                }
+            }
+            Line::Checkpoint(c) => insert(self.conn, "checkpoints", rows::checkpoint(c))?,
+            Line::Private(p) => insert(self.conn, "private_documents", rows::private(p))?,
+        }
+        Ok(())
+    }
+
+    fn undecodable(&mut self, why: String) -> Result<(), Fill> {
+        self.undecodable += 1;
+        if self.undecodable <= LISTED_MAX {
+            let place = format!("files/{}/{}", self.file.name, self.line);
+            self.report(Code::ExportLineUndecodable, place, why);
+        }
+        Ok(())
+    }
+}
+
+fn open(path: &Path) -> io::Result<BufReader<Box<dyn Read>>> {
+    let file = std::fs::File::open(path)?;
+    let gzip = path.extension().is_some_and(|e| e == "gz");
+    let input: Box<dyn Read> = if gzip { Box::new(MultiGzDecoder::new(BufReader::new(file))) } else { Box::new(file) };
+    Ok(BufReader::with_capacity(1 << 20, input))
+}

@@ -1,0 +1,143 @@
+//! The short way through an export: blocks are inflated, parsed and hashed side by side and handed over in order, while
+//! digests of the files run along.
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use ledger_engine::domain::projection::Cell;
+use ledger_engine::export::{ExportFile, Line};
+use ledger_engine::hash::Hash;
+use sha2::{Digest as _, Sha256};
+
+use super::blocks::{Block, Blocks};
+use super::rows;
+use crate::prove::{Prepared, Stop, check, suspect};
+use crate::row::EntryRow;
+
+/// Blocks that are worked on or wait for their turn.
+const BLOCKS: usize = 6;
+/// Blocks' lines that wait for the judge.
+const AHEAD: usize = 2;
+
+/// What a line says.
+pub(crate) enum Item {
+    /// First index, its row, and rows of its signatures.
+    Commit(u64, Vec<Cell>, Vec<Vec<Cell>>),
+    Entry(Box<Prepared>),
+    /// Size, and its row.
+    Checkpoint(u64, Vec<Cell>),
+    Private(Vec<Cell>),
+    /// A file ends; the chain must have this size.
+    End(u64),
+}
+
+struct Parsed {
+    plain: Vec<u8>,
+    items: Vec<Item>,
+}
+
+/// Hands over the items of some files of one chain and kind. The last thing sent is an error, if there is one.
+pub(crate) fn feed(dir: &Path, files: &[&ExportFile], ledger_id: Hash, out: &SyncSender<Result<Vec<Item>, Stop>>) {
+    for file in files {
+        let (sender, receiver) = sync_channel(BLOCKS);
+        let fed = std::thread::scope(|scope| {
+            let path = dir.join(&file.name);
+            scope.spawn(move || read(&path, ledger_id, &sender));
+            collect(file, receiver, out)
+        });
+        // A closed channel: the judge has seen enough.
+        if let Err(Some(stop)) = fed {
+            let _ = out.send(Err(stop));
+            return;
+        }
+        if fed.is_err() {
+            return;
+        }
+    }
+}
+
+type Waiting = Receiver<Result<Parsed, String>>;
+
+/// Reads blocks and has them parsed by the pool; their results are awaited in order.
+fn read(path: &Path, ledger_id: Hash, out: &SyncSender<Waiting>) {
+    let failed = |e: std::io::Error| {
+        let (sender, receiver) = sync_channel(1);
+        let _ = sender.send(Err(e.to_string()));
+        let _ = out.send(receiver);
+    };
+    let mut blocks = match Blocks::open(path) {
+        Ok(blocks) => blocks,
+        Err(e) => return failed(e),
+    };
+    loop {
+        let block = match blocks.next() {
+            Ok(Some(block)) => block,
+            Ok(None) => return,
+            Err(e) => return failed(e),
+        };
+        let (sender, receiver) = sync_channel(1);
+        if out.send(receiver).is_err() {
+            return;
+        }
+        // Nobody waits for it if the judge has stopped.
+        rayon::spawn(move || drop(sender.send(parse(block, &ledger_id))));
+    }
+}
+
+fn parse(block: Block, ledger_id: &Hash) -> Result<Parsed, String> {
+    let plain = block.into_lines()?;
+    let mut items = Vec::with_capacity(plain.len() / 512);
+    let mut from = 0;
+    for end in memchr::memchr_iter(b'\n', &plain) {
+        let line = Line::parse(&plain[from..end], ledger_id).map_err(|e| e.to_string())?;
+        items.push(item(line).ok_or("an entry's own bytes")?);
+        from = end + 1;
+    }
+    Ok(Parsed { plain, items })
+}
+
+fn item(line: Line<'_>) -> Option<Item> {
+    Some(match line {
+        Line::Entry(entry) => {
+            entry.header.check().ok()?;
+            let row = EntryRow::new(entry.header, entry.entry_hash, entry.parent_index, entry.body.to_vec());
+            Item::Entry(Box::new(Prepared::new(row)?))
+        }
+        Line::Commit(commit) => Item::Commit(commit.first_index, rows::commit(&commit), rows::signatures(&commit)),
+        Line::Checkpoint(checkpoint) => Item::Checkpoint(checkpoint.size, rows::checkpoint(&checkpoint)),
+        Line::Private(private) => Item::Private(rows::private(&private)),
+    })
+}
+
+/// Takes parsed blocks in order. `Err(None)`: nobody wants more.
+fn collect(
+    file: &ExportFile,
+    blocks: Receiver<Waiting>,
+    out: &SyncSender<Result<Vec<Item>, Stop>>,
+) -> Result<(), Option<Stop>> {
+    let (mut lines, mut bytes) = (0, 0);
+    let (mut blake3, mut sha256) = (blake3::Hasher::new(), Sha256::new());
+    while let Ok(waiting) = blocks.recv() {
+        let parsed = match waiting.recv() {
+            Ok(Ok(parsed)) => parsed,
+            Ok(Err(what)) => return suspect(format!("{}: {what}", file.name)).map_err(Some),
+            Err(_) => return suspect("a block was lost").map_err(Some),
+        };
+        blake3.update(&parsed.plain);
+        sha256.update(&parsed.plain);
+        lines += parsed.items.len() as u64;
+        bytes += parsed.plain.len() as u64;
+        // More than the manifest says is not read to its end.
+        check(bytes <= file.bytes, "the length of a file").map_err(Some)?;
+        out.send(Ok(parsed.items)).map_err(|_| None)?;
+    }
+    let digests = (Hash(*blake3.finalize().as_bytes()), Hash(sha256.finalize().into()));
+    let same = digests == (file.blake3, file.sha256) && (lines, bytes) == (file.lines, file.bytes);
+    check(same, "the digest of a file").map_err(Some)?;
+    out.send(Ok(vec![Item::End(file.to)])).map_err(|_| None)
+}
+
+/// A channel of [`feed`].
+pub(crate) fn channel() -> (SyncSender<Result<Vec<Item>, Stop>>, Receiver<Result<Vec<Item>, Stop>>) {
+    sync_channel(AHEAD)
+}
