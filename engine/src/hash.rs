@@ -20,7 +20,7 @@ impl Hash {
 
     /// Reads exactly 64 lowercase hex characters.
     pub fn from_hex(text: &str) -> Option<Hash> {
-        from_hex(text)?.try_into().ok().map(Hash)
+        hex_array(text.as_bytes()).map(Hash)
     }
 
     /// Reads exactly 32 bytes.
@@ -54,17 +54,36 @@ pub fn to_hex(bytes: &[u8]) -> String {
 
 /// Reads lowercase hex of even length; anything else is `None`.
 pub fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let digit = |c: u8| match c {
-        b'0'..=b'9' => Some(c - b'0'),
-        b'a'..=b'f' => Some(c - b'a' + 10),
-        _ => None,
-    };
-    let bytes = text.as_bytes();
-    if !bytes.len().is_multiple_of(2) {
-        return None;
-    }
-    bytes.chunks_exact(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
+    let mut out = vec![0; text.len() / 2];
+    decode_hex(text.as_bytes(), &mut out).then_some(out)
 }
+
+/// Reads exactly 2·N lowercase hex characters.
+pub fn hex_array<const N: usize>(digits: &[u8]) -> Option<[u8; N]> {
+    let mut out = [0; N];
+    decode_hex(digits, &mut out).then_some(out)
+}
+
+fn decode_hex(digits: &[u8], out: &mut [u8]) -> bool {
+    let mut seen = 0;
+    for (byte, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
+        let (high, low) = (HEX[usize::from(pair[0])], HEX[usize::from(pair[1])]);
+        seen |= high | low;
+        *byte = high << 4 | low;
+    }
+    digits.len() == 2 * out.len() && seen < 16
+}
+
+/// Value of a hex digit, lowercase only; 255 for anything else.
+const HEX: [u8; 256] = {
+    let mut table = [255; 256];
+    let mut n = 0;
+    while n < 16 {
+        table[b"0123456789abcdef"[n] as usize] = n as u8;
+        n += 1;
+    }
+    table
+};
 
 /// SHA-256 over the concatenation of `parts`, in order.
 pub fn sha256(parts: &[&[u8]]) -> Hash {

@@ -81,6 +81,12 @@ impl Header {
         bincode::encode_into_std_write(self, out, CONFIG).expect("a header encodes");
     }
 
+    /// Puts the header's bytes into `out` and returns them. `None`: its names are longer than the grammar allows.
+    pub fn encode_to<'o>(&self, out: &'o mut [u8; HEADER_BYTES_MAX]) -> Option<&'o [u8]> {
+        let len = bincode::encode_into_slice(self, out, CONFIG).ok()?;
+        Some(&out[..len])
+    }
+
     /// Reads a header. Refuses trailing bytes and any field outside its range, so that what is accepted
     /// re-encodes to the same bytes.
     pub fn decode(bytes: &[u8]) -> Result<Header, HeaderError> {

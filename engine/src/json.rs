@@ -222,27 +222,30 @@ impl From<Vec<Value>> for Value {
 
 /// Reads one value; nothing but white space may surround it.
 pub fn parse(bytes: &[u8]) -> Result<Value, JsonError> {
+    read(bytes).map(|(value, _)| value)
+}
+
+/// Reads one value. Also tells whether the bytes are its canonical form.
+fn read(bytes: &[u8]) -> Result<(Value, bool), JsonError> {
     let text = std::str::from_utf8(bytes).map_err(|e| JsonError {
         pointer: String::new(),
         offset: e.valid_up_to(),
         fault: JsonFault::NotUtf8,
     })?;
-    let mut reader = Reader { text, at: 0, path: Vec::new() };
+    let mut reader = Reader { text, at: 0, path: Vec::new(), canonical: true };
     reader.space();
     let value = reader.value(1)?;
     reader.space();
     if reader.at != text.len() {
         return Err(reader.error(JsonFault::Syntax));
     }
-    Ok(value)
+    Ok((value, reader.canonical))
 }
 
 /// Reads one value and refuses bytes that are not its canonical form. `None` means well-formed but not canonical.
 pub fn parse_canonical(bytes: &[u8]) -> Result<Option<Value>, JsonError> {
-    let value = parse(bytes)?;
-    let mut again = Vec::with_capacity(bytes.len());
-    write_value(&value, &mut again);
-    Ok((again == bytes).then_some(value))
+    let (value, canonical) = read(bytes)?;
+    Ok(canonical.then_some(value))
 }
 
 /// Order of member names: by UTF-16 code units (RFC 8785 3.2.3).
@@ -260,6 +263,8 @@ struct Reader<'a> {
     text: &'a str,
     at: usize,
     path: Vec<Step>,
+    /// Nothing was read so far that would be printed otherwise: white space, names out of order, escapes. A number has one form.
+    canonical: bool,
 }
 
 impl Reader<'_> {
@@ -289,6 +294,7 @@ impl Reader<'_> {
     fn space(&mut self) {
         while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
             self.at += 1;
+            self.canonical = false;
         }
     }
 
@@ -353,8 +359,13 @@ impl Reader<'_> {
                     return Ok(out);
                 }
                 Some(b'\\') => {
+                    let from = self.at;
                     let c = self.escape()?;
                     out.push(c);
+                    let mut printed = Vec::new();
+                    write_string(c.encode_utf8(&mut [0; 4]), &mut printed);
+                    // Between the quotes.
+                    self.canonical &= printed[1..printed.len() - 1] == self.text.as_bytes()[from..self.at];
                 }
                 Some(0) => return Err(self.error(JsonFault::Nul)),
                 _ => return Err(self.error(JsonFault::Syntax)),
@@ -477,6 +488,10 @@ impl Reader<'_> {
                 _ => return Err(self.error(JsonFault::Syntax)),
             }
         }
+        if members.is_sorted_by(|(a, _), (b, _)| utf16_order(a, b).is_lt()) {
+            return Ok(Value::Object(Object(members)));
+        }
+        self.canonical = false;
         members.sort_by(|(a, _), (b, _)| utf16_order(a, b));
         if let Some(pair) = members.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             self.path.push(Step::Name(pair[0].0.clone()));
@@ -605,5 +620,25 @@ mod tests {
         assert!(parse_canonical(br#"{"a": 1}"#).unwrap().is_none());
         assert!(parse_canonical(br#"{"b":1,"a":1}"#).unwrap().is_none());
         assert!(parse_canonical(br#""\u0041""#).unwrap().is_none());
+        for (text, canonical) in [
+            (r#"" ""#, true),
+            (r#" """#, false),
+            (r#""" "#, false),
+            (r#"[1, 2]"#, false),
+            (r#"[1 ,2]"#, false),
+            (r#"{"a" :1}"#, false),
+            (r#""\/""#, false),
+            (r#""\n\u000b\"\\""#, true),
+            (r#""\u000B""#, false),
+            (r#""\u000a""#, false),
+            (r#""\u20ac""#, false),
+            (r#""€\ud83d\ude00""#, false),
+            (r#"{"\n":1,"a":{"b":[],"c":{}}}"#, true),
+            (r#"{"a":1,"\n":1}"#, false),
+        ] {
+            let parsed = parse(text.as_bytes()).unwrap();
+            assert_eq!(parse_canonical(text.as_bytes()).unwrap().is_some(), canonical, "{text}");
+            assert_eq!(parsed.to_canonical() == text.as_bytes(), canonical, "{text}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::hash::{Hash, from_hex, sha256};
+use crate::hash::{Hash, hex_array, sha256};
 
 /// The key registry.
 pub const LEDGER_STREAM: &str = "ledger";
@@ -16,7 +16,7 @@ pub struct CaseId(pub [u8; 16]);
 impl CaseId {
     /// Reads 32 lowercase hex characters.
     pub fn parse(text: &str) -> Option<CaseId> {
-        from_hex(text)?.try_into().ok().map(CaseId)
+        hex_array(text.as_bytes()).map(CaseId)
     }
 
     /// The case of a SKU: derived from its id, since the id is a client's text.
@@ -37,11 +37,14 @@ impl CaseId {
 
     /// `SHA-256("ledger/route/v1\0" ‖ case as hex)`, first 8 bytes little-endian, modulo the chain count.
     pub fn route(self, chains: u32) -> u32 {
+        if chains <= 1 {
+            return 0;
+        }
         let hash = sha256(&[b"ledger/route/v1\0", self.to_string().as_bytes()]);
         let mut first = [0; 8];
         first.copy_from_slice(&hash.0[..8]);
         // The remainder is below a u32.
-        (u64::from_le_bytes(first) % u64::from(chains.max(1))) as u32
+        (u64::from_le_bytes(first) % u64::from(chains)) as u32
     }
 }
 
@@ -77,24 +80,22 @@ pub enum Stream {
 impl Stream {
     /// Reads the text form; only what prints back to the same text is a stream.
     pub fn parse(text: &str) -> Option<Stream> {
-        let stream = match text {
-            LEDGER_STREAM => Stream::Ledger,
-            HEADS_STREAM => Stream::Heads,
-            _ => {
-                let (kind, rest) = text.split_once('-')?;
-                match kind {
-                    "chain" => Stream::Chain(rest.parse().ok().filter(|k| *k > 0)?),
-                    "order" => Stream::Order(CaseId::parse(rest)?),
-                    "sku" => Stream::Sku(CaseId::parse(rest)?),
-                    "delivery" => {
-                        let (case, n) = rest.split_once('-')?;
-                        Stream::Delivery(CaseId::parse(case)?, n.parse().ok().filter(|n| *n > 0)?)
-                    }
-                    _ => return None,
-                }
+        match text {
+            LEDGER_STREAM => return Some(Stream::Ledger),
+            HEADS_STREAM => return Some(Stream::Heads),
+            _ => {}
+        }
+        let (kind, rest) = text.split_once('-')?;
+        match kind {
+            "chain" => Some(Stream::Chain(from_one(rest)?)),
+            "order" => Some(Stream::Order(CaseId::parse(rest)?)),
+            "sku" => Some(Stream::Sku(CaseId::parse(rest)?)),
+            "delivery" => {
+                let (case, n) = rest.split_once('-')?;
+                Some(Stream::Delivery(CaseId::parse(case)?, from_one(n)?))
             }
-        };
-        (stream.to_string() == text).then_some(stream)
+            _ => None,
+        }
     }
 
     /// The case, for streams that have one.
@@ -126,6 +127,12 @@ impl fmt::Display for Stream {
             Stream::Sku(case) => write!(f, "sku-{case}"),
         }
     }
+}
+
+/// A number from 1 in the one way it is printed.
+fn from_one(text: &str) -> Option<u32> {
+    let printed = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
+    text.parse().ok().filter(|_| printed)
 }
 
 #[cfg(test)]

@@ -100,7 +100,7 @@ impl Reader<'_> {
         let mut chain = Chain { number: chain_number, ..Chain::default() };
         let id = self.ledger_id;
         tables.rows("entries", Some(chain_number), &mut |piece| {
-            let rows: Vec<(Option<u64>, Option<EntryRow>)> =
+            let rows: Vec<(Option<u64>, Option<(EntryRow, &[u8])>)> =
                 piece.par_iter().map(|cells| (place(cells), read_entry(cells, &id))).collect();
             for (idx, row) in rows {
                 self.take(&mut chain, idx, row);
@@ -127,13 +127,13 @@ impl Reader<'_> {
         Ok(chain)
     }
 
-    fn take(&mut self, chain: &mut Chain, idx: Option<u64>, row: Option<EntryRow>) {
+    fn take(&mut self, chain: &mut Chain, idx: Option<u64>, row: Option<(EntryRow, &[u8])>) {
         chain.rows += 1;
         if let Some(idx) = idx.filter(|i| *i > chain.end) {
             chain.gaps.push((chain.end, idx));
             (chain.tainted, chain.lost) = (true, true);
         }
-        let Some(row) = row else {
+        let Some((row, body)) = row else {
             (chain.tainted, chain.lost) = (true, true);
             let key = idx.unwrap_or(u64::MAX);
             chain.damaged.insert(key);
@@ -181,7 +181,7 @@ impl Reader<'_> {
             chain.stream_faults.push((idx, case_of(&row.header.stream)));
         }
         if damage.is_none() && row.header.stream.starts_with("sku-") {
-            self.sku(chain, &row);
+            self.sku(chain, &row, body);
         }
         let seen = Seen {
             hash: row.hash,
@@ -189,7 +189,7 @@ impl Reader<'_> {
             leaf: row.leaf,
             damage,
             stream_fault,
-            bytes: (row.header_len + row.body.len()) as u64,
+            bytes: (row.header_len + body.len()) as u64,
             registry_revision: (row.header.stream == "ledger").then_some(row.header.revision),
         };
         chain.at.insert(idx, seen);
@@ -197,12 +197,12 @@ impl Reader<'_> {
     }
 
     /// Folds a SKU's entry, so that orders of any chain can be judged against its price.
-    fn sku(&mut self, chain: &mut Chain, row: &EntryRow) {
+    fn sku(&mut self, chain: &mut Chain, row: &EntryRow, body: &[u8]) {
         let Some(stream) = Stream::parse(&row.header.stream) else { return };
         if self.chains.is_some_and(|n| u64::from(stream.chain(n)) != chain.number) {
             return;
         }
-        let Ok(body) = Body::decode(&row.body) else { return };
+        let Ok(body) = Body::decode(body) else { return };
         let event = Occurrence {
             stream,
             revision: row.header.revision,

@@ -77,7 +77,7 @@ impl Context<'_> {
                 .par_iter()
                 .map(|cells| {
                     let row = read_entry(cells, &id);
-                    let body = row.as_ref().map(|r| Body::decode(&r.body));
+                    let body = row.as_ref().map(|(_, bytes)| Body::decode(bytes));
                     (cells.get(1).and_then(crate::row::number), row, body)
                 })
                 .collect();
@@ -87,7 +87,7 @@ impl Context<'_> {
                 }
                 let repeated = last.is_some_and(|(before, ..)| Some(before) == idx);
                 let (code, evidence) = match (idx.and_then(|i| chain.at.get(&i)), row, body) {
-                    (Some(seen), Some(row), Some(body)) if !repeated => {
+                    (Some(seen), Some((row, bytes)), Some(body)) if !repeated => {
                         folded.counted.count(&row.header.event_type, row.header.recorded_at_us);
                         let early = last.is_some_and(|(_, time, clean)| clean && row.header.recorded_at_us < time);
                         let judged = if seen.damage.is_some() {
@@ -96,14 +96,14 @@ impl Context<'_> {
                             self.fold(chain, &row, body, registry, &mut folded)
                         };
                         let code = match seen.damage {
-                            Some(code) => Some((code, evidence(&row, seen))),
+                            Some(code) => Some((code, evidence(&row, bytes, seen))),
                             None if early => Some((Code::TimeRegression, String::new())),
                             None => seen.stream_fault.map(|c| (c, String::new())).or(judged),
                         };
                         last = Some((row.header.index, row.header.recorded_at_us, code.is_none()));
                         code.map_or((None, String::new()), |(c, e)| (Some(c), e))
                     }
-                    (_, Some(row), _) if repeated => {
+                    (_, Some((row, _)), _) if repeated => {
                         last = Some((row.header.index, row.header.recorded_at_us, false));
                         (Some(Code::EntryDuplicate), String::new())
                     }
@@ -306,10 +306,10 @@ impl Context<'_> {
     }
 }
 
-fn evidence(row: &EntryRow, seen: &crate::chain::Seen) -> String {
+fn evidence(row: &EntryRow, body: &[u8], seen: &crate::chain::Seen) -> String {
     match seen.damage {
         Some(Code::BodyHashMismatch) => {
-            let found = ledger_engine::hash::body_hash(&row.body);
+            let found = ledger_engine::hash::body_hash(body);
             format!(
                 "{} of stream {}: expected body hash {}, found {found}",
                 row.header.event_type,

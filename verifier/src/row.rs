@@ -2,7 +2,7 @@
 
 use ledger_engine::domain::projection::Cell;
 use ledger_engine::hash::{EventId, Hash, body_hash, entry_hash, sha256};
-use ledger_engine::header::{FORMAT_VERSION, Header, is_event_type};
+use ledger_engine::header::{FORMAT_VERSION, HEADER_BYTES_MAX, Header, is_event_type};
 use ledger_engine::merkle::leaf_hash;
 
 /// Largest integer of the format: below 2^63.
@@ -38,7 +38,6 @@ pub(crate) struct EntryRow {
     pub(crate) header_len: usize,
     pub(crate) entry_hash: Hash,
     pub(crate) parent_index: Option<u64>,
-    pub(crate) body: Vec<u8>,
     /// Recomputed from the header's columns.
     pub(crate) hash: Hash,
     pub(crate) leaf: Hash,
@@ -46,8 +45,8 @@ pub(crate) struct EntryRow {
     pub(crate) id_ok: bool,
 }
 
-/// Reads a row of `entries`, columns in the order of FORMAT.md 8. `None`: a column is outside its type or range.
-pub(crate) fn read_entry(cells: &[Cell], ledger_id: &Hash) -> Option<EntryRow> {
+/// Reads a row of `entries`, columns in the order of FORMAT.md 8, and gives its body beside it. `None`: a column is outside its type or range.
+pub(crate) fn read_entry<'c>(cells: &'c [Cell], ledger_id: &Hash) -> Option<(EntryRow, &'c [u8])> {
     let [
         chain,
         idx,
@@ -89,24 +88,32 @@ pub(crate) fn read_entry(cells: &[Cell], ledger_id: &Hash) -> Option<EntryRow> {
         Cell::Null => None,
         cell => Some(number(cell)?),
     };
-    let body = blob(body)?.to_vec();
+    let body = blob(body)?;
     // Any ASCII name decodes here; one that is no stream is a routing fault.
-    Some(EntryRow::new(header, hash(entry_h)?, parent_index, body))
+    Some((EntryRow::new(header, hash(entry_h)?, parent_index, body), body))
 }
 
 impl EntryRow {
     /// Computes what follows from a header and a body whose fields are in range.
-    pub(crate) fn new(header: Header, stated: Hash, parent_index: Option<u64>, body: Vec<u8>) -> EntryRow {
-        let (bytes, ledger_id) = (header.encode(), Hash(header.ledger_id));
+    pub(crate) fn new(header: Header, stated: Hash, parent_index: Option<u64>, body: &[u8]) -> EntryRow {
+        let mut scratch = [0; HEADER_BYTES_MAX];
+        let ledger_id = Hash(header.ledger_id);
+        let longer;
+        let bytes = match header.encode_to(&mut scratch) {
+            Some(bytes) => bytes,
+            None => {
+                longer = header.encode();
+                &longer
+            }
+        };
         EntryRow {
             header_len: bytes.len(),
             entry_hash: stated,
             parent_index,
-            hash: entry_hash(&bytes),
-            leaf: leaf_hash(&bytes),
-            body_ok: body_hash(&body).0 == header.body_hash && sha256(&[&body]).0 == header.body_sha256,
+            hash: entry_hash(bytes),
+            leaf: leaf_hash(bytes),
+            body_ok: body_hash(body).0 == header.body_hash && sha256(&[body]).0 == header.body_sha256,
             id_ok: EventId::derive(&ledger_id, header.chain, header.index).0 == header.event_id,
-            body,
             header,
         }
     }

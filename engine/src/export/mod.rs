@@ -11,7 +11,7 @@ pub use manifest::{ChainRange, ExportFile, FileKind, MANIFEST_FORMAT, MANIFEST_N
 
 use crate::body::BODY_BYTES_MAX;
 use crate::commit::{COMMIT_SIGNATURES_MAX, CommitSignature};
-use crate::hash::{Hash, to_hex};
+use crate::hash::{Hash, hex_array, to_hex};
 use crate::header::{FORMAT_VERSION, Header};
 use crate::json::{self, Object, Value, parse_canonical};
 
@@ -265,12 +265,14 @@ struct Reader<'a> {
 
 /// What follows a body, and a private document: no text after them can hold it, so the last one in the line is meant.
 const AFTER_BODY: &[u8] = b",\"body_hash\":\"";
+/// Fewest bytes after [`AFTER_BODY`]: five hashes and an id in hex. Searching beyond them costs more than all the rest.
+const AFTER_BODY_BYTES_MIN: usize = 5 * 64 + 32;
 const AFTER_DOCUMENT: &[u8] = b",\"index\":";
 
 impl<'a> Reader<'a> {
     fn entry(mut self, ledger_id: &Hash) -> Result<EntryLine<'a>, LineError> {
         self.expect(b"{\"body\":", "{\"body\":")?;
-        let body = self.until_last(AFTER_BODY, ",\"body_hash\":\" after the body")?;
+        let body = self.until_last(AFTER_BODY, AFTER_BODY_BYTES_MIN, ",\"body_hash\":\" after the body")?;
         self.expect(AFTER_BODY, "body_hash")?;
         let body_hash = self.hex("body_hash, 64 hex characters")?;
         self.expect(b"\",\"body_sha256\":\"", "body_sha256")?;
@@ -329,7 +331,7 @@ impl<'a> Reader<'a> {
         self.expect(b"{\"private\":{\"chain\":", "{\"private\":{\"chain\":")?;
         let chain = self.number("chain, a u32").and_then(|n| self.fit(n, "chain, a u32"))?;
         self.expect(b",\"document\":", "document")?;
-        let document = self.until_last(AFTER_DOCUMENT, ",\"index\": after the document")?;
+        let document = self.until_last(AFTER_DOCUMENT, 0, ",\"index\": after the document")?;
         self.expect(AFTER_DOCUMENT, "index")?;
         let index = self.number("index")?;
         self.expect(b"}}", "}} after index")?;
@@ -353,26 +355,18 @@ impl<'a> Reader<'a> {
         if self.at == self.line.len() { Ok(()) } else { self.error("the end of the line") }
     }
 
-    /// The bytes up to the last `mark` of the line.
-    fn until_last(&mut self, mark: &[u8], expected: &'static str) -> Result<&'a [u8], LineError> {
+    /// The bytes up to the last `mark` of the line, after which there are at least `after` bytes.
+    fn until_last(&mut self, mark: &[u8], after: usize, expected: &'static str) -> Result<&'a [u8], LineError> {
         let rest = &self.line[self.at..];
-        let Some(len) = memchr::memmem::rfind(rest, mark) else { return self.error(expected) };
+        let found = rest.len().checked_sub(after).and_then(|end| memchr::memmem::rfind(&rest[..end], mark));
+        let Some(len) = found else { return self.error(expected) };
         self.at += len;
         Ok(&rest[..len])
     }
 
     fn hex<const N: usize>(&mut self, expected: &'static str) -> Result<[u8; N], LineError> {
-        let mut out = [0; N];
-        let Some(digits) = self.line.get(self.at..self.at + 2 * N) else { return self.error(expected) };
-        let mut bad = 0;
-        for (byte, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
-            let (high, low) = (HEX[usize::from(pair[0])], HEX[usize::from(pair[1])]);
-            bad |= high | low;
-            *byte = high << 4 | low;
-        }
-        if bad > 15 {
-            return self.error(expected);
-        }
+        let read = self.line.get(self.at..self.at + 2 * N).and_then(hex_array);
+        let Some(out) = read else { return self.error(expected) };
         self.at += 2 * N;
         Ok(out)
     }
@@ -408,21 +402,6 @@ impl<'a> Reader<'a> {
         }
     }
 }
-
-/// Value of a hex digit, lowercase only; 255 for anything else.
-const HEX: [u8; 256] = {
-    let mut table = [255; 256];
-    let mut n = 0;
-    while n < 10 {
-        table[b'0' as usize + n] = n as u8;
-        n += 1;
-    }
-    while n < 16 {
-        table[b'a' as usize + n - 10] = n as u8;
-        n += 1;
-    }
-    table
-};
 
 #[cfg(test)]
 mod tests {

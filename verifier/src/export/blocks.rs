@@ -90,12 +90,10 @@ impl Blocks {
         let fault = |what: String| Err(io::Error::new(io::ErrorKind::InvalidData, what));
         match self {
             Blocks::Stream(input, rest) => {
-                let mut block = std::mem::take(rest);
+                let mut block = Vec::with_capacity(rest.len() + BLOCK_BYTES + 1);
+                block.append(rest);
                 loop {
-                    let had = block.len();
-                    block.resize(had.max(BLOCK_BYTES / 2) + BLOCK_BYTES, 0);
-                    let got = read_up_to(input, &mut block[had..])?;
-                    block.truncate(had + got);
+                    let got = input.by_ref().take(BLOCK_BYTES as u64).read_to_end(&mut block)?;
                     if got == 0 && block.is_empty() {
                         return Ok(None);
                     }

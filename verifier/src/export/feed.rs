@@ -100,8 +100,8 @@ fn item(line: Line<'_>) -> Option<Item> {
     Some(match line {
         Line::Entry(entry) => {
             entry.header.check().ok()?;
-            let row = EntryRow::new(entry.header, entry.entry_hash, entry.parent_index, entry.body.to_vec());
-            Item::Entry(Box::new(Prepared::new(row)?))
+            let row = EntryRow::new(entry.header, entry.entry_hash, entry.parent_index, entry.body);
+            Item::Entry(Box::new(Prepared::new(row, entry.body)?))
         }
         Line::Commit(commit) => Item::Commit(commit.first_index, rows::commit(&commit), rows::signatures(&commit)),
         Line::Checkpoint(checkpoint) => Item::Checkpoint(checkpoint.size, rows::checkpoint(&checkpoint)),

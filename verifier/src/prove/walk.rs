@@ -36,15 +36,17 @@ pub(crate) struct Prepared {
     row: EntryRow,
     stream: Stream,
     body: Body,
+    /// Length of header and body.
+    bytes: u64,
 }
 
 impl Prepared {
-    /// Steps 2.3, 2.4, 2.6, 2.9 and the form of the stream. `None`: one of them fails.
-    pub(crate) fn new(row: EntryRow) -> Option<Prepared> {
+    /// Steps 2.3, 2.4, 2.6, 2.9 and the form of the stream, of a row and its body. `None`: one of them fails.
+    pub(crate) fn new(row: EntryRow, body: &[u8]) -> Option<Prepared> {
         let own = row.body_ok && row.id_ok && row.hash == row.entry_hash;
         let stream = Stream::parse(&row.header.stream).filter(|_| own)?;
-        let body = Body::decode(&row.body).ok()?;
-        Some(Prepared { row, stream, body })
+        let bytes = (row.header_len + body.len()) as u64;
+        Some(Prepared { row, stream, body: Body::decode(body).ok()?, bytes })
     }
 }
 
@@ -148,8 +150,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         self.signatures.extend(piece.signatures);
         self.checkpoints.extend(piece.checkpoints);
         let id = self.prover.ledger_id;
-        let prepared: Vec<Option<Prepared>> =
-            piece.entries.par_iter().map(|cells| Prepared::new(read_entry(cells, &id)?)).collect();
+        let prepared: Vec<Option<Prepared>> = piece.entries.par_iter().map(|cells| prepare(cells, &id)).collect();
         drop(piece.entries);
         for entry in prepared {
             let Some(entry) = entry else { return suspect("an entry's own bytes") };
@@ -226,7 +227,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         check(h.prev_hash == self.last_hash.0, "the link to the entry before")?;
         check(h.recorded_at_us >= self.last_time_us, "the time of an entry")?;
         check(entry.stream.chain(self.prover.genesis.chains) == self.chain, "the chain of a stream")?;
-        let bytes = (entry.row.header_len + entry.row.body.len()) as u64 + self.document(&entry)?;
+        let bytes = entry.bytes + self.document(&entry)?;
         if let Some(meta) =
             entry.body.meta.as_ref().filter(|m| needs_idempotency_row(entry.stream, h.revision, &m.idem))
         {
@@ -385,7 +386,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         let made = match entry.stream {
             Stream::Ledger => {
                 h.event_type == "ledger.created"
-                    && Genesis::ledger_id(&entry.row.body) == self.prover.ledger_id
+                    && Genesis::ledger_id(&entry.body.encode()) == self.prover.ledger_id
                     && self.prover.registry.head(1) == Some(entry.row.hash)
             }
             Stream::Chain(k) => {
@@ -575,6 +576,11 @@ impl<'p, 'a> Walk<'p, 'a> {
 
 fn projection_rows(sums: &Sums) -> u64 {
     TABLES.iter().filter_map(|t| sums.0.get(t.name)).map(|s| s.rows).sum()
+}
+
+fn prepare(cells: &[Cell], ledger_id: &Hash) -> Option<Prepared> {
+    let (row, body) = read_entry(cells, ledger_id)?;
+    Prepared::new(row, body)
 }
 
 /// Names a listing: 128 bits of SHA-256, so that a set of them stays small.
