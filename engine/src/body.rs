@@ -78,7 +78,7 @@ impl Body {
         };
         match object.iter().next() {
             Some((name, _)) => Err(member(name)),
-            None => Ok(Body { actor_id, payload, private_sha256, meta }),
+            None => Ok(Body { actor_id: actor_id.into(), payload, private_sha256, meta }),
         }
     }
 }

@@ -23,16 +23,19 @@ pub enum Value {
     /// An integer within ±(2^53−1)
     Int(i64),
     /// A string without U+0000
-    Str(String),
+    Str(Text),
     /// An array
     Array(Vec<Value>),
     /// An object
     Object(Object),
 }
 
+/// A name or string. Short ones, as nearly all are, take no allocation of their own.
+pub type Text = compact_str::CompactString;
+
 /// Members of an object, unique and sorted.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Object(Vec<(String, Value)>);
+pub struct Object(Vec<(Text, Value)>);
 
 /// Why bytes are not JSON that a body may hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,11 +105,10 @@ impl Object {
     }
 
     /// Sets a member, replacing one of the same name.
-    pub fn set(&mut self, name: impl Into<String>, value: impl Into<Value>) {
-        let name = name.into();
-        match self.0.binary_search_by(|(n, _)| utf16_order(n, &name)) {
+    pub fn set(&mut self, name: &str, value: impl Into<Value>) {
+        match self.0.binary_search_by(|(n, _)| utf16_order(n, name)) {
             Ok(at) => self.0[at].1 = value.into(),
-            Err(at) => self.0.insert(at, (name, value.into())),
+            Err(at) => self.0.insert(at, (name.into(), value.into())),
         }
     }
 
@@ -196,12 +198,12 @@ impl Value {
 
 impl From<&str> for Value {
     fn from(v: &str) -> Self {
-        Value::Str(v.to_owned())
+        Value::Str(v.into())
     }
 }
 impl From<String> for Value {
     fn from(v: String) -> Self {
-        Value::Str(v)
+        Value::Str(v.into())
     }
 }
 impl From<i64> for Value {
@@ -250,13 +252,17 @@ pub fn parse_canonical(bytes: &[u8]) -> Result<Option<Value>, JsonError> {
 
 /// Order of member names: by UTF-16 code units (RFC 8785 3.2.3).
 pub fn utf16_order(a: &str, b: &str) -> Ordering {
-    // For ASCII the two orders agree, and names are nearly always ASCII.
-    if a.is_ascii() && b.is_ascii() { a.cmp(b) } else { a.encode_utf16().cmp(b.encode_utf16()) }
+    match a.bytes().zip(b.bytes()).find(|(x, y)| x != y) {
+        None => a.len().cmp(&b.len()),
+        // Below U+E000, where surrogates and UTF-8 begin to disagree, the two orders are one.
+        Some((x, y)) if x.max(y) < 0xee => x.cmp(&y),
+        Some(_) => a.encode_utf16().cmp(b.encode_utf16()),
+    }
 }
 
 enum Step {
     Index(usize),
-    Name(String),
+    Name(Text),
 }
 
 struct Reader<'a> {
@@ -345,9 +351,9 @@ impl Reader<'_> {
         Ok(Value::Int(number))
     }
 
-    fn string(&mut self) -> Result<String, JsonError> {
+    fn string(&mut self) -> Result<Text, JsonError> {
         self.at += 1;
-        let mut out = String::new();
+        let mut out = Text::default();
         loop {
             let rest = &self.text.as_bytes()[self.at..];
             let plain = rest.iter().position(|b| matches!(b, b'"' | b'\\' | 0..=0x1f)).unwrap_or(rest.len());
@@ -456,7 +462,7 @@ impl Reader<'_> {
             return Err(self.error(JsonFault::TooDeep));
         }
         self.at += 1;
-        let mut members: Vec<(String, Value)> = Vec::new();
+        let mut members: Vec<(Text, Value)> = Vec::new();
         self.space();
         if self.peek() == Some(b'}') {
             self.at += 1;

@@ -17,7 +17,7 @@ fn value() -> impl Strategy<Value = Value> {
         Just(Value::Null),
         any::<bool>().prop_map(Value::Bool),
         (-INTEGER_MAX..=INTEGER_MAX).prop_map(Value::Int),
-        "[^\0]{0,12}".prop_map(Value::Str),
+        "[^\0]{0,12}".prop_map(|s| Value::from(s.as_str())),
     ];
     leaf.prop_recursive(4, 40, 6, |inner| {
         prop_oneof![

@@ -265,14 +265,20 @@ struct Reader<'a> {
 
 /// What follows a body, and a private document: no text after them can hold it, so the last one in the line is meant.
 const AFTER_BODY: &[u8] = b",\"body_hash\":\"";
-/// Fewest bytes after [`AFTER_BODY`]: five hashes and an id in hex. Searching beyond them costs more than all the rest.
-const AFTER_BODY_BYTES_MIN: usize = 5 * 64 + 32;
 const AFTER_DOCUMENT: &[u8] = b",\"index\":";
 
 impl<'a> Reader<'a> {
     fn entry(mut self, ledger_id: &Hash) -> Result<EntryLine<'a>, LineError> {
         self.expect(b"{\"body\":", "{\"body\":")?;
-        let body = self.until_last(AFTER_BODY, AFTER_BODY_BYTES_MIN, ",\"body_hash\":\" after the body")?;
+        // After a body, which is an object, the only brace is the line's last byte. What is no object is found the slow way.
+        let object = self.line.len().checked_sub(1).and_then(|end| memchr::memrchr(b'}', &self.line[self.at..end]));
+        let body = match object.map(|last| self.line[self.at..].split_at(last + 1)) {
+            Some((body, rest)) if rest.starts_with(AFTER_BODY) => {
+                self.at += body.len();
+                body
+            }
+            _ => self.until_last(AFTER_BODY, ",\"body_hash\":\" after the body")?,
+        };
         self.expect(AFTER_BODY, "body_hash")?;
         let body_hash = self.hex("body_hash, 64 hex characters")?;
         self.expect(b"\",\"body_sha256\":\"", "body_sha256")?;
@@ -331,7 +337,7 @@ impl<'a> Reader<'a> {
         self.expect(b"{\"private\":{\"chain\":", "{\"private\":{\"chain\":")?;
         let chain = self.number("chain, a u32").and_then(|n| self.fit(n, "chain, a u32"))?;
         self.expect(b",\"document\":", "document")?;
-        let document = self.until_last(AFTER_DOCUMENT, 0, ",\"index\": after the document")?;
+        let document = self.until_last(AFTER_DOCUMENT, ",\"index\": after the document")?;
         self.expect(AFTER_DOCUMENT, "index")?;
         let index = self.number("index")?;
         self.expect(b"}}", "}} after index")?;
@@ -355,11 +361,10 @@ impl<'a> Reader<'a> {
         if self.at == self.line.len() { Ok(()) } else { self.error("the end of the line") }
     }
 
-    /// The bytes up to the last `mark` of the line, after which there are at least `after` bytes.
-    fn until_last(&mut self, mark: &[u8], after: usize, expected: &'static str) -> Result<&'a [u8], LineError> {
+    /// The bytes up to the last `mark` of the line.
+    fn until_last(&mut self, mark: &[u8], expected: &'static str) -> Result<&'a [u8], LineError> {
         let rest = &self.line[self.at..];
-        let found = rest.len().checked_sub(after).and_then(|end| memchr::memmem::rfind(&rest[..end], mark));
-        let Some(len) = found else { return self.error(expected) };
+        let Some(len) = memchr::memmem::rfind(rest, mark) else { return self.error(expected) };
         self.at += len;
         Ok(&rest[..len])
     }

@@ -10,7 +10,6 @@ use ledger_engine::export::{ExportFile, FileKind, LINE_BYTES_MAX, Line};
 use ledger_engine::hash::Hash;
 use rusqlite::types::Value;
 use rusqlite::{Connection, params_from_iter};
-use sha2::{Digest as _, Sha256};
 
 use super::{Export, rows};
 use crate::finding::{Code, Finding};
@@ -133,7 +132,7 @@ impl Reading<'_> {
             }
             Err(e) => return Err(Fill::File(path, e)),
         };
-        let (mut blake3, mut sha256, mut bytes) = (blake3::Hasher::new(), Sha256::new(), 0u64);
+        let (mut blake3, mut bytes) = (blake3::Hasher::new(), 0u64);
         let mut cut = None;
         let mut line = Vec::new();
         loop {
@@ -156,7 +155,6 @@ impl Reading<'_> {
             }
             bytes += line.len() as u64;
             blake3.update(&line);
-            sha256.update(&line);
             if bytes > file.bytes {
                 cut = Some(format!(
                     "it has more than the {} bytes that the manifest says; the rest was not read",
@@ -167,13 +165,13 @@ impl Reading<'_> {
             self.line += 1;
             self.take(&line)?;
         }
-        let found = (Hash(*blake3.finalize().as_bytes()), Hash(sha256.finalize().into()), bytes, self.line);
+        let found = (Hash(*blake3.finalize().as_bytes()), bytes, self.line);
         if let Some(why) = cut {
             self.report(Code::ExportDigestMismatch, place, why);
-        } else if found != (file.blake3, file.sha256, file.bytes, file.lines) {
+        } else if found != (file.blake3, file.bytes, file.lines) {
             let evidence = format!(
-                "the manifest says {} lines, {} bytes, SHA-256 {}, BLAKE3 {}; found {}, {}, {}, {}",
-                file.lines, file.bytes, file.sha256, file.blake3, found.3, found.2, found.1, found.0
+                "the manifest says {} lines, {} bytes, BLAKE3 {}; found {}, {}, {}",
+                file.lines, file.bytes, file.blake3, found.2, found.1, found.0
             );
             self.report(Code::ExportDigestMismatch, place, evidence);
         }
