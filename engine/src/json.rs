@@ -357,8 +357,14 @@ impl Reader<'_> {
         loop {
             let rest = &self.text.as_bytes()[self.at..];
             let plain = rest.iter().position(|b| matches!(b, b'"' | b'\\' | 0..=0x1f)).unwrap_or(rest.len());
-            out.push_str(&self.text[self.at..self.at + plain]);
+            let text = &self.text[self.at..self.at + plain];
             self.at += plain;
+            if out.is_empty() {
+                // Nearly always that is all of it.
+                out = text.into();
+            } else {
+                out.push_str(text);
+            }
             match self.peek() {
                 Some(b'"') => {
                     self.at += 1;

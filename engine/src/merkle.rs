@@ -17,7 +17,10 @@ pub fn leaf_hash(data: &[u8]) -> Hash {
 
 /// Hash of an inner node.
 pub fn node_hash(left: &Hash, right: &Hash) -> Hash {
-    sha256(&[&[1], &left.0, &right.0])
+    let mut bytes = [1; 65];
+    bytes[1..33].copy_from_slice(&left.0);
+    bytes[33..].copy_from_slice(&right.0);
+    sha256(&[&bytes])
 }
 
 /// Root of the empty tree, SHA-256 of nothing.
@@ -64,12 +67,16 @@ impl CompactRange {
 
     /// Appends a leaf hash.
     pub fn push(&mut self, leaf: Hash) {
+        self.push_with(leaf, |_, _| {});
+    }
+
+    /// Appends a leaf hash. `complete` is told each inner node that is complete with it: its level, from 1, and hash.
+    pub fn push_with(&mut self, leaf: Hash, mut complete: impl FnMut(u32, Hash)) {
         let mut node = leaf;
-        let mut bits = self.size;
-        while bits & 1 == 1 {
+        for level in 1..=self.size.trailing_ones() {
             let left = self.nodes.pop().expect("one node for each one-bit of size");
             node = node_hash(&left, &node);
-            bits >>= 1;
+            complete(level, node);
         }
         self.nodes.push(node);
         self.size += 1;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use ledger_engine::hash::Hash;
-use ledger_engine::merkle::{CompactRange, Nodes, TILE_WIDTH, node_hash, root, root_at};
+use ledger_engine::merkle::{CompactRange, Nodes, TILE_WIDTH, root, root_at};
 
 /// Leaves kept, so that the root at a size that is not a multiple of 256 can still be had.
 const RECENT: usize = 16_384;
@@ -38,7 +38,16 @@ impl Nodes for History {
 impl History {
     /// Appends a leaf; `tile` takes each tile that becomes complete: level, number, hashes.
     pub(super) fn push(&mut self, leaf: Hash, tile: &mut impl FnMut(u64, u64, Vec<u8>)) {
-        self.range.push(leaf);
+        let levels = &mut self.levels;
+        let mut grown = 0;
+        self.range.push_with(leaf, |level, node| {
+            let Some(k) = level.checked_sub(LEVEL).map(|k| k as usize) else { return };
+            if levels.len() == k {
+                levels.push(Vec::new());
+            }
+            levels[k].push(node);
+            grown = k + 1;
+        });
         if self.recent.len() == RECENT {
             self.recent.pop_front();
         }
@@ -47,24 +56,13 @@ impl History {
             let from = self.recent.len() - TILE_WIDTH as usize;
             let leaves: Vec<Hash> = self.recent.range(from..).copied().collect();
             tile(0, self.range.size() / TILE_WIDTH - 1, flat(&leaves));
-            self.grow(0, root(&leaves), tile);
         }
-    }
-
-    fn grow(&mut self, k: usize, node: Hash, tile: &mut impl FnMut(u64, u64, Vec<u8>)) {
-        if self.levels.len() == k {
-            self.levels.push(Vec::new());
-        }
-        let level = &mut self.levels[k];
-        level.push(node);
-        let len = level.len() as u64;
-        let pair = len.is_multiple_of(2).then(|| node_hash(&level[level.len() - 2], &node));
-        if k.is_multiple_of(LEVEL as usize) && len.is_multiple_of(TILE_WIDTH) {
-            let hashes = flat(&level[level.len() - TILE_WIDTH as usize..]);
-            tile(k as u64 / u64::from(LEVEL) + 1, len / TILE_WIDTH - 1, hashes);
-        }
-        if let Some(parent) = pair {
-            self.grow(k + 1, parent, tile);
+        for k in (0..grown).step_by(LEVEL as usize) {
+            let (level, len) = (&self.levels[k], self.levels[k].len() as u64);
+            if len.is_multiple_of(TILE_WIDTH) {
+                let hashes = flat(&level[level.len() - TILE_WIDTH as usize..]);
+                tile(k as u64 / u64::from(LEVEL) + 1, len / TILE_WIDTH - 1, hashes);
+            }
         }
     }
 

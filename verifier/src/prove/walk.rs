@@ -154,7 +154,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         drop(piece.entries);
         for entry in prepared {
             let Some(entry) = entry else { return suspect("an entry's own bytes") };
-            self.entry(entry)?;
+            self.entry(&entry)?;
         }
         self.signed()
     }
@@ -163,7 +163,7 @@ impl<'p, 'a> Walk<'p, 'a> {
     pub(super) fn take_items(&mut self, items: Vec<Item>) -> Result<(), Stop> {
         for item in items {
             match item {
-                Item::Entry(entry) => self.entry(*entry)?,
+                Item::Entry(entry) => self.entry(&entry)?,
                 Item::Commit(first, row, signatures) => {
                     check(self.open.is_none() && first == self.size(), "the place of a commit's line")?;
                     self.commits.push_back(row);
@@ -220,25 +220,25 @@ impl<'p, 'a> Walk<'p, 'a> {
         if go_on { Ok(()) } else { Err(Stop::Asked(judged)) }
     }
 
-    fn entry(&mut self, entry: Prepared) -> Result<(), Stop> {
+    fn entry(&mut self, entry: &Prepared) -> Result<(), Stop> {
         let (h, index) = (&entry.row.header, self.size());
         self.at_size()?;
         check(h.index == index && h.chain == self.chain, "the place of an entry")?;
         check(h.prev_hash == self.last_hash.0, "the link to the entry before")?;
         check(h.recorded_at_us >= self.last_time_us, "the time of an entry")?;
         check(entry.stream.chain(self.prover.genesis.chains) == self.chain, "the chain of a stream")?;
-        let bytes = entry.bytes + self.document(&entry)?;
+        let bytes = entry.bytes + self.document(entry)?;
         if let Some(meta) =
             entry.body.meta.as_ref().filter(|m| needs_idempotency_row(entry.stream, h.revision, &m.idem))
         {
             self.idempotency(&meta.idem, index)?;
         }
-        self.fold(&entry)?;
+        self.fold(entry)?;
         let registry = (entry.stream == Stream::Ledger).then_some(h.revision);
         self.commit(index, entry.row.leaf, entry.row.hash, bytes, registry)?;
         self.last_hash = entry.row.hash;
         self.last_time_us = h.recorded_at_us;
-        self.grow(&entry)?;
+        self.grow(entry)?;
         self.report.entries += 1;
         self.report.count(&h.event_type, h.recorded_at_us);
         Ok(())
