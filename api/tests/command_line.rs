@@ -43,6 +43,33 @@ fn second_verifier(args: &[&str]) -> (i32, String) {
     (output.status.code().unwrap(), text(&output))
 }
 
+/// Anybody's tools read an export and find the digests of its manifest.
+#[test]
+fn an_export_is_read_with_common_tools() {
+    let dir = tempfile::tempdir().unwrap();
+    let (shop, out) = (dir.path().join("shop"), dir.path().join("out"));
+    let id = init(&shop);
+    let refused = run(dir.path(), &["export", "--out", "nowhere"]);
+    assert_eq!(refused.status.code(), Some(2), "{}", text(&refused));
+    let output = run(&shop, &["export", "--out", out.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", text(&output));
+    let said = text(&output);
+    assert!(said.starts_with("exported 1 entries") && said.contains("audit-verify") && said.contains(&id), "{said}");
+    let again = run(&shop, &["export", "--out", out.to_str().unwrap()]);
+    assert_eq!(again.status.code(), Some(2));
+    assert!(text(&again).contains("exists already"), "{}", text(&again));
+    let manifest: Value = serde_json::from_slice(&std::fs::read(out.join("manifest.json")).unwrap()).unwrap();
+    let file = &manifest["files"][0];
+    let script = format!("gunzip -c {} | sha256sum", file["name"].as_str().unwrap());
+    let sum = Command::new("sh").args(["-c", &script]).current_dir(&out).output().unwrap();
+    assert_eq!(text(&sum).split(' ').next(), file["sha256"].as_str());
+    let report = verify(&out, &id);
+    assert_eq!(report.exit(), 0, "{}", report.to_text());
+    assert!(report.to_text().contains("projections are no part of an export"), "{}", report.to_text());
+    assert!(report.to_html().contains("no part of an export"));
+    assert!(report.to_json()["export"].as_str().unwrap().contains("by ledger 0.1.0"));
+}
+
 /// The whole day: every answer and every final state equals the independent fold; both verifiers agree.
 #[test]
 fn the_day_is_answered_as_the_prose_says() {

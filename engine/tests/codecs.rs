@@ -24,7 +24,7 @@ fn value() -> impl Strategy<Value = Value> {
             prop::collection::vec(inner.clone(), 0..6).prop_map(Value::Array),
             prop::collection::vec(("[^\0]{0,6}", inner), 0..6).prop_map(|members| {
                 let mut object = Object::new();
-                members.into_iter().for_each(|(name, value)| object.set(name, value));
+                members.into_iter().for_each(|(name, value)| object.set(&name, value));
                 Value::Object(object)
             }),
         ]

@@ -19,37 +19,10 @@ use ledger_engine::signer::{LocalSigner, Signer as _};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
 use serde_json::{Value, json};
-use support::{create, create_order, life, list_sku, send};
+use support::sample;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("fixtures")
-}
-
-/// A small ledger: orders on `chains` chains, one of them delivered and erased, one reissued.
-async fn sample(dir: &Path, chains: u32) -> Hash {
-    let ledger = create(dir, chains).await;
-    list_sku(&ledger, "s").await;
-    for (i, steps) in [(0, 8), (1, 3), (2, 1), (3, 0)] {
-        let order = create_order(&ledger, &format!("k{i}"), "s").await;
-        for line in life(&order).iter().take(steps) {
-            send(&ledger, line).await.unwrap();
-        }
-        if steps == 8 {
-            for (command, rest) in
-                [("delivery.reissue", r#","reason":"lost""#), ("subject.erase", r#","reason":"asked""#)]
-            {
-                send(&ledger, &format!(r#"{{"command":"{command}","actor":"service:m","order_id":"{order}"{rest}}}"#))
-                    .await
-                    .unwrap();
-            }
-        }
-    }
-    ledger.checkpoint().await.unwrap();
-    send(&ledger, r#"{"command":"sku.withdraw","actor":"service:catalog","sku_id":"s","reason":"тест \u0007"}"#)
-        .await
-        .unwrap();
-    ledger.shutdown().await.unwrap();
-    ledger.id()
 }
 
 fn dump(db: &Connection, description: &str, trust: Option<Hash>, exit: u8, findings: &[&str]) -> Value {

@@ -1,8 +1,9 @@
-//! Checkpoints that an auditor kept: what the ledger was then. A ledger that does not contain one was cut off, rolled back or
-//! rewritten, whoever holds its keys now.
+//! What an auditor kept: checkpoints, or the manifest of an export. It says what the ledger was then; a ledger that does not
+//! contain it was cut off, rolled back or rewritten, whoever holds its keys now.
 
 use std::path::Path;
 
+use ledger_engine::export::{MANIFEST_NAME, Manifest};
 use ledger_engine::hash::Hash;
 use ledger_engine::note::{Checkpoint, NOTE_BYTES_MAX, Note, NoteKey};
 use ledger_engine::registry::Registry;
@@ -10,13 +11,23 @@ use ledger_engine::registry::Registry;
 /// Largest anchor file, bytes: a checkpoint of each of 1,024 chains.
 const FILE_BYTES_MAX: u64 = 1024 * NOTE_BYTES_MAX as u64;
 
-/// A saved checkpoint.
+/// Size and root of a chain, as they were when somebody kept them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Anchor {
     /// Where it was read from.
     pub name: String,
-    note: Note,
-    checkpoint: Checkpoint,
+    size: u64,
+    root: Hash,
+    of: Kept,
+}
+
+/// Of which chain it is, and why it is believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Kept {
+    /// A checkpoint of this origin: its signature is checked.
+    Checkpoint(String, Note),
+    /// An export's manifest: whoever kept it answers for it.
+    Manifest(Hash, u32),
 }
 
 /// An anchor that cannot be used: never a fault of the ledger.
@@ -26,15 +37,20 @@ pub enum AnchorError {
     /// The file or directory cannot be read.
     #[error("anchor {0}: {1}; check the path")]
     Unreadable(String, std::io::Error),
-    /// Not a checkpoint.
-    #[error("anchor {0} is not a file of signed checkpoints: {1}")]
+    /// Neither a checkpoint nor a manifest.
+    #[error("anchor {0} is neither a file of signed checkpoints nor the manifest of an export: {1}")]
     Shape(String, String),
 }
 
 impl Anchor {
-    /// Reads the checkpoints of a file, or of all files of a directory in the order of their names.
+    /// Reads the checkpoints of a file, or of all files of a directory in the order of their names; or the manifest of an
+    /// export, by its own path or its directory's.
     pub fn read(path: &Path) -> Result<Vec<Anchor>, AnchorError> {
         let unreadable = |e| AnchorError::Unreadable(path.display().to_string(), e);
+        let manifest = path.join(MANIFEST_NAME);
+        if manifest.is_file() {
+            return Anchor::read(&manifest);
+        }
         if !path.is_dir() {
             if std::fs::metadata(path).map_err(unreadable)?.len() > FILE_BYTES_MAX {
                 return Err(unreadable(std::io::Error::other("too large for checkpoints")));
@@ -60,13 +76,24 @@ impl Anchor {
     /// none follows it.
     pub fn parse(name: &str, text: &str) -> Result<Vec<Anchor>, AnchorError> {
         let shape = |e: &str| AnchorError::Shape(name.to_owned(), e.to_owned());
+        if text.starts_with('{') {
+            let manifest = Manifest::decode(text.as_bytes()).map_err(|e| shape(&e.to_string()))?;
+            let kept = |c: &ledger_engine::export::ChainRange| Anchor {
+                name: name.to_owned(),
+                size: c.to,
+                root: c.root,
+                of: Kept::Manifest(manifest.ledger_id, c.chain),
+            };
+            return Ok(manifest.chains.iter().map(kept).collect());
+        }
         let (mut anchors, mut note, mut signed) = (Vec::new(), String::new(), false);
         for line in text.split_inclusive('\n').chain([""]) {
             let signature = line.starts_with('\u{2014}');
             if signed && !signature {
                 let parsed = Note::parse(note.as_bytes()).map_err(|e| shape(&e.to_string()))?;
                 let checkpoint = Checkpoint::parse(&parsed.text).map_err(|e| shape(&e.to_string()))?;
-                anchors.push(Anchor { name: name.to_owned(), note: parsed, checkpoint });
+                let Checkpoint { origin, size, root } = checkpoint;
+                anchors.push(Anchor { name: name.to_owned(), size, root, of: Kept::Checkpoint(origin, parsed) });
                 note.clear();
             }
             signed = signature;
@@ -83,29 +110,38 @@ impl Anchor {
 
     /// How many entries it covers.
     pub fn size(&self) -> u64 {
-        self.checkpoint.size
+        self.size
     }
 
     /// The RFC 6962 root over them.
     pub fn root(&self) -> Hash {
-        self.checkpoint.root
+        self.root
     }
 
     /// The chain it is of, if it is of this ledger.
     pub(crate) fn chain(&self, base: &str, ledger_id: &Hash, chains: u32) -> Option<u32> {
-        (0..chains).find(|k| Checkpoint::origin_of(base, ledger_id, *k) == self.checkpoint.origin)
+        match &self.of {
+            Kept::Checkpoint(origin, _) => (0..chains).find(|k| Checkpoint::origin_of(base, ledger_id, *k) == *origin),
+            Kept::Manifest(id, chain) => (id == ledger_id && *chain < chains).then_some(*chain),
+        }
     }
 
     /// Why it says nothing about this ledger, if it does not: it is another ledger's, or no checkpoint key of the registry,
     /// valid or retired, signed it.
     pub(crate) fn unusable(&self, chain: Option<u32>, registry: &Registry) -> Option<String> {
-        if chain.is_none() {
-            return Some(format!("anchor {} is of another ledger: {}", self.name, self.checkpoint.origin));
-        }
-        let key = |public_key| NoteKey { name: self.checkpoint.origin.clone(), public_key };
+        let (origin, note) = match &self.of {
+            Kept::Checkpoint(origin, _) if chain.is_none() => {
+                return Some(format!("anchor {} is of another ledger: {origin}", self.name));
+            }
+            Kept::Manifest(id, _) if chain.is_none() => {
+                return Some(format!("anchor {} is of another ledger: {id}", self.name));
+            }
+            Kept::Manifest(..) => return None,
+            Kept::Checkpoint(origin, note) => (origin, note),
+        };
+        let key = |public_key| NoteKey { name: origin.clone(), public_key };
         let keys: Vec<NoteKey> = registry.checkpoint_keys().map(|r| key(r.key.public_key)).collect();
-        self.note
-            .verify(&keys)
+        note.verify(&keys)
             .err()
             .map(|e| format!("anchor {}: {e}; get the file again from where it was kept", self.name))
     }

@@ -12,7 +12,7 @@ use ledger_engine::stream::Stream;
 use rayon::prelude::*;
 
 use crate::finding::Code;
-use crate::row::{EntryRow, number, read_entry};
+use crate::row::{BodyRow, EntryRow, number, read_entry};
 use crate::source::{SourceError, Tables};
 use crate::tree::Tree;
 
@@ -100,7 +100,7 @@ impl Reader<'_> {
         let mut chain = Chain { number: chain_number, ..Chain::default() };
         let id = self.ledger_id;
         tables.rows("entries", Some(chain_number), &mut |piece| {
-            let rows: Vec<(Option<u64>, Option<(EntryRow, &[u8])>)> =
+            let rows: Vec<(Option<u64>, Option<BodyRow<'_>>)> =
                 piece.par_iter().map(|cells| (place(cells), read_entry(cells, &id))).collect();
             for (idx, row) in rows {
                 self.take(&mut chain, idx, row);
@@ -127,7 +127,7 @@ impl Reader<'_> {
         Ok(chain)
     }
 
-    fn take(&mut self, chain: &mut Chain, idx: Option<u64>, row: Option<(EntryRow, &[u8])>) {
+    fn take(&mut self, chain: &mut Chain, idx: Option<u64>, row: Option<BodyRow<'_>>) {
         chain.rows += 1;
         if let Some(idx) = idx.filter(|i| *i > chain.end) {
             chain.gaps.push((chain.end, idx));

@@ -114,7 +114,7 @@ fn in_words(report: &Report) -> &'static str {
     }
 }
 
-fn chain_facts(c: &ChainReport) -> Vec<Vec<String>> {
+fn chain_facts(report: &Report, c: &ChainReport) -> Vec<Vec<String>> {
     let hash = |h: Option<ledger_engine::hash::Hash>| h.map_or_else(|| "not certain".into(), |h| code(&h.to_hex()));
     let row = |name: &str, value: String| vec![name.to_owned(), value];
     let mut rows = vec![
@@ -127,6 +127,7 @@ fn chain_facts(c: &ChainReport) -> Vec<Vec<String>> {
             "read models",
             match c.projection_rows {
                 Some(n) => format!("{n} rows equal the fold of the entries"),
+                None if report.export().is_some() => "no part of an export".into(),
                 None => "not covered: the history is damaged".into(),
             },
         ),
@@ -209,6 +210,7 @@ pub(crate) fn page(report: &Report) -> String {
         ("source", Some(code(report.source()))),
         ("ledger id", report.ledger_id().map(|id| code(&id.to_hex()))),
         ("origin", report.origin().map(code)),
+        ("export", report.export().map(escape)),
         ("digest of what was judged", report.digest().map(|d| code(&d.to_hex()))),
         ("exit status", Some(format!("{} ({})", report.exit(), exit_in_words(report.exit())))),
         ("judged by", tool()),
@@ -222,7 +224,7 @@ pub(crate) fn page(report: &Report) -> String {
     out.push_str(&findings("Findings", report.findings().len() as u64, report.findings()));
     for chain in report.chains() {
         let types = chain.by_type.iter().map(|(t, n)| vec![code(t), n.to_string()]);
-        let (facts, types) = (table(&["", ""], chain_facts(chain)), table(&["event", "entries"], types));
+        let (facts, types) = (table(&["", ""], chain_facts(report, chain)), table(&["event", "entries"], types));
         let _ = writeln!(out, "<h2>Chain {}</h2>\n{facts}{}{types}", chain.chain, chart(&chain.by_day));
     }
     if !report.keys().is_empty() {

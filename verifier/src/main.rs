@@ -27,7 +27,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
     audit-verify shop --trust 3fd1… --anchor kept --save-anchor kept/november --report november.html\n\n\
     The source is only read; writers may go on meanwhile.")]
 struct Cli {
-    /// A ledger's directory, a backup (.db) or a dump (.json); or legacy audit events: a file of JSON lines or an
+    /// A ledger's directory, a backup (.db), an export's directory or a dump (.json); or legacy audit events: a file of JSON lines or an
     /// export envelope (plain, gzip, zstd; - is standard input), a directory of events, a postgres:// URL
     source: Vec<String>,
     /// The ledger id you were given, or a file that holds it (64 hex, or JSON with a member ledger_id)
@@ -51,7 +51,8 @@ struct Cli {
     /// Take the sources for this, instead of detecting what they are
     #[arg(long)]
     format: Option<Format>,
-    /// A checkpoint or legacy head that was kept, or a directory of them: the source must reach and contain it
+    /// A checkpoint, legacy head or manifest of an export that was kept, or a directory of them: the source must reach and
+    /// contain it
     #[arg(long, value_name = "FILE|DIR")]
     anchor: Vec<PathBuf>,
     /// Exit 2 if a ledger has entries that no anchor covers
@@ -76,7 +77,7 @@ struct Cli {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// A ledger
+    /// A ledger, a backup, an export or a dump
     Native,
     /// Legacy: one event a line
     Lines,
@@ -89,7 +90,7 @@ enum Format {
 }
 
 enum Outcome {
-    Native(Report),
+    Native(Box<Report>),
     Legacy(Box<LegacyReport>),
 }
 
@@ -261,13 +262,16 @@ fn sources(cli: &Cli) -> Result<Vec<(String, Option<Format>)>, String> {
     Ok(list)
 }
 
+/// What tells a saved head of a legacy chain.
+const LEGACY_HEAD: &[u8] = b"legacy-head/";
+
 /// Anchors by what they are of: checkpoints are signed notes, legacy heads are JSON.
 fn anchors(cli: &Cli) -> Result<(Vec<Anchor>, Vec<LegacyAnchor>), String> {
     let (mut native, mut legacy) = (Vec::new(), Vec::new());
     for path in &cli.anchor {
         let fail = |e: std::io::Error| format!("--anchor {}: {e}; check the path", path.display());
         let mut files = vec![path.clone()];
-        if path.is_dir() {
+        if path.is_dir() && !Export::is_at(path) {
             let all = std::fs::read_dir(path).and_then(|list| list.map(|e| Ok(e?.path())).collect());
             files = all.map_err(fail)?;
             files.retain(|p| p.is_file());
@@ -277,9 +281,14 @@ fn anchors(cli: &Cli) -> Result<(Vec<Anchor>, Vec<LegacyAnchor>), String> {
             }
         }
         for file in files {
-            let mut first = [0];
-            std::fs::File::open(&file).and_then(|mut f| f.read_exact(&mut first)).map_err(fail)?;
-            if first == *b"{" {
+            if Export::is_at(&file) {
+                native.extend(Anchor::read(&file).map_err(|e| e.to_string())?);
+                continue;
+            }
+            let mut head = Vec::new();
+            std::fs::File::open(&file).and_then(|f| f.take(4096).read_to_end(&mut head)).map_err(fail)?;
+            // A manifest says so at its end, and a saved head of a legacy chain at its beginning.
+            if head.starts_with(b"{") && head.windows(LEGACY_HEAD.len()).any(|w| w == LEGACY_HEAD) {
                 legacy.extend(LegacyAnchor::read(&file).map_err(|e| e.to_string())?);
             } else {
                 native.extend(Anchor::read(&file).map_err(|e| e.to_string())?);
@@ -325,7 +334,7 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
     let mut exits = Vec::new();
     for (source, format) in &sources {
         let outcome = match format {
-            Some(Format::Native) => Outcome::Native(verify_path_with(Path::new(source), demands)),
+            Some(Format::Native) => Outcome::Native(Box::new(verify_path_with(Path::new(source), demands))),
             format => Outcome::Legacy(Box::new(legacy.verify(source, *format))),
         };
         bar.finish_and_clear();

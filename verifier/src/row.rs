@@ -45,8 +45,11 @@ pub(crate) struct EntryRow {
     pub(crate) id_ok: bool,
 }
 
+/// A row with its body.
+pub(crate) type BodyRow<'c> = (EntryRow, &'c [u8]);
+
 /// Reads a row of `entries`, columns in the order of FORMAT.md 8, and gives its body beside it. `None`: a column is outside its type or range.
-pub(crate) fn read_entry<'c>(cells: &'c [Cell], ledger_id: &Hash) -> Option<(EntryRow, &'c [u8])> {
+pub(crate) fn read_entry<'c>(cells: &'c [Cell], ledger_id: &Hash) -> Option<BodyRow<'c>> {
     let [
         chain,
         idx,

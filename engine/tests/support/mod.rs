@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ledger_engine::domain::command::Command;
 use ledger_engine::environment::SeededEnvironment;
 use ledger_engine::genesis::{Genesis, Limits};
+use ledger_engine::hash::Hash;
 use ledger_engine::keys::PseudonymKey;
 use ledger_engine::ledger::{AppendError, Appended, Config, Ledger};
 use ledger_engine::registry::Purpose;
@@ -41,6 +42,7 @@ pub fn config(store: Arc<dyn Store>) -> Config {
 }
 
 pub async fn create(dir: &Path, chains: u32) -> Ledger {
+    std::fs::create_dir_all(dir).unwrap();
     let store = SqliteStore::create(dir, SqliteOptions::default()).unwrap();
     Ledger::create(config(Arc::new(store)), genesis(chains)).await.unwrap()
 }
@@ -102,6 +104,33 @@ pub fn life(order: &str) -> Vec<String> {
         of("order.finalize", ""),
         of("delivery.download", ""),
     ]
+}
+
+/// A small ledger: orders on `chains` chains, one of them delivered and erased, one reissued.
+pub async fn sample(dir: &Path, chains: u32) -> Hash {
+    let ledger = create(dir, chains).await;
+    list_sku(&ledger, "s").await;
+    for (i, steps) in [(0, 8), (1, 3), (2, 1), (3, 0)] {
+        let order = create_order(&ledger, &format!("k{i}"), "s").await;
+        for line in life(&order).iter().take(steps) {
+            send(&ledger, line).await.unwrap();
+        }
+        if steps == 8 {
+            for (command, rest) in
+                [("delivery.reissue", r#","reason":"lost""#), ("subject.erase", r#","reason":"asked""#)]
+            {
+                send(&ledger, &format!(r#"{{"command":"{command}","actor":"service:m","order_id":"{order}"{rest}}}"#))
+                    .await
+                    .unwrap();
+            }
+        }
+    }
+    ledger.checkpoint().await.unwrap();
+    send(&ledger, r#"{"command":"sku.withdraw","actor":"service:catalog","sku_id":"s","reason":"тест \u0007"}"#)
+        .await
+        .unwrap();
+    ledger.shutdown().await.unwrap();
+    ledger.id()
 }
 
 /// What a run has been told is durable: the command and its answer.

@@ -30,13 +30,16 @@ pub(crate) enum Item {
     End(u64),
 }
 
+/// What is handed over at once: items, or why there are no more.
+pub(crate) type Fed = Result<Vec<Item>, Stop>;
+
 struct Parsed {
     plain: Vec<u8>,
     items: Vec<Item>,
 }
 
 /// Hands over the items of some files of one chain and kind. The last thing sent is an error, if there is one.
-pub(crate) fn feed(dir: &Path, files: &[&ExportFile], ledger_id: Hash, out: &SyncSender<Result<Vec<Item>, Stop>>) {
+pub(crate) fn feed(dir: &Path, files: &[&ExportFile], ledger_id: Hash, out: &SyncSender<Fed>) {
     for file in files {
         let (sender, receiver) = sync_channel(BLOCKS);
         let fed = std::thread::scope(|scope| {
@@ -109,11 +112,7 @@ fn item(line: Line<'_>) -> Option<Item> {
 }
 
 /// Takes parsed blocks in order. `Err(None)`: nobody wants more.
-fn collect(
-    file: &ExportFile,
-    blocks: Receiver<Waiting>,
-    out: &SyncSender<Result<Vec<Item>, Stop>>,
-) -> Result<(), Option<Stop>> {
+fn collect(file: &ExportFile, blocks: Receiver<Waiting>, out: &SyncSender<Fed>) -> Result<(), Option<Stop>> {
     let (mut lines, mut bytes) = (0, 0);
     let mut blake3 = blake3::Hasher::new();
     while let Ok(waiting) = blocks.recv() {
@@ -136,6 +135,6 @@ fn collect(
 }
 
 /// A channel of [`feed`].
-pub(crate) fn channel() -> (SyncSender<Result<Vec<Item>, Stop>>, Receiver<Result<Vec<Item>, Stop>>) {
+pub(crate) fn channel() -> (SyncSender<Fed>, Receiver<Fed>) {
     sync_channel(AHEAD)
 }

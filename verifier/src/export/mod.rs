@@ -13,7 +13,7 @@ use ledger_engine::domain::projection::Cell;
 use ledger_engine::export::{ChainRange, ExportFile, FileKind, Line, MANIFEST_NAME, Manifest};
 use ledger_engine::hash::Hash;
 
-pub(crate) use self::feed::{Item, channel, feed};
+pub(crate) use self::feed::{Fed, Item, channel, feed};
 
 use self::blocks::Blocks;
 use self::copy::Copy;

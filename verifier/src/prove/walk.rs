@@ -24,7 +24,7 @@ use super::multiset::Sums;
 use super::states::{HOT, Held, State, States, Tip, head_row};
 use super::{HeadClaim, Piece, Prover, Stop, check, suspect};
 use crate::commits::{CheckpointJudge, Commit, read_commit};
-use crate::export::Item;
+use crate::export::{Fed, Item};
 use crate::report::ChainReport;
 use crate::row::{EntryRow, blob, number, read_entry, text};
 
@@ -80,7 +80,7 @@ pub(super) struct Walk<'p, 'a> {
     ids: Vec<[u8; 10]>,
     documents: VecDeque<Vec<Cell>>,
     /// Where further private documents come from, if not with the pieces.
-    more_documents: Option<Receiver<Result<Vec<Item>, Stop>>>,
+    more_documents: Option<Receiver<Fed>>,
     commits: VecDeque<Vec<Cell>>,
     signatures: VecDeque<Vec<Cell>>,
     checkpoints: VecDeque<Vec<Cell>>,
@@ -188,7 +188,7 @@ impl<'p, 'a> Walk<'p, 'a> {
     }
 
     /// Private documents come by this channel.
-    pub(super) fn with_documents(mut self, documents: Receiver<Result<Vec<Item>, Stop>>) -> Walk<'p, 'a> {
+    pub(super) fn with_documents(mut self, documents: Receiver<Fed>) -> Walk<'p, 'a> {
         self.more_documents = Some(documents);
         self
     }
