@@ -2,6 +2,7 @@
 
 use ledger_engine::body::{BODY_BYTES_MAX, Body, PrivateDocument};
 use ledger_engine::domain::command::{COMMAND_BYTES_MAX, Command};
+use ledger_engine::export::{Line, Manifest, write_entry};
 use ledger_engine::hash::{EventId, Hash, from_hex, to_hex};
 use ledger_engine::header::{COUNT_MAX, HEADER_BYTES_MAX, Header, is_event_type, is_stream_name};
 use ledger_engine::json::{self, DEPTH_MAX, INTEGER_MAX, JsonFault, Value};
@@ -13,6 +14,38 @@ use ledger_engine::stream::{CaseId, Stream};
 
 /// Longest message about hostile bytes: [`DEPTH_MAX`] names of 64 characters, each escaped at most twice, and a sentence.
 const MESSAGE_BYTES_MAX: usize = DEPTH_MAX * 64 * 12 + 1024;
+
+/// What is read is written again as it was, so a file's digest is a digest of its rows.
+pub(crate) fn line(bytes: &[u8]) {
+    let ledger_id = Hash([9; 32]);
+    let Ok(line) = Line::parse(bytes, &ledger_id) else { return };
+    let mut again = Vec::new();
+    match &line {
+        Line::Entry(e) => write_entry(&mut again, &e.header, &e.entry_hash, e.parent_index, e.body),
+        Line::Commit(c) => c.write(&mut again),
+        Line::Checkpoint(c) => c.write(&mut again),
+        Line::Private(p) => p.write(&mut again),
+    }
+    assert_eq!(again.pop(), Some(b'\n'));
+    assert_eq!(again, bytes);
+    // Where the part that is taken as it is is canonical, the line is.
+    let (part, whole) = match &line {
+        Line::Entry(e) => (json::parse_canonical(e.body), json::parse_canonical(bytes)),
+        Line::Private(p) => (json::parse_canonical(p.document), json::parse_canonical(bytes)),
+        _ => return,
+    };
+    if let Ok(Some(_)) = part {
+        // It is one or two levels deeper, which may be too deep.
+        assert!(matches!(&whole, Ok(Some(_))) || matches!(&whole, Err(e) if e.fault == JsonFault::TooDeep), "{whole:?}");
+    }
+}
+
+pub(crate) fn manifest(bytes: &[u8]) {
+    let Ok(manifest) = Manifest::decode(bytes) else { return };
+    assert_eq!(manifest.encode(), bytes);
+    // No file lies outside the export's directory.
+    assert!(manifest.files.iter().all(|f| !f.name.contains(['/', '\\']) && !f.name.starts_with('.')));
+}
 
 pub(crate) fn json(bytes: &[u8]) {
     let outside = serde_json::from_slice::<serde_json::Value>(bytes);

@@ -20,6 +20,8 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("header", codecs::header),
     ("json", codecs::json),
     ("key", codecs::key),
+    ("line", codecs::line),
+    ("manifest", codecs::manifest),
     ("merkle", proofs::merkle),
     ("name", codecs::name),
     ("note", codecs::note),
