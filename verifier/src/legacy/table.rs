@@ -4,12 +4,14 @@
 //! locked or kept open between them. The session is read-only, its search path fixed, its time zone UTC.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use ledger_engine::hash::Hash;
 use postgres::fallible_iterator::FallibleIterator as _;
 use postgres::types::ToSql;
 use postgres::{Client, Config, NoTls, Row};
 
+use super::gauge::{Gauge, Unit};
 use super::row::{Member, ROW_BYTES_MAX, RawRow, RowFault, Rows};
 use super::time::{parse_time, print_time};
 use super::verify::{LegacyError, Source};
@@ -64,6 +66,7 @@ pub struct Table {
     ended: bool,
     pending: std::collections::VecDeque<Piece>,
     remarks: Vec<String>,
+    gauge: Arc<Gauge>,
 }
 
 fn failed(e: &postgres::Error) -> LegacyError {
@@ -107,7 +110,7 @@ impl Table {
         };
         let found = client
             .query(
-                "SELECT n.nspname, c.relname, c.relkind::text, c.oid, c.relrowsecurity
+                "SELECT n.nspname, c.relname, c.relkind::text, c.oid, c.relrowsecurity, c.reltuples
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                  WHERE c.relname = $1 AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname = ANY ($2)
                  ORDER BY array_position($2, n.nspname::text) LIMIT 1",
@@ -119,6 +122,14 @@ impl Table {
         };
         let (schema, relation, kind): (String, String, String) = (row.get(0), row.get(1), row.get(2));
         let (oid, has_row_security): (u32, bool) = (row.get(3), row.get(4));
+        // An estimate of the last analysis; -1 without one.
+        let estimate: f32 = row.get(5);
+        let estimate = Some(estimate as u64).filter(|n| *n > 0 && window.is_whole());
+        let cancel = client.cancel_token();
+        let gauge = Gauge::new(Unit::Rows, estimate).on_stop(move || {
+            // A statement that cannot be cancelled ends by its own timeout.
+            let _ = cancel.cancel_query(NoTls);
+        });
         let attributes = client
             .query(
                 "SELECT a.attname, format_type(a.atttypid, -1) FROM pg_attribute a
@@ -170,6 +181,7 @@ impl Table {
             ended: false,
             pending: std::collections::VecDeque::new(),
             remarks,
+            gauge: Arc::new(gauge),
         };
         table.take_head()?;
         Ok(table)
@@ -285,6 +297,7 @@ impl Table {
             let id: Option<&str> = row.get(0);
             last = id.map(str::to_owned).or(last);
             count += 1;
+            self.gauge.add(1);
             bytes += row.raw_size_bytes();
             all_bytes += row.raw_size_bytes();
             piece.rows.push(row);
@@ -341,6 +354,10 @@ impl Rows for Piece {
 impl Source for Table {
     fn kind(&self) -> String {
         self.kind.clone()
+    }
+
+    fn gauge(&self) -> Arc<Gauge> {
+        Arc::clone(&self.gauge)
     }
 
     fn windowed(&self) -> bool {

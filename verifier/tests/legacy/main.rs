@@ -6,5 +6,6 @@ mod hostile;
 mod judgement;
 #[cfg(feature = "postgres")]
 mod server;
+mod stop;
 #[cfg(feature = "postgres")]
 mod table;

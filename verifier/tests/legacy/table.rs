@@ -2,8 +2,9 @@
 
 use std::process::{Command, Output};
 use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
-use audit_verify::legacy::{LegacyReport, Table, Window, verify_legacy};
+use audit_verify::legacy::{Gauge, LegacyReport, Table, Window, verify_legacy, verify_legacy_with};
 use postgres::{Client, NoTls};
 use serde_json::Value;
 
@@ -175,6 +176,27 @@ fn rows_written_meanwhile_are_left_alone() {
     client.batch_execute("UPDATE audit_events SET id = -1 WHERE id = 22").unwrap();
     let report = verify_legacy("test", &mut table, Some(&signers()), &[]);
     assert_eq!((report.exit(), found(&report).len()), (2, 0), "{}", report.to_text());
+}
+
+#[test]
+fn stopped_while_the_database_makes_it_wait() {
+    let server = Server::start();
+    let url = server.url("postgres");
+    let mut client = Client::connect(&url, NoTls).unwrap();
+    client.batch_execute(SERIAL).unwrap();
+    load(&mut client, &ROWS[..30]);
+    let mut table = Table::open(&url, "audit_events", Window::default()).unwrap();
+    client.batch_execute("BEGIN; LOCK TABLE audit_events").unwrap();
+    let started = Instant::now();
+    let asked = std::cell::Cell::new(0);
+    let watch = |rows: u64, _: &Gauge| {
+        assert_eq!(rows, 0);
+        asked.set(asked.get() + 1);
+        asked.get() < 5
+    };
+    let report = verify_legacy_with("test", &mut table, Some(&signers()), &[], &watch);
+    assert_eq!((report.exit(), report.reason.as_str()), (2, "stopped when asked to (0 rows were read)"));
+    assert!(started.elapsed() < Duration::from_secs(60), "the statement was not cancelled");
 }
 
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (i32, String, String) {
