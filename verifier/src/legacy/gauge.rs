@@ -31,6 +31,7 @@ impl Gauge {
     }
 
     /// Also called to stop a reader that waits for somebody else.
+    #[cfg(feature = "postgres")]
     pub(crate) fn on_stop(self, interrupt: impl Fn() + Send + Sync + 'static) -> Gauge {
         Gauge { on_stop: Some(Box::new(interrupt)), ..self }
     }

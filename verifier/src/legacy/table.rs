@@ -9,12 +9,13 @@ use std::sync::Arc;
 use ledger_engine::hash::Hash;
 use postgres::fallible_iterator::FallibleIterator as _;
 use postgres::types::ToSql;
-use postgres::{Client, Config, NoTls, Row};
+use postgres::{Client, Row};
 
 use super::gauge::{Gauge, Unit};
 use super::row::{Member, ROW_BYTES_MAX, RawRow, RowFault, Rows};
 use super::time::{parse_time, print_time};
 use super::verify::{LegacyError, Source};
+use crate::postgres::{connect, explain};
 
 /// Rows of one statement.
 const RANGE_ROWS: i64 = 16 * 1024;
@@ -70,11 +71,7 @@ pub struct Table {
 }
 
 fn failed(e: &postgres::Error) -> LegacyError {
-    let detail = e.as_db_error().map_or_else(
-        || std::error::Error::source(e).map(ToString::to_string).unwrap_or_default(),
-        |db| format!("{} ({})", db.message(), db.code().code()),
-    );
-    LegacyError::Source(format!("database: {e} {detail}; check the URL, the network and the role's privileges"))
+    LegacyError::Source(explain(e))
 }
 
 fn quote(name: &str) -> String {
@@ -85,13 +82,7 @@ impl Table {
     /// Connects and finds the table (`name` or `schema.name`; without a schema the search path of the role decides) and
     /// its columns by their names.
     pub fn open(url: &str, name: &str, window: Window) -> Result<Table, LegacyError> {
-        let mut config: Config = url
-            .parse()
-            .map_err(|_| LegacyError::Source("the database URL is not postgres://user@host/database".into()))?;
-        if config.get_application_name().is_none() {
-            config.application_name("audit-verify");
-        }
-        let mut client = config.connect(NoTls).map_err(|e| failed(&e))?;
+        let (mut client, tls) = connect(url).map_err(LegacyError::Source)?;
         // The role's search path says which table a bare name means. From then on nothing is found by it, or written.
         let path: Vec<String> = client
             .query_one("SELECT pg_catalog.current_schemas(false)::pg_catalog.text[]", &[])
@@ -128,7 +119,7 @@ impl Table {
         let cancel = client.cancel_token();
         let gauge = Gauge::new(Unit::Rows, estimate).on_stop(move || {
             // A statement that cannot be cancelled ends by its own timeout.
-            let _ = cancel.cancel_query(NoTls);
+            let _ = cancel.cancel_query(tls.clone());
         });
         let attributes = client
             .query(

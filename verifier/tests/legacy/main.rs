@@ -9,3 +9,5 @@ mod server;
 mod stop;
 #[cfg(feature = "postgres")]
 mod table;
+#[cfg(feature = "postgres")]
+mod tls;

@@ -11,11 +11,12 @@ use serde_json::Value;
 use crate::chain::{assert_found, assert_verified, chain, found, hash, judge, notes, registry, signers};
 use crate::server::Server;
 
-const SERIAL: &str = "CREATE TABLE audit_events (id bigserial PRIMARY KEY, actor_id text, event_type text NOT NULL,
+pub(crate) const SERIAL: &str =
+    "CREATE TABLE audit_events (id bigserial PRIMARY KEY, actor_id text, event_type text NOT NULL,
     payload jsonb, created_at timestamptz NOT NULL, hash text, prev_hash text, signature text NOT NULL,
     signer_kid text NOT NULL, metadata jsonb, inserted_at timestamptz DEFAULT now())";
 
-fn load(client: &mut Client, rows: &[Value]) {
+pub(crate) fn load(client: &mut Client, rows: &[Value]) {
     let text = Value::from(rows.to_vec()).to_string();
     client
         .execute(
@@ -180,12 +181,13 @@ fn rows_written_meanwhile_are_left_alone() {
 
 #[test]
 fn stopped_while_the_database_makes_it_wait() {
-    let server = Server::start();
+    let server = Server::start_tls();
     let url = server.url("postgres");
     let mut client = Client::connect(&url, NoTls).unwrap();
     client.batch_execute(SERIAL).unwrap();
     load(&mut client, &ROWS[..30]);
-    let mut table = Table::open(&url, "audit_events", Window::default()).unwrap();
+    // What cancels a statement speaks TLS too.
+    let mut table = Table::open(&(url + "?sslmode=require"), "audit_events", Window::default()).unwrap();
     client.batch_execute("BEGIN; LOCK TABLE audit_events").unwrap();
     let started = Instant::now();
     let asked = std::cell::Cell::new(0);
