@@ -12,6 +12,8 @@ mod finding;
 mod fold;
 mod html;
 pub mod legacy;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod prove;
 mod report;
 mod row;

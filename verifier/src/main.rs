@@ -1,17 +1,22 @@
 //! `audit-verify`: proves or refutes ledgers. Small, read-only, offline.
 
-use std::io::{IsTerminal as _, Read as _, Write as _};
+mod bar;
+
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use audit_verify::legacy::{Anchor as LegacyAnchor, File, FileFormat, LegacyReport, Signers, Source, verify_legacy};
+use audit_verify::legacy::{
+    Anchor as LegacyAnchor, File, FileFormat, Gauge, LegacyReport, Signers, Source, verify_legacy_with,
+};
 #[cfg(feature = "postgres")]
 use audit_verify::legacy::{Table, Window};
 use audit_verify::{Anchor, Code, Demands, Export, Report, verify_path_with};
 use clap::{Parser, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
 use ledger_engine::hash::Hash;
+
+use crate::bar::Bar;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -190,10 +195,17 @@ impl Legacy<'_> {
         Ok(Legacy { cli, signers, anchors, since_ms })
     }
 
-    fn verify(&self, source: &str, format: Option<Format>) -> LegacyReport {
+    fn verify(&self, source: &str, format: Option<Format>, bar: &Bar) -> LegacyReport {
         let shown = without_password(source);
         match self.open(source, format) {
-            Ok(mut opened) => verify_legacy(&shown, opened.as_mut(), self.signers.as_ref(), &self.anchors),
+            Ok(mut opened) => {
+                READING.store(true, Ordering::Relaxed);
+                let watch = |judged: u64, gauge: &Gauge| {
+                    bar.rows(judged, gauge);
+                    !STOP.load(Ordering::Relaxed)
+                };
+                verify_legacy_with(&shown, opened.as_mut(), self.signers.as_ref(), &self.anchors, &watch)
+            }
             Err(e) => LegacyReport::unreadable(&shown, "legacy audit events", &e),
         }
     }
@@ -301,17 +313,8 @@ fn anchors(cli: &Cli) -> Result<(Vec<Anchor>, Vec<LegacyAnchor>), String> {
 /// Set by the first Ctrl-C: the run ends at the next piece and says how far it came.
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// Rate and remaining time on a terminal, nothing elsewhere.
-fn progress_bar(cli: &Cli) -> ProgressBar {
-    if cli.quiet || !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(0);
-    let style = ProgressStyle::with_template("{wide_bar} {human_pos}/{human_len} entries, {per_sec}, {eta} left");
-    // The template is a constant; should it ever not parse, the default style does as well.
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar
-}
+/// Something was read that there is a word to say about.
+static READING: AtomicBool = AtomicBool::new(false);
 
 fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
     let trust = cli.trust.as_deref().map(read_trust).transpose()?;
@@ -323,21 +326,24 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
             "--anchor: a checkpoint is of a ledger and a saved head of a legacy chain; no source is such".to_owned()
         );
     }
-    let bar = progress_bar(cli);
-    let told = |judged: u64, claimed: u64| {
-        bar.set_length(claimed.max(judged));
-        bar.set_position(judged);
-        !STOP.load(Ordering::Relaxed)
-    };
-    let demands = Demands { trust, anchors: &native, require_anchor: cli.require_anchor, progress: Some(&told) };
     let legacy = Legacy::new(cli, legacy)?;
     let mut exits = Vec::new();
     for (source, format) in &sources {
-        let outcome = match format {
-            Some(Format::Native) => Outcome::Native(Box::new(verify_path_with(Path::new(source), demands))),
-            format => Outcome::Legacy(Box::new(legacy.verify(source, *format))),
+        let bar = Bar::new(cli.quiet);
+        let told = |judged: u64, claimed: u64| {
+            bar.entries(judged, claimed);
+            !STOP.load(Ordering::Relaxed)
         };
-        bar.finish_and_clear();
+        let outcome = match format {
+            Some(Format::Native) => {
+                READING.store(true, Ordering::Relaxed);
+                let (anchors, require_anchor) = (native.as_slice(), cli.require_anchor);
+                let demands = Demands { trust, anchors, require_anchor, progress: Some(&told) };
+                Outcome::Native(Box::new(verify_path_with(Path::new(source), demands)))
+            }
+            format => Outcome::Legacy(Box::new(legacy.verify(source, *format, &bar))),
+        };
+        drop(bar);
         print(outcome.text(cli));
         exits.push(outcome.exit());
         if let Outcome::Legacy(report) = &outcome
@@ -367,7 +373,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let stop = || {
-        if STOP.swap(true, Ordering::Relaxed) {
+        if STOP.swap(true, Ordering::Relaxed) || !READING.load(Ordering::Relaxed) {
             std::process::exit(2);
         }
     };

@@ -5,12 +5,14 @@ use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::Duration;
 
 use flate2::read::MultiGzDecoder;
 use ledger_engine::hash::Hash;
 use memchr::memchr;
 
+use super::gauge::{Gauge, Unit};
 use super::row::{Member, ROW_BYTES_MAX, RawRow, RowFault, Rows};
 use super::verify::{LegacyError, Source};
 
@@ -25,6 +27,11 @@ const EXPANSION_MAX: u64 = 100;
 const EXPANSION_FREE_BYTES: u64 = 64 << 20;
 /// log2 of the largest zstd window, 64 MiB.
 const ZSTD_WINDOW_LOG_MAX: u32 = 26;
+
+/// Bytes of standard input or of a pipe that are taken at once.
+const PIPE_BYTES: usize = 256 << 10;
+/// How long a pipe is waited for before it is looked whether the run goes on.
+const PIPE_WAIT: Duration = Duration::from_millis(100);
 
 /// How events lie in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +60,7 @@ pub struct File {
     format: FileFormat,
     packed: &'static str,
     reader: Reader,
+    gauge: Arc<Gauge>,
     stated: Option<u64>,
     /// Files of a directory that are not events.
     passed_over: u64,
@@ -71,20 +79,37 @@ impl File {
     pub fn open(path: &Path, format: Option<FileFormat>) -> Result<File, LegacyError> {
         let name = path.display().to_string();
         if path.is_dir() {
-            let walk = Walk::new(path).map_err(|e| unreadable(&name, &e))?;
+            let gauge = Arc::new(Gauge::new(Unit::Files, None));
+            let walk = Walk::new(path, Arc::clone(&gauge)).map_err(|e| unreadable(&name, &e))?;
             let (format, packed, reader) = (FileFormat::Directory, "", Reader::Directory(walk));
-            return Ok(File { name, format, packed, reader, stated: None, passed_over: 0, damage: None });
+            return Ok(File { name, format, packed, reader, gauge, stated: None, passed_over: 0, damage: None });
         }
         if path == Path::new("-") {
-            return File::from_reader(name, Box::new(io::stdin()), format);
+            return File::from_pipe(name, io::stdin(), format);
         }
         let file = fs::File::open(path).map_err(|e| unreadable(&name, &e))?;
-        File::from_reader(name, Box::new(file), format)
+        let about = file.metadata().map_err(|e| unreadable(&name, &e))?;
+        if !about.is_file() {
+            return File::from_pipe(name, file, format);
+        }
+        let gauge = Arc::new(Gauge::new(Unit::Bytes, Some(about.len())));
+        File::from_reader(name, Box::new(file), gauge, format)
+    }
+
+    fn from_pipe(
+        name: String,
+        pipe: impl Read + Send + 'static,
+        format: Option<FileFormat>,
+    ) -> Result<File, LegacyError> {
+        let gauge = Arc::new(Gauge::new(Unit::Bytes, None));
+        let pipe = Pipe::new(pipe, Arc::clone(&gauge));
+        File::from_reader(name, Box::new(pipe), gauge, format)
     }
 
     fn from_reader(
         name: String,
         mut raw: Box<dyn Read + Send>,
+        gauge: Arc<Gauge>,
         format: Option<FileFormat>,
     ) -> Result<File, LegacyError> {
         let fail = |e: io::Error| unreadable(&name, &e);
@@ -94,17 +119,16 @@ impl File {
             [0x28, 0xb5, 0x2f, 0xfd] => "zstd",
             _ => "",
         };
-        let taken = Arc::new(AtomicU64::new(0));
-        let counted = Counted { inner: Cursor::new(magic).chain(raw), taken: Arc::clone(&taken) };
+        let counted = Counted { inner: Cursor::new(magic).chain(raw), gauge: Arc::clone(&gauge) };
         let mut plain: Box<dyn Read + Send> = match packed {
             "gzip" => {
                 let inner = MultiGzDecoder::new(BufReader::with_capacity(1 << 16, counted));
-                Box::new(Bounded { inner, taken, given: 0 })
+                Box::new(Bounded { inner, gauge: Arc::clone(&gauge), given: 0 })
             }
             "zstd" => {
                 let mut inner = zstd::Decoder::new(counted).map_err(fail)?;
                 inner.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(fail)?;
-                Box::new(Bounded { inner, taken, given: 0 })
+                Box::new(Bounded { inner, gauge: Arc::clone(&gauge), given: 0 })
             }
             _ => Box::new(counted),
         };
@@ -120,7 +144,7 @@ impl File {
                 Reader::Lines(LineReader { inner: plain, carry: Vec::new(), skipping: false, ended: false })
             }
         };
-        Ok(File { name, format, packed, reader, stated: None, passed_over: 0, damage: None })
+        Ok(File { name, format, packed, reader, gauge, stated: None, passed_over: 0, damage: None })
     }
 }
 
@@ -153,16 +177,64 @@ fn detect(head: &[u8]) -> FileFormat {
     }
 }
 
-/// Counts what the decompressor takes.
+/// Reads what may never come, in a thread of its own, so that a run can be stopped meanwhile.
+struct Pipe {
+    pieces: Receiver<io::Result<Vec<u8>>>,
+    piece: Cursor<Vec<u8>>,
+    gauge: Arc<Gauge>,
+}
+
+impl Pipe {
+    fn new(mut inner: impl Read + Send + 'static, gauge: Arc<Gauge>) -> Pipe {
+        let (give, pieces) = sync_channel(4);
+        std::thread::spawn(move || {
+            loop {
+                let mut piece = vec![0; PIPE_BYTES];
+                let read = match inner.read(&mut piece) {
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                    read => read,
+                };
+                let last = !matches!(read, Ok(1..));
+                let read = read.map(|n| {
+                    piece.truncate(n);
+                    piece
+                });
+                if give.send(read).is_err() || last {
+                    return;
+                }
+            }
+        });
+        Pipe { pieces, piece: Cursor::new(Vec::new()), gauge }
+    }
+}
+
+impl Read for Pipe {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.piece.read(buf)? {
+                0 if !buf.is_empty() => {}
+                n => return Ok(n),
+            }
+            match self.pieces.recv_timeout(PIPE_WAIT) {
+                Ok(piece) => self.piece = Cursor::new(piece?),
+                Err(RecvTimeoutError::Timeout) => self.gauge.check()?,
+                Err(RecvTimeoutError::Disconnected) => return Ok(0),
+            }
+        }
+    }
+}
+
+/// Counts what the decompressor takes, and ends with an error once the run is to stop.
 struct Counted<R> {
     inner: R,
-    taken: Arc<AtomicU64>,
+    gauge: Arc<Gauge>,
 }
 
 impl<R: Read> Read for Counted<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.gauge.check()?;
         let n = self.inner.read(buf)?;
-        self.taken.fetch_add(n as u64, Ordering::Relaxed);
+        self.gauge.add(n as u64);
         Ok(n)
     }
 }
@@ -170,7 +242,7 @@ impl<R: Read> Read for Counted<R> {
 /// Stops a decompressor that gives far too much for what it took.
 struct Bounded<R> {
     inner: R,
-    taken: Arc<AtomicU64>,
+    gauge: Arc<Gauge>,
     given: u64,
 }
 
@@ -178,7 +250,7 @@ impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buf)?;
         self.given += n as u64;
-        let taken = self.taken.load(Ordering::Relaxed);
+        let taken = self.gauge.done();
         if self.given > EXPANSION_FREE_BYTES && self.given / EXPANSION_MAX > taken {
             return Err(io::Error::other(format!(
                 "{taken} compressed bytes expand to more than {EXPANSION_MAX} times as many: not read further"
@@ -229,6 +301,10 @@ impl Source for File {
     fn kind(&self) -> String {
         let packed = if self.packed.is_empty() { String::new() } else { format!(", {}", self.packed) };
         format!("legacy audit events: {}{packed}", self.format.as_str())
+    }
+
+    fn gauge(&self) -> Arc<Gauge> {
+        Arc::clone(&self.gauge)
     }
 
     fn stated_count(&self) -> Option<u64> {
@@ -499,11 +575,12 @@ struct Walk {
     root: PathBuf,
     open: Vec<std::vec::IntoIter<(PathBuf, fs::FileType)>>,
     passed_over: u64,
+    gauge: Arc<Gauge>,
 }
 
 impl Walk {
-    fn new(root: &Path) -> io::Result<Walk> {
-        Ok(Walk { root: root.to_owned(), open: vec![list(root)?], passed_over: 0 })
+    fn new(root: &Path, gauge: Arc<Gauge>) -> io::Result<Walk> {
+        Ok(Walk { root: root.to_owned(), open: vec![list(root)?], passed_over: 0, gauge })
     }
 
     fn read(&mut self, texts: &mut Texts) -> io::Result<()> {
@@ -514,6 +591,8 @@ impl Walk {
                 self.open.pop();
                 continue;
             };
+            self.gauge.check()?;
+            self.gauge.add(1);
             if kind.is_dir() {
                 self.open.push(list(&path)?);
             } else if !kind.is_file() || path.extension().is_none_or(|e| e != "json") {

@@ -3,6 +3,7 @@
 mod anchor;
 mod canonical;
 mod file;
+mod gauge;
 mod judge;
 mod report;
 mod resolve;
@@ -16,10 +17,11 @@ mod verify;
 
 pub use anchor::{Anchor, AnchorError};
 pub use file::{File, FileFormat};
+pub use gauge::{Gauge, Unit};
 pub use report::{KeyReport, LegacyReport};
 pub use row::ROW_BYTES_MAX;
 pub use signers::{Signers, SignersError};
 #[cfg(feature = "postgres")]
 pub use table::{Table, Window};
 pub(crate) use time::print_time;
-pub use verify::{FINDINGS_LISTED, LegacyError, Source, verify_legacy};
+pub use verify::{FINDINGS_LISTED, LegacyError, Source, Watch, verify_legacy, verify_legacy_with};

@@ -4,15 +4,18 @@
 //! locked or kept open between them. The session is read-only, its search path fixed, its time zone UTC.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use ledger_engine::hash::Hash;
 use postgres::fallible_iterator::FallibleIterator as _;
 use postgres::types::ToSql;
-use postgres::{Client, Config, NoTls, Row};
+use postgres::{Client, Row};
 
+use super::gauge::{Gauge, Unit};
 use super::row::{Member, ROW_BYTES_MAX, RawRow, RowFault, Rows};
 use super::time::{parse_time, print_time};
 use super::verify::{LegacyError, Source};
+use crate::postgres::{connect, explain};
 
 /// Rows of one statement.
 const RANGE_ROWS: i64 = 16 * 1024;
@@ -64,14 +67,11 @@ pub struct Table {
     ended: bool,
     pending: std::collections::VecDeque<Piece>,
     remarks: Vec<String>,
+    gauge: Arc<Gauge>,
 }
 
 fn failed(e: &postgres::Error) -> LegacyError {
-    let detail = e.as_db_error().map_or_else(
-        || std::error::Error::source(e).map(ToString::to_string).unwrap_or_default(),
-        |db| format!("{} ({})", db.message(), db.code().code()),
-    );
-    LegacyError::Source(format!("database: {e} {detail}; check the URL, the network and the role's privileges"))
+    LegacyError::Source(explain(e))
 }
 
 fn quote(name: &str) -> String {
@@ -82,13 +82,7 @@ impl Table {
     /// Connects and finds the table (`name` or `schema.name`; without a schema the search path of the role decides) and
     /// its columns by their names.
     pub fn open(url: &str, name: &str, window: Window) -> Result<Table, LegacyError> {
-        let mut config: Config = url
-            .parse()
-            .map_err(|_| LegacyError::Source("the database URL is not postgres://user@host/database".into()))?;
-        if config.get_application_name().is_none() {
-            config.application_name("audit-verify");
-        }
-        let mut client = config.connect(NoTls).map_err(|e| failed(&e))?;
+        let (mut client, tls) = connect(url).map_err(LegacyError::Source)?;
         // The role's search path says which table a bare name means. From then on nothing is found by it, or written.
         let path: Vec<String> = client
             .query_one("SELECT pg_catalog.current_schemas(false)::pg_catalog.text[]", &[])
@@ -107,7 +101,7 @@ impl Table {
         };
         let found = client
             .query(
-                "SELECT n.nspname, c.relname, c.relkind::text, c.oid, c.relrowsecurity
+                "SELECT n.nspname, c.relname, c.relkind::text, c.oid, c.relrowsecurity, c.reltuples
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                  WHERE c.relname = $1 AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname = ANY ($2)
                  ORDER BY array_position($2, n.nspname::text) LIMIT 1",
@@ -119,6 +113,14 @@ impl Table {
         };
         let (schema, relation, kind): (String, String, String) = (row.get(0), row.get(1), row.get(2));
         let (oid, has_row_security): (u32, bool) = (row.get(3), row.get(4));
+        // An estimate of the last analysis; -1 without one.
+        let estimate: f32 = row.get(5);
+        let estimate = Some(estimate as u64).filter(|n| *n > 0 && window.is_whole());
+        let cancel = client.cancel_token();
+        let gauge = Gauge::new(Unit::Rows, estimate).on_stop(move || {
+            // A statement that cannot be cancelled ends by its own timeout.
+            let _ = cancel.cancel_query(tls.clone());
+        });
         let attributes = client
             .query(
                 "SELECT a.attname, format_type(a.atttypid, -1) FROM pg_attribute a
@@ -170,6 +172,7 @@ impl Table {
             ended: false,
             pending: std::collections::VecDeque::new(),
             remarks,
+            gauge: Arc::new(gauge),
         };
         table.take_head()?;
         Ok(table)
@@ -285,6 +288,7 @@ impl Table {
             let id: Option<&str> = row.get(0);
             last = id.map(str::to_owned).or(last);
             count += 1;
+            self.gauge.add(1);
             bytes += row.raw_size_bytes();
             all_bytes += row.raw_size_bytes();
             piece.rows.push(row);
@@ -341,6 +345,10 @@ impl Rows for Piece {
 impl Source for Table {
     fn kind(&self) -> String {
         self.kind.clone()
+    }
+
+    fn gauge(&self) -> Arc<Gauge> {
+        Arc::clone(&self.gauge)
     }
 
     fn windowed(&self) -> bool {

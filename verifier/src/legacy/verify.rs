@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BinaryHeap};
 use std::io;
-use std::sync::mpsc::sync_channel;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::Duration;
 
 use ledger_engine::hash::Hash;
 use rayon::prelude::*;
 
 use super::anchor::Anchor;
+use super::gauge::Gauge;
 use super::judge::{OTHER_TYPES, Piece, TYPES_MAX, Use, judge, shown};
 use super::report::{KeyReport, LegacyReport};
 use super::resolve::{Extent, LinkFault, Links, Position, ROWS_MAX, Resolved};
@@ -23,6 +26,8 @@ pub const FINDINGS_LISTED: usize = 20_000;
 const PIECE_ROWS: usize = 2048;
 /// Days that are counted apart.
 const DAYS_MAX: usize = 100_000;
+/// Whoever watches is asked at least so often.
+const WATCH_EVERY: Duration = Duration::from_millis(100);
 
 /// Why a source could not be read, or not to its end.
 #[derive(Debug, thiserror::Error)]
@@ -37,12 +42,21 @@ pub enum LegacyError {
     /// More rows than row numbers.
     #[error("the source has more than {ROWS_MAX} rows; verify it in parts")]
     TooManyRows,
+    /// Whoever watches asked for it.
+    #[error("stopped when asked to")]
+    Stopped,
 }
+
+/// Told how many rows were judged and how far the source was read; `false` stops the run, which then says what it covered.
+pub type Watch<'a> = dyn Fn(u64, &Gauge) -> bool + 'a;
 
 /// Where rows come from, each once.
 pub trait Source: Send {
     /// What it is, for the report.
     fn kind(&self) -> String;
+
+    /// How far it was read.
+    fn gauge(&self) -> Arc<Gauge>;
 
     /// Only the newest rows were asked for.
     fn windowed(&self) -> bool {
@@ -123,6 +137,17 @@ pub fn verify_legacy(
     signers: Option<&Signers>,
     anchors: &[Anchor],
 ) -> LegacyReport {
+    verify_legacy_with(name, source, signers, anchors, &|_, _| true)
+}
+
+/// Like [`verify_legacy`], watched.
+pub fn verify_legacy_with(
+    name: &str,
+    source: &mut dyn Source,
+    signers: Option<&Signers>,
+    anchors: &[Anchor],
+    watch: &Watch<'_>,
+) -> LegacyReport {
     let mut pass = Pass {
         links: Links::new(),
         findings: Texts::new(),
@@ -132,7 +157,9 @@ pub fn verify_legacy(
         days: BTreeMap::new(),
         hashes_compared: 0,
     };
-    let stopped = read_all(source, signers, &mut pass).err().map(|e| e.to_string());
+    let gauge = source.gauge();
+    let read = read_all(source, signers, &mut pass, &|rows| watch(rows, &gauge));
+    let stopped = read.err().map(|e| format!("{e} ({} rows were read)", pass.links.len()));
     let mut report = LegacyReport::unreadable(name, &source.kind(), "");
     match conclude(&mut report, source, signers, anchors, pass, stopped) {
         Ok(()) => report,
@@ -141,7 +168,13 @@ pub fn verify_legacy(
 }
 
 /// One thread reads ahead while the pool judges.
-fn read_all(source: &mut dyn Source, signers: Option<&Signers>, pass: &mut Pass) -> Result<(), LegacyError> {
+fn read_all(
+    source: &mut dyn Source,
+    signers: Option<&Signers>,
+    pass: &mut Pass,
+    go_on: &dyn Fn(u64) -> bool,
+) -> Result<(), LegacyError> {
+    let gauge = source.gauge();
     std::thread::scope(|scope| {
         let (give, take) = sync_channel(1);
         scope.spawn(move || {
@@ -154,8 +187,32 @@ fn read_all(source: &mut dyn Source, signers: Option<&Signers>, pass: &mut Pass)
                 }
             }
         });
-        for rows in take {
-            let rows = rows?;
+        let judged = judge_all(&take, signers, pass, go_on);
+        if judged.is_err() {
+            // The reader may wait for input that never comes, or to hand over what nobody takes any more.
+            gauge.stop();
+        }
+        drop(take);
+        judged
+    })
+}
+
+fn judge_all(
+    take: &Receiver<Result<Box<dyn Rows>, LegacyError>>,
+    signers: Option<&Signers>,
+    pass: &mut Pass,
+    go_on: &dyn Fn(u64) -> bool,
+) -> Result<(), LegacyError> {
+    loop {
+        let rows = match take.recv_timeout(WATCH_EVERY) {
+            Ok(rows) => Some(rows?),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        };
+        if !go_on(pass.links.len()) {
+            return Err(LegacyError::Stopped);
+        }
+        if let Some(rows) = rows {
             let first = pass.links.len();
             let starts: Vec<usize> = (0..rows.len()).step_by(PIECE_ROWS).collect();
             let pieces: Vec<Piece> = starts
@@ -167,8 +224,7 @@ fn read_all(source: &mut dyn Source, signers: Option<&Signers>, pass: &mut Pass)
                 .collect();
             pieces.into_iter().try_for_each(|piece| pass.take(piece))?;
         }
-        Ok(())
-    })
+    }
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
@@ -277,7 +333,7 @@ fn conclude(
     let not_read = !resolved.outside.is_empty();
     (report.verdict, report.reason) = match stopped {
         _ if !report.counts.is_empty() => (Verdict::Broken, stopped.unwrap_or_default()),
-        Some(reason) => (Verdict::NotChecked, format!("{reason} ({} rows were read)", report.rows)),
+        Some(reason) => (Verdict::NotChecked, reason),
         None if report.rows == 0 => (Verdict::NotChecked, "there are no rows".into()),
         None if not_read => {
             (Verdict::NotChecked, "rows were written meanwhile that others build on; run it again".into())

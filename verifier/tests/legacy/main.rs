@@ -6,5 +6,8 @@ mod hostile;
 mod judgement;
 #[cfg(feature = "postgres")]
 mod server;
+mod stop;
 #[cfg(feature = "postgres")]
 mod table;
+#[cfg(feature = "postgres")]
+mod tls;

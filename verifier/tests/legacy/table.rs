@@ -2,19 +2,21 @@
 
 use std::process::{Command, Output};
 use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
-use audit_verify::legacy::{LegacyReport, Table, Window, verify_legacy};
+use audit_verify::legacy::{Gauge, LegacyReport, Table, Window, verify_legacy, verify_legacy_with};
 use postgres::{Client, NoTls};
 use serde_json::Value;
 
 use crate::chain::{assert_found, assert_verified, chain, found, hash, judge, notes, registry, signers};
 use crate::server::Server;
 
-const SERIAL: &str = "CREATE TABLE audit_events (id bigserial PRIMARY KEY, actor_id text, event_type text NOT NULL,
+pub(crate) const SERIAL: &str =
+    "CREATE TABLE audit_events (id bigserial PRIMARY KEY, actor_id text, event_type text NOT NULL,
     payload jsonb, created_at timestamptz NOT NULL, hash text, prev_hash text, signature text NOT NULL,
     signer_kid text NOT NULL, metadata jsonb, inserted_at timestamptz DEFAULT now())";
 
-fn load(client: &mut Client, rows: &[Value]) {
+pub(crate) fn load(client: &mut Client, rows: &[Value]) {
     let text = Value::from(rows.to_vec()).to_string();
     client
         .execute(
@@ -175,6 +177,28 @@ fn rows_written_meanwhile_are_left_alone() {
     client.batch_execute("UPDATE audit_events SET id = -1 WHERE id = 22").unwrap();
     let report = verify_legacy("test", &mut table, Some(&signers()), &[]);
     assert_eq!((report.exit(), found(&report).len()), (2, 0), "{}", report.to_text());
+}
+
+#[test]
+fn stopped_while_the_database_makes_it_wait() {
+    let server = Server::start_tls();
+    let url = server.url("postgres");
+    let mut client = Client::connect(&url, NoTls).unwrap();
+    client.batch_execute(SERIAL).unwrap();
+    load(&mut client, &ROWS[..30]);
+    // What cancels a statement speaks TLS too.
+    let mut table = Table::open(&(url + "?sslmode=require"), "audit_events", Window::default()).unwrap();
+    client.batch_execute("BEGIN; LOCK TABLE audit_events").unwrap();
+    let started = Instant::now();
+    let asked = std::cell::Cell::new(0);
+    let watch = |rows: u64, _: &Gauge| {
+        assert_eq!(rows, 0);
+        asked.set(asked.get() + 1);
+        asked.get() < 5
+    };
+    let report = verify_legacy_with("test", &mut table, Some(&signers()), &[], &watch);
+    assert_eq!((report.exit(), report.reason.as_str()), (2, "stopped when asked to (0 rows were read)"));
+    assert!(started.elapsed() < Duration::from_secs(60), "the statement was not cancelled");
 }
 
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (i32, String, String) {
