@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use audit_verify::legacy::{Anchor as LegacyAnchor, File, FileFormat, LegacyReport, Signers, Source, verify_legacy};
 #[cfg(feature = "postgres")]
 use audit_verify::legacy::{Table, Window};
-use audit_verify::{Anchor, Code, Demands, Export, Report, verify_path_with};
+use audit_verify::{Anchor, Code, Demands, Export, Report, verify_path_with, verify_proof};
 use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use ledger_engine::hash::Hash;
+use ledger_engine::proof::Proof;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -24,11 +25,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
     Every fault is listed in one run.\n\nExamples:\n  audit-verify shop --trust 3fd1…\n  \
     audit-verify -d postgres://auditor@db/shop -s signers.json\n  \
     audit-verify audit.jsonl.gz -s signers.json --anchor head.json --save-anchor head.json\n  \
-    audit-verify shop --trust 3fd1… --anchor kept --save-anchor kept/november --report november.html\n\n\
+    audit-verify shop --trust 3fd1… --anchor kept --save-anchor kept/november --report november.html\n  \
+    audit-verify proof order.proof --trust 3fd1…\n\n\
     The source is only read; writers may go on meanwhile.")]
 struct Cli {
-    /// A ledger's directory, a backup (.db) or a dump (.json); or legacy audit events: a file of JSON lines or an
-    /// export envelope (plain, gzip, zstd; - is standard input), a directory of events, a postgres:// URL
+    /// A ledger's directory, a backup (.db), an export or a dump (.json); a proof file (`proof FILE`, or FILE); or legacy audit
+    /// events: a file of JSON lines or an export envelope (plain, gzip, zstd; - is standard input), a directory of events, a
+    /// postgres:// URL
     source: Vec<String>,
     /// The ledger id you were given, or a file that holds it (64 hex, or JSON with a member ledger_id)
     #[arg(long, value_name = "LEDGER_ID|FILE")]
@@ -78,6 +81,8 @@ struct Cli {
 enum Format {
     /// A ledger
     Native,
+    /// The proof file of one entry
+    Proof,
     /// Legacy: one event a line
     Lines,
     /// Legacy: {"events": […]}
@@ -86,6 +91,12 @@ enum Format {
     Directory,
     /// Legacy: a table in PostgreSQL
     Table,
+}
+
+impl Format {
+    fn is_native(self) -> bool {
+        matches!(self, Format::Native | Format::Proof)
+    }
 }
 
 enum Outcome {
@@ -122,6 +133,9 @@ impl Outcome {
     fn save_anchor(&self, path: &Path) -> Result<(), String> {
         match self {
             Outcome::Native(report) => {
+                if report.part().is_some_and(|part| part.kind != "tail") {
+                    return Err("--save-anchor needs a whole ledger, or what came after an anchor".to_owned());
+                }
                 let text = report.anchor().ok_or(
                     "--save-anchor: a chain has no checkpoint yet; `ledger checkpoint` makes one, or anchor the ledger another day",
                 )?;
@@ -168,6 +182,9 @@ fn detect(source: &str) -> Option<Format> {
     }
     let dump =
         path.extension().is_some_and(|e| e == "json") && head.windows(DUMP_FORMAT.len()).any(|w| w == DUMP_FORMAT);
+    if Proof::is_likely(&head) {
+        return Some(Format::Proof);
+    }
     let native = head.starts_with(SQLITE_MAGIC) || dump || path.extension().is_some_and(|e| e == "db");
     native.then_some(Format::Native)
 }
@@ -203,7 +220,7 @@ impl Legacy<'_> {
             Some(Format::Lines) => Some(FileFormat::Lines),
             Some(Format::Envelope) => Some(FileFormat::Envelope),
             Some(Format::Directory) => Some(FileFormat::Directory),
-            Some(Format::Native) | None => None,
+            Some(Format::Native | Format::Proof) | None => None,
         };
         if self.cli.limit.is_some() || self.since_ms.is_some() {
             return Err("--limit and --since are for tables; a file is verified as a whole".to_owned());
@@ -247,8 +264,13 @@ fn without_password(source: &str) -> String {
 }
 
 fn sources(cli: &Cli) -> Result<Vec<(String, Option<Format>)>, String> {
+    let (format, named) = match &cli.source[..] {
+        // The word says what the files are; a source that is called so is `./proof`.
+        [word, files @ ..] if word == "proof" && !files.is_empty() => (Some(Format::Proof), files),
+        all => (cli.format, all),
+    };
     let mut list: Vec<(String, Option<Format>)> =
-        cli.source.iter().map(|s| (s.clone(), cli.format.or_else(|| detect(s)))).collect();
+        named.iter().map(|s| (s.clone(), format.or_else(|| detect(s)))).collect();
     list.extend(cli.database_url.iter().map(|url| (url.clone(), Some(Format::Table))));
     if list.is_empty() {
         let variable = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
@@ -308,7 +330,7 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
     let trust = cli.trust.as_deref().map(read_trust).transpose()?;
     let sources = sources(cli)?;
     let (native, legacy) = anchors(cli)?;
-    let of = |native: bool| sources.iter().any(|(_, format)| (*format == Some(Format::Native)) == native);
+    let of = |native: bool| sources.iter().any(|(_, format)| format.is_some_and(Format::is_native) == native);
     if !native.is_empty() && !of(true) || !legacy.is_empty() && !of(false) {
         return Err(
             "--anchor: a checkpoint is of a ledger and a saved head of a legacy chain; no source is such".to_owned()
@@ -326,6 +348,7 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
     for (source, format) in &sources {
         let outcome = match format {
             Some(Format::Native) => Outcome::Native(verify_path_with(Path::new(source), demands)),
+            Some(Format::Proof) => Outcome::Native(verify_proof(Path::new(source), demands)),
             format => Outcome::Legacy(Box::new(legacy.verify(source, *format))),
         };
         bar.finish_and_clear();
