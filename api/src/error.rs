@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use ledger_engine::archive::ExportError;
 use ledger_engine::keys::KeyFileError;
 use ledger_engine::ledger::{AppendError, CheckpointError};
+use ledger_engine::prover::ProveError;
 use ledger_engine::store::StoreError;
 
 /// Why a command could not be carried out.
@@ -31,6 +32,9 @@ pub enum CliError {
     /// No export could be made.
     #[error(transparent)]
     Export(#[from] ExportError),
+    /// No proof file could be made.
+    #[error(transparent)]
+    Proof(#[from] ProveError),
     /// No checkpoint could be issued.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -54,7 +58,8 @@ pub(crate) fn report(error: &CliError, dir: Option<&Path>, json: bool) -> ExitCo
     {
         return ExitCode::SUCCESS;
     }
-    let of_engine = matches!(error, CliError::Store(_) | CliError::Append(_) | CliError::Checkpoint(_));
+    let of_engine =
+        matches!(error, CliError::Store(_) | CliError::Proof(_) | CliError::Append(_) | CliError::Checkpoint(_));
     let text = match dir.filter(|_| of_engine).map(|dir| dir.display().to_string()) {
         // The engine knows no path.
         Some(dir) if !error.to_string().contains(&dir) => format!("{dir}: {error}"),

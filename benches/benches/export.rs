@@ -27,7 +27,7 @@ fn exports(c: &mut Criterion) {
         let store = SqliteStore::open(&ledger, SqliteOptions::default()).expect("a ledger");
         Reader::open(Arc::new(store)).await.expect("a ledger").0
     });
-    println!("verified are all checks of FORMAT.md 10 and 12 but those of projections");
+    println!("verified are all checks of FORMAT.md 10 and 13 but those of projections");
     let mut group = c.benchmark_group("export");
     group.sample_size(10).throughput(Throughput::Elements(entries));
     for (name, gzip) in [("plain", false), ("gzip", true)] {

@@ -1,4 +1,4 @@
-//! Writes an export: whole commits of every chain as lines, in files with a manifest (FORMAT.md 12).
+//! Writes an export: whole commits of every chain as lines, in files with a manifest (FORMAT.md 13).
 //!
 //! An export is made beside its directory and renamed when it is complete and on stable storage, so a directory with a
 //! manifest is a whole export. Memory is bounded: one thread reads rows and prints lines, the others compress.

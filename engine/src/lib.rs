@@ -2,9 +2,9 @@
 //!
 //! The **pure core** computes everything that can be argued about and touches no disk, clock or network:
 //! [`json`] and [`body`] (canonical bytes), [`header`] and [`hash`] (the entry hash), [`merkle`], [`commit`], [`note`]
-//! (signed tree heads), [`registry`] and [`genesis`] (keys by place in the history), [`stream`] (names and routing), [`domain`]
-//! (decide and apply). Verifiers use it alone. The **engine** (feature `sqlite`) wraps it with a clock, randomness,
-//! signers and a store. FORMAT.md gives every byte.
+//! (signed tree heads), [`proof`] (one entry for a stranger), [`registry`] and [`genesis`] (keys by place in the history),
+//! [`stream`] (names and routing), [`domain`] (decide and apply). Verifiers use it alone. The **engine** (feature `sqlite`)
+//! wraps it with a clock, randomness, signers and a store. FORMAT.md gives every byte.
 
 pub mod body;
 pub mod commit;
@@ -16,6 +16,7 @@ pub mod header;
 pub mod json;
 pub mod merkle;
 pub mod note;
+pub mod proof;
 pub mod registry;
 pub mod runs;
 pub mod signer;
@@ -30,6 +31,8 @@ pub mod environment;
 pub mod keys;
 #[cfg(feature = "sqlite")]
 pub mod ledger;
+#[cfg(feature = "sqlite")]
+pub mod prover;
 #[cfg(feature = "sqlite")]
 pub mod reader;
 #[cfg(feature = "sqlite")]

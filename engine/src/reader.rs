@@ -12,6 +12,8 @@ use crate::export::Manifest;
 use crate::genesis::Genesis;
 use crate::hash::{EventId, Hash};
 use crate::merkle::{self, Nodes, TILE_WIDTH};
+use crate::proof::Proof;
+use crate::prover::{ProveError, prove};
 use crate::registry::{Registry, RegistryPlace};
 use crate::store::{Entry, Store, StoreError};
 use crate::stream::{CaseId, LEDGER_STREAM, Stream};
@@ -136,6 +138,14 @@ impl Reader {
     pub async fn inclusion_proof(&self, chain: u32, index: u64, size: u64) -> Result<Vec<Hash>, StoreError> {
         let store = Arc::clone(&self.store);
         blocking(move || merkle::inclusion_proof(&StoredNodes { store: &*store, chain }, index, size)).await
+    }
+
+    /// The proof file of an entry, to the last checkpoint of its chain; with its private document if that is there and wanted.
+    pub async fn proof(&self, chain: u32, index: u64, private: bool) -> Result<Proof, ProveError> {
+        let store = Arc::clone(&self.store);
+        tokio::task::spawn_blocking(move || prove(&*store, chain, index, private))
+            .await
+            .unwrap_or_else(|e| Err(StoreError::Unavailable(format!("a proof task died: {e}")).into()))
     }
 
     /// Consistency proof between two sizes of a chain.

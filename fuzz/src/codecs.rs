@@ -36,7 +36,10 @@ pub(crate) fn line(bytes: &[u8]) {
     };
     if let Ok(Some(_)) = part {
         // It is one or two levels deeper, which may be too deep.
-        assert!(matches!(&whole, Ok(Some(_))) || matches!(&whole, Err(e) if e.fault == JsonFault::TooDeep), "{whole:?}");
+        assert!(
+            matches!(&whole, Ok(Some(_))) || matches!(&whole, Err(e) if e.fault == JsonFault::TooDeep),
+            "{whole:?}"
+        );
     }
 }
 

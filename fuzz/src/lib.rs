@@ -25,6 +25,7 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("merkle", proofs::merkle),
     ("name", codecs::name),
     ("note", codecs::note),
+    ("proof", proofs::proof),
     ("registry", registry::registry),
     ("statement", proofs::statement),
     ("verify", ledger::verify),

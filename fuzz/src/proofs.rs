@@ -1,9 +1,11 @@
-//! Merkle proofs against a naive model, and the commit statement.
+//! Merkle proofs against a naive model, the commit statement, and proof files.
 
+use audit_verify::{Demands, verify_proof_bytes};
 use ledger_engine::commit::{Statement, verify_ed25519};
 use ledger_engine::hash::Hash;
 use ledger_engine::header::COUNT_MAX;
 use ledger_engine::merkle::{self, CompactRange, empty_root, leaf_hash, node_hash};
+use ledger_engine::proof::{PROOF_BYTES_MAX, Proof};
 
 use crate::input::Input;
 
@@ -213,4 +215,24 @@ pub(crate) fn statement(bytes: &[u8]) {
         assert!(!verify_ed25519(&public_key, &statement.to_bytes(alg ^ 1, &kid), &signature));
     }
     assert!(!verify_ed25519(&public_key, &message, &signature[..63]));
+}
+
+/// Files that verify under the fixtures' ledger id: no other bytes may.
+const PROOFS: [&[u8]; 3] = [
+    include_bytes!("../corpus/proof/order"),
+    include_bytes!("../corpus/proof/keys_rotated"),
+    include_bytes!("../corpus/proof/key_change"),
+];
+
+/// What is read prints to the same bytes; every input gets a verdict, and only the real files get a good one.
+pub(crate) fn proof(bytes: &[u8]) {
+    let decoded = Proof::decode(bytes);
+    if let Ok(proof) = &decoded {
+        assert!(bytes.len() <= PROOF_BYTES_MAX && Proof::is_likely(bytes));
+        assert_eq!(proof.encode().as_deref(), Ok(bytes));
+    }
+    let trust = Hash::from_hex("9d0bc3f9486a38b7f43b055df762aab077f8bbb7e2df738049b897bdcd01b127");
+    let report = verify_proof_bytes("fuzz", bytes, Demands { trust, ..Demands::default() });
+    assert_eq!(report.exit() == 0, PROOFS.contains(&bytes), "{}", report.to_text());
+    assert_eq!(report.reason().is_empty(), decoded.is_ok());
 }

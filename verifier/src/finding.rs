@@ -66,6 +66,7 @@ codes! {
     CheckpointSignatureInvalid "checkpoint_signature_invalid" "the checkpoint's signature does not verify: text or signature were changed";
     AnchorBeyondTail "anchor_beyond_tail" "the ledger ends before a checkpoint that was kept: it was cut off or rolled back";
     AnchorMismatch "anchor_mismatch" "the ledger contradicts a checkpoint that was kept: its history was rewritten";
+    InclusionMismatch "inclusion_mismatch" "the path from the entry does not lead to the signed root: the entry, the path or a stored tile was changed; verify the whole ledger to learn which";
     ChainHeadMismatch "chain_head_mismatch" "the chain's head row differs from the entries; the engine will refuse or mislead readers";
     StreamHeadMismatch "stream_head_mismatch" "a stream's head row differs from the entries";
     TileMismatch "tile_mismatch" "a stored tile of the Merkle tree differs from the entries: proofs from it would fail";

@@ -99,6 +99,10 @@ fn chart(by_day: &BTreeMap<i64, u64>) -> String {
 
 fn in_words(report: &Report) -> &'static str {
     match report.verdict() {
+        Verdict::Verified if report.part().is_some() => {
+            "What is listed as checked holds: unchanged, in its place, and signed by keys of this ledger. What is not covered is listed \
+             too."
+        }
         Verdict::Verified => {
             "Every entry is unchanged, in its place and signed by a key of this ledger; every transition was allowed; what is stored \
              besides follows from the entries."
@@ -203,9 +207,24 @@ fn tool() -> Option<String> {
     Some(concat!("audit-verify ", env!("CARGO_PKG_VERSION")).to_owned())
 }
 
-/// The page of a ledger.
+fn list(out: &mut String, heading: &str, items: &[String]) {
+    if items.is_empty() {
+        return;
+    }
+    let _ = write!(out, "<h2>{heading}</h2>\n<ul>");
+    out.extend(items.iter().map(|what| format!("<li>{}</li>", escape(what))));
+    out.push_str("</ul>\n");
+}
+
+/// The page of a ledger, or of a part of one.
 pub(crate) fn page(report: &Report) -> String {
-    let mut out = top("Audit of a ledger", report.verdict(), in_words(report), report.source());
+    let title = match report.part().map(|part| part.kind) {
+        Some("proof") => "Audit of one entry, by its proof file",
+        Some("stream") => "Audit of one history in a ledger",
+        Some(_) => "Audit of what came after an anchor",
+        None => "Audit of a ledger",
+    };
+    let mut out = top(title, report.verdict(), in_words(report), report.source());
     out.push_str(&facts(vec![
         ("source", Some(code(report.source()))),
         ("ledger id", report.ledger_id().map(|id| code(&id.to_hex()))),
@@ -216,11 +235,11 @@ pub(crate) fn page(report: &Report) -> String {
         ("judged by", tool()),
         ("note", Some(escape(report.reason())).filter(|r| !r.is_empty())),
     ]));
-    if !report.unchecked().is_empty() {
-        out.push_str("<h2>Not checked</h2>\n<ul>");
-        out.extend(report.unchecked().iter().map(|what| format!("<li>{}</li>", escape(what))));
-        out.push_str("</ul>\n");
+    if let Some(part) = report.part() {
+        list(&mut out, "Checked", &part.checked);
+        list(&mut out, "Not covered", &part.not_covered);
     }
+    list(&mut out, "Not checked", report.unchecked());
     out.push_str(&findings("Findings", report.findings().len() as u64, report.findings()));
     for chain in report.chains() {
         let types = chain.by_type.iter().map(|(t, n)| vec![code(t), n.to_string()]);
@@ -237,6 +256,10 @@ pub(crate) fn page(report: &Report) -> String {
             vec![code(&k.kid), k.purpose.to_owned(), code(&k.public_key), k.enrolled.to_string(), retired]
         });
         out.push_str(&table(&["kid", "purpose", "public key (Ed25519)", "registry entry", "validity"], rows));
+    }
+    if report.part().is_some() {
+        out.push_str("</html>\n");
+        return out;
     }
     out.push_str(
         "<p class=small>Checked: canonical bodies, body and entry hashes, links, places, streams, times, transitions, commits and their \

@@ -14,9 +14,11 @@ mod html;
 pub mod legacy;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod proof;
 mod prove;
 mod report;
 mod row;
+mod single;
 mod source;
 mod tree;
 mod verify;
@@ -24,7 +26,8 @@ mod verify;
 pub use anchor::{Anchor, AnchorError};
 pub use export::Export;
 pub use finding::{Code, Finding};
-pub use report::{ChainReport, KeyReport, Report, Verdict};
+pub use proof::{verify_proof, verify_proof_bytes};
+pub use report::{ChainReport, KeyReport, Part, Report, Verdict};
 pub use source::{Cursor, Dump, SourceError, Sqlite, Tables};
 pub use verify::{Demands, Progress, explain, verify};
 

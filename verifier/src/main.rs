@@ -12,9 +12,10 @@ use audit_verify::legacy::{
 };
 #[cfg(feature = "postgres")]
 use audit_verify::legacy::{Table, Window};
-use audit_verify::{Anchor, Code, Demands, Export, Report, verify_path_with};
+use audit_verify::{Anchor, Code, Demands, Export, Report, verify_path_with, verify_proof};
 use clap::{Parser, ValueEnum};
 use ledger_engine::hash::Hash;
+use ledger_engine::proof::Proof;
 
 use crate::bar::Bar;
 
@@ -29,11 +30,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
     Every fault is listed in one run.\n\nExamples:\n  audit-verify shop --trust 3fd1…\n  \
     audit-verify -d postgres://auditor@db/shop -s signers.json\n  \
     audit-verify audit.jsonl.gz -s signers.json --anchor head.json --save-anchor head.json\n  \
-    audit-verify shop --trust 3fd1… --anchor kept --save-anchor kept/november --report november.html\n\n\
+    audit-verify shop --trust 3fd1… --anchor kept --save-anchor kept/november --report november.html\n  \
+    audit-verify proof order.proof --trust 3fd1…\n\n\
     The source is only read; writers may go on meanwhile.")]
 struct Cli {
-    /// A ledger's directory, a backup (.db), an export's directory or a dump (.json); or legacy audit events: a file of JSON lines or an
-    /// export envelope (plain, gzip, zstd; - is standard input), a directory of events, a postgres:// URL
+    /// A ledger's directory, a backup (.db), an export's directory or a dump (.json); a proof file (`proof FILE`, or FILE); or legacy audit
+    /// events: a file of JSON lines or an export envelope (plain, gzip, zstd; - is standard input), a directory of events, a
+    /// postgres:// URL
     source: Vec<String>,
     /// The ledger id you were given, or a file that holds it (64 hex, or JSON with a member ledger_id)
     #[arg(long, value_name = "LEDGER_ID|FILE")]
@@ -84,6 +87,8 @@ struct Cli {
 enum Format {
     /// A ledger, a backup, an export or a dump
     Native,
+    /// The proof file of one entry
+    Proof,
     /// Legacy: one event a line
     Lines,
     /// Legacy: {"events": […]}
@@ -92,6 +97,12 @@ enum Format {
     Directory,
     /// Legacy: a table in PostgreSQL
     Table,
+}
+
+impl Format {
+    fn is_native(self) -> bool {
+        matches!(self, Format::Native | Format::Proof)
+    }
 }
 
 enum Outcome {
@@ -128,6 +139,9 @@ impl Outcome {
     fn save_anchor(&self, path: &Path) -> Result<(), String> {
         match self {
             Outcome::Native(report) => {
+                if report.part().is_some_and(|part| part.kind != "tail") {
+                    return Err("--save-anchor needs a whole ledger, or what came after an anchor".to_owned());
+                }
                 let text = report.anchor().ok_or(
                     "--save-anchor: a chain has no checkpoint yet; `ledger checkpoint` makes one, or anchor the ledger another day",
                 )?;
@@ -174,6 +188,9 @@ fn detect(source: &str) -> Option<Format> {
     }
     let dump =
         path.extension().is_some_and(|e| e == "json") && head.windows(DUMP_FORMAT.len()).any(|w| w == DUMP_FORMAT);
+    if Proof::is_likely(&head) {
+        return Some(Format::Proof);
+    }
     let native = head.starts_with(SQLITE_MAGIC) || dump || path.extension().is_some_and(|e| e == "db");
     native.then_some(Format::Native)
 }
@@ -216,7 +233,7 @@ impl Legacy<'_> {
             Some(Format::Lines) => Some(FileFormat::Lines),
             Some(Format::Envelope) => Some(FileFormat::Envelope),
             Some(Format::Directory) => Some(FileFormat::Directory),
-            Some(Format::Native) | None => None,
+            Some(Format::Native | Format::Proof) | None => None,
         };
         if self.cli.limit.is_some() || self.since_ms.is_some() {
             return Err("--limit and --since are for tables; a file is verified as a whole".to_owned());
@@ -260,8 +277,13 @@ fn without_password(source: &str) -> String {
 }
 
 fn sources(cli: &Cli) -> Result<Vec<(String, Option<Format>)>, String> {
+    let (format, named) = match &cli.source[..] {
+        // The word says what the files are; a source that is called so is `./proof`.
+        [word, files @ ..] if word == "proof" && !files.is_empty() => (Some(Format::Proof), files),
+        all => (cli.format, all),
+    };
     let mut list: Vec<(String, Option<Format>)> =
-        cli.source.iter().map(|s| (s.clone(), cli.format.or_else(|| detect(s)))).collect();
+        named.iter().map(|s| (s.clone(), format.or_else(|| detect(s)))).collect();
     list.extend(cli.database_url.iter().map(|url| (url.clone(), Some(Format::Table))));
     if list.is_empty() {
         let variable = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
@@ -320,7 +342,7 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
     let trust = cli.trust.as_deref().map(read_trust).transpose()?;
     let sources = sources(cli)?;
     let (native, legacy) = anchors(cli)?;
-    let of = |native: bool| sources.iter().any(|(_, format)| (*format == Some(Format::Native)) == native);
+    let of = |native: bool| sources.iter().any(|(_, format)| format.is_some_and(Format::is_native) == native);
     if !native.is_empty() && !of(true) || !legacy.is_empty() && !of(false) {
         return Err(
             "--anchor: a checkpoint is of a ledger and a saved head of a legacy chain; no source is such".to_owned()
@@ -334,11 +356,12 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
             bar.entries(judged, claimed);
             !STOP.load(Ordering::Relaxed)
         };
+        let (anchors, require_anchor) = (native.as_slice(), cli.require_anchor);
+        let demands = Demands { trust, anchors, require_anchor, progress: Some(&told) };
         let outcome = match format {
+            Some(Format::Proof) => Outcome::Native(Box::new(verify_proof(Path::new(source), demands))),
             Some(Format::Native) => {
                 READING.store(true, Ordering::Relaxed);
-                let (anchors, require_anchor) = (native.as_slice(), cli.require_anchor);
-                let demands = Demands { trust, anchors, require_anchor, progress: Some(&told) };
                 Outcome::Native(Box::new(verify_path_with(Path::new(source), demands)))
             }
             format => Outcome::Legacy(Box::new(legacy.verify(source, *format, &bar))),

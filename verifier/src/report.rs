@@ -119,6 +119,25 @@ impl KeyReport {
     }
 }
 
+/// What a judgement is about that is not of a whole ledger.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// `proof`, `stream` or `tail`.
+    pub kind: &'static str,
+    /// What was checked, for people.
+    pub checked: Vec<String>,
+    /// What was not, and why that is so.
+    pub not_covered: Vec<String>,
+    /// Names what was judged, where it is not named by chains.
+    digest: Option<Hash>,
+}
+
+impl Part {
+    pub(crate) fn new(kind: &'static str) -> Part {
+        Part { kind, ..Part::default() }
+    }
+}
+
 /// The judgement of one source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
@@ -134,6 +153,7 @@ pub struct Report {
     keys: Vec<KeyReport>,
     /// What the export says of itself, where the source is one.
     export: Option<String>,
+    part: Option<Part>,
 }
 
 impl Report {
@@ -170,6 +190,7 @@ impl Report {
             unchecked,
             keys: Vec::new(),
             export: None,
+            part: None,
         }
     }
 
@@ -187,6 +208,7 @@ impl Report {
             unchecked: Vec::new(),
             keys: Vec::new(),
             export: None,
+            part: None,
         }
     }
 
@@ -194,6 +216,21 @@ impl Report {
     pub(crate) fn of_export(mut self, described: String) -> Report {
         self.export = Some(described);
         self
+    }
+
+    pub(crate) fn of_part(mut self, part: Part) -> Report {
+        self.part = Some(part);
+        self
+    }
+
+    pub(crate) fn with_digest(mut self, digest: Hash) -> Report {
+        self.part.iter_mut().for_each(|part| part.digest = Some(digest));
+        self
+    }
+
+    /// What was judged, where it is not a whole ledger.
+    pub fn part(&self) -> Option<&Part> {
+        self.part.as_ref()
     }
 
     /// What the export says of itself, where the source is one.
@@ -234,8 +271,12 @@ impl Report {
     }
 
     /// Names what was judged: SHA-256 over the ledger id and, for each chain, its size, head hash and root as recomputed.
-    /// Two ledgers with the same digest have the same entries. `None` where entries are missing or damaged.
+    /// Two ledgers with the same digest have the same entries. `None` where entries are missing or damaged. Of a proof file, SHA-256
+    /// of its bytes.
     pub fn digest(&self) -> Option<Hash> {
+        if self.chains.is_empty() {
+            return self.part.as_ref()?.digest;
+        }
         let mut bytes = b"ledger/source/v1\0".to_vec();
         bytes.extend_from_slice(&self.ledger_id?.0);
         for chain in &self.chains {
@@ -328,6 +369,10 @@ impl Report {
                 ),
             });
         }
+        if let Some(part) = &self.part {
+            part.checked.iter().for_each(|what| line(format!("checked: {what}")));
+            part.not_covered.iter().for_each(|what| line(format!("not covered: {what}")));
+        }
         self.unchecked.iter().for_each(|what| line(format!("could not check: {what}")));
         if self.verdict == Verdict::IdentityNotProven {
             line("Nothing contradicts the ledger, but nothing says that it is yours: give --trust with the id you were given.".into());
@@ -396,11 +441,13 @@ impl Report {
                 })
             })
             .collect();
+        let part =
+            self.part.as_ref().map(|p| json!({ "kind": p.kind, "checked": p.checked, "not_covered": p.not_covered }));
         json!({
             "format": "audit-report/1", "source": self.source, "exit": self.exit(), "verdict": self.verdict.as_str(),
             "reason": self.reason, "ledger_id": self.ledger_id.map(Hash::to_hex), "origin": self.origin,
             "tool": concat!("audit-verify ", env!("CARGO_PKG_VERSION")), "digest": self.digest().map(Hash::to_hex),
-            "export": self.export, "keys": keys, "chains": chains, "findings": findings, "unchecked": self.unchecked,
+            "export": self.export, "part": part, "keys": keys, "chains": chains, "findings": findings, "unchecked": self.unchecked,
         })
     }
 }

@@ -123,7 +123,7 @@ fn identity(tables: &dyn Tables, trust: Option<Hash>, out: &mut Collector) -> Re
     Ok(Identity { id, genesis: genesis.filter(distinct_keys), authentic, hash: entry_hash })
 }
 
-fn distinct_keys(genesis: &Genesis) -> bool {
+pub(crate) fn distinct_keys(genesis: &Genesis) -> bool {
     let keys = genesis.keys();
     let kids: BTreeSet<_> = keys.iter().map(|k| &k.kid).collect();
     let public: BTreeSet<_> = keys.iter().map(|k| k.public_key).collect();

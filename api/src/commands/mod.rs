@@ -8,5 +8,6 @@ pub(crate) mod init;
 pub(crate) mod keys;
 pub(crate) mod log;
 pub(crate) mod order;
+pub(crate) mod proof;
 pub(crate) mod replay;
 pub(crate) mod submit;

@@ -1,4 +1,4 @@
-//! Files compressed in members that can be read side by side (FORMAT.md 12).
+//! Files compressed in members that can be read side by side (FORMAT.md 13).
 //!
 //! A gzip file is a sequence of members (RFC 1952 2.2). Those of an export hold whole lines, and the extra field of each
 //! says how long the member is, so that a reader finds the next one without inflating. Any gunzip reads such a file.

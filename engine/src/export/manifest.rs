@@ -1,4 +1,4 @@
-//! The manifest of an export: which files it has, what range they cover, their digests (FORMAT.md 12).
+//! The manifest of an export: which files it has, what range they cover, their digests (FORMAT.md 13).
 
 use crate::hash::{Hash, to_hex};
 use crate::json::{Object, Value, parse_canonical};

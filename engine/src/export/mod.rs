@@ -1,4 +1,4 @@
-//! Export lines: what an archive holds of a ledger, one canonical JSON object a line (FORMAT.md 12).
+//! Export lines: what an archive holds of a ledger, one canonical JSON object a line (FORMAT.md 13).
 //!
 //! A line has every column that its row has in a store, so one line of an entry can be verified alone. There is one way to
 //! write each line and the reader accepts no other: a digest of the bytes is a digest of the rows.

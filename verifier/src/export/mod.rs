@@ -1,4 +1,4 @@
-//! A native export as a source: a directory of files with their manifest (FORMAT.md 12).
+//! A native export as a source: a directory of files with their manifest (FORMAT.md 13).
 
 mod blocks;
 mod copy;

@@ -1,0 +1,170 @@
+//! A proof file by itself (FORMAT.md 12): one entry, checked offline against the id of its ledger.
+
+use std::path::Path;
+
+use ledger_engine::hash::{Hash, sha256};
+use ledger_engine::proof::{PROOF_BYTES_MAX, Proof, ProvenEntry};
+use ledger_engine::time::rfc3339;
+
+use crate::finding::Code;
+use crate::report::{KeyReport, Part, Report};
+use crate::single::{Known, included, private_document};
+use crate::verify::{Collector, Demands};
+
+/// Judges a proof file. A file that cannot be read, or is none, is `could not check`.
+pub fn verify_proof(path: &Path, demands: Demands<'_>) -> Report {
+    let name = path.display().to_string();
+    let unreadable = |why: &str| Report::unreadable(&name, why);
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.len() > PROOF_BYTES_MAX as u64 => return unreadable("too large for a proof file, over 4 MiB"),
+        Ok(_) => {}
+        Err(e) => return unreadable(&format!("{e}; check the path")),
+    }
+    match std::fs::read(path) {
+        Ok(bytes) => verify_proof_bytes(&name, &bytes, demands),
+        Err(e) => unreadable(&format!("{e}; check the path")),
+    }
+}
+
+/// Judges the bytes of a proof file.
+pub fn verify_proof_bytes(name: &str, bytes: &[u8], demands: Demands<'_>) -> Report {
+    match Proof::decode(bytes) {
+        Ok(proof) => judge(name, &proof, &demands).with_digest(sha256(&[bytes])),
+        Err(e) => Report::unreadable(name, &format!("not a proof file: {e}")),
+    }
+}
+
+fn place(entry: &ProvenEntry) -> String {
+    format!("entries/{}", entry.header.index)
+}
+
+fn judge(name: &str, proof: &Proof, demands: &Demands<'_>) -> Report {
+    let mut out = Collector::default();
+    let mut unchecked = Vec::new();
+    let (header, commit) = (&proof.entry.header, &proof.commit);
+    let chain = header.chain;
+    let checkpoint = &proof.checkpoint.checkpoint;
+    let zero = proof.registry_checkpoint.as_ref().unwrap_or(&proof.checkpoint);
+    let known = registry(proof, demands.trust, &mut out);
+    let mut part = Part::new("proof");
+    if let Some(known) = &known {
+        if proof.registry_checkpoint.is_some() == (chain == 0) {
+            let why = "registry_checkpoint is there exactly if the entry is of another chain than 0".to_owned();
+            out.report(Code::CheckpointMismatch, Some(chain.into()), "registry_checkpoint".into(), why);
+        }
+        for (k, signed) in [(chain, &proof.checkpoint), (0, zero)].into_iter().take(if chain == 0 { 1 } else { 2 }) {
+            out.take(known.checkpoint(k, signed), k, format!("checkpoints/{}", signed.checkpoint.size));
+        }
+        let path = &proof.entry.path;
+        let judged = known.own(header, &proof.entry.body).and_then(|own| {
+            included(&own.leaf, header.index, path, checkpoint.size, &checkpoint.root)?;
+            private_document(&own.body, proof.private.as_deref()).map(|()| own)
+        });
+        if let Some(own) = out.take(judged, chain, place(&proof.entry)) {
+            out.take(known.commit(header, &own, commit), chain, format!("commits/{}", commit.first_index));
+            if own.body.private_sha256.is_some() && proof.private.is_none() {
+                part.not_covered.push("the private document: it is not in the file (redacted)".into());
+            }
+        }
+        let anchored = anchors(proof, known, demands, &mut out, &mut unchecked);
+        let kids: Vec<&str> = commit.signatures.iter().map(|s| s.kid.as_str()).collect();
+        unchecked.extend(known.compromised(chain, header.index, &kids).filter(|_| !anchored));
+        if demands.require_anchor && !anchored {
+            unchecked.push("no anchor covers the entry".into());
+        }
+    }
+    let last = commit.first_index.saturating_add(u64::from(commit.size)).saturating_sub(1);
+    let kids: Vec<&str> = commit.signatures.iter().map(|s| s.kid.as_str()).collect();
+    part.checked = vec![
+        format!(
+            "{} of {}, revision {}, of {}",
+            header.event_type,
+            header.stream,
+            header.revision,
+            rfc3339(header.recorded_at_us)
+        ),
+        format!("entry {} of chain {chain}, event id {}, its own hashes and its body", header.index, header.id()),
+        format!(
+            "that it was written in the commit of entries {} to {last}, signed by {}",
+            commit.first_index,
+            kids.join(", ")
+        ),
+        format!(
+            "that it is in the history of size {} that the checkpoint signs, root {}",
+            checkpoint.size, checkpoint.root
+        ),
+        format!("{} entries of the key registry, from the genesis on, each in the history", proof.registry.len()),
+    ];
+    part.not_covered.extend([
+        "whether the event was allowed, and what came before and after it: the ledger itself tells".to_owned(),
+        format!("keys that were retired by later entries of the registry than its number {}", proof.registry.len()),
+    ]);
+    let (id, origin) = (known.as_ref().map(|k| k.ledger_id), known.as_ref().map(|k| k.genesis.origin.clone()));
+    let keys = known.as_ref().map(|k| KeyReport::all(&k.registry)).unwrap_or_default();
+    Report::new(name, id, origin, demands, out.findings, Vec::new(), unchecked).with_keys(keys).of_part(part)
+}
+
+/// The ledger's id and keys, from the genesis on. `None`: nothing else can be judged.
+fn registry(proof: &Proof, trust: Option<Hash>, out: &mut Collector) -> Option<Known> {
+    let zero = &proof.registry_checkpoint.as_ref().unwrap_or(&proof.checkpoint).checkpoint;
+    let in_history =
+        |entry: &ProvenEntry, leaf: &Hash| included(leaf, entry.header.index, &entry.path, zero.size, &zero.root);
+    // The parser gives at least one.
+    let (first, rest) = proof.registry.split_first()?;
+    let known = Known::from_genesis(&first.header, &first.body);
+    let mut known = out.take(known, 0, place(first))?;
+    if let Some(trust) = trust.filter(|t| *t != known.ledger_id) {
+        let why = format!("the genesis gives {}; pinned is {trust}", known.ledger_id);
+        out.report(Code::LedgerIdMismatch, None, "ledger".into(), why);
+    }
+    out.take(in_history(first, &first.header.leaf_hash()), 0, place(first));
+    let mut index = 0;
+    for entry in rest {
+        let judged = known.own(&entry.header, &entry.body).and_then(|own| {
+            known.admit(&entry.header, &own)?;
+            in_history(entry, &own.leaf)
+        });
+        out.take(judged, 0, place(entry))?;
+        // Another order than the chain's cannot lie in its tree, but a place could be claimed twice.
+        if entry.header.index <= index {
+            out.report(Code::RegistryInvalid, Some(0), place(entry), "not after the entry before it".into());
+        }
+        index = entry.header.index;
+    }
+    Some(known)
+}
+
+/// Compares with what was kept. Returns whether an anchor covers the entry.
+fn anchors(
+    proof: &Proof,
+    known: &Known,
+    demands: &Demands<'_>,
+    out: &mut Collector,
+    unchecked: &mut Vec<String>,
+) -> bool {
+    let own = proof.entry.header.chain;
+    let mut covered = false;
+    for anchor in demands.anchors {
+        let chain = anchor.chain(&known.genesis.origin, &known.ledger_id, known.genesis.chains);
+        if let Some(why) = anchor.unusable(chain, &known.registry) {
+            unchecked.push(why);
+            continue;
+        }
+        let of_registry = proof.registry_checkpoint.as_ref().filter(|_| chain == Some(0));
+        let Some(signed) = of_registry.or(Some(&proof.checkpoint).filter(|_| chain == Some(own))) else { continue };
+        let (size, root) = (signed.checkpoint.size, signed.checkpoint.root);
+        if anchor.size() != size {
+            unchecked.push(format!(
+                "anchor {} is of size {}, the file's checkpoint of size {size}: nothing in the file connects them",
+                anchor.name,
+                anchor.size()
+            ));
+        } else if anchor.root() != root {
+            let why = format!("{} has the root {}, the file {root}", anchor.name, anchor.root());
+            out.report(Code::AnchorMismatch, chain.map(u64::from), format!("checkpoints/{size}"), why);
+        } else {
+            covered |= chain == Some(own);
+        }
+    }
+    covered
+}
