@@ -246,3 +246,33 @@ async fn an_index_that_leads_elsewhere_is_not_verified() {
     assert_eq!(report.exit(), 2, "{}", report.to_text());
     assert!(report.to_text().contains("other queries may give other rows"), "{}", report.to_text());
 }
+
+/// Rows of a view are made when somebody asks, and may differ by who asks and how.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_in_place_of_a_table_is_not_verified() {
+    let made = sample_directory().await;
+    for table in ["entries", "orders", "checkpoints"] {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(DATABASE_FILE);
+        std::fs::copy(made.0.path().join(DATABASE_FILE), &file).unwrap();
+        let db = rusqlite::Connection::open(&file).unwrap();
+        // The rows are the right ones, as far as a query can tell.
+        db.execute_batch(&format!("ALTER TABLE {table} RENAME TO hidden; CREATE VIEW {table} AS SELECT * FROM hidden"))
+            .unwrap();
+        drop(db);
+        let report = audit_verify::verify_path(dir.path(), Some(made.1));
+        assert_eq!(report.exit(), 2, "{}", report.to_text());
+        assert!(report.reason().contains(&format!("{table} is a view")), "{}", report.to_text());
+    }
+    // A trigger changes nothing that is read, and the verdict is of what is read.
+    let db = rusqlite::Connection::open(made.0.path().join(DATABASE_FILE)).unwrap();
+    db.execute_batch("CREATE TRIGGER lost AFTER INSERT ON orders BEGIN DELETE FROM orders; END").unwrap();
+    drop(db);
+    assert_eq!(audit_verify::verify_path(made.0.path(), Some(made.1)).exit(), 0);
+}
+
+async fn sample_directory() -> (tempfile::TempDir, ledger_engine::hash::Hash) {
+    let dir = tempfile::tempdir().unwrap();
+    let id = support::sample(dir.path(), 1).await;
+    (dir, id)
+}

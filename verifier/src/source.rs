@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use ledger_engine::domain::projection::{Cell, TABLES};
 use ledger_engine::hash::{Hash, from_hex};
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _};
 
 use crate::export::Export;
 use crate::row::{blob, number};
@@ -184,6 +184,8 @@ impl Sqlite {
         let mut present: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         let read = || -> rusqlite::Result<()> {
             conn.busy_timeout(std::time::Duration::from_secs(30))?;
+            // The database is not ours: nothing in its schema is to run more than it must.
+            conn.pragma_update(None, "trusted_schema", "OFF")?;
             conn.execute_batch("BEGIN")?;
             for table in table_names() {
                 let mut s = conn.prepare("SELECT name FROM pragma_table_info(?1)")?;
@@ -207,6 +209,23 @@ impl Sqlite {
         })?;
         if present.get("entries").is_none_or(BTreeSet::is_empty) {
             return Err(unreadable("the database has no table of entries: it is no ledger".into()));
+        }
+        for table in table_names() {
+            let kind = conn.query_row(
+                "SELECT type, coalesce(sql, '') LIKE 'create virtual%' FROM sqlite_schema WHERE name = ?1 COLLATE NOCASE",
+                [table],
+                |r| Ok((r.get::<_, String>(0)?, r.get::<_, bool>(1)?)),
+            );
+            match kind.optional().map_err(|e| unreadable(e.to_string()))? {
+                None => {}
+                Some((kind, false)) if kind == "table" => {}
+                Some(_) => {
+                    return Err(unreadable(format!(
+                        "{table} is a view or a virtual table, which may show other rows to whoever asks in another way; a ledger has a table \
+                         there: find out who changed the schema, and verify a backup"
+                    )));
+                }
+            }
         }
         Ok(Sqlite { path: file, conn, present, unwritten })
     }
