@@ -16,9 +16,15 @@ pub const COUNT_MAX: u64 = i64::MAX as u64;
 /// Longest possible header: 64 ASCII bytes of stream and of type, and the fixed fields.
 pub const HEADER_BYTES_MAX: usize = 2 + 32 + 4 + 8 + 32 + 8 + 64 + 8 + 32 + 16 + 8 + 64 + 2 + 8 + 32 + 32;
 
-/// The header of an entry. Fields are encoded in this order; every one is covered by the entry hash.
+/// A string of a header.
+pub trait Text: Encode + AsRef<str> {}
+
+impl<T: Encode + AsRef<str>> Text for T {}
+
+/// The header of an entry. Fields are encoded in this order; every one is covered by the entry hash. `S` is a string, or one
+/// that is borrowed from a line.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Header {
+pub struct Header<S = String> {
     /// Always [`FORMAT_VERSION`].
     pub format_version: u16,
     /// SHA-256 over the genesis body, FORMAT.md 4.
@@ -30,7 +36,7 @@ pub struct Header {
     /// Entry hash of index − 1; zeros at 0.
     pub prev_hash: [u8; 32],
     /// Stream name, `[a-z][a-z0-9-]{0,63}`.
-    pub stream: String,
+    pub stream: S,
     /// Place in the stream, from 1, without gaps.
     pub revision: u64,
     /// Entry hash of the stream's previous entry; zeros at revision 1.
@@ -38,7 +44,7 @@ pub struct Header {
     /// [`EventId::derive`] of ledger, chain and index.
     pub event_id: [u8; 16],
     /// `[a-z][a-z0-9_.]{0,63}`.
-    pub event_type: String,
+    pub event_type: S,
     /// Which rules judge the entry, from 1.
     pub schema_version: u16,
     /// Microseconds since the Unix epoch; never decreases along a chain.
@@ -67,7 +73,7 @@ pub enum HeaderError {
 // `config::legacy()` with a bound, so that a hostile length cannot ask for memory.
 const CONFIG: Configuration<LittleEndian, Fixint, Limit<1024>> = bincode::config::legacy().with_limit::<1024>();
 
-impl Header {
+impl<S: Text> Header<S> {
     /// The header's bytes, the input of the entry hash and of the RFC 6962 leaf.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(HEADER_BYTES_MAX);
@@ -87,26 +93,14 @@ impl Header {
         Some(&out[..len])
     }
 
-    /// Reads a header. Refuses trailing bytes and any field outside its range, so that what is accepted
-    /// re-encodes to the same bytes.
-    pub fn decode(bytes: &[u8]) -> Result<Header, HeaderError> {
-        let (header, used): (Header, usize) =
-            bincode::decode_from_slice(bytes, CONFIG).map_err(|e| HeaderError::Malformed(e.to_string()))?;
-        if used != bytes.len() {
-            return Err(HeaderError::Trailing(bytes.len() - used));
-        }
-        header.check()?;
-        Ok(header)
-    }
-
     /// Checks ranges and grammars of all fields.
     pub fn check(&self) -> Result<(), HeaderError> {
         let field = |ok: bool, name| if ok { Ok(()) } else { Err(HeaderError::Field(name)) };
         field(self.format_version == FORMAT_VERSION, "format_version")?;
         field(self.index <= COUNT_MAX, "index")?;
-        field(is_stream_name(&self.stream), "stream")?;
+        field(is_stream_name(self.stream.as_ref()), "stream")?;
         field((1..=COUNT_MAX).contains(&self.revision), "revision")?;
-        field(is_event_type(&self.event_type), "event_type")?;
+        field(is_event_type(self.event_type.as_ref()), "event_type")?;
         field(self.schema_version == 1, "schema_version")?;
         field((0..1 << 53).contains(&self.recorded_at_us), "recorded_at_us")
     }
@@ -124,6 +118,20 @@ impl Header {
     /// The id as a type.
     pub fn id(&self) -> EventId {
         EventId(self.event_id)
+    }
+}
+
+impl Header {
+    /// Reads a header. Refuses trailing bytes and any field outside its range, so that what is accepted
+    /// re-encodes to the same bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Header, HeaderError> {
+        let (header, used): (Header, usize) =
+            bincode::decode_from_slice(bytes, CONFIG).map_err(|e| HeaderError::Malformed(e.to_string()))?;
+        if used != bytes.len() {
+            return Err(HeaderError::Trailing(bytes.len() - used));
+        }
+        header.check()?;
+        Ok(header)
     }
 }
 

@@ -154,7 +154,7 @@ impl Reader<'_> {
         };
         let idx = row.header.index;
         let damage = damage(chain, &row);
-        let body_only = damage == Some(Code::BodyHashMismatch) && row.hash == row.entry_hash;
+        let body_only = damage == Some(Code::BodyHashMismatch) && row.digests.hash == row.entry_hash;
         let mut stream_fault = None;
         if let Some(code) = damage {
             chain.tainted |= !body_only;
@@ -170,11 +170,11 @@ impl Reader<'_> {
         }
         if row.header.stream == "ledger" {
             let heads = chain.registry.entry(row.header.revision).or_default();
-            heads.extend([row.entry_hash, row.hash]);
+            heads.extend([row.entry_hash, row.digests.hash]);
         }
         if damage.is_none() || body_only {
             let first = chain.streams.get(&row.header.stream).map_or(idx, |t| t.first);
-            let tip = Tip { first, idx, revision: row.header.revision, stored: row.entry_hash, hash: row.hash };
+            let tip = Tip { first, idx, revision: row.header.revision, stored: row.entry_hash, hash: row.digests.hash };
             chain.streams.insert(row.header.stream.clone(), tip);
         }
         if stream_fault.is_some() {
@@ -184,12 +184,12 @@ impl Reader<'_> {
             self.sku(chain, &row, body);
         }
         let seen = Seen {
-            hash: row.hash,
+            hash: row.digests.hash,
             stored: row.entry_hash,
-            leaf: row.leaf,
+            leaf: row.digests.leaf,
             damage,
             stream_fault,
-            bytes: (row.header_len + body.len()) as u64,
+            bytes: (row.digests.header_len + body.len()) as u64,
             registry_revision: (row.header.stream == "ledger").then_some(row.header.revision),
         };
         chain.at.insert(idx, seen);
@@ -259,13 +259,13 @@ fn damage(chain: &Chain, row: &EntryRow) -> Option<Code> {
     };
     if chain.at.contains_key(&h.index) {
         Some(Code::EntryDuplicate)
-    } else if !row.body_ok {
+    } else if !row.digests.body_ok {
         Some(Code::BodyHashMismatch)
-    } else if !row.id_ok {
+    } else if !row.digests.id_ok {
         Some(Code::EventIdMismatch)
     } else if !linked {
         Some(Code::PrevHashMismatch)
-    } else if row.hash != row.entry_hash {
+    } else if row.digests.hash != row.entry_hash {
         Some(Code::EntryHashMismatch)
     } else {
         None

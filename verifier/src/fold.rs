@@ -320,7 +320,7 @@ fn evidence(row: &EntryRow, body: &[u8], seen: &crate::chain::Seen) -> String {
         Some(Code::EntryHashMismatch) => {
             format!(
                 "{} of stream {}: expected entry hash {}, found {}",
-                row.header.event_type, row.header.stream, row.entry_hash, row.hash
+                row.header.event_type, row.header.stream, row.entry_hash, row.digests.hash
             )
         }
         Some(Code::PrevHashMismatch) => {

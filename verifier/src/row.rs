@@ -2,7 +2,7 @@
 
 use ledger_engine::domain::projection::Cell;
 use ledger_engine::hash::{EventId, Hash, body_hash, entry_hash, sha256};
-use ledger_engine::header::{FORMAT_VERSION, HEADER_BYTES_MAX, Header, is_event_type};
+use ledger_engine::header::{FORMAT_VERSION, HEADER_BYTES_MAX, Header, Text, is_event_type};
 use ledger_engine::merkle::leaf_hash;
 
 /// Largest integer of the format: below 2^63.
@@ -35,14 +35,10 @@ pub(crate) fn hash(cell: &Cell) -> Option<Hash> {
 #[derive(Clone, Debug)]
 pub(crate) struct EntryRow {
     pub(crate) header: Header,
-    pub(crate) header_len: usize,
     pub(crate) entry_hash: Hash,
     pub(crate) parent_index: Option<u64>,
-    /// Recomputed from the header's columns.
-    pub(crate) hash: Hash,
-    pub(crate) leaf: Hash,
-    pub(crate) body_ok: bool,
-    pub(crate) id_ok: bool,
+    /// Recomputed from the header's columns and the body.
+    pub(crate) digests: Digests,
 }
 
 /// A row with its body.
@@ -92,13 +88,24 @@ pub(crate) fn read_entry<'c>(cells: &'c [Cell], ledger_id: &Hash) -> Option<Body
         cell => Some(number(cell)?),
     };
     let body = blob(body)?;
+    let entry_hash = hash(entry_h)?;
     // Any ASCII name decodes here; one that is no stream is a routing fault.
-    Some((EntryRow::new(header, hash(entry_h)?, parent_index, body), body))
+    let digests = Digests::of(&header, body);
+    Some((EntryRow { header, entry_hash, parent_index, digests }, body))
 }
 
-impl EntryRow {
-    /// Computes what follows from a header and a body whose fields are in range.
-    pub(crate) fn new(header: Header, stated: Hash, parent_index: Option<u64>, body: &[u8]) -> EntryRow {
+/// What follows from a header and a body whose fields are in range.
+#[derive(Clone, Debug)]
+pub(crate) struct Digests {
+    pub(crate) header_len: usize,
+    pub(crate) hash: Hash,
+    pub(crate) leaf: Hash,
+    pub(crate) body_ok: bool,
+    pub(crate) id_ok: bool,
+}
+
+impl Digests {
+    pub(crate) fn of<S: Text>(header: &Header<S>, body: &[u8]) -> Digests {
         let mut scratch = [0; HEADER_BYTES_MAX];
         let ledger_id = Hash(header.ledger_id);
         let longer;
@@ -109,15 +116,12 @@ impl EntryRow {
                 &longer
             }
         };
-        EntryRow {
+        Digests {
             header_len: bytes.len(),
-            entry_hash: stated,
-            parent_index,
             hash: entry_hash(bytes),
             leaf: leaf_hash(bytes),
             body_ok: body_hash(body).0 == header.body_hash && sha256(&[body]).0 == header.body_sha256,
             id_ok: EventId::derive(&ledger_id, header.chain, header.index).0 == header.event_id,
-            header,
         }
     }
 }

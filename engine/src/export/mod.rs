@@ -22,7 +22,7 @@ pub const LINE_BYTES_MAX: usize = BODY_BYTES_MAX + 4096;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EntryLine<'a> {
     /// The header; its hashes are those that the line states.
-    pub header: Header,
+    pub header: Header<&'a str>,
     /// The entry hash that the line states.
     pub entry_hash: Hash,
     /// Index of the stream's previous entry.
@@ -96,7 +96,13 @@ pub struct LineError {
 }
 
 /// Appends an entry's line with its line feed.
-pub fn write_entry(out: &mut Vec<u8>, header: &Header, entry_hash: &Hash, parent_index: Option<u64>, body: &[u8]) {
+pub fn write_entry<S: AsRef<str>>(
+    out: &mut Vec<u8>,
+    header: &Header<S>,
+    entry_hash: &Hash,
+    parent_index: Option<u64>,
+    body: &[u8],
+) {
     let mut line = Writer(out);
     line.text("{\"body\":").bytes(body);
     line.text(",\"body_hash\":\"").hex(&header.body_hash);
@@ -104,7 +110,7 @@ pub fn write_entry(out: &mut Vec<u8>, header: &Header, entry_hash: &Hash, parent
     line.text("\",\"chain\":").number(header.chain.into());
     line.text(",\"entry_hash\":\"").hex(&entry_hash.0);
     line.text("\",\"event_id\":\"").hex(&header.event_id);
-    line.text("\",\"event_type\":\"").text(&header.event_type);
+    line.text("\",\"event_type\":\"").text(header.event_type.as_ref());
     line.text("\",\"index\":").number(header.index);
     line.text(",\"parent_hash\":\"").hex(&header.parent_hash);
     line.text("\",\"parent_index\":");
@@ -116,7 +122,7 @@ pub fn write_entry(out: &mut Vec<u8>, header: &Header, entry_hash: &Hash, parent
     line.text("\",\"recorded_at_us\":").number(header.recorded_at_us.unsigned_abs());
     line.text(",\"revision\":").number(header.revision);
     line.text(",\"schema_version\":").number(header.schema_version.into());
-    line.text(",\"stream\":\"").text(&header.stream).text("\"}\n");
+    line.text(",\"stream\":\"").text(header.stream.as_ref()).text("\"}\n");
 }
 
 impl CommitLine {
@@ -394,14 +400,14 @@ impl<'a> Reader<'a> {
         T::try_from(n).or_else(|_| self.error(expected))
     }
 
-    fn name(&mut self, expected: &'static str) -> Result<String, LineError> {
+    fn name(&mut self, expected: &'static str) -> Result<&'a str, LineError> {
         let rest = &self.line[self.at..];
         let allowed = |b: &&u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-');
         let len = rest.iter().take(65).take_while(allowed).count();
         match std::str::from_utf8(&rest[..len]) {
             Ok(name) if (1..=64).contains(&len) => {
                 self.at += len;
-                Ok(name.to_owned())
+                Ok(name)
             }
             _ => self.error(expected),
         }
@@ -412,18 +418,18 @@ impl<'a> Reader<'a> {
 mod tests {
     use super::*;
 
-    fn header() -> Header {
+    fn header() -> Header<&'static str> {
         Header {
             format_version: FORMAT_VERSION,
             ledger_id: [9; 32],
             chain: 3,
             index: 17,
             prev_hash: [1; 32],
-            stream: "order-00000000000000000000000000000001".into(),
+            stream: "order-00000000000000000000000000000001",
             revision: 2,
             parent_hash: [2; 32],
             event_id: [3; 16],
-            event_type: "payment.captured".into(),
+            event_type: "payment.captured",
             schema_version: 1,
             recorded_at_us: 1_700_000_000_000_000,
             body_hash: [4; 32],

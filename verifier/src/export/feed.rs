@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use ledger_engine::domain::projection::Cell;
-use ledger_engine::export::{ExportFile, Line};
+use ledger_engine::export::{EntryLine, ExportFile, Line};
 use ledger_engine::hash::Hash;
 
 use super::blocks::{Block, Blocks};
 use super::rows;
 use crate::prove::{Prepared, Stop, check, suspect};
-use crate::row::EntryRow;
+use crate::row::Digests;
 
 /// Blocks that are worked on or wait for their turn.
 const BLOCKS: usize = 6;
@@ -102,8 +102,9 @@ fn item(line: Line<'_>) -> Option<Item> {
     Some(match line {
         Line::Entry(entry) => {
             entry.header.check().ok()?;
-            let row = EntryRow::new(entry.header, entry.entry_hash, entry.parent_index, entry.body);
-            Item::Entry(Box::new(Prepared::new(row, entry.body)?))
+            let EntryLine { header, entry_hash, parent_index, body } = *entry;
+            let digests = Digests::of(&header, body);
+            Item::Entry(Box::new(Prepared::new(&header, &digests, entry_hash, parent_index, body)?))
         }
         Line::Commit(commit) => Item::Commit(commit.first_index, rows::commit(&commit), rows::signatures(&commit)),
         Line::Checkpoint(checkpoint) => Item::Checkpoint(checkpoint.size, rows::checkpoint(&checkpoint)),

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::mpsc::Receiver;
 
+use compact_str::CompactString;
 use ledger_engine::body::{BODY_BYTES_MAX, Body};
 use ledger_engine::commit::{ALG_ED25519, COMMIT_BYTES_MAX, COMMIT_SIGNATURES_MAX, Statement, verify_ed25519};
 use ledger_engine::domain::Occurrence;
@@ -12,6 +13,7 @@ use ledger_engine::domain::projection::{Cell, TABLES, idempotency_row, needs_ide
 use ledger_engine::domain::sku::Sku;
 use ledger_engine::genesis::Genesis;
 use ledger_engine::hash::{Hash, sha256};
+use ledger_engine::header::{Header, Text};
 use ledger_engine::json::{Object, Value};
 use ledger_engine::merkle;
 use ledger_engine::registry::{KeyRecord, RegistryPlace};
@@ -26,14 +28,14 @@ use super::{HeadClaim, Piece, Prover, Stop, check, suspect};
 use crate::commits::{CheckpointJudge, Commit, read_commit};
 use crate::export::{Fed, Item};
 use crate::report::ChainReport;
-use crate::row::{EntryRow, blob, number, read_entry, text};
+use crate::row::{Digests, blob, number, read_entry, text};
 
 /// Entry hashes kept, for what `chain.heads` says of its own chain.
 const RECENT: usize = 16_384;
 
 /// An entry whose own bytes are right.
 pub(crate) struct Prepared {
-    row: EntryRow,
+    row: Row,
     stream: Stream,
     body: Body,
     /// Length of header and body.
@@ -41,13 +43,43 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    /// Steps 2.3, 2.4, 2.6, 2.9 and the form of the stream, of a row and its body. `None`: one of them fails.
-    pub(crate) fn new(row: EntryRow, body: &[u8]) -> Option<Prepared> {
-        let own = row.body_ok && row.id_ok && row.hash == row.entry_hash;
-        let stream = Stream::parse(&row.header.stream).filter(|_| own)?;
-        let bytes = (row.header_len + body.len()) as u64;
+    /// Steps 2.3, 2.4, 2.6, 2.9 and the form of the stream, of an entry's columns in range. `None`: one of them fails.
+    pub(crate) fn new<S: Text>(
+        header: &Header<S>,
+        digests: &Digests,
+        stated: Hash,
+        parent_index: Option<u64>,
+        body: &[u8],
+    ) -> Option<Prepared> {
+        let own = digests.body_ok && digests.id_ok && digests.hash == stated;
+        let stream = Stream::parse(header.stream.as_ref()).filter(|_| own)?;
+        let bytes = (digests.header_len + body.len()) as u64;
+        let event_type = header.event_type.as_ref().into();
+        let Header { chain, index, prev_hash, revision, parent_hash, event_id, recorded_at_us, .. } = *header;
+        let header = Place { chain, index, prev_hash, revision, parent_hash, event_id, event_type, recorded_at_us };
+        let row = Row { header, parent_index, hash: digests.hash, leaf: digests.leaf };
         Some(Prepared { row, stream, body: Body::decode(body).ok()?, bytes })
     }
+}
+
+/// What is left to judge of a row whose own bytes are right.
+struct Row {
+    header: Place,
+    parent_index: Option<u64>,
+    hash: Hash,
+    leaf: Hash,
+}
+
+/// The fields of a header that say where it belongs.
+struct Place {
+    chain: u32,
+    index: u64,
+    prev_hash: [u8; 32],
+    revision: u64,
+    parent_hash: [u8; 32],
+    event_id: [u8; 16],
+    event_type: CompactString,
+    recorded_at_us: i64,
 }
 
 /// A commit whose entries are being taken.
@@ -580,7 +612,7 @@ fn projection_rows(sums: &Sums) -> u64 {
 
 fn prepare(cells: &[Cell], ledger_id: &Hash) -> Option<Prepared> {
     let (row, body) = read_entry(cells, ledger_id)?;
-    Prepared::new(row, body)
+    Prepared::new(&row.header, &row.digests, row.entry_hash, row.parent_index, body)
 }
 
 /// Names a listing: 128 bits of SHA-256, so that a set of them stays small.
