@@ -356,7 +356,7 @@ impl Reader<'_> {
         let mut out = Text::default();
         loop {
             let rest = &self.text.as_bytes()[self.at..];
-            let plain = rest.iter().position(|b| matches!(b, b'"' | b'\\' | 0..=0x1f)).unwrap_or(rest.len());
+            let plain = plain_len(rest);
             let text = &self.text[self.at..self.at + plain];
             self.at += plain;
             if out.is_empty() {
@@ -513,6 +513,28 @@ impl Reader<'_> {
     }
 }
 
+/// How many bytes there are before a quote, a backslash or a control character. Eight are looked at together: a string is most of
+/// what a body has, and byte by byte this took more time than hashing it.
+fn plain_len(bytes: &[u8]) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    // The high bit of each byte below n, and perhaps of bytes after such a one: the first is right.
+    let below = |word: u64, n: u64| word.wrapping_sub(ONES * n) & !word & HIGH;
+    let mut at = 0;
+    while let Some(chunk) = bytes.get(at..at + 8) {
+        let word = u64::from_le_bytes(chunk.try_into().unwrap_or_default());
+        let quote = below(word ^ (ONES * u64::from(b'"')), 1);
+        let backslash = below(word ^ (ONES * u64::from(b'\\')), 1);
+        let stop = quote | backslash | below(word, 0x20);
+        if stop != 0 {
+            return at + (stop.trailing_zeros() / 8) as usize;
+        }
+        at += 8;
+    }
+    let rest = &bytes[at..];
+    at + rest.iter().position(|b| matches!(b, b'"' | b'\\' | 0..=0x1f)).unwrap_or(rest.len())
+}
+
 fn write_value(value: &Value, out: &mut Vec<u8>) {
     match value {
         Value::Null => out.extend_from_slice(b"null"),
@@ -624,6 +646,26 @@ mod tests {
         assert!(parse(deep(32).as_bytes()).is_ok());
         assert_eq!(fault(&deep(33)).0, JsonFault::TooDeep);
         assert_eq!(canonical("9007199254740991"), "9007199254740991");
+    }
+
+    #[test]
+    fn a_string_ends_at_the_first_byte_that_is_not_plain() {
+        for len in 0..20 {
+            for at in 0..len {
+                for byte in 0..=255u8 {
+                    for around in [b'a', 0x7f, 0x80, 0xff, 0x20, 0x21, 0x23] {
+                        let mut bytes = vec![around; len];
+                        bytes[at] = byte;
+                        // A second one behind the first.
+                        if let Some(next) = bytes.get_mut(at + 1) {
+                            *next = b'"';
+                        }
+                        let expected = bytes.iter().position(|b| matches!(b, b'"' | b'\\' | 0..=0x1f));
+                        assert_eq!(plain_len(&bytes), expected.unwrap_or(len), "{bytes:?}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

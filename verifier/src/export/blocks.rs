@@ -85,12 +85,14 @@ impl Blocks {
         })
     }
 
-    /// The next block, `None` at the end. An error of kind `InvalidData` or `UnexpectedEof` is a fault of the file.
-    pub(super) fn next(&mut self) -> io::Result<Option<Block>> {
+    /// The next block, `None` at the end; `spare` is a buffer that may be used for it. An error of kind `InvalidData` or `UnexpectedEof` is a fault of the file.
+    pub(super) fn next(&mut self, spare: Vec<u8>) -> io::Result<Option<Block>> {
         let fault = |what: String| Err(io::Error::new(io::ErrorKind::InvalidData, what));
         match self {
             Blocks::Stream(input, rest) => {
-                let mut block = Vec::with_capacity(rest.len() + BLOCK_BYTES + 1);
+                let mut block = spare;
+                block.clear();
+                block.reserve(rest.len() + BLOCK_BYTES + 1);
                 block.append(rest);
                 loop {
                     let got = input.by_ref().take(BLOCK_BYTES as u64).read_to_end(&mut block)?;

@@ -2,7 +2,7 @@
 //! digests of the files run along.
 
 use std::path::Path;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
 
 use ledger_engine::domain::projection::Cell;
 use ledger_engine::export::{EntryLine, ExportFile, Line};
@@ -44,8 +44,10 @@ pub(crate) fn feed(dir: &Path, files: &[&ExportFile], ledger_id: Hash, out: &Syn
         let (sender, receiver) = sync_channel(BLOCKS);
         let fed = std::thread::scope(|scope| {
             let path = dir.join(&file.name);
-            scope.spawn(move || read(&path, ledger_id, &sender));
-            collect(file, receiver, out)
+            // Buffers go round: new ones would have to be cleared by the kernel each time.
+            let (back, spare) = std::sync::mpsc::channel();
+            scope.spawn(move || read(&path, ledger_id, &sender, &spare));
+            collect(file, receiver, &back, out)
         });
         // A closed channel: the judge has seen enough.
         if let Err(Some(stop)) = fed {
@@ -61,7 +63,7 @@ pub(crate) fn feed(dir: &Path, files: &[&ExportFile], ledger_id: Hash, out: &Syn
 type Waiting = Receiver<Result<Parsed, String>>;
 
 /// Reads blocks and has them parsed by the pool; their results are awaited in order.
-fn read(path: &Path, ledger_id: Hash, out: &SyncSender<Waiting>) {
+fn read(path: &Path, ledger_id: Hash, out: &SyncSender<Waiting>, spare: &Receiver<Vec<u8>>) {
     let failed = |e: std::io::Error| {
         let (sender, receiver) = sync_channel(1);
         let _ = sender.send(Err(e.to_string()));
@@ -72,7 +74,7 @@ fn read(path: &Path, ledger_id: Hash, out: &SyncSender<Waiting>) {
         Err(e) => return failed(e),
     };
     loop {
-        let block = match blocks.next() {
+        let block = match blocks.next(spare.try_recv().unwrap_or_default()) {
             Ok(Some(block)) => block,
             Ok(None) => return,
             Err(e) => return failed(e),
@@ -113,7 +115,12 @@ fn item(line: Line<'_>) -> Option<Item> {
 }
 
 /// Takes parsed blocks in order. `Err(None)`: nobody wants more.
-fn collect(file: &ExportFile, blocks: Receiver<Waiting>, out: &SyncSender<Fed>) -> Result<(), Option<Stop>> {
+fn collect(
+    file: &ExportFile,
+    blocks: Receiver<Waiting>,
+    back: &Sender<Vec<u8>>,
+    out: &SyncSender<Fed>,
+) -> Result<(), Option<Stop>> {
     let (mut lines, mut bytes) = (0, 0);
     let mut blake3 = blake3::Hasher::new();
     while let Ok(waiting) = blocks.recv() {
@@ -128,6 +135,8 @@ fn collect(file: &ExportFile, blocks: Receiver<Waiting>, out: &SyncSender<Fed>) 
         // More than the manifest says is not read to its end.
         check(bytes <= file.bytes, "the length of a file").map_err(Some)?;
         out.send(Ok(parsed.items)).map_err(|_| None)?;
+        // The reader may have come to the end of the file.
+        let _ = back.send(parsed.plain);
     }
     // One digest says it; computing the manifest's SHA-256 too would take a tenth of the time.
     let same = Hash(*blake3.finalize().as_bytes()) == file.blake3 && (lines, bytes) == (file.lines, file.bytes);

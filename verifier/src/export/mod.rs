@@ -221,7 +221,7 @@ impl Tables for Export {
         let first = || -> Option<Vec<Cell>> {
             let file = self.files(0, FileKind::Entries).into_iter().next()?;
             let mut blocks = Blocks::open(&self.dir.join(&file.name)).ok()?;
-            let lines = blocks.next().ok()??.into_lines().ok()?;
+            let lines = blocks.next(Vec::new()).ok()??.into_lines().ok()?;
             lines.split(|b| *b == b'\n').take(2).find_map(|line| match Line::parse(line, &self.manifest.ledger_id) {
                 Ok(Line::Entry(entry)) if entry.header.index == 0 => Some(rows::entry(&entry)),
                 _ => None,
