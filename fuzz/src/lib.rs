@@ -4,6 +4,8 @@
 mod codecs;
 mod input;
 mod ledger;
+mod legacy;
+mod links;
 pub mod mutate;
 mod proofs;
 mod registry;
@@ -20,6 +22,11 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("header", codecs::header),
     ("json", codecs::json),
     ("key", codecs::key),
+    ("legacy_canonical", legacy::canonical),
+    ("legacy_file", legacy::file),
+    ("legacy_links", links::links),
+    ("legacy_signers", legacy::signers),
+    ("legacy_time", legacy::time),
     ("line", codecs::line),
     ("manifest", codecs::manifest),
     ("merkle", proofs::merkle),

@@ -61,6 +61,7 @@ pub struct File {
     packed: &'static str,
     reader: Reader,
     gauge: Arc<Gauge>,
+    chunk_bytes: usize,
     stated: Option<u64>,
     /// Files of a directory that are not events.
     passed_over: u64,
@@ -82,7 +83,17 @@ impl File {
             let gauge = Arc::new(Gauge::new(Unit::Files, None));
             let walk = Walk::new(path, Arc::clone(&gauge)).map_err(|e| unreadable(&name, &e))?;
             let (format, packed, reader) = (FileFormat::Directory, "", Reader::Directory(walk));
-            return Ok(File { name, format, packed, reader, gauge, stated: None, passed_over: 0, damage: None });
+            return Ok(File {
+                name,
+                format,
+                packed,
+                reader,
+                gauge,
+                chunk_bytes: CHUNK_BYTES,
+                stated: None,
+                passed_over: 0,
+                damage: None,
+            });
         }
         if path == Path::new("-") {
             return File::from_pipe(name, io::stdin(), format);
@@ -94,6 +105,18 @@ impl File {
         }
         let gauge = Arc::new(Gauge::new(Unit::Bytes, Some(about.len())));
         File::from_reader(name, Box::new(file), gauge, format)
+    }
+
+    /// Reads what is in memory.
+    pub fn from_bytes(bytes: Vec<u8>, format: Option<FileFormat>) -> Result<File, LegacyError> {
+        let gauge = Arc::new(Gauge::new(Unit::Bytes, Some(bytes.len() as u64)));
+        File::from_reader("memory".to_owned(), Box::new(Cursor::new(bytes)), gauge, format)
+    }
+
+    /// Has so many bytes judged together: no verdict depends on it.
+    #[must_use]
+    pub fn with_chunk_bytes(self, chunk_bytes: usize) -> File {
+        File { chunk_bytes: chunk_bytes.max(1), ..self }
     }
 
     fn from_pipe(
@@ -144,7 +167,17 @@ impl File {
                 Reader::Lines(LineReader { inner: plain, carry: Vec::new(), skipping: false, ended: false })
             }
         };
-        Ok(File { name, format, packed, reader, gauge, stated: None, passed_over: 0, damage: None })
+        Ok(File {
+            name,
+            format,
+            packed,
+            reader,
+            gauge,
+            chunk_bytes: CHUNK_BYTES,
+            stated: None,
+            passed_over: 0,
+            damage: None,
+        })
     }
 }
 
@@ -266,8 +299,8 @@ enum Event {
 }
 
 /// Events' texts in one buffer.
-#[derive(Default)]
 struct Texts {
+    chunk_bytes: usize,
     buffer: Vec<u8>,
     events: Vec<Event>,
     /// Names for findings: empty, or one for each event.
@@ -276,7 +309,7 @@ struct Texts {
 
 impl Texts {
     fn full(&self) -> bool {
-        self.buffer.len() >= CHUNK_BYTES || self.events.len() >= CHUNK_ROWS
+        self.buffer.len() >= self.chunk_bytes || self.events.len() >= CHUNK_ROWS
     }
 }
 
@@ -327,7 +360,8 @@ impl Source for File {
         if let Some(e) = self.damage.take() {
             return Err(unreadable(&self.name, &e));
         }
-        let mut texts = Texts::default();
+        let chunk_bytes = self.chunk_bytes;
+        let mut texts = Texts { chunk_bytes, buffer: Vec::new(), events: Vec::new(), names: Vec::new() };
         let read = match &mut self.reader {
             Reader::Lines(lines) => lines.read(&mut texts),
             Reader::Envelope(envelope) => {
@@ -362,7 +396,7 @@ impl LineReader {
     fn read(&mut self, texts: &mut Texts) -> io::Result<()> {
         while texts.events.is_empty() && !self.ended {
             texts.buffer = std::mem::take(&mut self.carry);
-            let wanted = CHUNK_BYTES.max(texts.buffer.len()) as u64;
+            let wanted = texts.chunk_bytes.max(texts.buffer.len()) as u64;
             let read = (&mut self.inner).take(wanted).read_to_end(&mut texts.buffer);
             self.ended = matches!(read, Ok(0));
             self.split(texts);

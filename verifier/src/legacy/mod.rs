@@ -24,4 +24,19 @@ pub use signers::{Signers, SignersError};
 #[cfg(feature = "postgres")]
 pub use table::{Table, Window};
 pub(crate) use time::print_time;
+
 pub use verify::{FINDINGS_LISTED, LegacyError, Source, Watch, verify_legacy, verify_legacy_with};
+
+/// The parsers alone, for fuzzing.
+#[doc(hidden)]
+pub mod parsers {
+    pub use super::time::{parse_time, print_time};
+
+    /// The canonical form of one JSON text.
+    pub fn canonical(text: &str) -> Result<Vec<u8>, String> {
+        let mut out = Vec::new();
+        super::canonical::canonicalise(text, &mut out, &mut super::canonical::Scratch::default())
+            .map_err(|fault| fault.to_string())?;
+        Ok(out)
+    }
+}

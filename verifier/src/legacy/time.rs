@@ -2,7 +2,7 @@
 
 /// Reads RFC 3339, or what PostgreSQL prints (`2025-11-17 00:00:00+00`), into milliseconds since 1970; finer digits are
 /// dropped, as JavaScript's `Date` does.
-pub(crate) fn parse_time(text: &str) -> Option<i64> {
+pub fn parse_time(text: &str) -> Option<i64> {
     let bytes = text.as_bytes();
     let number = |from: usize, to: usize| -> Option<i64> {
         let digits = bytes.get(from..to)?;
@@ -57,7 +57,7 @@ pub(crate) fn parse_time(text: &str) -> Option<i64> {
 }
 
 /// Prints milliseconds since 1970 as RFC 3339.
-pub(crate) fn print_time(millis: i64) -> String {
+pub fn print_time(millis: i64) -> String {
     let (days, rest) = (millis.div_euclid(86_400_000), millis.rem_euclid(86_400_000));
     // The inverse of the count above, by 400-year eras.
     let shifted = days + 719_468;

@@ -207,6 +207,23 @@ fn copies_and_repeated_ids() {
     assert!(report.findings[0].evidence.contains("row 2"));
 }
 
+/// A chain after itself is as many copies as it has rows, wherever they stand.
+#[test]
+fn a_copy_of_everything() {
+    let rows = chain(4);
+    let twice = [rows.clone(), rows].concat();
+    let expected = ["row_duplicate 1", "row_duplicate 2", "row_duplicate 3", "row_duplicate 4"];
+    for seed in 0..4 {
+        let mut rows = twice.clone();
+        if seed > 0 {
+            shuffle(&mut rows, seed);
+        }
+        let mut found = found(&judge(&rows));
+        found.sort();
+        assert_eq!(found, expected);
+    }
+}
+
 #[test]
 fn rings() {
     // Stored hashes overwritten so that the rows lead to each other.
