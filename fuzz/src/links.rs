@@ -14,6 +14,7 @@ const NO_DOUBLE: &str = "1e999";
 
 struct Row {
     name: Hash,
+    recomputed: bool,
     alias: Option<Hash>,
     prev: Option<Hash>,
     id: u8,
@@ -51,17 +52,17 @@ fn rows(bytes: &[u8]) -> Vec<Row> {
         };
         let hash = alias.unwrap_or(name);
         let text = format!("{{\"id\":{id_text},\"payload\":{payload},\"hash\":\"{hash}\",\"prev_hash\":{link}}}\n");
-        rows.push(Row { name, alias, prev, id, text });
+        rows.push(Row { name, recomputed: kind % 2 == 0, alias, prev, id, text });
     }
     rows
 }
 
-/// The row that each row follows: the one before it if that has the name, else the first of the name, else the first that claims it.
+/// The row that each row follows: the one before it if that has the name for certain, else the first of the name, else the first that claims it.
 fn parents(rows: &[Row]) -> Vec<Option<usize>> {
     let named = |prev: &Hash, row: &Row| row.name == *prev || row.alias == Some(*prev);
     let parent = |at: usize| {
         let prev = rows[at].prev.as_ref()?;
-        let before = at.checked_sub(1).filter(|b| rows[*b].name == *prev);
+        let before = at.checked_sub(1).filter(|b| rows[*b].recomputed && rows[*b].name == *prev);
         let first = || rows.iter().position(|r| r.name == *prev);
         before.or_else(first).or_else(|| rows.iter().position(|r| named(prev, r)))
     };

@@ -37,6 +37,8 @@ pub(crate) enum Link {
 pub(crate) struct Judged {
     /// The hash recomputed; if that was impossible the stored one, or one that nobody can link to.
     pub(crate) name: Hash,
+    /// The name is the recomputed hash. What a row only claims can repeat.
+    pub(crate) recomputed: bool,
     /// The stored hash where it differs.
     pub(crate) alias: Option<Hash>,
     pub(crate) link: Link,
@@ -148,7 +150,7 @@ impl Judge<'_> {
         }
         self.piece.ids.push(String::new());
         let name = no_name(place);
-        self.piece.rows.push(Judged { name, alias: None, link: Link::Unreadable, digest: name });
+        self.piece.rows.push(Judged { name, recomputed: false, alias: None, link: Link::Unreadable, digest: name });
     }
 
     fn row(&mut self, row: &RawRow<'_>, place: u64) {
@@ -186,7 +188,13 @@ impl Judge<'_> {
         }
         self.count(row, time);
         self.piece.ids.push(row.id.as_deref().map(bounded_id).unwrap_or_default());
-        self.piece.rows.push(Judged { name: hashed.name, alias, link, digest: row_digest(row, &hashed.name, time) });
+        self.piece.rows.push(Judged {
+            name: hashed.name,
+            recomputed: hashed.digest.is_some(),
+            alias,
+            link,
+            digest: row_digest(row, &hashed.name, time),
+        });
     }
 
     /// Leaves `canonical ‖ prev` in `message` and gives its SHA-256.

@@ -1,6 +1,6 @@
 //! Puts rows into the order of their links, whatever order they came in.
 //!
-//! Rows that follow each other in the source, each by the name of the one before it, are one **run**, so an ordered
+//! Rows that follow each other in the source, each by the recomputed hash of the one before it, are one **run**, so an ordered
 //! chain is a single run and costs no memory. Otherwise the runs' links are joined with all rows' names by sorting both on disk. Memory is 13 bytes a run, and four
 //! more at two moments: 10 million rows in no order at all need 170 MB here.
 
@@ -143,7 +143,7 @@ impl Links {
     pub(crate) fn push(&mut self, row: &Judged, id: &str) -> io::Result<()> {
         let number = self.rows.len() as u32;
         let follows = match (row.link, &self.last) {
-            (Link::To(prev), Some(last)) => last.name == prev,
+            (Link::To(prev), Some(last)) => last.recomputed && last.name == prev,
             _ => false,
         };
         if !follows {
