@@ -9,6 +9,7 @@ use curve25519_dalek::edwards::CompressedEdwardsY;
 use ledger_engine::hash::{Hash, sha256};
 use serde_json::Value;
 
+use super::judge::shown;
 use super::time::parse_time;
 
 /// SPKI of an Ed25519 key (RFC 8410) up to the 32 bytes of the key.
@@ -146,7 +147,7 @@ impl Signers {
         };
         let window = time("validFrom").and_then(|from| Ok((from, time("revokedAt")?)));
         let (valid_from, revoked_at) =
-            window.map_err(|name| SignersError::Shape(format!("{name} of {kid} is no RFC 3339 time")))?;
+            window.map_err(|name| SignersError::Shape(format!("{name} of {} is no RFC 3339 time", shown(kid))))?;
         let text = entry.as_str().or_else(|| member(&["publicKey", "public_key", "public_key_pem", "key"]));
         let key = match text {
             None => Err(Refused::Key("the entry has no public key")),
@@ -157,7 +158,7 @@ impl Signers {
         };
         let signer = Signer { kid: kid.to_owned(), key, valid_from, revoked_at };
         if let Some(&at) = self.by_kid.get(kid) {
-            return if self.list[at] == signer { Ok(()) } else { Err(SignersError::Ambiguous(kid.to_owned())) };
+            return if self.list[at] == signer { Ok(()) } else { Err(SignersError::Ambiguous(shown(kid))) };
         }
         self.by_kid.insert(kid.to_owned(), self.list.len());
         self.list.push(signer);
