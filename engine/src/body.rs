@@ -65,21 +65,23 @@ impl Body {
         }
         let member = |name: &str| BodyError::Member(name.chars().take(64).collect());
         let Some(value) = parse_canonical(bytes)? else { return Err(BodyError::NotCanonical) };
-        let Value::Object(mut object) = value else { return Err(member("(the body itself)")) };
-        let Some(Value::Str(actor_id)) = object.remove("actor_id") else { return Err(member("actor_id")) };
-        let Some(Value::Object(payload)) = object.remove("payload") else { return Err(member("payload")) };
-        let private_sha256 = match object.remove("private_sha256") {
-            None => None,
-            Some(v) => Some(v.as_str().and_then(Hash::from_hex).ok_or_else(|| member("private_sha256"))?),
-        };
-        let meta = match object.remove("meta") {
-            None => None,
-            Some(v) => Some(read_meta(&v).ok_or_else(|| member("meta"))?),
-        };
-        match object.iter().next() {
-            Some((name, _)) => Err(member(name)),
-            None => Ok(Body { actor_id: actor_id.into(), payload, private_sha256, meta }),
+        let Value::Object(object) = value else { return Err(member("(the body itself)")) };
+        let (mut actor_id, mut payload, mut private_sha256, mut meta) = (None, None, None, None);
+        for (name, value) in object {
+            match (name.as_str(), value) {
+                ("actor_id", Value::Str(id)) => actor_id = Some(id.into()),
+                ("payload", Value::Object(object)) => payload = Some(object),
+                ("private_sha256", v) => {
+                    private_sha256 =
+                        Some(v.as_str().and_then(Hash::from_hex).ok_or_else(|| member("private_sha256"))?);
+                }
+                ("meta", v) => meta = Some(read_meta(&v).ok_or_else(|| member("meta"))?),
+                (name, _) => return Err(member(name)),
+            }
         }
+        let actor_id = actor_id.ok_or_else(|| member("actor_id"))?;
+        let payload = payload.ok_or_else(|| member("payload"))?;
+        Ok(Body { actor_id, payload, private_sha256, meta })
     }
 }
 

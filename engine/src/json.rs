@@ -155,6 +155,16 @@ impl Object {
     }
 }
 
+impl IntoIterator for Object {
+    type Item = (Text, Value);
+    type IntoIter = std::vec::IntoIter<(Text, Value)>;
+
+    /// Members in order.
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
 impl Value {
     /// The canonical bytes (RFC 8785).
     pub fn to_canonical(&self) -> Vec<u8> {
