@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use audit_verify::legacy::{Anchor as LegacyAnchor, File, FileFormat, LegacyReport, Signers, Source, verify_legacy};
 #[cfg(feature = "postgres")]
 use audit_verify::legacy::{Table, Window};
-use audit_verify::{Anchor, Code, Demands, Export, Report, verify_path_with, verify_proof};
+use audit_verify::{Anchor, Code, Demands, Export, Report, verify_path_with, verify_proof, verify_stream};
 use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use ledger_engine::hash::Hash;
@@ -57,6 +57,9 @@ struct Cli {
     /// A checkpoint or legacy head that was kept, or a directory of them: the source must reach and contain it
     #[arg(long, value_name = "FILE|DIR")]
     anchor: Vec<PathBuf>,
+    /// One history of a ledger alone: an order's id, or a stream of an order, a delivery or a SKU. Its cost is that of the history
+    #[arg(long, value_name = "ID", conflicts_with = "save_anchor")]
+    stream: Option<String>,
     /// Exit 2 if a ledger has entries that no anchor covers
     #[arg(long)]
     require_anchor: bool,
@@ -336,6 +339,9 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
             "--anchor: a checkpoint is of a ledger and a saved head of a legacy chain; no source is such".to_owned()
         );
     }
+    if cli.stream.is_some() && sources.iter().any(|(_, format)| *format != Some(Format::Native)) {
+        return Err("--stream is for ledgers: a directory or a backup".to_owned());
+    }
     let bar = progress_bar(cli);
     let told = |judged: u64, claimed: u64| {
         bar.set_length(claimed.max(judged));
@@ -347,7 +353,10 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
     let mut exits = Vec::new();
     for (source, format) in &sources {
         let outcome = match format {
-            Some(Format::Native) => Outcome::Native(verify_path_with(Path::new(source), demands)),
+            Some(Format::Native) => Outcome::Native(match &cli.stream {
+                Some(id) => verify_stream(Path::new(source), id, demands),
+                None => verify_path_with(Path::new(source), demands),
+            }),
             Some(Format::Proof) => Outcome::Native(verify_proof(Path::new(source), demands)),
             format => Outcome::Legacy(Box::new(legacy.verify(source, *format))),
         };
