@@ -60,6 +60,9 @@ struct Cli {
     /// One history of a ledger alone: an order's id, or a stream of an order, a delivery or a SKU. Its cost is that of the history
     #[arg(long, value_name = "ID", conflicts_with = "save_anchor")]
     stream: Option<String>,
+    /// Judge only what came after the anchors, in time that depends on what is new; what was not read again is named
+    #[arg(long, requires = "anchor", conflicts_with = "stream")]
+    since_anchor: bool,
     /// Exit 2 if a ledger has entries that no anchor covers
     #[arg(long)]
     require_anchor: bool,
@@ -348,7 +351,8 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
         bar.set_position(judged);
         !STOP.load(Ordering::Relaxed)
     };
-    let demands = Demands { trust, anchors: &native, require_anchor: cli.require_anchor, progress: Some(&told) };
+    let (require_anchor, since_anchor) = (cli.require_anchor, cli.since_anchor);
+    let demands = Demands { trust, anchors: &native, require_anchor, since_anchor, progress: Some(&told) };
     let legacy = Legacy::new(cli, legacy)?;
     let mut exits = Vec::new();
     for (source, format) in &sources {
