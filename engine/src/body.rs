@@ -72,8 +72,7 @@ impl Body {
                 ("actor_id", Value::Str(id)) => actor_id = Some(id.into()),
                 ("payload", Value::Object(object)) => payload = Some(object),
                 ("private_sha256", v) => {
-                    private_sha256 =
-                        Some(v.as_str().and_then(Hash::from_hex).ok_or_else(|| member("private_sha256"))?);
+                    private_sha256 = Some(v.as_str().and_then(Hash::from_hex).ok_or_else(|| member("private_sha256"))?);
                 }
                 ("meta", v) => meta = Some(read_meta(&v).ok_or_else(|| member("meta"))?),
                 (name, _) => return Err(member(name)),

@@ -123,6 +123,7 @@ fn chain_facts(report: &Report, c: &ChainReport) -> Vec<Vec<String>> {
     let row = |name: &str, value: String| vec![name.to_owned(), value];
     let mut rows = vec![
         row("entries, streams", format!("{} in {}", c.entries, c.streams)),
+        row("entries that were read", if c.from == 0 { "all".into() } else { format!("from {} on", c.from) }),
         row("commits, signatures", format!("{} with {}", c.commits, c.signatures)),
         row("head", hash(c.head)),
         row("root (RFC 6962)", hash(c.root)),

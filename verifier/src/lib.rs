@@ -20,6 +20,8 @@ mod report;
 mod row;
 mod single;
 mod source;
+mod stored;
+mod stream;
 mod tree;
 mod verify;
 
@@ -29,6 +31,7 @@ pub use finding::{Code, Finding};
 pub use proof::{verify_proof, verify_proof_bytes};
 pub use report::{ChainReport, KeyReport, Part, Report, Verdict};
 pub use source::{Cursor, Dump, SourceError, Sqlite, Tables};
+pub use stream::verify_stream;
 pub use verify::{Demands, Progress, explain, verify};
 
 use std::path::Path;
@@ -44,20 +47,21 @@ pub fn verify_path(path: &Path, trust: Option<Hash>) -> Report {
 /// Like [`verify_path`], with anchors.
 pub fn verify_path_with(path: &Path, demands: Demands<'_>) -> Report {
     let name = path.display().to_string();
-    if path.file_name().is_none_or(|n| n != MANIFEST_NAME) && path.extension().is_some_and(|e| e == "json") {
-        return match Dump::read(path) {
-            Ok(dump) => verify(&name, &dump, Demands { trust: demands.trust.or(dump.trust), ..demands }),
-            Err(e) => Report::unreadable(&name, &e.to_string()),
-        };
-    }
-    if Export::is_at(path) {
-        return match Export::open(path) {
-            Ok(export) => verify(&name, &export, demands),
-            Err(e) => Report::unreadable(&name, &e.to_string()),
-        };
-    }
-    match Sqlite::open(path).map(|source| verify(&name, &source, demands)) {
-        Ok(report) => report,
+    match open(path) {
+        Ok((tables, trust)) => verify(&name, &*tables, Demands { trust: demands.trust.or(trust), ..demands }),
         Err(e) => Report::unreadable(&name, &e.to_string()),
     }
+}
+
+/// Opens a source, and gives the ledger id that a dump names as trusted.
+fn open(path: &Path) -> Result<(Box<dyn Tables>, Option<Hash>), SourceError> {
+    if path.file_name().is_none_or(|n| n != MANIFEST_NAME) && path.extension().is_some_and(|e| e == "json") {
+        let dump = Dump::read(path)?;
+        let trust = dump.trust;
+        return Ok((Box::new(dump), trust));
+    }
+    if Export::is_at(path) {
+        return Ok((Box::new(Export::open(path)?), None));
+    }
+    Ok((Box::new(Sqlite::open(path)?), None))
 }

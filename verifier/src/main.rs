@@ -12,7 +12,7 @@ use audit_verify::legacy::{
 };
 #[cfg(feature = "postgres")]
 use audit_verify::legacy::{Table, Window};
-use audit_verify::{Anchor, Code, Demands, Export, Report, verify_path_with, verify_proof};
+use audit_verify::{Anchor, Code, Demands, Export, Report, verify_path_with, verify_proof, verify_stream};
 use clap::{Parser, ValueEnum};
 use ledger_engine::hash::Hash;
 use ledger_engine::proof::Proof;
@@ -63,6 +63,12 @@ struct Cli {
     /// contain it
     #[arg(long, value_name = "FILE|DIR")]
     anchor: Vec<PathBuf>,
+    /// One history of a ledger alone: an order's id, or a stream of an order, a delivery or a SKU. Its cost is that of the history
+    #[arg(long, value_name = "ID", conflicts_with = "save_anchor")]
+    stream: Option<String>,
+    /// Judge only what came after the anchors, in time that depends on what is new; what was not read again is named
+    #[arg(long, requires = "anchor", conflicts_with = "stream")]
+    since_anchor: bool,
     /// Exit 2 if a ledger has entries that no anchor covers
     #[arg(long)]
     require_anchor: bool,
@@ -348,6 +354,9 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
             "--anchor: a checkpoint is of a ledger and a saved head of a legacy chain; no source is such".to_owned()
         );
     }
+    if cli.stream.is_some() && sources.iter().any(|(_, format)| *format != Some(Format::Native)) {
+        return Err("--stream is for ledgers: a directory or a backup".to_owned());
+    }
     let legacy = Legacy::new(cli, legacy)?;
     let mut exits = Vec::new();
     for (source, format) in &sources {
@@ -356,13 +365,17 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
             bar.entries(judged, claimed);
             !STOP.load(Ordering::Relaxed)
         };
-        let (anchors, require_anchor) = (native.as_slice(), cli.require_anchor);
-        let demands = Demands { trust, anchors, require_anchor, progress: Some(&told) };
+        let (anchors, require_anchor, since_anchor) = (native.as_slice(), cli.require_anchor, cli.since_anchor);
+        let demands = Demands { trust, anchors, require_anchor, since_anchor, progress: Some(&told) };
         let outcome = match format {
             Some(Format::Proof) => Outcome::Native(Box::new(verify_proof(Path::new(source), demands))),
             Some(Format::Native) => {
                 READING.store(true, Ordering::Relaxed);
-                Outcome::Native(Box::new(verify_path_with(Path::new(source), demands)))
+                let path = Path::new(source);
+                Outcome::Native(Box::new(match &cli.stream {
+                    Some(id) => verify_stream(path, id, demands),
+                    None => verify_path_with(path, demands),
+                }))
             }
             format => Outcome::Legacy(Box::new(legacy.verify(source, *format, &bar))),
         };

@@ -85,12 +85,12 @@ fn judge(name: &str, proof: &Proof, demands: &Demands<'_>) -> Report {
         ),
         format!("entry {} of chain {chain}, event id {}, its own hashes and its body", header.index, header.id()),
         format!(
-            "that it was written in the commit of entries {} to {last}, signed by {}",
+            "whether it was written in the commit of entries {} to {last}, signed by {}",
             commit.first_index,
             kids.join(", ")
         ),
         format!(
-            "that it is in the history of size {} that the checkpoint signs, root {}",
+            "whether it is in the history of size {} that the checkpoint signs, root {}",
             checkpoint.size, checkpoint.root
         ),
         format!("{} entries of the key registry, from the genesis on, each in the history", proof.registry.len()),

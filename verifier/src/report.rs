@@ -56,6 +56,8 @@ impl Verdict {
 pub struct ChainReport {
     pub chain: u64,
     pub entries: u64,
+    /// First entry that was read; what is counted below is counted from there on. Above 0 only of what came after an anchor.
+    pub from: u64,
     pub streams: u64,
     pub commits: u64,
     pub signatures: u64,
@@ -352,6 +354,13 @@ impl Report {
                 "chain {}: {} entries in {} streams, {} commits, {} signatures, {} checkpoints",
                 c.chain, c.entries, c.streams, c.commits, c.signatures, c.checkpoints
             ));
+            if c.from > 0 {
+                line(format!(
+                    "  of them {} were read, from {} on; all but the first number counts these",
+                    c.entries - c.from,
+                    c.from
+                ));
+            }
             line(format!(
                 "  {}; private documents: {} checked, {} redacted",
                 self.projections(c),
@@ -433,7 +442,7 @@ impl Report {
             .iter()
             .map(|c| {
                 json!({
-                    "chain": c.chain, "entries": c.entries, "streams": c.streams, "commits": c.commits,
+                    "chain": c.chain, "entries": c.entries, "from": c.from, "streams": c.streams, "commits": c.commits,
                     "signatures": c.signatures, "checkpoints": c.checkpoints, "covered_by_checkpoint": c.covered,
                     "anchored": c.anchored, "private_checked": c.private_present, "private_redacted": c.private_redacted,
                     "projection_rows": c.projection_rows, "head": c.head.map(Hash::to_hex), "root": c.root.map(Hash::to_hex),

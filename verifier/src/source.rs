@@ -1,6 +1,7 @@
 //! Where rows come from: a SQLite file or a dump. Rows are handed over as they are, however damaged.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use ledger_engine::domain::projection::{Cell, TABLES};
@@ -132,6 +133,43 @@ pub trait Tables {
     /// Why rows could be other than those that were read, for somebody who asks in another way; asked where no fault was found.
     fn flaw(&self) -> Option<SourceError> {
         None
+    }
+
+    /// The rows whose first columns are `key`, the chain among them, in any order. A source that cannot look them up reads the chain.
+    fn keyed(&self, table: &str, key: &[Cell]) -> Result<Vec<Vec<Cell>>, SourceError> {
+        let at = columns(table).0.iter().position(|c| *c == "chain");
+        let mut rows = self.all(table, at.and_then(|at| key.get(at)).and_then(number))?;
+        rows.retain(|row| row.starts_with(key));
+        Ok(rows)
+    }
+
+    /// The rows of a chain whose second column is a number of the range, ordered by key.
+    fn span(&self, table: &str, chain: u64, range: Range<u64>) -> Result<Vec<Vec<Cell>>, SourceError> {
+        let mut rows = self.all(table, Some(chain))?;
+        rows.retain(|row| row.get(1).and_then(number).is_some_and(|n| range.contains(&n)));
+        Ok(rows)
+    }
+
+    /// The row of a chain with the largest number in its second column that is at most `to`.
+    fn last(&self, table: &str, chain: u64, to: u64) -> Result<Option<Vec<Cell>>, SourceError> {
+        Ok(self.span(table, chain, 0..to.saturating_add(1))?.pop())
+    }
+
+    /// Like [`Tables::side_by_side`], from a number in the second column on.
+    fn side_by_side_from(
+        &self,
+        chain: u64,
+        from: u64,
+        tables: &[&str],
+        work: &mut Work<'_>,
+    ) -> Result<(), SourceError> {
+        let mut cursors: Vec<Box<dyn Cursor>> = Vec::new();
+        for table in tables {
+            let mut rows = self.all(table, Some(chain))?;
+            rows.retain(|row| row.get(1).and_then(number).is_none_or(|n| n >= from));
+            cursors.push(Box::new(rows.into_iter()));
+        }
+        work(&mut cursors)
     }
 
     /// All rows at once.
@@ -335,8 +373,70 @@ impl Tables for Sqlite {
     }
 
     fn side_by_side(&self, chain: u64, tables: &[&str], work: &mut Work<'_>) -> Result<(), SourceError> {
-        let filter = format!("WHERE chain = {chain} AND typeof(chain) = 'integer'");
-        let prepare = |table: &&str| self.query(table, &filter, true).map(|q| self.conn.prepare(&q)).transpose();
+        self.cursors(tables, |_| format!("WHERE chain = {chain} AND typeof(chain) = 'integer'"), work)
+    }
+
+    fn side_by_side_from(
+        &self,
+        chain: u64,
+        from: u64,
+        tables: &[&str],
+        work: &mut Work<'_>,
+    ) -> Result<(), SourceError> {
+        // What is no number is larger than any in SQLite's order, so it is handed over too.
+        self.cursors(tables, |table| format!("WHERE chain = {chain} AND {} >= {from}", columns(table).0[1]), work)
+    }
+
+    fn keyed(&self, table: &str, key: &[Cell]) -> Result<Vec<Vec<Cell>>, SourceError> {
+        let names = columns(table).0.iter().zip(1..=key.len());
+        let terms: Vec<String> = names.map(|(name, n)| format!("{name} = ?{n}")).collect();
+        self.select(table, &format!("WHERE {}", terms.join(" AND ")), "", key)
+    }
+
+    fn span(&self, table: &str, chain: u64, range: Range<u64>) -> Result<Vec<Vec<Cell>>, SourceError> {
+        let at = columns(table).0[1];
+        let key = [chain, range.start, range.end].map(|n| Cell::Int(i64::try_from(n).unwrap_or(i64::MAX)));
+        self.select(table, &format!("WHERE chain = ?1 AND {at} >= ?2 AND {at} < ?3"), "", &key)
+    }
+
+    fn last(&self, table: &str, chain: u64, to: u64) -> Result<Option<Vec<Cell>>, SourceError> {
+        let at = columns(table).0[1];
+        let key = [chain, to].map(|n| Cell::Int(i64::try_from(n).unwrap_or(i64::MAX)));
+        Ok(self.select(table, &format!("WHERE chain = ?1 AND {at} <= ?2"), "DESC LIMIT 1", &key)?.pop())
+    }
+
+    fn scan(&self, table: &str, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError> {
+        self.read_pieces(table, self.query(table, "", false), each)
+    }
+}
+
+impl Sqlite {
+    /// Few rows, by conditions on the first columns; the last of these columns orders them.
+    fn select(&self, table: &str, filter: &str, order: &str, key: &[Cell]) -> Result<Vec<Vec<Cell>>, SourceError> {
+        let (names, _) = columns(table);
+        let Some(query) = self.query(table, filter, false) else { return Ok(Vec::new()) };
+        if names.iter().take(key.len().min(2)).any(|name| !self.has(table, name)) {
+            return Ok(Vec::new());
+        }
+        let read = || -> rusqlite::Result<Vec<Vec<Cell>>> {
+            let mut s = self.conn.prepare_cached(&format!("{query} ORDER BY {} {order}", names[1]))?;
+            let mut rows = s.query(rusqlite::params_from_iter(key.iter().map(value)))?;
+            let mut found = Vec::new();
+            while let Some(row) = rows.next()? {
+                found.push(cells(names, row)?);
+            }
+            Ok(found)
+        };
+        read().map_err(|e| self.fail(&e))
+    }
+
+    fn cursors(
+        &self,
+        tables: &[&str],
+        filter: impl Fn(&str) -> String,
+        work: &mut Work<'_>,
+    ) -> Result<(), SourceError> {
+        let prepare = |table: &&str| self.query(table, &filter(table), true).map(|q| self.conn.prepare(&q)).transpose();
         let mut statements =
             tables.iter().map(prepare).collect::<rusqlite::Result<Vec<_>>>().map_err(|e| self.fail(&e))?;
         let mut cursors: Vec<Box<dyn Cursor + '_>> = Vec::new();
@@ -346,9 +446,14 @@ impl Tables for Sqlite {
         }
         work(&mut cursors)
     }
+}
 
-    fn scan(&self, table: &str, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError> {
-        self.read_pieces(table, self.query(table, "", false), each)
+fn value(cell: &Cell) -> rusqlite::types::Value {
+    match cell {
+        Cell::Null => rusqlite::types::Value::Null,
+        Cell::Int(n) => rusqlite::types::Value::Integer(*n),
+        Cell::Text(t) => rusqlite::types::Value::Text(t.clone()),
+        Cell::Blob(b) => rusqlite::types::Value::Blob(b.clone()),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::derived;
 use crate::finding::{Code, Finding};
 use crate::fold::Context;
 use crate::prove::{Stop, prove};
-use crate::report::{ChainReport, KeyReport, Report, Verdict};
+use crate::report::{ChainReport, KeyReport, Part, Report, Verdict};
 use crate::row::{blob, hash, number};
 use crate::source::{SourceError, Tables, table_names};
 
@@ -48,6 +48,8 @@ pub struct Demands<'a> {
     pub anchors: &'a [Anchor],
     /// Entries beyond every anchor leave the verdict open.
     pub require_anchor: bool,
+    /// Only what came after the anchors is judged. A source with a fault, and an export, are judged as a whole.
+    pub since_anchor: bool,
     /// Called now and then.
     pub progress: Option<&'a Progress<'a>>,
 }
@@ -63,7 +65,13 @@ pub fn verify(name: &str, tables: &dyn Tables, demands: Demands<'_>) -> Report {
         let Some(genesis) = genesis else { return Err(Stop::Suspect("the ledger's identity".into())) };
         let proved = prove(tables, identity.id, &genesis, identity.hash, &demands)?;
         let (id, origin) = (Some(identity.id), Some(genesis.origin));
-        Ok(Report::new(name, id, origin, &demands, Vec::new(), proved.chains, proved.unusable).with_keys(proved.keys))
+        let part = proved.since.map(|looked_up| tail(&proved.chains, looked_up));
+        let report = Report::new(name, id, origin, &demands, Vec::new(), proved.chains, proved.unusable);
+        let report = report.with_keys(proved.keys);
+        Ok(match part {
+            Some(part) => report.of_part(part),
+            None => report,
+        })
     };
     let report = match proved() {
         Ok(report) => report,
@@ -82,8 +90,39 @@ pub fn verify(name: &str, tables: &dyn Tables, demands: Demands<'_>) -> Report {
         None => report,
     };
     let held = !matches!(report.verdict(), Verdict::Broken | Verdict::NotChecked);
-    let doubt = tables.doubt().or_else(|| held.then(|| tables.flaw()).flatten());
+    // Looking at the whole file would cost what beginning at an anchor saves.
+    let whole = held && report.part().is_none();
+    let doubt = tables.doubt().or_else(|| whole.then(|| tables.flaw()).flatten());
     doubt.map_or(report, |e| Report::unreadable(name, &e.to_string()))
+}
+
+/// What a run that began at anchors says of itself.
+fn tail(chains: &[ChainReport], looked_up: u64) -> Part {
+    let mut part = Part::new("tail");
+    for c in chains {
+        let k = c.chain;
+        if c.from == 0 {
+            part.checked.push(format!("chain {k}: all entries, since no anchor lets a later beginning"));
+            continue;
+        }
+        let (from, last, anchor) = (c.from, c.entries.saturating_sub(1), c.anchored.unwrap_or_default());
+        part.checked.push(format!(
+            "chain {k}: entries {from} to {last} with their commits, and that they continue the tree of the anchor (size {anchor})"
+        ));
+        part.not_covered.push(format!(
+            "chain {k}: entries 0 to {} were not read again; their hashes are those of the anchor, their rows may have been changed since",
+            from - 1
+        ));
+    }
+    part.checked.push(format!(
+        "{looked_up} entries from before the anchors that the new ones rest on, each in its anchor's tree"
+    ));
+    part.not_covered.extend([
+        "rows of derived tables that the new entries did not touch, rows of no chain, and the database file as a whole"
+            .to_owned(),
+        "that no entry from before the anchors continues an order besides those that stream_heads leads to".to_owned(),
+    ]);
+    part
 }
 
 /// Judges one source, placing and naming every fault. Takes several passes and memory for every entry.

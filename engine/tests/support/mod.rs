@@ -213,3 +213,16 @@ pub async fn check_kept(dir: &Path, id: ledger_engine::hash::Hash, acknowledged:
         assert_eq!(again.entries, answer.entries, "{what}: {line}");
     }
 }
+
+/// A copy of a ledger that nobody uses, changed as whoever owns the file can.
+pub fn tamper(dir: &Path, sql: &str) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    std::fs::copy(dir.join("ledger.db"), copy.path().join("ledger.db")).unwrap();
+    let db = rusqlite::Connection::open(copy.path().join("ledger.db")).unwrap();
+    let mut s = db.prepare("SELECT name FROM sqlite_master WHERE type = 'trigger'").unwrap();
+    let triggers: Vec<String> = s.query_map([], |r| r.get(0)).unwrap().map(Result::unwrap).collect();
+    drop(s);
+    triggers.iter().for_each(|t| db.execute_batch(&format!("DROP TRIGGER {t}")).unwrap());
+    db.execute_batch(sql).unwrap_or_else(|e| panic!("{e}: {sql}"));
+    copy
+}

@@ -14,8 +14,30 @@ const LEVEL: u32 = TILE_WIDTH.trailing_zeros();
 pub(super) struct History {
     pub(super) range: CompactRange,
     recent: VecDeque<Hash>,
-    /// `levels[k][i]` is the root over leaves `[i << (8 + k), (i + 1) << (8 + k))`.
-    levels: Vec<Vec<Hash>>,
+    levels: Vec<Level>,
+}
+
+/// Roots over 2^(8 + k) leaves each, neighbours in order.
+#[derive(Default)]
+struct Level {
+    /// Number of the first that is kept: nothing of what lies before a resumed tree is needed again, but for its last nodes.
+    first: u64,
+    nodes: Vec<Hash>,
+}
+
+impl Level {
+    fn len(&self) -> u64 {
+        self.first + self.nodes.len() as u64
+    }
+
+    fn get(&self, n: u64) -> Option<Hash> {
+        self.nodes.get(usize::try_from(n.checked_sub(self.first)?).ok()?).copied()
+    }
+
+    /// The last `count` nodes, if so many are kept.
+    fn last(&self, count: u64) -> Option<&[Hash]> {
+        self.nodes.get(self.nodes.len().checked_sub(count as usize)?..)
+    }
 }
 
 /// A leaf that is not kept any more.
@@ -26,7 +48,7 @@ impl Nodes for History {
 
     fn node(&self, level: u32, n: u64) -> Result<Hash, Forgotten> {
         if level >= LEVEL {
-            return self.levels.get((level - LEVEL) as usize).and_then(|l| l.get(n as usize)).copied().ok_or(Forgotten);
+            return self.levels.get((level - LEVEL) as usize).and_then(|l| l.get(n)).ok_or(Forgotten);
         }
         let kept_from = self.range.size() - self.recent.len() as u64;
         let from = (n << level).checked_sub(kept_from).ok_or(Forgotten)? as usize;
@@ -43,9 +65,9 @@ impl History {
         self.range.push_with(leaf, |level, node| {
             let Some(k) = level.checked_sub(LEVEL).map(|k| k as usize) else { return };
             if levels.len() == k {
-                levels.push(Vec::new());
+                levels.push(Level::default());
             }
-            levels[k].push(node);
+            levels[k].nodes.push(node);
             grown = k + 1;
         });
         if self.recent.len() == RECENT {
@@ -58,12 +80,44 @@ impl History {
             tile(0, self.range.size() / TILE_WIDTH - 1, flat(&leaves));
         }
         for k in (0..grown).step_by(LEVEL as usize) {
-            let (level, len) = (&self.levels[k], self.levels[k].len() as u64);
-            if len.is_multiple_of(TILE_WIDTH) {
-                let hashes = flat(&level[level.len() - TILE_WIDTH as usize..]);
-                tile(k as u64 / u64::from(LEVEL) + 1, len / TILE_WIDTH - 1, hashes);
+            let (level, len) = (&self.levels[k], self.levels[k].len());
+            if len.is_multiple_of(TILE_WIDTH)
+                && let Some(hashes) = level.last(TILE_WIDTH)
+            {
+                tile(k as u64 / u64::from(LEVEL) + 1, len / TILE_WIDTH - 1, flat(hashes));
             }
         }
+    }
+
+    /// A tree of `size` leaves, of which only the incomplete tiles are known: `tiles[l]` holds the hashes at the bottom of tile
+    /// level `l` from the last multiple of 256 on. That is all that a tree needs to grow. Whether they are right, the root tells:
+    /// every hash is below it.
+    pub(super) fn resume(size: u64, tiles: &[Vec<Hash>]) -> Option<History> {
+        // The neighbours that end where the tree of whole subtrees of this height ends.
+        let last_node = |height: u32| {
+            let (level, above) = ((height / LEVEL) as usize, height % LEVEL);
+            let tile = tiles.get(level)?;
+            let end = ((size >> height << above) % TILE_WIDTH) as usize;
+            tile.get(end.checked_sub(1 << above)?..end).map(root)
+        };
+        let heights = u64::BITS - size.leading_zeros();
+        let mut bytes = Vec::new();
+        for height in (0..heights).rev().filter(|h| size >> h & 1 == 1) {
+            bytes.extend_from_slice(&last_node(height)?.0);
+        }
+        let mut levels = Vec::new();
+        for height in LEVEL..heights {
+            let count = size >> height;
+            levels.push(if height.is_multiple_of(LEVEL) {
+                Level { first: count / TILE_WIDTH * TILE_WIDTH, nodes: tiles.get((height / LEVEL) as usize)?.clone() }
+            } else if count & 1 == 1 {
+                Level { first: count - 1, nodes: vec![last_node(height)?] }
+            } else {
+                Level { first: count, nodes: Vec::new() }
+            });
+        }
+        let recent = VecDeque::from(tiles.first().cloned().unwrap_or_default());
+        Some(History { range: CompactRange::from_bytes(size, &bytes)?, recent, levels })
     }
 
     /// Root at a size up to now, if enough of it is kept.
@@ -100,6 +154,30 @@ mod tests {
         assert_eq!(top, [&(1, 0, roots)]);
         for size in [0, 256, 512, 65_536, 60_000, 69_999, 70_000] {
             assert_eq!(history.root(size), Some(root(&leaves[..size as usize])), "{size}");
+        }
+        // Resumed at any size from the hashes of its incomplete tiles, it grows alike.
+        for from in [0, 1, 255, 256, 257, 511, 512, 3_000, 65_535, 65_536, 65_537, 69_120, 69_999] {
+            let mut levels = vec![leaves[..from].to_vec()];
+            while let Some(below) = levels.last().filter(|l| l.len() >= 256) {
+                let next = below.chunks_exact(256).map(root).collect();
+                levels.push(next);
+            }
+            let incomplete: Vec<Vec<Hash>> = levels.iter().map(|l| l[l.len() / 256 * 256..].to_vec()).collect();
+            let mut resumed = History::resume(from as u64, &incomplete).unwrap();
+            assert_eq!(resumed.range.root(), root(&leaves[..from]), "{from}");
+            let mut grown = Vec::new();
+            for leaf in &leaves[from..] {
+                resumed.push(*leaf, &mut |level, n, hashes| grown.push((level, n, hashes)));
+            }
+            assert_eq!(grown, tiles[tiles.len() - grown.len()..], "{from}");
+            assert_eq!(
+                grown.len(),
+                tiles.iter().filter(|t| (t.1 + 1) << (8 * (t.0 + 1)) > from as u64).count(),
+                "{from}"
+            );
+            for size in [from.max(60_000), 65_536.max(from), 69_999, 70_000] {
+                assert_eq!(resumed.root(size as u64), Some(root(&leaves[..size])), "{from} {size}");
+            }
         }
         assert_eq!(history.root(300), None, "leaf 257 is forgotten");
         assert_eq!(history.root(70_001), None);

@@ -7,10 +7,11 @@
 
 mod history;
 mod multiset;
+mod since;
 mod states;
 mod walk;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use ledger_engine::domain::projection::{Cell, TABLES};
@@ -21,13 +22,14 @@ use ledger_engine::registry::Registry;
 use rayon::prelude::*;
 
 use self::multiset::{RowKey, Sum, Sums};
+use self::since::{Earlier, Loader, Start};
 pub(crate) use self::walk::Prepared;
 use self::walk::Walk;
 use crate::anchor::Anchor;
 use crate::export::{Export, channel, feed};
 use crate::report::{ChainReport, KeyReport};
 use crate::row::number;
-use crate::source::{Cursor, SourceError, Tables, table_names};
+use crate::source::{Cursor, SourceError, Tables, columns, table_names};
 use crate::verify::{Demands, Progress};
 
 /// Entries that are handed over at once.
@@ -93,6 +95,8 @@ pub(crate) struct Proved {
     /// Why anchors say nothing.
     pub(crate) unusable: Vec<String>,
     pub(crate) keys: Vec<KeyReport>,
+    /// Where chains were begun at anchors: how many entries from before them were looked up.
+    pub(crate) since: Option<u64>,
 }
 
 /// Proves a ledger whose genesis is known.
@@ -123,9 +127,20 @@ pub(crate) fn prove(
             .map(|a| (a, a.chain(&genesis.origin, &ledger_id, genesis.chains), None))
             .collect(),
     };
-    let mut reports = prover.run(tables)?;
+    let since = match demands.since_anchor && tables.export().is_none() {
+        true => Loader::new(tables, ledger_id, genesis, demands.anchors)?,
+        false => None,
+    };
+    let (mut reports, since) = match since {
+        Some((loader, registry)) => {
+            prover.registry = registry;
+            let (reports, proven) = prover.run_since(tables, loader)?;
+            (reports, Some(proven))
+        }
+        None => (prover.run(tables)?, None),
+    };
     let unusable = prover.anchored(&mut reports)?;
-    Ok(Proved { chains: reports, unusable, keys: KeyReport::all(&prover.registry) })
+    Ok(Proved { chains: reports, unusable, keys: KeyReport::all(&prover.registry), since })
 }
 
 /// How many entries the source claims: for progress only.
@@ -151,7 +166,7 @@ pub(crate) struct HeadClaim {
     last_hash: Hash,
 }
 
-impl Prover<'_> {
+impl<'a> Prover<'a> {
     /// Marks what usable anchors cover. Returns why others say nothing.
     fn anchored(&self, reports: &mut [ChainReport]) -> Result<Vec<String>, Stop> {
         let mut unusable = Vec::new();
@@ -204,6 +219,53 @@ impl Prover<'_> {
         Ok(reports)
     }
 
+    /// Judges what came after the anchors. Rows of derived tables are compared one by one, as far as new entries touch them.
+    fn run_since(&mut self, tables: &dyn Tables, mut loader: Loader<'_>) -> Result<(Vec<ChainReport>, u64), Stop> {
+        self.sums.kept = Some(HashMap::new());
+        let mut reports = Vec::new();
+        for chain in 0..self.genesis.chains {
+            let Some(start) = loader.start(chain)? else {
+                reports.push(self.chain(tables, chain)?);
+                continue;
+            };
+            let from = start.history.range.size();
+            for (anchor, of, held) in &mut self.anchors {
+                if *of == Some(chain) && anchor.size() < from {
+                    *held = Some(loader.contains(chain, anchor)?);
+                }
+            }
+            reports.push(self.chain_since(tables, chain, start, &mut loader)?);
+        }
+        check(self.claimed.is_subset(&self.listed), "an order's price is of no listing")?;
+        for (table, cells) in self.sums.kept.take().unwrap_or_default().into_values() {
+            let (_, key) = columns(table);
+            let stored = tables.keyed(table, &cells[..key])?;
+            check(stored == [cells], table)?;
+        }
+        Ok((reports, loader.proven))
+    }
+
+    fn chain_since(
+        &mut self,
+        tables: &dyn Tables,
+        chain: u32,
+        start: Start,
+        loader: &mut Loader<'_>,
+    ) -> Result<ChainReport, Stop> {
+        let from = start.history.range.size();
+        let mut stopped = Ok(());
+        let judged = self.judged_beside(Walk::resume, (chain, start), &mut |sender| {
+            tables.side_by_side_from(chain.into(), from, &WALKED, &mut |cursors| {
+                read_pieces(cursors, sender, &mut |piece| {
+                    stopped = loader.prepare(chain, piece);
+                    stopped.is_ok()
+                })
+            })
+        });
+        stopped?;
+        judged
+    }
+
     fn export(&mut self, export: &Export) -> Result<Vec<ChainReport>, Stop> {
         check(export.fits(), "the manifest, or the files of the directory")?;
         check(export.manifest().chains.len() == self.genesis.chains as usize, "the number of chains")?;
@@ -235,18 +297,29 @@ impl Prover<'_> {
     }
 
     fn chain(&mut self, tables: &dyn Tables, chain: u32) -> Result<ChainReport, Stop> {
+        self.judged_beside(|prover, chain| Walk::new(prover, chain), chain, &mut |sender| {
+            tables.side_by_side(chain.into(), &WALKED, &mut |cursors| read_pieces(cursors, sender, &mut |_| true))
+        })
+    }
+
+    /// One thread reads pieces, this one; another walks them.
+    fn judged_beside<'p, T: Send>(
+        &'p mut self,
+        begin: impl FnOnce(&'p mut Self, T) -> Walk<'p, 'a> + Send,
+        with: T,
+        read: &mut dyn FnMut(&SyncSender<Piece>) -> Result<(), SourceError>,
+    ) -> Result<ChainReport, Stop> {
         let (sender, receiver) = sync_channel::<Piece>(AHEAD);
         std::thread::scope(|scope| {
             let judge = scope.spawn(move || {
-                let mut walk = Walk::new(self, chain);
+                let mut walk = begin(self, with);
                 while let Ok(piece) = receiver.recv() {
                     walk.take(piece)?;
                     walk.tell()?;
                 }
                 walk.finish()
             });
-            let names = ["entries", "private_documents", "commits", "commit_signatures", "checkpoints"];
-            let read = tables.side_by_side(u64::from(chain), &names, &mut |cursors| read_pieces(cursors, &sender));
+            let read = read(&sender);
             drop(sender);
             let judged = judge.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             read?;
@@ -254,6 +327,9 @@ impl Prover<'_> {
         })
     }
 }
+
+/// The tables that a walk reads side by side.
+const WALKED: [&str; 5] = ["entries", "private_documents", "commits", "commit_signatures", "checkpoints"];
 
 /// Entries in order, with the other rows that belong to their places.
 #[derive(Default)]
@@ -263,6 +339,8 @@ struct Piece {
     commits: Vec<Vec<Cell>>,
     signatures: Vec<Vec<Cell>>,
     checkpoints: Vec<Vec<Cell>>,
+    /// What lies before the walk began and is needed from here on.
+    earlier: Vec<Earlier>,
 }
 
 /// A cursor with a look at its next row.
@@ -283,7 +361,12 @@ impl Ahead<'_, '_> {
     }
 }
 
-fn read_pieces(cursors: &mut [Box<dyn Cursor + '_>], sender: &SyncSender<Piece>) -> Result<(), SourceError> {
+/// `prepare` sees each piece before it is handed over; `false` stops.
+fn read_pieces(
+    cursors: &mut [Box<dyn Cursor + '_>],
+    sender: &SyncSender<Piece>,
+    prepare: &mut dyn FnMut(&mut Piece) -> bool,
+) -> Result<(), SourceError> {
     let [entries, rest @ ..] = cursors else { return Ok(()) };
     let mut others = Vec::new();
     for cursor in rest {
@@ -306,7 +389,7 @@ fn read_pieces(cursors: &mut [Box<dyn Cursor + '_>], sender: &SyncSender<Piece>)
         // A checkpoint's size is one more than the index of the last entry it covers.
         checkpoints.take(to.saturating_add(1), &mut piece.checkpoints)?;
         // The other side stops at the first suspicion.
-        if sender.send(piece).is_err() || end {
+        if !prepare(&mut piece) || sender.send(piece).is_err() || end {
             return Ok(());
         }
     }

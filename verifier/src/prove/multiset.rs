@@ -4,7 +4,7 @@
 //! were written before the key was drawn, so unequal multisets give equal sums with a probability below 2^-90 even for
 //! rows repeated a trillion times: a sum of independent random vectors with small coefficients, not all zero.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use ledger_engine::domain::projection::Cell;
 use ledger_engine::hash::Hash;
@@ -77,11 +77,37 @@ impl Sum {
 
 /// What each derived table should hold.
 #[derive(Default)]
-pub(crate) struct Sums(pub(crate) BTreeMap<&'static str, Sum>);
+pub(crate) struct Sums {
+    pub(crate) by_table: BTreeMap<&'static str, Sum>,
+    /// The rows themselves by their digests, where they are looked up one by one instead of comparing whole tables.
+    pub(crate) kept: Option<HashMap<Hash, (&'static str, Vec<Cell>)>>,
+}
 
 impl Sums {
     pub(crate) fn of(&mut self, table: &'static str) -> &mut Sum {
-        self.0.entry(table).or_default()
+        self.by_table.entry(table).or_default()
+    }
+
+    /// Adds a row.
+    pub(crate) fn add(&mut self, key: &RowKey, table: &'static str, cells: &[Cell]) {
+        let digest = key.digest(table, cells);
+        self.add_digest(table, digest, self.kept.is_some().then(|| cells.to_vec()));
+    }
+
+    /// Adds a row whose digest was computed elsewhere; its cells where rows are kept.
+    pub(crate) fn add_digest(&mut self, table: &'static str, digest: Hash, cells: Option<Vec<Cell>>) {
+        self.of(table).add(&digest);
+        if let (Some(kept), Some(cells)) = (&mut self.kept, cells) {
+            kept.insert(digest, (table, cells));
+        }
+    }
+
+    /// Takes a row out again.
+    pub(crate) fn remove(&mut self, table: &'static str, digest: &Hash) {
+        self.of(table).remove(digest);
+        if let Some(kept) = &mut self.kept {
+            kept.remove(digest);
+        }
     }
 }
 

@@ -60,23 +60,25 @@ pub(super) fn head_row(chain: u32, stream: Stream, tip: &Tip) -> Vec<Cell> {
 }
 
 impl Held {
-    fn new((is_sku, id): Key) -> Held {
+    pub(super) fn new((is_sku, id): Key) -> Held {
         let state = if is_sku { State::Sku(None) } else { State::Case(Case::new(id)) };
         Held { state, tips: Vec::new() }
     }
 
-    /// Every row that this state should have in the derived tables.
-    fn digests(&self, chain: u32, key: &RowKey) -> Vec<(&'static str, Hash)> {
-        let heads =
-            self.tips.iter().map(|(s, tip)| ("stream_heads", key.digest("stream_heads", &head_row(chain, *s, tip))));
+    /// Every row that this state should have in the derived tables; with its cells if they are to be kept.
+    fn digests(&self, chain: u32, key: &RowKey, keep: bool) -> Vec<Digested> {
+        let heads = self.tips.iter().map(|(s, tip)| ("stream_heads", head_row(chain, *s, tip)));
         let rows = match &self.state {
             State::Case(case) => case_rows(chain, case),
             State::Sku(sku) => sku.iter().map(|s| sku_row(chain, s)).collect(),
         };
-        let rows = rows.iter().map(|r| (r.table.name, key.digest(r.table.name, &r.cells)));
-        heads.chain(rows).collect()
+        let rows = rows.into_iter().map(|r| (r.table.name, r.cells));
+        heads.chain(rows).map(|(table, cells)| (table, key.digest(table, &cells), keep.then_some(cells))).collect()
     }
 }
+
+/// A row of a derived table by its digest.
+type Digested = (&'static str, Hash, Option<Vec<Cell>>);
 
 pub(super) struct States<'a> {
     chain: u32,
@@ -108,15 +110,21 @@ impl<'a> States<'a> {
                 Some(at) => self.read(at, key)?,
                 None => Box::new(Held::new(key)),
             };
-            for (table, digest) in self.key.iter().flat_map(|key| held.digests(self.chain, key)) {
-                sums.of(table).remove(&digest);
+            for (table, digest, _) in self.key.iter().flat_map(|key| held.digests(self.chain, key, false)) {
+                sums.remove(table, &digest);
             }
-            if self.hot.len() >= self.capacity {
-                self.evict((self.capacity / EVICTED).max(1), sums)?;
-            }
-            self.hot.put(key, held);
+            self.put(key, held, sums)?;
         }
         self.hot.get_mut(&key).map(Box::as_mut).ok_or_else(|| Stop::Suspect("a state was lost".into()))
+    }
+
+    /// Takes a state whose rows were not added, such as one from before the walk began.
+    pub(super) fn put(&mut self, key: Key, held: Box<Held>, sums: &mut Sums) -> Result<(), Stop> {
+        if self.hot.len() >= self.capacity {
+            self.evict((self.capacity / EVICTED).max(1), sums)?;
+        }
+        self.hot.put(key, held);
+        Ok(())
     }
 
     /// Adds the rows of every state that is still in memory.
@@ -133,8 +141,9 @@ impl<'a> States<'a> {
         let out: Vec<(Key, Box<Held>)> = (0..count).map_while(|_| self.hot.pop_lru()).collect();
         let (chain, key) = (self.chain, self.key);
         if let Some(key) = key {
-            let digests: Vec<_> = out.par_iter().flat_map_iter(|(_, held)| held.digests(chain, key)).collect();
-            digests.iter().for_each(|(table, digest)| sums.of(table).add(digest));
+            let keep = sums.kept.is_some();
+            let digests: Vec<_> = out.par_iter().flat_map_iter(|(_, held)| held.digests(chain, key, keep)).collect();
+            digests.into_iter().for_each(|(table, digest, cells)| sums.add_digest(table, digest, cells));
         }
         out
     }
@@ -208,9 +217,9 @@ mod tests {
     fn what_left_memory_counts_as_what_stayed() {
         let key = RowKey::draw().unwrap();
         let all = sums(&key, 1000);
-        assert_eq!(all.0["stream_heads"].rows, 300);
+        assert_eq!(all.by_table["stream_heads"].rows, 300);
         for capacity in [1, 4, 50, 299] {
-            assert_eq!(sums(&key, capacity).0, all.0, "{capacity} in memory");
+            assert_eq!(sums(&key, capacity).by_table, all.by_table, "{capacity} in memory");
         }
     }
 }

@@ -23,6 +23,7 @@ use rayon::prelude::*;
 
 use super::history::History;
 use super::multiset::Sums;
+use super::since::{Earlier, Start};
 use super::states::{HOT, Held, State, States, Tip, head_row};
 use super::{HeadClaim, Piece, Prover, Stop, check, suspect};
 use crate::commits::{CheckpointJudge, Commit, read_commit};
@@ -171,12 +172,38 @@ impl<'p, 'a> Walk<'p, 'a> {
         }
     }
 
+    /// Begins where an anchor lets it.
+    pub(super) fn resume(prover: &'p mut Prover<'a>, (chain, start): (u32, Start)) -> Walk<'p, 'a> {
+        let mut walk = Walk::new(prover, chain);
+        walk.report.entries = start.history.range.size();
+        walk.report.from = walk.report.entries;
+        walk.history = start.history;
+        (walk.last_hash, walk.last_time_us, walk.ids) = (start.last_hash, start.last_time_us, start.ids);
+        walk.recent.push_back(walk.last_hash);
+        let from = walk.size();
+        walk.anchors.retain(|(size, _)| *size >= from);
+        walk
+    }
+
+    /// Takes what lies before the walk began.
+    fn earlier(&mut self, earlier: Vec<Earlier>) -> Result<(), Stop> {
+        for item in earlier {
+            match item {
+                Earlier::State(key, held) => self.states.put(key, held, &mut self.prover.sums)?,
+                Earlier::Tip(stream, tip) => drop(self.system.insert(stream, tip)),
+                Earlier::Listed(listing) => drop(self.prover.listed.insert(listing)),
+            }
+        }
+        Ok(())
+    }
+
     fn size(&self) -> u64 {
         self.history.range.size()
     }
 
     /// Judges a piece.
     pub(super) fn take(&mut self, piece: Piece) -> Result<(), Stop> {
+        self.earlier(piece.earlier)?;
         self.documents.extend(piece.documents);
         self.commits.extend(piece.commits);
         self.signatures.extend(piece.signatures);
@@ -335,8 +362,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         self.last_key = Some(*idem);
         check(self.keys.insert(self.secret.hash_one(idem)), "an idempotency key that comes again")?;
         let row = idempotency_row(self.chain, idem, index);
-        let digest = key.digest(row.table.name, &row.cells);
-        self.prover.sums.of(row.table.name).add(&digest);
+        self.prover.sums.add(key, row.table.name, &row.cells);
         Ok(())
     }
 
@@ -555,7 +581,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         self.history.push(entry.row.leaf, &mut |level, n, hashes| {
             let Some(key) = key else { return };
             let cells = [chain.into(), level.into(), n.into(), Cell::Blob(hashes)];
-            sums.of("tiles").add(&key.digest("tiles", &cells));
+            sums.add(key, "tiles", &cells);
         });
         if self.recent.len() == RECENT {
             self.recent.pop_front();
@@ -570,7 +596,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             self.ids.sort_unstable();
             let run = self.size() / RUN_ENTRIES - 1;
             let cells = [chain.into(), run.into(), Cell::Blob(self.ids.concat())];
-            self.prover.sums.of("event_id_runs").add(&key.digest("event_id_runs", &cells));
+            self.prover.sums.add(key, "event_id_runs", &cells);
             self.ids.clear();
         }
         Ok(())
@@ -591,7 +617,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         self.report.root = Some(self.history.range.root());
         let Some(key) = self.prover.key else { return Ok(self.report) };
         let sums = &mut self.prover.sums;
-        let mut add = |table: &'static str, cells: &[Cell]| sums.of(table).add(&key.digest(table, cells));
+        let mut add = |table: &'static str, cells: &[Cell]| sums.add(key, table, cells);
         let head = Cell::Blob(self.last_hash.0.to_vec());
         add("chain_heads", &[chain.into(), size.into(), head, Cell::Blob(self.history.range.to_bytes())]);
         for table in TABLES {
@@ -607,7 +633,7 @@ impl<'p, 'a> Walk<'p, 'a> {
 }
 
 fn projection_rows(sums: &Sums) -> u64 {
-    TABLES.iter().filter_map(|t| sums.0.get(t.name)).map(|s| s.rows).sum()
+    TABLES.iter().filter_map(|t| sums.by_table.get(t.name)).map(|s| s.rows).sum()
 }
 
 fn prepare(cells: &[Cell], ledger_id: &Hash) -> Option<Prepared> {
@@ -616,7 +642,7 @@ fn prepare(cells: &[Cell], ledger_id: &Hash) -> Option<Prepared> {
 }
 
 /// Names a listing: 128 bits of SHA-256, so that a set of them stays small.
-fn price_digest(sku: CaseId, revision: u64, price: &Money) -> u128 {
+pub(super) fn price_digest(sku: CaseId, revision: u64, price: &Money) -> u128 {
     let unit = [price.currency.as_bytes(), &[0], &price.scale.to_le_bytes()].concat();
     let digest = sha256(&[&sku.0, &revision.to_le_bytes(), &price.amount.to_le_bytes(), &unit]);
     u128::from_le_bytes(digest.0[..16].try_into().unwrap_or_default())

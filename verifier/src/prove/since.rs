@@ -1,0 +1,332 @@
+//! Beginning a chain at an anchor: what lies before it is represented by its tree, and what new entries rest on is looked up and
+//! proven to be in that tree. Whatever does not fit is a suspicion, and the ledger is judged as a whole.
+
+use std::collections::{BTreeMap, HashSet};
+
+use ledger_engine::body::Body;
+use ledger_engine::domain::Occurrence;
+use ledger_engine::domain::projection::Cell;
+use ledger_engine::domain::sku::Sku;
+use ledger_engine::genesis::Genesis;
+use ledger_engine::hash::{EventId, Hash};
+use ledger_engine::json::Value;
+use ledger_engine::merkle::{self, TILE_WIDTH};
+use ledger_engine::registry::Registry;
+use ledger_engine::runs::RUN_ENTRIES;
+use ledger_engine::stream::{CaseId, Stream};
+
+use super::history::History;
+use super::states::{Held, Key, State, Tip};
+use super::walk::price_digest;
+use super::{Piece, Stop, check, suspect};
+use crate::anchor::Anchor;
+use crate::row::{blob, number, text};
+use crate::single::Known;
+use crate::source::Tables;
+use crate::stored::{Histories, Lost, Read, StoredChain};
+
+impl From<Lost> for Stop {
+    fn from(lost: Lost) -> Stop {
+        match lost {
+            Lost::Source(e) => Stop::Source(e),
+            lost => Stop::Suspect(format!("what lies before the anchor: {}", lost.place())),
+        }
+    }
+}
+
+/// Something from before the anchor that entries of a piece rest on.
+pub(super) enum Earlier {
+    State(Key, Box<Held>),
+    Tip(Stream, Tip),
+    Listed(u128),
+}
+
+/// Where a walk begins.
+pub(super) struct Start {
+    pub(super) history: History,
+    /// Of the entry before.
+    pub(super) last_hash: Hash,
+    pub(super) last_time_us: i64,
+    /// The ids of the incomplete run.
+    pub(super) ids: Vec<[u8; 10]>,
+}
+
+/// What is known of a chain up to its anchor.
+struct Base<'a> {
+    stored: StoredChain<'a>,
+    /// The largest anchor of the chain.
+    anchor: &'a Anchor,
+    /// First index of the commit that reaches the anchor's size: the walk begins there.
+    from: u64,
+}
+
+/// Loads what lies before the anchors of all chains.
+pub(super) struct Loader<'a> {
+    /// `None`: this chain is judged from its beginning.
+    bases: Vec<Option<Base<'a>>>,
+    chains: u32,
+    seen: HashSet<Key>,
+    listings: HashSet<CaseId>,
+    tips: HashSet<Stream>,
+    /// How many entries were proven.
+    pub(super) proven: u64,
+}
+
+impl<'a> Loader<'a> {
+    /// Chooses the anchors, and gives the keys as of the one of chain 0. `None`: no anchor can be used.
+    pub(super) fn new(
+        tables: &'a dyn Tables,
+        ledger_id: Hash,
+        genesis: &Genesis,
+        anchors: &'a [Anchor],
+    ) -> Result<Option<(Loader<'a>, Registry)>, Stop> {
+        let zero = StoredChain::new(tables, ledger_id, 0);
+        let Some((last, _)) = zero.stream("ledger")? else { return suspect("the head of the key registry") };
+        let mut entries = Histories::new();
+        zero.follow("ledger", last, &mut entries)?;
+        // All keys, to know which anchors count; the walk finds by itself what is wrong with entries after them.
+        let all = keys(&entries)?;
+        let mut bases = Vec::new();
+        for chain in 0..genesis.chains {
+            let of_chain = |a: &&Anchor| {
+                let of = a.chain(&genesis.origin, &ledger_id, genesis.chains);
+                of == Some(chain) && a.size() > 0 && a.unusable(of, &all.registry).is_none()
+            };
+            let stored = StoredChain::new(tables, ledger_id, chain);
+            bases.push(match anchors.iter().filter(of_chain).max_by_key(|a| a.size()) {
+                Some(anchor) => {
+                    let from = stored.commit(anchor.size() - 1)?.first;
+                    (from > 0).then_some(Base { stored, anchor, from })
+                }
+                None => None,
+            });
+        }
+        if bases.iter().all(Option::is_none) {
+            return Ok(None);
+        }
+        let mut loader = Loader {
+            bases,
+            chains: genesis.chains,
+            seen: HashSet::new(),
+            listings: HashSet::new(),
+            tips: HashSet::new(),
+            proven: 0,
+        };
+        let Some(from) = loader.bases[0].as_ref().map(|b| b.from) else {
+            // Chain 0 is walked from its beginning, its registry with it.
+            let first = entries.first_key_value().map(|(_, read)| read.row.digests.hash).unwrap_or_default();
+            return Ok(Some((loader, Registry::new(genesis.chains, genesis.keys(), first))));
+        };
+        entries.retain(|index, _| *index < from);
+        loader.in_tree(0, &entries)?;
+        let known = keys(&entries)?;
+        Ok(Some((loader, known.registry)))
+    }
+
+    /// What the walk of a chain begins with.
+    pub(super) fn start(&mut self, chain: u32) -> Result<Option<Start>, Stop> {
+        let Some(base) = self.bases.get(chain as usize).and_then(Option::as_ref) else { return Ok(None) };
+        let (stored, from) = (&base.stored, base.from);
+        let mut tiles = Vec::new();
+        for level in 0.. {
+            let end = from >> (level * TILE_WIDTH.trailing_zeros());
+            if end == 0 {
+                break;
+            }
+            let first = end / TILE_WIDTH * TILE_WIDTH;
+            tiles.push(if end > first { stored.neighbours(level, first, end - first)? } else { Vec::new() });
+        }
+        let Some(history) = History::resume(from, &tiles) else { return suspect("the tree before the anchor") };
+        let before = stored.entry(from - 1)?;
+        let run = from / RUN_ENTRIES * RUN_ENTRIES;
+        let id = |index: u64| {
+            let mut id = [0; 10];
+            id[..8].copy_from_slice(&EventId::derive(&stored.ledger_id, chain, index).0[..8]);
+            id[8..].copy_from_slice(&((index - run) as u16).to_le_bytes());
+            id
+        };
+        let start = Start {
+            history,
+            last_hash: before.row.digests.hash,
+            last_time_us: before.row.header.recorded_at_us,
+            ids: (run..from).map(id).collect(),
+        };
+        self.in_tree(chain, &BTreeMap::from([(from - 1, before)]))?;
+        Ok(Some(start))
+    }
+
+    /// Whether the tree of an older anchor is a part of this chain's.
+    pub(super) fn contains(&self, chain: u32, older: &Anchor) -> Result<bool, Stop> {
+        let Some(base) = self.bases.get(chain as usize).and_then(Option::as_ref) else { return Ok(false) };
+        let (old, new) = (older.size(), base.anchor.size());
+        if old > new {
+            return Ok(false);
+        }
+        let proof = merkle::consistency_proof(&base.stored, old, new)?;
+        Ok(merkle::verify_consistency(old, new, &proof, &older.root(), &base.anchor.root()))
+    }
+
+    /// Checks entries from before a chain's anchor by themselves, and that each is in the anchor's tree.
+    fn in_tree(&mut self, chain: u32, entries: &Histories) -> Result<(), Stop> {
+        let Some(base) = self.bases.get(chain as usize).and_then(Option::as_ref) else {
+            return suspect("an entry of a chain without an anchor");
+        };
+        let (size, root) = (base.anchor.size(), base.anchor.root());
+        for (index, Read { row, .. }) in entries {
+            let path = base.stored.path(*index, size)?;
+            let own = row.digests.body_ok && row.digests.id_ok && row.digests.hash == row.entry_hash;
+            let included = merkle::verify_inclusion(&row.digests.leaf, *index, size, &path, &root);
+            check(own && included, "an entry before the anchor")?;
+        }
+        self.proven += entries.len() as u64;
+        Ok(())
+    }
+
+    /// The entries of streams before the anchor, from their head rows back.
+    fn before(&mut self, chain: u32, streams: impl Iterator<Item = Stream>) -> Result<Histories, Stop> {
+        let mut entries = Histories::new();
+        let Some(base) = self.bases.get(chain as usize).and_then(Option::as_ref) else { return Ok(entries) };
+        for stream in streams {
+            let name = stream.to_string();
+            let Some((last, _)) = base.stored.stream(&name)? else { break };
+            base.stored.follow(&name, last, &mut entries)?;
+        }
+        entries.retain(|index, _| *index < base.from);
+        self.in_tree(chain, &entries)?;
+        Ok(entries)
+    }
+
+    /// Adds to a piece what its entries rest on.
+    pub(super) fn prepare(&mut self, chain: u32, piece: &mut Piece) -> Result<(), Stop> {
+        let mut earlier = Vec::new();
+        for cells in &piece.entries {
+            let (Some(stream), Some(revision)) =
+                (cells.get(3).and_then(text).and_then(Stream::parse), cells.get(4).and_then(number))
+            else {
+                // The walk suspects it.
+                continue;
+            };
+            if cells.get(7).and_then(text) == Some("order.created") {
+                self.listings(cells, &mut earlier)?;
+            }
+            match stream {
+                Stream::Order(case) | Stream::Delivery(case, _) => {
+                    let first = matches!(stream, Stream::Order(_)) && revision == 1;
+                    if self.seen.insert((false, case)) && !first {
+                        let deliveries = (1..).map(|n| Stream::Delivery(case, n));
+                        let entries = self.before(chain, std::iter::once(Stream::Order(case)).chain(deliveries))?;
+                        earlier.extend(fold((false, case), &entries)?);
+                    }
+                }
+                Stream::Sku(case) => {
+                    if self.seen.insert((true, case)) && revision > 1 {
+                        let entries = self.before(chain, std::iter::once(stream))?;
+                        earlier.extend(fold((true, case), &entries)?);
+                    }
+                }
+                Stream::Ledger | Stream::Heads | Stream::Chain(_) => {
+                    if self.tips.insert(stream) && revision > 1 {
+                        earlier.extend(self.tip(chain, stream, cells)?);
+                    }
+                }
+            }
+        }
+        piece.earlier = earlier;
+        Ok(())
+    }
+
+    /// The end of a stream without a state. Only that is needed: where the new entry says that its parent is.
+    fn tip(&mut self, chain: u32, stream: Stream, cells: &[Cell]) -> Result<Option<Earlier>, Stop> {
+        let Some(base) = self.bases.get(chain as usize).and_then(Option::as_ref) else { return Ok(None) };
+        let name = stream.to_string();
+        let Some(parent) = cells.get(13).and_then(number).filter(|p| *p < base.from) else { return Ok(None) };
+        let Some((_, first)) = base.stored.stream(&name)? else { return suspect("a stream without a head row") };
+        let mut entries = Histories::new();
+        for index in [parent, first] {
+            entries.insert(index, base.stored.entry(index)?);
+        }
+        self.in_tree(chain, &entries)?;
+        let begun = entries.get(&first).is_some_and(|r| r.row.header.stream == name && r.row.header.revision == 1);
+        let Some(tip) = entries.get(&parent).filter(|r| begun && r.row.header.stream == name) else {
+            return suspect("the links of a stream");
+        };
+        let (revision, hash) = (tip.row.header.revision, tip.row.digests.hash);
+        Ok(Some(Earlier::Tip(stream, Tip { revision, hash, index: parent, first })))
+    }
+
+    /// The listings before the anchor of the SKU that an order cites.
+    fn listings(&mut self, cells: &[Cell], earlier: &mut Vec<Earlier>) -> Result<(), Stop> {
+        let body = cells.get(14).and_then(blob).and_then(|b| Body::decode(b).ok());
+        let sku = body.as_ref().and_then(|b| b.payload.value("sku_id")).and_then(Value::as_str).map(CaseId::of_sku);
+        let Some(sku) = sku.filter(|sku| self.listings.insert(*sku)) else { return Ok(()) };
+        let entries = self.before(sku.route(self.chains), std::iter::once(Stream::Sku(sku)))?;
+        let mut state = None;
+        for read in entries.values() {
+            let applied = with_event(read, |event| Sku::apply(&mut state, event).is_ok());
+            check(applied, "a SKU's event before the anchor")?;
+            let listed = state.as_ref().filter(|s| s.listed);
+            earlier.extend(listed.map(|s| Earlier::Listed(price_digest(sku, read.row.header.revision, &s.price))));
+        }
+        Ok(())
+    }
+}
+
+/// The keys that entries of the registry give.
+fn keys(entries: &Histories) -> Result<Known, Stop> {
+    let mut rest = entries.values();
+    let first = rest.next().map(|read| Known::from_genesis(&read.row.header, &read.body));
+    let Some(Ok(mut known)) = first else { return suspect("the genesis in the key registry") };
+    for read in rest {
+        let admitted =
+            known.own(&read.row.header, &read.body).and_then(|own| known.admit(&read.row.header, &own)).is_ok();
+        check(admitted, "a change of keys")?;
+    }
+    Ok(known)
+}
+
+/// Hands the event of an entry to `apply`; `false` too if it has none.
+fn with_event(read: &Read, apply: impl FnOnce(&Occurrence<'_>) -> bool) -> bool {
+    let h = &read.row.header;
+    let (Ok(body), Some(stream)) = (Body::decode(&read.body), Stream::parse(&h.stream)) else { return false };
+    apply(&Occurrence {
+        stream,
+        revision: h.revision,
+        event_type: &h.event_type,
+        payload: &body.payload,
+        index: h.index,
+        recorded_at_us: h.recorded_at_us,
+        has_private: body.private_sha256.is_some(),
+    })
+}
+
+/// The state that entries before the anchor left. Their prices were judged when the anchor was made.
+fn fold(key: Key, entries: &Histories) -> Result<Option<Earlier>, Stop> {
+    if entries.is_empty() {
+        return Ok(None);
+    }
+    let mut held = Box::new(Held::new(key));
+    for read in entries.values() {
+        let Held { state, tips } = &mut *held;
+        let applied = with_event(read, |event| match state {
+            State::Case(case) => case.apply(event).is_ok(),
+            State::Sku(sku) => Sku::apply(sku, event).is_ok(),
+        });
+        check(applied, "an event before the anchor")?;
+        let h = &read.row.header;
+        let Some(stream) = Stream::parse(&h.stream) else { return suspect("a stream before the anchor") };
+        let known = tips.iter_mut().find(|(s, _)| *s == stream);
+        let after = |first| Tip { revision: h.revision, hash: read.row.digests.hash, index: h.index, first };
+        match known {
+            Some((_, tip)) => {
+                let linked = h.revision == tip.revision + 1 && h.parent_hash == tip.hash.0;
+                check(linked, "the links of a stream before the anchor")?;
+                *tip = after(tip.first);
+            }
+            None => {
+                check(h.revision == 1, "the beginning of a stream before the anchor")?;
+                tips.push((stream, after(h.index)));
+            }
+        }
+    }
+    Ok(Some(Earlier::State(key, held)))
+}
