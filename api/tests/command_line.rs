@@ -236,6 +236,55 @@ fn a_second_process_waits_its_turn() {
     assert_eq!(report.chains()[0].entries, 4001);
 }
 
+/// A proof file by event id and by order id, to a file and to standard output; what cannot be proven yet is said to be so.
+#[test]
+fn one_entry_can_be_handed_to_a_stranger() {
+    let dir = tempfile::tempdir().unwrap();
+    let shop = dir.path().join("shop");
+    let id = init(&shop);
+    let lines = [
+        r#"{"command":"sku.list","actor":"service:catalog","sku_id":"s","title":"t","price":{"amount":5,"currency":"EUR","scale":2}}"#,
+        r#"{"command":"order.create","actor":"b@example.org","sku_id":"s","delivery_mode":"marketplace-managed"}"#,
+    ];
+    let commands = dir.path().join("commands");
+    std::fs::write(&commands, lines.join("\n")).unwrap();
+    let answers = run(&shop, &["--json", "submit", commands.to_str().unwrap()]);
+    let order: Value = serde_json::from_str(text(&answers).lines().nth(1).unwrap()).unwrap();
+    let (order_id, event) = (order["order_id"].as_str().unwrap(), order["entries"][0]["id"].as_str().unwrap());
+    let file = dir.path().join("order.proof");
+    let trust = ledger_engine::hash::Hash::from_hex(&id);
+    let judge = || audit_verify::verify_proof(&file, audit_verify::Demands { trust, ..Default::default() });
+    for wanted in [order_id, event] {
+        let output = run(&shop, &["proof", wanted, "--private", "--out", file.to_str().unwrap()]);
+        let said = text(&output);
+        assert!(output.status.success() && said.contains(&format!("audit-verify proof {}", file.display())), "{said}");
+        let shown = std::fs::read(&file).unwrap();
+        assert!(String::from_utf8_lossy(&shown).contains("b@example.org"));
+        assert_eq!(judge().exit(), 0, "{}", judge().to_text());
+        let output = run(&shop, &["proof", wanted]);
+        std::fs::write(&file, &output.stdout).unwrap();
+        assert!(!text(&output).contains("b@example.org"), "private only if asked for");
+        assert_eq!(judge().exit(), 0, "{}", judge().to_text());
+    }
+    let answer = run(&shop, &["--json", "proof", event, "--out", file.to_str().unwrap()]);
+    let answer: Value = serde_json::from_slice(&answer.stdout).unwrap();
+    assert_eq!((&answer["ledger_id"], &answer["event_id"], &answer["index"]), (&id.into(), &event.into(), &2.into()));
+    for (args, exit, say) in [
+        (["proof", "xyz"], 2, "no event id and no order id"),
+        (["proof", "00000000-0000-8000-8000-000000000000"], 1, "there is no entry and no order"),
+    ] {
+        let output = run(&shop, &args);
+        assert_eq!(output.status.code(), Some(exit), "{}", text(&output));
+        assert!(text(&output).contains(say), "{}", text(&output));
+    }
+    let db = rusqlite::Connection::open(shop.join("ledger.db")).unwrap();
+    db.execute_batch("DROP TRIGGER checkpoints_no_delete; DELETE FROM checkpoints").unwrap();
+    drop(db);
+    let output = run(&shop, &["proof", order_id]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output).contains("`ledger checkpoint` makes one"), "{}", text(&output));
+}
+
 /// Faults are named, with what to do, and exit 2.
 #[test]
 fn faults_are_explained() {

@@ -185,8 +185,9 @@ async fn what_was_changed_after_the_anchor_is_found() {
             "UPDATE tiles SET hashes = zeroblob(8192) WHERE level = 0 AND n = 0".into(),
             format!("DELETE FROM entries WHERE chain = 0 AND idx >= {after} - 1; DELETE FROM commits WHERE chain = 0 AND first_index >= {after} - 1"),
         ];
-        for sql in changes {
-            let copy = tamper(dir.path(), &sql);
+        // A part of them is enough where only the number of chains differs.
+        for sql in changes.iter().step_by(if chains == 1 { 1 } else { 4 }) {
+            let copy = tamper(dir.path(), sql);
             let (found, full) = (since(copy.path(), id, given), whole(copy.path(), id, given));
             assert_eq!(full.exit(), 1, "{sql}: {}", full.to_text());
             assert_eq!(found.findings(), full.findings(), "{sql}: {}", found.to_text());

@@ -354,8 +354,9 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
             "--anchor: a checkpoint is of a ledger and a saved head of a legacy chain; no source is such".to_owned()
         );
     }
-    if cli.stream.is_some() && sources.iter().any(|(_, format)| *format != Some(Format::Native)) {
-        return Err("--stream is for ledgers: a directory or a backup".to_owned());
+    let part = cli.stream.is_some() || cli.since_anchor;
+    if part && sources.iter().any(|(_, format)| *format != Some(Format::Native)) {
+        return Err("--stream is for ledgers, and so is --since-anchor: a directory or a backup".to_owned());
     }
     let legacy = Legacy::new(cli, legacy)?;
     let mut exits = Vec::new();

@@ -231,8 +231,11 @@ impl<'a> Prover<'a> {
             let from = start.history.range.size();
             for (anchor, of, held) in &mut self.anchors {
                 if *of == Some(chain) && anchor.size() < from {
-                    *held = Some(loader.contains(chain, anchor)?);
+                    *held = Some(loader.contains(chain, anchor.size(), &anchor.root())?);
                 }
+            }
+            for head in self.heads.iter().filter(|head| head.chain == chain && head.size < from) {
+                check(loader.had(chain, head.size, &head.root, &head.last_hash)?, "what chain.heads says")?;
             }
             reports.push(self.chain_since(tables, chain, start, &mut loader)?);
         }

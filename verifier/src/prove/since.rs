@@ -155,15 +155,25 @@ impl<'a> Loader<'a> {
         Ok(Some(start))
     }
 
-    /// Whether the tree of an older anchor is a part of this chain's.
-    pub(super) fn contains(&self, chain: u32, older: &Anchor) -> Result<bool, Stop> {
+    /// Whether a chain's tree had this root at an older size.
+    pub(super) fn contains(&self, chain: u32, size: u64, root: &Hash) -> Result<bool, Stop> {
         let Some(base) = self.bases.get(chain as usize).and_then(Option::as_ref) else { return Ok(false) };
-        let (old, new) = (older.size(), base.anchor.size());
-        if old > new {
+        let new = base.anchor.size();
+        if size > new {
             return Ok(false);
         }
-        let proof = merkle::consistency_proof(&base.stored, old, new)?;
-        Ok(merkle::verify_consistency(old, new, &proof, &older.root(), &base.anchor.root()))
+        let proof = merkle::consistency_proof(&base.stored, size, new)?;
+        Ok(merkle::verify_consistency(size, new, &proof, root, &base.anchor.root()))
+    }
+
+    /// Whether a chain had this root and this last entry at a size before the anchor's.
+    pub(super) fn had(&mut self, chain: u32, size: u64, root: &Hash, last_hash: &Hash) -> Result<bool, Stop> {
+        let Some(base) = self.bases.get(chain as usize).and_then(Option::as_ref) else { return Ok(false) };
+        let Some(index) = size.checked_sub(1) else { return Ok(false) };
+        let last = base.stored.entry(index)?;
+        let same = last.row.hash == *last_hash;
+        self.in_tree(chain, &BTreeMap::from([(index, last)]))?;
+        Ok(same && self.contains(chain, size, root)?)
     }
 
     /// Checks entries from before a chain's anchor by themselves, and that each is in the anchor's tree.

@@ -181,7 +181,9 @@ impl<'p, 'a> Walk<'p, 'a> {
         (walk.last_hash, walk.last_time_us, walk.ids) = (start.last_hash, start.last_time_us, start.ids);
         walk.recent.push_back(walk.last_hash);
         let from = walk.size();
+        // What was said of smaller sizes was compared with the tree before the anchor.
         walk.anchors.retain(|(size, _)| *size >= from);
+        walk.heads.retain(|(size, ..)| *size >= from);
         walk
     }
 

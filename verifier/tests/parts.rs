@@ -1,0 +1,77 @@
+//! `audit-verify` on less than a whole ledger, as its users run it: a proof file, one history, what came after an anchor.
+#![allow(missing_docs)]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("fixtures").join(name)
+}
+
+fn run(dir: &Path, args: &[&str]) -> (i32, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_audit-verify")).current_dir(dir).args(args).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code().unwrap(), String::from_utf8(said).unwrap())
+}
+
+/// Writes the file of a proof vector, and gives the ledger's id.
+fn proof(dir: &Path, name: &str) -> String {
+    let vector: Value = serde_json::from_slice(&std::fs::read(fixture(name)).unwrap()).unwrap();
+    std::fs::write(dir.join("order.proof"), vector["file"].as_str().unwrap()).unwrap();
+    vector["trust"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_proof_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let id = proof(dir.path(), "valid/proofs/order.json");
+    let check = |args: &[&str], exit: i32, say: &str| {
+        let (found, said) = run(dir.path(), args);
+        assert_eq!((found, said.contains(say)), (exit, true), "{args:?}: {said}");
+        said
+    };
+    check(&["proof", "order.proof", "--trust", &id], 0, "not covered: whether the event was allowed");
+    check(&["order.proof", "--trust", &id, "--quiet"], 0, "VERIFIED  order.proof");
+    check(&["order.proof"], 2, "IDENTITY NOT PROVEN");
+    let json = check(&["--format", "proof", "order.proof", "--trust", &id, "--json"], 0, "audit-report/1");
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["part"]["kind"], &json["exit"]), (&"proof".into(), &0.into()));
+    check(&["order.proof", "--trust", &id, "--report", "page.html"], 0, "VERIFIED");
+    let page = std::fs::read_to_string(dir.path().join("page.html")).unwrap();
+    assert!(page.contains("Audit of one entry") && page.contains("<h2>Not covered</h2>"), "{page}");
+    check(&["order.proof", "--trust", &id, "--save-anchor", "kept"], 2, "--save-anchor needs a whole ledger");
+    check(&["order.proof", "--stream", &"0".repeat(32)], 2, "--stream is for ledgers");
+    check(&["proof", "page.html", "--trust", &id], 2, "not a proof file");
+    check(&["proof", "nothing", "--trust", &id], 2, "check the path");
+    proof(dir.path(), "broken/proofs/body_rewritten.json");
+    check(&["proof", "order.proof", "--trust", &id], 1, "body_hash_mismatch chain 0 entries/1");
+}
+
+#[test]
+fn a_history_and_what_came_after_an_anchor() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = fixture("valid/two_chains.json");
+    let ledger = path.to_str().unwrap();
+    let dump: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let order = dump["tables"]["orders"][0]["order_id"].as_str().unwrap();
+    let (exit, said) = run(dir.path(), &[ledger, "--stream", order]);
+    assert!(exit == 0 && said.contains("not covered: later revisions of these streams"), "{exit}: {said}");
+    let (exit, said) = run(dir.path(), &[ledger, "--stream", "sku"]);
+    assert!(exit == 2 && said.contains("no order's id"), "{exit}: {said}");
+
+    // The first checkpoint of each chain.
+    let mut notes = std::collections::BTreeMap::new();
+    for row in dump["tables"]["checkpoints"].as_array().unwrap() {
+        notes.entry(row["chain"].as_u64()).or_insert_with(|| row["note"].as_str().unwrap().to_owned());
+    }
+    std::fs::write(dir.path().join("kept"), notes.into_values().collect::<Vec<_>>().join("\n")).unwrap();
+    let since = ["--anchor", "kept", "--since-anchor"];
+    let (exit, said) = run(dir.path(), &[&[ledger][..], &since, &["--save-anchor", "next"]].concat());
+    assert!(exit == 0 && said.contains("were not read again"), "{exit}: {said}");
+    let (exit, said) = run(dir.path(), &[ledger, "--anchor", "next", "--require-anchor", "--since-anchor"]);
+    assert_eq!(exit, 0, "{said}");
+    let (exit, said) = run(dir.path(), &[ledger, "--since-anchor"]);
+    assert!(exit == 2 && said.contains("--anchor"), "{exit}: {said}");
+}
