@@ -49,12 +49,18 @@ impl From<SourceError> for Lost {
     }
 }
 
+/// The hashes of a tile.
+type Tile = Rc<Vec<Hash>>;
+
+/// Tiles kept in memory, 8 KiB each.
+const TILES: usize = 4096;
+
 /// One chain of a ledger.
 pub(crate) struct StoredChain<'a> {
     pub(crate) tables: &'a dyn Tables,
     pub(crate) ledger_id: Hash,
     pub(crate) chain: u32,
-    tiles: RefCell<HashMap<(u32, u64), Option<Rc<Vec<Hash>>>>>,
+    tiles: RefCell<HashMap<(u32, u64), Option<Tile>>>,
 }
 
 impl<'a> StoredChain<'a> {
@@ -120,15 +126,18 @@ impl<'a> StoredChain<'a> {
         merkle::inclusion_proof(self, index, size)
     }
 
-    fn tile(&self, level: u32, n: u64) -> Result<Option<Rc<Vec<Hash>>>, Lost> {
+    fn tile(&self, level: u32, n: u64) -> Result<Option<Tile>, Lost> {
         if let Some(found) = self.tiles.borrow().get(&(level, n)) {
             return Ok(found.clone());
         }
         let rows = self.tables.keyed("tiles", &[self.chain.into(), level.into(), n.into()])?;
         let bytes = rows.first().and_then(|cells| blob(cells.get(3)?)).filter(|b| b.len() == TILE_BYTES);
-        let found: Option<Rc<Vec<Hash>>> =
-            bytes.map(|b| Rc::new(b.chunks_exact(32).filter_map(Hash::from_slice).collect()));
-        self.tiles.borrow_mut().insert((level, n), found.clone());
+        let found: Option<Tile> = bytes.map(|b| Rc::new(b.chunks_exact(32).filter_map(Hash::from_slice).collect()));
+        let mut tiles = self.tiles.borrow_mut();
+        if tiles.len() == TILES {
+            tiles.clear();
+        }
+        tiles.insert((level, n), found.clone());
         Ok(found)
     }
 

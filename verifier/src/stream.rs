@@ -1,6 +1,7 @@
 //! One order's, delivery's or SKU's history alone: its entries by their links back, each with its commit, its path to the last
 //! checkpoint, and the keys behind them. The cost is that of the history, not of the ledger.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
@@ -16,6 +17,7 @@ use ledger_engine::proof::{ProvenCommit, SignedCheckpoint};
 use ledger_engine::stream::{CaseId, Stream};
 
 use crate::anchor::Anchor;
+use crate::commits::Commit;
 use crate::finding::Code;
 use crate::report::{KeyReport, Part, Report};
 use crate::row::{blob, hash, number, read_entry, text};
@@ -483,31 +485,35 @@ fn whole_commit<'c>(
     commits: &'c mut HashMap<u64, Whole>,
 ) -> Result<&'c Whole, Lost> {
     let row = stored.commit(index)?;
-    let first = row.first;
-    if !commits.contains_key(&first) {
-        let entries = stored.entries(first, row.end())?;
-        let leaves: Vec<Hash> = entries.iter().map(|read| read.row.digests.leaf).collect();
-        let signature = |cells: &Vec<Cell>| {
-            Some(CommitSignature {
-                kid: text(cells.get(2)?)?.to_owned(),
-                alg: u8::try_from(number(cells.get(3)?)?).ok()?,
-                signature: blob(cells.get(4)?)?.to_vec(),
-            })
-        };
-        let signatures = stored.signatures(first)?.iter().map(signature).collect::<Option<Vec<_>>>();
-        let commit = ProvenCommit {
-            first_index: first,
-            size: leaves.len() as u32,
-            root: merkle::root(&leaves),
-            last_hash: entries.last().map(|read| read.row.digests.hash).unwrap_or_default(),
-            registry_size: row.registry_size,
-            registry_head: row.registry_head,
-            path: Vec::new(),
-            signatures: signatures.ok_or_else(|| Lost::Missing(format!("commit_signatures/{first}")))?,
-        };
-        commits.insert(first, Whole { first, leaves, commit });
+    match commits.entry(row.first) {
+        Entry::Occupied(known) => Ok(known.into_mut()),
+        Entry::Vacant(place) => Ok(place.insert(read_whole(stored, &row)?)),
     }
-    commits.get(&first).ok_or_else(|| Lost::Missing(format!("commits/{first}")))
+}
+
+fn read_whole(stored: &StoredChain<'_>, row: &Commit) -> Result<Whole, Lost> {
+    let first = row.first;
+    let entries = stored.entries(first, row.end())?;
+    let leaves: Vec<Hash> = entries.iter().map(|read| read.row.digests.leaf).collect();
+    let signature = |cells: &Vec<Cell>| {
+        Some(CommitSignature {
+            kid: text(cells.get(2)?)?.to_owned(),
+            alg: u8::try_from(number(cells.get(3)?)?).ok()?,
+            signature: blob(cells.get(4)?)?.to_vec(),
+        })
+    };
+    let signatures = stored.signatures(first)?.iter().map(signature).collect::<Option<Vec<_>>>();
+    let commit = ProvenCommit {
+        first_index: first,
+        size: leaves.len() as u32,
+        root: merkle::root(&leaves),
+        last_hash: entries.last().map(|read| read.row.digests.hash).unwrap_or_default(),
+        registry_size: row.registry_size,
+        registry_head: row.registry_head,
+        path: Vec::new(),
+        signatures: signatures.ok_or_else(|| Lost::Missing(format!("commit_signatures/{first}")))?,
+    };
+    Ok(Whole { first, leaves, commit })
 }
 
 /// The commit with the path of one of its entries.

@@ -300,7 +300,7 @@ impl<'a> Prover<'a> {
     }
 
     fn chain(&mut self, tables: &dyn Tables, chain: u32) -> Result<ChainReport, Stop> {
-        self.judged_beside(|prover, chain| Walk::new(prover, chain), chain, &mut |sender| {
+        self.judged_beside(Walk::new, chain, &mut |sender| {
             tables.side_by_side(chain.into(), &WALKED, &mut |cursors| read_pieces(cursors, sender, &mut |_| true))
         })
     }

@@ -171,7 +171,7 @@ impl<'a> Loader<'a> {
         let Some(base) = self.bases.get(chain as usize).and_then(Option::as_ref) else { return Ok(false) };
         let Some(index) = size.checked_sub(1) else { return Ok(false) };
         let last = base.stored.entry(index)?;
-        let same = last.row.hash == *last_hash;
+        let same = last.row.digests.hash == *last_hash;
         self.in_tree(chain, &BTreeMap::from([(index, last)]))?;
         Ok(same && self.contains(chain, size, root)?)
     }
