@@ -55,17 +55,22 @@ type Tile = Rc<Vec<Hash>>;
 /// Tiles kept in memory, 8 KiB each.
 const TILES: usize = 4096;
 
+/// Computed nodes kept in memory.
+const NODES: usize = 65_536;
+
 /// One chain of a ledger.
 pub(crate) struct StoredChain<'a> {
     pub(crate) tables: &'a dyn Tables,
     pub(crate) ledger_id: Hash,
     pub(crate) chain: u32,
     tiles: RefCell<HashMap<(u32, u64), Option<Tile>>>,
+    /// Roots of subtrees that were computed: those beside the tree's right edge are asked for by every path.
+    nodes: RefCell<HashMap<(u32, u64), Hash>>,
 }
 
 impl<'a> StoredChain<'a> {
     pub(crate) fn new(tables: &'a dyn Tables, ledger_id: Hash, chain: u32) -> StoredChain<'a> {
-        StoredChain { tables, ledger_id, chain, tiles: RefCell::new(HashMap::new()) }
+        StoredChain { tables, ledger_id, chain, tiles: RefCell::default(), nodes: RefCell::default() }
     }
 
     /// The entries from `from` to before `to`, all of them.
@@ -159,6 +164,21 @@ impl Nodes for StoredChain<'_> {
     type Error = Lost;
 
     fn node(&self, level: u32, n: u64) -> Result<Hash, Lost> {
+        if let Some(node) = self.nodes.borrow().get(&(level, n)) {
+            return Ok(*node);
+        }
+        let node = self.compute(level, n)?;
+        let mut nodes = self.nodes.borrow_mut();
+        if nodes.len() == NODES {
+            nodes.clear();
+        }
+        nodes.insert((level, n), node);
+        Ok(node)
+    }
+}
+
+impl StoredChain<'_> {
+    fn compute(&self, level: u32, n: u64) -> Result<Hash, Lost> {
         let height = TILE_WIDTH.trailing_zeros();
         let (tile_level, above) = (level / height, level % height);
         // Exactly on a tile level and not in a tile of it yet: the root of the whole tile below.
