@@ -277,7 +277,7 @@ impl<'a> Reader<'a> {
     fn entry(mut self, ledger_id: &Hash) -> Result<EntryLine<'a>, LineError> {
         self.expect(b"{\"body\":", "{\"body\":")?;
         // After a body, which is an object, the only brace is the line's last byte. What is no object is found the slow way.
-        let object = self.line.len().checked_sub(1).and_then(|end| memchr::memrchr(b'}', &self.line[self.at..end]));
+        let object = self.line.get(self.at..self.line.len() - 1).and_then(|rest| memchr::memrchr(b'}', rest));
         let body = match object.map(|last| self.line[self.at..].split_at(last + 1)) {
             Some((body, rest)) if rest.starts_with(AFTER_BODY) => {
                 self.at += body.len();
