@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The legacy half of audit-verify against plain Node, in one run: from a file, and from PostgreSQL if a database is given.
-# Usage: benches/legacy.sh [ROWS] [postgres://… of an empty database]
+# The legacy half of audit-verify against plain Node, in one run: from a file and from PostgreSQL.
+# Usage: benches/legacy.sh [ROWS] [postgres://… whose table audit_events is made anew; a server of its own is started without one]
+# Needs Node 20 with npm, and for a server of its own Debian's postgresql-15.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rows=${1:-200000}
@@ -29,8 +30,20 @@ for threads in 1 2; do
         taskset -c "0-$((threads - 1))" target/release/audit-verify "$work/chain.jsonl" -s "$work/signers.json"
 done
 
-if [ -n "$database" ]; then
-    psql -q "$database" <<SQL
+if [ -z "$database" ]; then
+    programs=$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -1)
+    server=$(mktemp -d)
+    # PostgreSQL refuses to run as root.
+    if [ "$(id -u)" = 0 ]; then chown postgres "$server"; as="runuser -u postgres --"; else as=""; fi
+    trap '(cd / && $as "$programs/pg_ctl" -D "$server/data" -m immediate stop) > /dev/null; rm -rf "$server"' EXIT
+    port=$((20000 + RANDOM % 10000))
+    (cd "$server" && $as "$programs/initdb" -D data -U postgres -A trust -E UTF8 > log \
+        && $as "$programs/pg_ctl" -D "$server/data" -l "$server/log.server" -w \
+            -o "-c listen_addresses=127.0.0.1 -c port=$port -c unix_socket_directories=" start > /dev/null)
+    database=postgres://postgres@127.0.0.1:$port/postgres
+fi
+psql -q "$database" <<SQL
+DROP TABLE IF EXISTS audit_events;
 CREATE TABLE audit_events (id bigserial PRIMARY KEY, actor_id text, event_type text, payload jsonb, created_at timestamptz,
     hash text, prev_hash text, signature text, signer_kid text);
 CREATE TEMPORARY TABLE lines (line text);
@@ -38,9 +51,8 @@ CREATE TEMPORARY TABLE lines (line text);
 INSERT INTO audit_events SELECT r.* FROM lines, jsonb_populate_record(NULL::audit_events, line::jsonb) r;
 ANALYZE audit_events;
 SQL
-    (cd "$work" && npm install --no-save --silent pg)
-    # A module finds packages beside itself.
-    cp benches/legacy-baseline.mjs "$work/baseline.mjs"
-    timed "node, PostgreSQL" node "$work/baseline.mjs" "$database" "$work/signers.json"
-    timed "audit-verify, PostgreSQL" target/release/audit-verify -d "$database" -s "$work/signers.json"
-fi
+(cd "$work" && npm install --no-save --silent pg)
+# A module finds packages beside itself.
+cp benches/legacy-baseline.mjs "$work/baseline.mjs"
+timed "node, PostgreSQL" node "$work/baseline.mjs" "$database" "$work/signers.json"
+timed "audit-verify, PostgreSQL" target/release/audit-verify -d "$database" -s "$work/signers.json"
