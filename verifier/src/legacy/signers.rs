@@ -1,6 +1,6 @@
 //! The registry of legacy signers, in every shape it was shipped in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
 use base64::alphabet;
@@ -115,6 +115,12 @@ impl Signers {
     pub fn parse(json: &[u8]) -> Result<Signers, SignersError> {
         let value: Value = serde_json::from_slice(json).map_err(|e| SignersError::Shape(format!("not JSON: {e}")))?;
         let mut out = Signers::default();
+        // One reader takes the first of two members with one name, another the last.
+        let mut seen = BTreeSet::new();
+        let names = serde_json::from_slice(json).map_or_else(|_| Vec::new(), |Names(names)| names);
+        if let Some(twice) = names.iter().find(|name| !seen.insert(*name)) {
+            return Err(SignersError::Ambiguous(shown(twice)));
+        }
         match value {
             Value::Array(entries) => out.entries(&entries)?,
             Value::Object(map) => match map.get("signers") {
@@ -198,6 +204,31 @@ pub(crate) fn decode_base64(text: &str) -> Option<Vec<u8>> {
 }
 
 /// Reads SPKI PEM (or PKCS#1 PEM of RSA), base64 SPKI DER, or base64 of 32 raw Ed25519 bytes.
+/// The names of an object's members in their order, repeated ones too.
+struct Names(Vec<String>);
+
+impl<'de> serde::Deserialize<'de> for Names {
+    fn deserialize<D: serde::Deserializer<'de>>(input: D) -> Result<Names, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Names;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Names, A::Error> {
+                let mut names = Vec::new();
+                while let Some((name, serde::de::IgnoredAny)) = map.next_entry()? {
+                    names.push(name);
+                }
+                Ok(Names(names))
+            }
+        }
+        input.deserialize_map(Visitor)
+    }
+}
+
 fn parse_key(text: &str) -> Result<Key, &'static str> {
     const PRIVATE: &str = "this is a private key: whoever has the registry can forge; retire the key";
     if text.contains("PRIVATE KEY") {
@@ -290,6 +321,19 @@ mod tests {
         let signers = Signers::parse(json.to_string().as_bytes()).unwrap();
         assert_eq!(signers.list.len(), 1);
         signers.list[0].clone()
+    }
+
+    #[test]
+    fn a_kid_with_two_keys_is_refused_in_every_shape() {
+        let other = "A".repeat(43) + "=";
+        for json in [
+            format!(r#"{{"k":"{ED}","k":"{other}"}}"#),
+            format!(r#"{{"k":"{ED}","\u006b":"{other}"}}"#),
+            format!(r#"[{{"id":"k","key":"{ED}"}},{{"id":"k","key":"{other}"}}]"#),
+            format!(r#"{{"signers":[],"signers":[{{"id":"k","key":"{ED}"}}]}}"#),
+        ] {
+            assert!(matches!(Signers::parse(json.as_bytes()), Err(SignersError::Ambiguous(_))), "{json}");
+        }
     }
 
     #[test]
