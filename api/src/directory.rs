@@ -1,4 +1,5 @@
-//! A ledger's directory: `ledger.db`, and `keys/` with what the server needs to write.
+//! Where a ledger is: a directory with `ledger.db`, and `keys/` with what the server needs to write; or a database in
+//! PostgreSQL, and the directory for the keys alone.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,8 +13,9 @@ use ledger_engine::ledger::{Config, Ledger};
 use ledger_engine::reader::Reader;
 use ledger_engine::registry::{Purpose, Registry};
 use ledger_engine::signer::{LocalSigner, Signer as _};
-use ledger_engine::store::StoreError;
-use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
+use ledger_engine::store::postgres::{PostgresOptions, PostgresStore};
+use ledger_engine::store::sqlite::{DATABASE_FILE, SqliteOptions, SqliteStore};
+use ledger_engine::store::{Store, StoreError};
 
 use crate::CliError;
 
@@ -21,9 +23,39 @@ const COMMIT_KEY: &str = "keys/commit.pem";
 const CHECKPOINT_KEY: &str = "keys/checkpoint.pem";
 const PSEUDONYM_KEY: &str = "keys/pseudonym.key";
 
+/// Where a ledger is.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    /// Keys, and the embedded database without another.
+    pub(crate) dir: PathBuf,
+    /// `postgres://` URL.
+    pub(crate) database: Option<String>,
+}
+
+impl Place {
+    /// The database's URL. Two places at once would be two histories.
+    fn url(&self) -> Result<Option<&str>, CliError> {
+        let Some(url) = &self.database else { return Ok(None) };
+        if self.dir.join(DATABASE_FILE).exists() {
+            return Err(CliError::Usage(format!(
+                "{} holds an embedded ledger, and --database or DATABASE_URL names another; unset the variable, or choose another --dir",
+                self.dir.display()
+            )));
+        }
+        Ok(Some(url))
+    }
+}
+
+/// Without the URL, which may hold a password.
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.database.is_some() { f.write_str("the database") } else { self.dir.display().fmt(f) }
+    }
+}
+
 /// What a new ledger is made of.
 pub(crate) struct NewLedger<'a> {
-    pub(crate) dir: &'a Path,
+    pub(crate) place: &'a Place,
     pub(crate) governance_key: &'a Path,
     pub(crate) origin: String,
     pub(crate) chains: u32,
@@ -42,7 +74,8 @@ fn random<const N: usize>() -> Result<[u8; N], CliError> {
 /// Makes a ledger in a directory that does not exist yet. It is built beside and renamed, so that a failure leaves no
 /// half-made ledger; the governance key is written last, and never into the directory.
 pub(crate) async fn create(new: NewLedger<'_>) -> Result<Genesis, CliError> {
-    let dir = new.dir;
+    let dir = new.place.dir.as_path();
+    let url = new.place.url()?;
     if dir.exists() {
         return Err(CliError::Usage(format!("{} exists already; choose another --dir", dir.display())));
     }
@@ -53,18 +86,19 @@ pub(crate) async fn create(new: NewLedger<'_>) -> Result<Genesis, CliError> {
     let name = dir.file_name().ok_or_else(|| CliError::Usage(format!("{} names no directory", dir.display())))?;
     fs::create_dir_all(parent).map_err(io(parent))?;
     let building = parent.join(format!(".{}-{}", name.to_string_lossy(), to_hex(&random::<4>()?)));
-    let result = build(&building, &new).await;
-    let result = match result {
-        Ok(genesis) => fs::rename(&building, dir).map(|()| genesis).map_err(|e| {
-            // It governs nothing, and would stand in the way of the next attempt.
-            let _ = fs::remove_file(new.governance_key);
-            io(dir)(e)
-        }),
+    let result = match build(&building, &new, url).await {
+        Ok(genesis) => fs::rename(&building, dir).map(|()| genesis).map_err(io(dir)),
         Err(e) => Err(e),
     };
-    if result.is_err() {
-        // The error that matters is the first one.
-        let _ = fs::remove_dir_all(&building);
+    // Keys are never younger than what they sign: in a database the genesis comes last.
+    let (result, made) = match (result, url) {
+        (Ok(genesis), Some(url)) => (create_in(url, dir, &genesis).await.map(|()| genesis), dir),
+        (result, _) => (result, building.as_path()),
+    };
+    if result.is_err() && !outcome_unknown(&result) {
+        // They govern nothing, and would stand in the way of the next attempt. The error that matters is the first one.
+        let _ = fs::remove_file(new.governance_key);
+        let _ = fs::remove_dir_all(made);
     }
     let genesis = result?;
     // Whoever is told the ledger's id must find it after a power cut, with its keys.
@@ -78,7 +112,25 @@ fn sync_directory(dir: &Path) -> Result<(), CliError> {
     fs::File::open(dir).and_then(|d| d.sync_all()).map_err(io(dir))
 }
 
-async fn build(dir: &Path, new: &NewLedger<'_>) -> Result<Genesis, CliError> {
+/// Whether a ledger may be there although making it failed: then its keys must stay.
+fn outcome_unknown(result: &Result<Genesis, CliError>) -> bool {
+    use ledger_engine::ledger::{AppendError, CheckpointError};
+    let store = match result {
+        Err(CliError::Append(AppendError::Store(e))) => &**e,
+        Err(CliError::Checkpoint(CheckpointError::Store(e)) | CliError::Store(e)) => e,
+        _ => return false,
+    };
+    matches!(store, StoreError::Unknown(_))
+}
+
+async fn create_in(url: &str, dir: &Path, genesis: &Genesis) -> Result<(), CliError> {
+    let store = PostgresStore::open(PostgresOptions::new(url))?;
+    let ledger = Ledger::create(config(dir, Arc::new(store))?, genesis.clone()).await?;
+    ledger.shutdown().await?;
+    Ok(())
+}
+
+async fn build(dir: &Path, new: &NewLedger<'_>, url: Option<&str>) -> Result<Genesis, CliError> {
     let keys = dir.join("keys");
     fs::create_dir_all(&keys).map_err(io(&keys))?;
     let seeds = [random::<32>()?, random::<32>()?, random::<32>()?];
@@ -97,9 +149,11 @@ async fn build(dir: &Path, new: &NewLedger<'_>) -> Result<Genesis, CliError> {
         checkpoint_key: key(Purpose::Checkpoint, checkpoint),
         nonce: random()?,
     };
-    let store = SqliteStore::create(dir, SqliteOptions::default())?;
-    let ledger = Ledger::create(config(dir, store)?, genesis.clone()).await?;
-    ledger.shutdown().await?;
+    if url.is_none() {
+        let store = SqliteStore::create(dir, SqliteOptions::default())?;
+        let ledger = Ledger::create(config(dir, Arc::new(store))?, genesis.clone()).await?;
+        ledger.shutdown().await?;
+    }
     sync_directory(&keys)?;
     sync_directory(dir)?;
     write_key(new.governance_key, &governance)?;
@@ -110,9 +164,9 @@ fn ed25519(seed: &[u8; 32]) -> ledger_engine::keys::SigningKey {
     ledger_engine::keys::SigningKey::from_bytes(seed)
 }
 
-fn config(dir: &Path, store: SqliteStore) -> Result<Config, CliError> {
+fn config(dir: &Path, store: Arc<dyn Store>) -> Result<Config, CliError> {
     Ok(Config {
-        store: Arc::new(store),
+        store,
         environment: Arc::new(SystemEnvironment),
         commit_signer: Arc::new(read_key(&dir.join(COMMIT_KEY), Purpose::Commit)?),
         checkpoint_signer: Arc::new(read_key(&dir.join(CHECKPOINT_KEY), Purpose::Checkpoint)?),
@@ -120,23 +174,46 @@ fn config(dir: &Path, store: SqliteStore) -> Result<Config, CliError> {
     })
 }
 
-/// Opens the ledger in a directory for reading. No key file is read.
-pub(crate) async fn reader(dir: &Path) -> Result<(Reader, Registry), CliError> {
-    Ok(Reader::open(Arc::new(store(dir)?)).await?)
+/// Opens a ledger for reading. No key file is read.
+pub(crate) async fn reader(place: &Place) -> Result<(Reader, Registry), CliError> {
+    let store: Arc<dyn Store> = match place.url()? {
+        Some(url) => Arc::new(PostgresStore::open_read_only(PostgresOptions::new(url))?),
+        None => embedded(&place.dir)?,
+    };
+    Ok(Reader::open(store).await?)
 }
 
-/// Opens the ledger in a directory.
-pub(crate) async fn open(dir: &Path) -> Result<Ledger, CliError> {
-    let store = store(dir)?;
-    Ok(Ledger::open(config(dir, store)?).await?)
+/// Opens a ledger for reading, and for writing what follows from its entries.
+pub(crate) async fn rebuilder(place: &Place) -> Result<Reader, CliError> {
+    Ok(Reader::open(store(place)?).await?.0)
 }
 
-fn store(dir: &Path) -> Result<SqliteStore, CliError> {
+/// Opens a ledger for writing.
+pub(crate) async fn open(place: &Place) -> Result<Ledger, CliError> {
+    let store = store(place)?;
+    Ok(Ledger::open(config(&place.dir, store)?).await?)
+}
+
+fn store(place: &Place) -> Result<Arc<dyn Store>, CliError> {
+    match place.url()? {
+        Some(url) => Ok(Arc::new(PostgresStore::open(PostgresOptions::new(url))?)),
+        None => embedded(&place.dir),
+    }
+}
+
+fn embedded(dir: &Path) -> Result<Arc<dyn Store>, CliError> {
+    if !dir.join(DATABASE_FILE).exists() && dir.join("keys").is_dir() {
+        let text = format!(
+            "{} holds keys but no ledger: if it lives in PostgreSQL, name it with --database or DATABASE_URL",
+            dir.display()
+        );
+        return Err(StoreError::Unusable(text).into());
+    }
     if !dir.is_dir() {
         let text = format!("there is no ledger in {}; make one with `ledger init --dir {0}`", dir.display());
         return Err(StoreError::Unusable(text).into());
     }
-    Ok(SqliteStore::open(dir, SqliteOptions::default())?)
+    Ok(Arc::new(SqliteStore::open(dir, SqliteOptions::default())?))
 }
 
 /// Where `init` puts the governance key unless told otherwise: beside the directory.

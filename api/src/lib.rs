@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use directory::Place;
 
 pub use error::CliError;
 
@@ -23,6 +24,11 @@ pub struct Cli {
     /// The ledger's directory
     #[arg(long, global = true, env = "LEDGER_DIR", default_value = "ledger-data", value_name = "DIR")]
     dir: PathBuf,
+    /// Keep entries in this PostgreSQL database instead; the directory then holds the keys
+    ///
+    /// postgres://user@host[,host…]/database?sslmode=verify-full&sslrootcert=FILE. Prepare it with `ledger migrate`.
+    #[arg(long, global = true, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    database: Option<String>,
     /// Print JSON, one object a line
     #[arg(long, global = true)]
     json: bool,
@@ -34,6 +40,7 @@ pub struct Cli {
 enum Command {
     Demo(commands::demo::Args),
     Init(commands::init::Args),
+    Migrate(commands::migrate::Args),
     Submit(commands::submit::Args),
     Order(commands::order::Args),
     Log(commands::log::Args),
@@ -53,26 +60,29 @@ pub fn run(cli: Cli) -> ExitCode {
     };
     let json = cli.json;
     // The demo has a directory of its own.
-    let dir = (!matches!(cli.command, Command::Demo(_))).then(|| cli.dir.clone());
+    let place = if cli.database.is_some() { "the database".into() } else { cli.dir.clone() };
+    let place = (!matches!(cli.command, Command::Demo(_))).then_some(place);
     match runtime.block_on(dispatch(cli)) {
         Ok(code) => ExitCode::from(code),
-        Err(e) => error::report(&e, dir.as_deref(), json),
+        Err(e) => error::report(&e, place.as_deref(), json),
     }
 }
 
 async fn dispatch(cli: Cli) -> Result<u8, CliError> {
-    let Cli { dir, json, command } = cli;
+    let Cli { dir, database, json, command } = cli;
+    let place = Place { dir, database: database.filter(|url| !url.is_empty()) };
     match command {
         Command::Demo(args) => commands::demo::run(json, args).await,
-        Command::Init(args) => commands::init::run(&dir, json, args).await,
-        Command::Submit(args) => commands::submit::run(&dir, json, args).await,
-        Command::Order(args) => commands::order::run(&dir, json, args).await,
-        Command::Log(args) => commands::log::run(&dir, json, args).await,
-        Command::Proof(args) => commands::proof::run(&dir, json, args).await,
-        Command::Keys(args) => commands::keys::run(&dir, json, args).await,
-        Command::Checkpoint(args) => commands::checkpoint::run(&dir, json, args).await,
-        Command::Replay(args) => commands::replay::run(&dir, json, args).await,
-        Command::Backup(args) => commands::backup::run(&dir, json, args).await,
-        Command::Export(args) => commands::export::run(&dir, json, args).await,
+        Command::Init(args) => commands::init::run(&place, json, args).await,
+        Command::Migrate(args) => commands::migrate::run(&place, json, args).await,
+        Command::Submit(args) => commands::submit::run(&place, json, args).await,
+        Command::Order(args) => commands::order::run(&place, json, args).await,
+        Command::Log(args) => commands::log::run(&place, json, args).await,
+        Command::Proof(args) => commands::proof::run(&place, json, args).await,
+        Command::Keys(args) => commands::keys::run(&place, json, args).await,
+        Command::Checkpoint(args) => commands::checkpoint::run(&place, json, args).await,
+        Command::Replay(args) => commands::replay::run(&place, json, args).await,
+        Command::Backup(args) => commands::backup::run(&place, json, args).await,
+        Command::Export(args) => commands::export::run(&place, json, args).await,
     }
 }

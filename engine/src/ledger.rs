@@ -19,9 +19,9 @@ use crate::note::{Checkpoint, Note};
 use crate::reader::{Reader, StoredNodes, blocking, load_registry};
 use crate::registry::Registry;
 use crate::signer::{Signer, SignerError};
-use crate::store::{CheckpointRow, Entry, Store, StoreError};
+use crate::store::{ChainHead, CheckpointRow, Entry, Store, StoreError};
 use crate::stream::{CaseId, HEADS_STREAM, Stream};
-use crate::writer::{Job, Message, Shared, Submission, SystemEvent, Work, Writer, load_sku, read_stream, run_storer};
+use crate::writer::{Job, Message, Shared, Submission, SystemEvent, Work, Writer, load_sku, run_storer};
 
 /// Commands that may wait for one chain's writer before callers are held back.
 const QUEUE: usize = 8192;
@@ -58,6 +58,7 @@ impl AppendError {
             AppendError::Signer(_) => "SIGNING_UNAVAILABLE",
             AppendError::Store(e) => match **e {
                 StoreError::Corrupt(_) => "LEDGER_CORRUPT",
+                StoreError::WentBack(_) => "HISTORY_WENT_BACK",
                 StoreError::Unknown(_) => "OUTCOME_UNKNOWN",
                 _ => "STORE_UNAVAILABLE",
             },
@@ -236,6 +237,8 @@ impl Ledger {
                 return Err(StoreError::Unusable(text).into());
             }
         }
+        let store = Arc::clone(&config.store);
+        blocking(move || check_published(&*store, &store.heads()?)).await?;
         let genesis = reader.genesis();
         let shared = shared(&config, reader.id(), genesis, registry);
         let (mut queues, mut writers) = (Vec::new(), Vec::new());
@@ -406,7 +409,7 @@ impl Ledger {
         let heads = blocking(move || store.heads()).await?;
         let moved = {
             let store = Arc::clone(&self.shared.store);
-            let last = blocking(move || read_stream(&*store, 0, HEADS_STREAM)).await?.pop();
+            let last = blocking(move || store.stream(0, HEADS_STREAM)).await?.pop();
             let known = last.and_then(|e| e.parse_body().ok()).map(|b| heads_sizes(&b.payload));
             known.is_none_or(|known| heads.iter().skip(1).any(|h| known.get(h.chain as usize) != Some(&h.size())))
         };
@@ -498,6 +501,7 @@ fn shared(config: &Config, ledger_id: Hash, genesis: &Genesis, registry: Registr
         limits: genesis.limits,
         registry: RwLock::new(registry),
         closing: std::sync::atomic::AtomicBool::new(false),
+        went_back: std::sync::OnceLock::new(),
     })
 }
 
@@ -521,6 +525,28 @@ fn heads_sizes(payload: &Object) -> Vec<u64> {
     items.iter().map(|item| size(item).unwrap_or(0)).collect()
 }
 
+/// Whether the tree that was recorded is a prefix of the tree of `size` entries that is stored.
+fn is_prefix(store: &dyn Store, chain: u32, recorded: &CheckpointRow, size: u64) -> Result<bool, StoreError> {
+    Ok(recorded.size <= size && merkle::root_at(&StoredNodes { store, chain }, recorded.size)? == recorded.root)
+}
+
+/// Refuses to go on from a history that is shorter or other than what was published.
+fn check_published(store: &dyn Store, heads: &[ChainHead]) -> Result<(), StoreError> {
+    for head in heads {
+        let chain = head.chain;
+        if let Some(last) = store.last_checkpoint(chain)?
+            && !is_prefix(store, chain, &last, head.size())?
+        {
+            return Err(StoreError::WentBack(format!(
+                "chain {chain} has {} entries and is no continuation of the {} of its last checkpoint",
+                head.size(),
+                last.size
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Records, signs and stores the checkpoint of what is durable now. Recording comes first: a signer that dies after
 /// signing must not sign another root for the same size when it is back.
 fn sign_checkpoint(
@@ -536,9 +562,7 @@ fn sign_checkpoint(
     let checkpoint =
         Checkpoint { origin: Checkpoint::origin_of(base, ledger_id, chain), size: row.size, root: row.root };
     if let Some(last) = store.last_checkpoint(chain)? {
-        // The tree that was recorded must be a prefix of the tree that is stored.
-        let prefix = last.size <= row.size && merkle::root_at(&StoredNodes { store, chain }, last.size)? == last.root;
-        if !prefix {
+        if !is_prefix(store, chain, &last, row.size)? {
             return Err(CheckpointError::HistoryWentBack {
                 chain,
                 size: row.size,

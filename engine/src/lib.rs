@@ -3,7 +3,7 @@
 //! The **pure core** computes everything that can be argued about and touches no disk, clock or network:
 //! [`json`] and [`body`] (canonical bytes), [`header`] and [`hash`] (the entry hash), [`merkle`], [`commit`], [`note`]
 //! (signed tree heads), [`proof`] (one entry for a stranger), [`registry`] and [`genesis`] (keys by place in the history),
-//! [`stream`] (names and routing), [`domain`] (decide and apply). Verifiers use it alone. The **engine** (feature `sqlite`)
+//! [`stream`] (names and routing), [`domain`] (decide and apply). Verifiers use it alone. The **engine** (feature `write`)
 //! wraps it with a clock, randomness, signers and a store. FORMAT.md gives every byte.
 
 pub mod body;
@@ -23,19 +23,21 @@ pub mod signer;
 pub mod stream;
 pub mod time;
 
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "write")]
 pub mod archive;
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "connect")]
+pub mod connect;
+#[cfg(feature = "write")]
 pub mod environment;
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "write")]
 pub mod keys;
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "write")]
 pub mod ledger;
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "write")]
 pub mod prover;
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "write")]
 pub mod reader;
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "write")]
 pub mod store;
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "write")]
 mod writer;

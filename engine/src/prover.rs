@@ -7,7 +7,6 @@ use crate::proof::{Proof, ProofError, ProvenCommit, ProvenEntry, SignedCheckpoin
 use crate::reader::StoredNodes;
 use crate::store::{Entry, Store, StoreError};
 use crate::stream::LEDGER_STREAM;
-use crate::writer::read_stream;
 
 /// Why there is no proof file.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +46,7 @@ pub(crate) fn prove(store: &dyn Store, chain: u32, index: u64, private: bool) ->
     let private = if private { store.private(chain, index)? } else { None };
     let commit = commit(store, &entry)?;
     // The keys first: a checkpoint that is taken afterwards covers them.
-    let keys = read_stream(store, 0, LEDGER_STREAM)?;
+    let keys = store.stream(0, LEDGER_STREAM)?;
     let last_key = keys.last().ok_or_else(|| corrupt("the key registry is empty"))?.header.index;
     let zero = covering(store, 0, if chain == 0 { index.max(last_key) } else { last_key })?;
     let own = if chain == 0 { None } else { Some(covering(store, chain, index)?) };

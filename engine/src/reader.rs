@@ -17,7 +17,7 @@ use crate::prover::{ProveError, prove};
 use crate::registry::{Registry, RegistryPlace};
 use crate::store::{Entry, Store, StoreError};
 use crate::stream::{CaseId, LEDGER_STREAM, Stream};
-use crate::writer::{read_case, read_stream};
+use crate::writer::read_case;
 
 /// Entries read at a time by folds.
 const PAGE: usize = 1024;
@@ -55,7 +55,7 @@ impl Reader {
     /// The entries of one stream, in order.
     pub async fn read_stream(&self, stream: Stream) -> Result<Vec<Entry>, StoreError> {
         let (store, chain) = (Arc::clone(&self.store), stream.chain(self.genesis.chains));
-        blocking(move || read_stream(&*store, chain, &stream.to_string())).await
+        blocking(move || store.stream(chain, &stream.to_string())).await
     }
 
     /// The entries of an order and its deliveries, in chain order.
@@ -206,7 +206,7 @@ fn read_genesis(store: &dyn Store) -> Result<(Genesis, Hash, Registry), StoreErr
 }
 
 pub(crate) fn load_registry(store: &dyn Store, genesis: &Genesis, ledger_id: Hash) -> Result<Registry, StoreError> {
-    let entries = read_stream(store, 0, LEDGER_STREAM)?;
+    let entries = store.stream(0, LEDGER_STREAM)?;
     let corrupt = |why: String| StoreError::Corrupt(format!("the key registry: {why}; verify the ledger"));
     let first = entries.first().ok_or_else(|| corrupt("no genesis entry".into()))?;
     let mut registry = Registry::new(genesis.chains, genesis.keys(), first.entry_hash);

@@ -82,6 +82,8 @@ pub(crate) struct Shared {
     pub(crate) registry: RwLock<Registry>,
     /// Set once, when the ledger shuts down or is dropped.
     pub(crate) closing: std::sync::atomic::AtomicBool,
+    /// Set once, when the store lost what it had acknowledged: then no chain takes another entry.
+    pub(crate) went_back: std::sync::OnceLock<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -129,6 +131,8 @@ impl Open {
 
 /// The commit that is being stored.
 struct InFlight {
+    /// Size and hash of the chain with it.
+    after: (u64, Hash),
     jobs: Vec<Job>,
     outcomes: Vec<Outcome>,
     idempotency: HashMap<Hash, (Hash, usize)>,
@@ -145,7 +149,7 @@ fn settle(store: &dyn Store, batch: &CommitBatch, result: Result<(), StoreError>
         match store.settle(batch) {
             Ok(Settled::Committed) => return Ok(()),
             Ok(Settled::NotCommitted) => return Err(StoreError::Unavailable(why)),
-            Err(_) => std::thread::sleep(Duration::from_millis(5 << attempt.min(6))),
+            Err(_) => std::thread::sleep(Duration::from_millis(5 << attempt.min(7))),
         }
     }
     Err(StoreError::Unknown(why))
@@ -175,6 +179,8 @@ pub(crate) struct Writer {
     shared: Arc<Shared>,
     chain: u32,
     head: ChainHead,
+    /// The last head that the store said is durable.
+    acknowledged: Option<(u64, Hash)>,
     last_time_us: i64,
     cases: LruCache<Key, Cached>,
     /// Hashes of the incomplete tile of each level.
@@ -223,6 +229,7 @@ impl Writer {
             shared,
             chain,
             head,
+            acknowledged: None,
             last_time_us: 0,
             cases,
             partial: Vec::new(),
@@ -278,6 +285,7 @@ impl Writer {
     fn stored(&mut self, flight: InFlight, result: Result<(), StoreError>, failed: &mut VecDeque<Job>) {
         match result {
             Ok(()) => {
+                self.acknowledged = Some(flight.after);
                 flight.jobs.into_iter().zip(flight.outcomes).for_each(|(job, outcome)| answer(job, outcome));
             }
             Err(e) => {
@@ -329,6 +337,8 @@ impl Writer {
         in_flight: &mut VecDeque<InFlight>,
         storer: &std::sync::mpsc::Sender<CommitBatch>,
     ) {
+        // What another chain lost stops this one, too.
+        self.stale |= self.shared.went_back.get().is_some();
         if self.stale {
             return self.recover(VecDeque::new(), open);
         }
@@ -346,7 +356,8 @@ impl Writer {
             }
             return self.fill(open, in_flight);
         };
-        let mut flight = InFlight { jobs, outcomes, idempotency: draft.idempotency.clone() };
+        let after = (draft.after.size(), draft.after.hash);
+        let mut flight = InFlight { after, jobs, outcomes, idempotency: draft.idempotency.clone() };
         let now_us = draft.now_us;
         let batch = match self.finish(draft) {
             Ok(batch) => batch,
@@ -409,7 +420,30 @@ impl Writer {
         let store = &self.shared.store;
         let empty = ChainHead { chain: self.chain, hash: Hash::ZERO, range: merkle::CompactRange::default() };
         self.head = store.heads()?.into_iter().find(|h| h.chain == self.chain).unwrap_or(empty);
+        self.check_acknowledged()?;
         self.load_tail()
+    }
+
+    /// Compares the head with what was acknowledged before it.
+    fn check_acknowledged(&self) -> Result<(), StoreError> {
+        if let Some(why) = self.shared.went_back.get() {
+            return Err(StoreError::WentBack(why.clone()));
+        }
+        let Some((size, hash)) = self.acknowledged else { return Ok(()) };
+        let stored = if size == self.head.size() {
+            Some(self.head.hash)
+        } else {
+            self.shared.store.entry(self.chain, size - 1)?.filter(|_| size < self.head.size()).map(|e| e.entry_hash)
+        };
+        if stored == Some(hash) {
+            return Ok(());
+        }
+        let why = format!(
+            "chain {} has {} entries and does not continue the {size} that were acknowledged",
+            self.chain,
+            self.head.size()
+        );
+        Err(StoreError::WentBack(self.shared.went_back.get_or_init(|| why).clone()))
     }
 
     fn load_tail(&mut self) -> Result<(), StoreError> {
@@ -499,6 +533,7 @@ impl Writer {
         let Some(batch) = batch else { return Ok((taken, outcomes)) };
         let store = Arc::clone(&self.shared.store);
         store_settled(&*store, &batch)?;
+        self.acknowledged = Some((batch.after.size(), batch.after.hash));
         self.advance(&batch, now_us);
         Ok((taken, outcomes))
     }
@@ -510,6 +545,7 @@ impl Writer {
         let result = store.append_locked(self.chain, &mut |head| {
             let prepared = (|| {
                 self.head = head.clone();
+                self.check_acknowledged()?;
                 self.cases.clear();
                 self.load_tail()?;
                 self.prepare(waiting)
@@ -528,6 +564,7 @@ impl Writer {
         };
         let Some(batch) = batch else { return Ok((taken, outcomes)) };
         settle(&*store, &batch, result)?;
+        self.acknowledged = Some((batch.after.size(), batch.after.hash));
         self.advance(&batch, now_us);
         Ok((taken, outcomes))
     }
@@ -879,31 +916,14 @@ fn tile_root(bytes: &[u8]) -> Option<Hash> {
     (bytes.len() == TILE_BYTES).then(|| merkle::root(&hashes))
 }
 
-/// Reads a stream by following parent indexes back from its head.
-pub(crate) fn read_stream(store: &dyn Store, chain: u32, stream: &str) -> Result<Vec<Entry>, StoreError> {
-    let Some(head) = store.stream_head(chain, stream)? else { return Ok(Vec::new()) };
-    let mut next = Some(head.index);
-    let mut entries = Vec::new();
-    while let Some(index) = next {
-        let entry = store.entry(chain, index)?.filter(|e| e.header.stream == stream);
-        let entry = entry.filter(|e| e.parent_index.is_none_or(|p| p < index));
-        let wrong = || StoreError::Corrupt(format!("stream {stream} is broken at entry {index}; verify the ledger"));
-        let entry = entry.ok_or_else(wrong)?;
-        next = entry.parent_index;
-        entries.push(entry);
-    }
-    entries.reverse();
-    Ok(entries)
-}
-
 /// All entries of an order and its deliveries, in chain order.
 pub(crate) fn read_case(store: &dyn Store, chain: u32, case: CaseId) -> Result<Vec<Entry>, StoreError> {
-    let mut entries = read_stream(store, chain, &Stream::Order(case).to_string())?;
+    let mut entries = store.stream(chain, &Stream::Order(case).to_string())?;
     if entries.is_empty() {
         return Ok(entries);
     }
     for n in 1.. {
-        let delivery = read_stream(store, chain, &Stream::Delivery(case, n).to_string())?;
+        let delivery = store.stream(chain, &Stream::Delivery(case, n).to_string())?;
         if delivery.is_empty() {
             break;
         }
@@ -916,7 +936,7 @@ pub(crate) fn read_case(store: &dyn Store, chain: u32, case: CaseId) -> Result<V
 fn load(store: &dyn Store, chain: u32, key: Key) -> Result<Cached, StoreError> {
     let (entries, mut state) = match key {
         Key::Order(case) => (read_case(store, chain, case)?, State::Case(Box::new(Case::new(case)))),
-        Key::Sku(case) => (read_stream(store, chain, &Stream::Sku(case).to_string())?, State::Sku(None)),
+        Key::Sku(case) => (store.stream(chain, &Stream::Sku(case).to_string())?, State::Sku(None)),
         Key::System(stream) => {
             let head = store.stream_head(chain, &stream.to_string())?.unwrap_or_default();
             return Ok(Cached { state: State::System, heads: HashMap::from([(stream, head)]) });

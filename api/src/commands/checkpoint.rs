@@ -1,6 +1,5 @@
-use std::path::Path;
-
-use crate::{CliError, directory, output};
+use crate::directory::{self, Place};
+use crate::{CliError, output};
 
 /// Sign and print a checkpoint (C2SP tlog-checkpoint) of every chain
 ///
@@ -8,8 +7,8 @@ use crate::{CliError, directory, output};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {}
 
-pub(crate) async fn run(dir: &Path, json: bool, _: Args) -> Result<u8, CliError> {
-    let ledger = directory::open(dir).await?;
+pub(crate) async fn run(place: &Place, json: bool, _: Args) -> Result<u8, CliError> {
+    let ledger = directory::open(place).await?;
     for (chain, note) in ledger.shutdown().await?.iter().enumerate() {
         if json {
             output::line(&serde_json::json!({ "chain": chain, "checkpoint": note.to_string() }).to_string())?;

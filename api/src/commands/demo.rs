@@ -10,7 +10,7 @@ use ledger_engine::ledger::Ledger;
 use rusqlite::Connection;
 
 use super::submit::{Outcome, Summary, submit_lines};
-use crate::directory::{self, NewLedger};
+use crate::directory::{self, NewLedger, Place};
 use crate::output::line;
 use crate::{CliError, output};
 
@@ -59,13 +59,14 @@ pub(crate) async fn run(json: bool, args: Args) -> Result<u8, CliError> {
     let base = args.into.unwrap_or_else(fresh);
     std::fs::create_dir(&base).map_err(io(&base))?;
     let (dir, governance) = (base.join("shop"), base.join("governance.pem"));
+    let place = Place { dir: dir.clone(), database: None };
     let origin = "ledger.example/demo".to_owned();
-    directory::create(NewLedger { dir: &dir, governance_key: &governance, origin, chains: 1 }).await?;
+    directory::create(NewLedger { place: &place, governance_key: &governance, origin, chains: 1 }).await?;
     let day = ledger_fixtures::recorded_day().map_err(CliError::Usage)?;
     let commands = base.join("day.jsonl");
     std::fs::write(&commands, &day).map_err(io(&commands))?;
 
-    let ledger = directory::open(&dir).await?;
+    let ledger = directory::open(&place).await?;
     let id = ledger.id();
     let started = Instant::now();
     let summary = submit(&ledger, day).await?;

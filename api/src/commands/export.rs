@@ -1,9 +1,10 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use ledger_engine::archive::ExportOptions;
 use ledger_engine::environment::{Environment as _, SystemEnvironment};
 
-use crate::{CliError, directory, output};
+use crate::directory::{self, Place};
+use crate::{CliError, output};
 
 /// Write all entries, commits and checkpoints as JSON lines with a manifest, while writers go on
 #[derive(Debug, clap::Args)]
@@ -19,8 +20,8 @@ pub(crate) struct Args {
     without_private: bool,
 }
 
-pub(crate) async fn run(dir: &Path, json: bool, args: Args) -> Result<u8, CliError> {
-    let (ledger, _) = directory::reader(dir).await?;
+pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
+    let (ledger, _) = directory::reader(place).await?;
     let options = ExportOptions {
         gzip: !args.plain,
         withhold_private: args.without_private,

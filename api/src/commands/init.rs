@@ -1,8 +1,8 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use ledger_engine::genesis::{CHAINS_MAX, Genesis, is_origin};
 
-use crate::directory::{self, NewLedger};
+use crate::directory::{self, NewLedger, Place};
 use crate::{CliError, output};
 
 /// Make a new ledger: its directory, its keys, its genesis entries
@@ -19,23 +19,23 @@ pub(crate) struct Args {
     governance_key: Option<PathBuf>,
 }
 
-pub(crate) async fn run(dir: &Path, json: bool, args: Args) -> Result<u8, CliError> {
+pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
     if !is_origin(&args.origin) {
         let text = "--origin: 1 to 200 bytes without spaces, control characters or '+'";
         return Err(CliError::Usage(text.into()));
     }
-    let governance_key = args.governance_key.unwrap_or_else(|| directory::governance_path(dir));
-    let new = NewLedger { dir, governance_key: &governance_key, origin: args.origin, chains: args.chains };
+    let governance_key = args.governance_key.unwrap_or_else(|| directory::governance_path(&place.dir));
+    let new = NewLedger { place, governance_key: &governance_key, origin: args.origin, chains: args.chains };
     let genesis = directory::create(new).await?;
     let id = Genesis::ledger_id(&genesis.to_body().encode());
     if json {
         let object = serde_json::json!({
-            "ok": true, "ledger_id": id.to_hex(), "dir": dir, "chains": genesis.chains, "origin": genesis.origin,
+            "ok": true, "ledger_id": id.to_hex(), "dir": place.dir, "chains": genesis.chains, "origin": genesis.origin,
             "governance_key": governance_key,
         });
         output::line(&object.to_string())?;
     } else {
-        output::line(&format!("ledger      {}", dir.display()))?;
+        output::line(&format!("ledger      {}", place.dir.display()))?;
         output::line(&format!("ledger id   {id}"))?;
         output::line(&format!("governance  {}", governance_key.display()))?;
         output::line("")?;

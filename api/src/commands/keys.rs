@@ -1,15 +1,14 @@
-use std::path::Path;
-
 use ledger_engine::hash::to_hex;
 
-use crate::{CliError, directory, output};
+use crate::directory::{self, Place};
+use crate::{CliError, output};
 
 /// List the key registry: who may sign what, and from where to where
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {}
 
-pub(crate) async fn run(dir: &Path, json: bool, _: Args) -> Result<u8, CliError> {
-    let (_, registry) = directory::reader(dir).await?;
+pub(crate) async fn run(place: &Place, json: bool, _: Args) -> Result<u8, CliError> {
+    let (_, registry) = directory::reader(place).await?;
     if !json {
         output::line(&format!("{:<24} {:<14} {:<10} public key (Ed25519)", "kid", "purpose", "state"))?;
     }

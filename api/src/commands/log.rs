@@ -1,11 +1,10 @@
-use std::path::Path;
-
 use ledger_engine::hash::{EventId, Hash, to_hex};
 use ledger_engine::store::Entry;
 use ledger_engine::stream::Stream;
 
+use crate::CliError;
+use crate::directory::{self, Place};
 use crate::output::{self, safe};
-use crate::{CliError, directory};
 use ledger_engine::time::rfc3339;
 
 /// List entries, oldest first
@@ -66,8 +65,8 @@ pub(crate) fn entry_line(entry: &Entry) -> String {
     )
 }
 
-pub(crate) async fn run(dir: &Path, json: bool, args: Args) -> Result<u8, CliError> {
-    let (ledger, _) = directory::reader(dir).await?;
+pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
+    let (ledger, _) = directory::reader(place).await?;
     let show = |entry: &Entry| {
         let text = if json { entry_json(entry).to_string() } else { entry_line(entry) };
         output::line(&text)

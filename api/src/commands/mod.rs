@@ -7,6 +7,7 @@ pub(crate) mod export;
 pub(crate) mod init;
 pub(crate) mod keys;
 pub(crate) mod log;
+pub(crate) mod migrate;
 pub(crate) mod order;
 pub(crate) mod proof;
 pub(crate) mod replay;

@@ -1,11 +1,10 @@
-use std::path::Path;
-
 use ledger_engine::domain::projection::{Cell, Row};
 use ledger_engine::stream::CaseId;
 
 use super::log::entry_line;
+use crate::CliError;
+use crate::directory::{self, Place};
 use crate::output::{self, safe};
-use crate::{CliError, directory};
 
 /// Show an order: its state, its deliveries, its entries
 #[derive(Debug, clap::Args)]
@@ -27,12 +26,12 @@ pub(crate) fn row_json(row: &Row) -> serde_json::Value {
     row.table.columns.iter().zip(&row.cells).map(|(name, cell)| ((*name).to_owned(), cell_json(cell))).collect()
 }
 
-pub(crate) async fn run(dir: &Path, json: bool, args: Args) -> Result<u8, CliError> {
+pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
     let usage = || CliError::Usage(format!("{:?} is no order id: 32 lowercase hex characters", args.id));
     let case = CaseId::parse(&args.id).ok_or_else(usage)?;
-    let (ledger, _) = directory::reader(dir).await?;
+    let (ledger, _) = directory::reader(place).await?;
     let Some(order) = ledger.order(case).await? else {
-        let text = format!("there is no order {case} in {}", dir.display());
+        let text = format!("there is no order {case} in {place}");
         if json {
             output::line(
                 &serde_json::json!({ "ok": false, "error": { "code": "ORDER_NOT_FOUND", "message": text } })

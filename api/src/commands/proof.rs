@@ -1,11 +1,12 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use ledger_engine::hash::EventId;
 use ledger_engine::header::Header;
 use ledger_engine::reader::Reader;
 use ledger_engine::stream::CaseId;
 
-use crate::{CliError, directory, output};
+use crate::directory::{self, Place};
+use crate::{CliError, output};
 
 /// Write the proof file of one entry: what a stranger who knows the ledger's id needs to check it, offline
 ///
@@ -35,10 +36,10 @@ async fn find(ledger: &Reader, id: &str) -> Result<Option<Header>, CliError> {
     Ok(ledger.read_event(event).await?.map(|entry| entry.header))
 }
 
-pub(crate) async fn run(dir: &Path, json: bool, args: Args) -> Result<u8, CliError> {
-    let (ledger, _) = directory::reader(dir).await?;
+pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
+    let (ledger, _) = directory::reader(place).await?;
     let Some(header) = find(&ledger, &args.id).await? else {
-        let text = format!("there is no entry and no order {} in {}", args.id, dir.display());
+        let text = format!("there is no entry and no order {} in {place}", args.id);
         let object = serde_json::json!({ "ok": false, "error": { "code": "ENTRY_NOT_FOUND", "message": text } });
         output::line(&if json { object.to_string() } else { text })?;
         return Ok(1);

@@ -1,7 +1,6 @@
-use std::path::Path;
-
+use crate::CliError;
+use crate::directory::{self, Place};
 use crate::output::{self, safe};
-use crate::{CliError, directory};
 
 /// Rebuild the projections from the entries, or check that they equal them
 #[derive(Debug, clap::Args)]
@@ -11,14 +10,15 @@ pub(crate) struct Args {
     check: bool,
 }
 
-pub(crate) async fn run(dir: &Path, json: bool, args: Args) -> Result<u8, CliError> {
-    let (ledger, _) = directory::reader(dir).await?;
+pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
     if !args.check {
+        let ledger = directory::rebuilder(place).await?;
         let rows = ledger.rebuild().await?;
         let text = format!("rebuilt {rows} rows");
         output::line(&if json { serde_json::json!({ "ok": true, "rows": rows }).to_string() } else { text })?;
         return Ok(0);
     }
+    let (ledger, _) = directory::reader(place).await?;
     let differing = ledger.check_projections().await?;
     if json {
         output::line(&serde_json::json!({ "ok": differing.is_empty(), "differing": differing }).to_string())?;

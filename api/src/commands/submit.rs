@@ -1,6 +1,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{IsTerminal as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use ledger_engine::domain::command::{Action, COMMAND_BYTES_MAX, Command, OrderRef};
@@ -8,8 +8,9 @@ use ledger_engine::ledger::{AppendError, Appended, Ledger, Pending};
 use ledger_engine::stream::CaseId;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 
+use crate::CliError;
+use crate::directory::{self, Place};
 use crate::output::{self, safe};
-use crate::{CliError, directory};
 
 /// Commands on their way at once. More makes larger commits; the answers keep the order of the lines.
 const WINDOW: usize = 2048;
@@ -73,8 +74,8 @@ impl Summary {
     }
 }
 
-pub(crate) async fn run(dir: &Path, json: bool, args: Args) -> Result<u8, CliError> {
-    let ledger = directory::open(dir).await?;
+pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
+    let ledger = directory::open(place).await?;
     let name = args.file.display().to_string();
     let (input, length): (Box<dyn AsyncBufRead + Unpin + Send>, Option<u64>) = if args.file.as_os_str() == "-" {
         (Box::new(BufReader::new(tokio::io::stdin())), None)

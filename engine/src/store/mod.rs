@@ -1,5 +1,8 @@
 //! What a store must do. The documentation of [`Store`] is the durability contract.
 
+#[cfg(feature = "postgres")]
+pub mod postgres;
+#[cfg(feature = "sqlite")]
 pub mod sqlite;
 
 use crate::body::{Body, BodyError};
@@ -145,6 +148,12 @@ pub enum StoreError {
     /// What is stored is not what this program writes. Stop and verify the ledger.
     #[error("the stored ledger is damaged: {0}")]
     Corrupt(String),
+    /// What is stored is not what this process was told is durable. Nothing more may be written.
+    #[error(
+        "HISTORY_WENT_BACK: {0}; a failover or a restore lost acknowledged entries, or somebody rewrote them: writing has stopped. Verify the \
+         ledger against saved checkpoints, then restart"
+    )]
+    WentBack(String),
     /// It cannot be opened as it is; the text says what to do.
     #[error("{0}")]
     Unusable(String),
@@ -190,6 +199,24 @@ pub trait Store: Send + Sync {
     fn entry(&self, chain: u32, index: u64) -> Result<Option<Entry>, StoreError>;
     /// Up to `limit` entries of a chain from `from`, ascending.
     fn entries(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<Entry>, StoreError>;
+    /// All entries of a stream, by revision. `Corrupt` if their links do not hold together.
+    fn stream(&self, chain: u32, stream: &str) -> Result<Vec<Entry>, StoreError> {
+        // Follows parent indexes back from the head.
+        let Some(head) = self.stream_head(chain, stream)? else { return Ok(Vec::new()) };
+        let mut next = Some(head.index);
+        let mut entries = Vec::new();
+        while let Some(index) = next {
+            let entry = self.entry(chain, index)?.filter(|e| e.header.stream == stream);
+            let entry = entry.filter(|e| e.parent_index.is_none_or(|p| p < index));
+            let wrong =
+                || StoreError::Corrupt(format!("stream {stream} is broken at entry {index}; verify the ledger"));
+            let entry = entry.ok_or_else(wrong)?;
+            next = entry.parent_index;
+            entries.push(entry);
+        }
+        entries.reverse();
+        Ok(entries)
+    }
     /// A stream's head.
     fn stream_head(&self, chain: u32, stream: &str) -> Result<Option<StreamHead>, StoreError>;
     /// Chain and index of an event id.

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 #![allow(missing_docs, unreachable_pub, reason = "test support")]
 
+pub mod postgres;
+
 use std::path::Path;
 use std::sync::Arc;
 

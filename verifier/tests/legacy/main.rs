@@ -4,8 +4,6 @@ mod chain;
 mod fixtures;
 mod hostile;
 mod judgement;
-#[cfg(feature = "postgres")]
-mod server;
 mod stop;
 #[cfg(feature = "postgres")]
 mod table;

@@ -9,7 +9,7 @@ use postgres::{Client, NoTls};
 use serde_json::Value;
 
 use crate::chain::{assert_found, assert_verified, chain, found, hash, judge, notes, registry, signers};
-use crate::server::Server;
+use test_servers::Server;
 
 pub(crate) const SERIAL: &str =
     "CREATE TABLE audit_events (id bigserial PRIMARY KEY, actor_id text, event_type text NOT NULL,

@@ -4,8 +4,8 @@ use audit_verify::legacy::{Table, Window, verify_legacy};
 use postgres::{Client, NoTls};
 
 use crate::chain::{assert_verified, chain, signers};
-use crate::server::Server;
 use crate::table::{SERIAL, load};
+use test_servers::Server;
 
 fn check(url: &str, expected: Result<(), &str>) {
     let opened = Table::open(url, "audit_events", Window::default());

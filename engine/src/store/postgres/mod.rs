@@ -1,0 +1,194 @@
+//! The production store: PostgreSQL 15 or newer, shared by any number of processes.
+//!
+//! An append is one short transaction in two round trips: `BEGIN` and the lock of the chain's head row; then, if the head
+//! is still the one that the commit was linked to, one statement for each table and `COMMIT`, sent together. Nothing of the commit
+//! is sent before the lock is held, so whoever locks the head afterwards sees it whole or never. What is appended to one
+//! chain waits for no other: no row is shared by two chains.
+//!
+//! **Outcome.** An error of a statement before `COMMIT` means that nothing is stored. Any error of `COMMIT` itself, a
+//! lost connection, and any notice that arrives with it (a cancelled wait for a standby succeeds with a mere warning) mean `Unknown`:
+//! [`Store::settle`] then writes the head row, on the server that accepts writes, and commits that: it waits for every
+//! transaction that held the lock, and its own commit waits for the standby as theirs should have.
+
+mod migrate;
+mod read;
+mod session;
+mod write;
+
+pub use migrate::{Migrated, SCHEMA_VERSION, migrate};
+pub use session::PostgresOptions;
+
+use std::path::Path;
+
+use session::{Session, Sessions};
+
+use super::{
+    ChainHead, CheckpointRow, CommitBatch, Entry, MakeCommit, Settled, Store, StoreError, StoredCommit, StreamHead,
+};
+use crate::domain::projection::{Row, Table};
+use crate::hash::{EventId, Hash};
+use crate::runs::{RUN_ENTRIES, find_in_run};
+
+/// The store in PostgreSQL.
+pub struct PostgresStore {
+    sessions: Sessions,
+}
+
+impl PostgresStore {
+    /// Opens the schema for writing. Every connection goes to a server that accepts writes. The server's settings are
+    /// checked: those without which an answer would not mean durable are refused.
+    pub fn open(options: PostgresOptions) -> Result<PostgresStore, StoreError> {
+        let store = PostgresStore { sessions: Sessions::new(options, true)? };
+        store.sessions.run(async |s| {
+            migrate::check_schema(s).await?;
+            migrate::check_server(s).await
+        })?;
+        Ok(store)
+    }
+
+    /// Opens the schema for reading, on a replica too. The role of auditors may do it.
+    pub fn open_read_only(options: PostgresOptions) -> Result<PostgresStore, StoreError> {
+        let store = PostgresStore { sessions: Sessions::new(options, false)? };
+        store.sessions.run(async |s| migrate::check_schema(s).await)?;
+        Ok(store)
+    }
+}
+
+impl Store for PostgresStore {
+    fn heads(&self) -> Result<Vec<ChainHead>, StoreError> {
+        self.sessions.run(read::heads)
+    }
+
+    fn ledger_id(&self) -> Result<Option<Hash>, StoreError> {
+        self.sessions.run(read::ledger_id)
+    }
+
+    fn append(&self, batch: &CommitBatch) -> Result<(), StoreError> {
+        self.sessions.write(async |session| {
+            let head = write::lock_head(session, batch.before.chain).await?;
+            if head == batch.before {
+                return write::commit(session, batch).await;
+            }
+            session.roll_back().await;
+            if batch.before.size() == 0 {
+                return Err(StoreError::Unusable("the database holds a ledger already".into()));
+            }
+            Err(StoreError::HeadMoved(Box::new(head)))
+        })
+    }
+
+    fn append_locked(&self, chain: u32, make: &mut MakeCommit<'_>) -> Result<(), StoreError> {
+        let (session, head) = self.sessions.begin_locked(chain)?;
+        // The commit is made outside of the executor: it reads the store through connections of its own.
+        let batch = make(&head);
+        self.sessions.finish_locked(session, batch.as_ref())
+    }
+
+    fn settle(&self, batch: &CommitBatch) -> Result<Settled, StoreError> {
+        self.sessions.write(async |session| write::settle(session, batch).await)
+    }
+
+    fn entry(&self, chain: u32, index: u64) -> Result<Option<Entry>, StoreError> {
+        Ok(self.entries(chain, index, 1)?.into_iter().find(|e| e.header.index == index))
+    }
+
+    fn entries(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        self.sessions.run(async |s| read::entries(s, chain, from, limit).await)
+    }
+
+    fn stream(&self, chain: u32, stream: &str) -> Result<Vec<Entry>, StoreError> {
+        self.sessions.run(async |s| read::stream(s, chain, stream).await)
+    }
+
+    fn stream_head(&self, chain: u32, stream: &str) -> Result<Option<StreamHead>, StoreError> {
+        self.sessions.run(async |s| read::stream_head(s, chain, stream).await)
+    }
+
+    fn find_event(&self, id: EventId) -> Result<Option<(u32, u64)>, StoreError> {
+        let Some(ledger_id) = self.ledger_id()? else { return Ok(None) };
+        let is_it = |chain, index: &u64| EventId::derive(&ledger_id, chain, *index) == id;
+        for head in self.heads()? {
+            let (chain, complete) = (head.chain, head.size() / RUN_ENTRIES);
+            // The newest entries are not in a run yet; they are asked for most.
+            if let Some(index) = (complete * RUN_ENTRIES..head.size()).rev().find(|i| is_it(chain, i)) {
+                return Ok(Some((chain, index)));
+            }
+            for run in 0..complete {
+                let ids = self.sessions.run(async |s| read::run(s, chain, run).await)?;
+                let found = ids.and_then(|ids| find_in_run(&ids, &id));
+                if let Some(index) = found.map(|at| run * RUN_ENTRIES + at).filter(|i| is_it(chain, i)) {
+                    return Ok(Some((chain, index)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn commits(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<StoredCommit>, StoreError> {
+        self.sessions.run(async |s| read::commits(s, chain, from, limit).await)
+    }
+
+    fn checkpoints(&self, chain: u32, size: u64, limit: usize) -> Result<Vec<CheckpointRow>, StoreError> {
+        self.sessions.run(async |s| read::checkpoints(s, chain, size, limit).await)
+    }
+
+    fn private_documents(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+        self.sessions.run(async |s| read::private_documents(s, chain, from, limit).await)
+    }
+
+    fn private(&self, chain: u32, index: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        let found = self.private_documents(chain, index, 1)?;
+        Ok(found.into_iter().find(|(i, _)| *i == index).map(|(_, document)| document))
+    }
+
+    fn idempotency(&self, chain: u32, key: &Hash) -> Result<Option<u64>, StoreError> {
+        self.sessions.run(async |s| read::idempotency(s, chain, key).await)
+    }
+
+    fn tile(&self, chain: u32, level: u32, n: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        self.sessions.run(async |s| read::tile(s, chain, level, n).await)
+    }
+
+    fn row(&self, table: &'static Table, chain: u32, index: u64) -> Result<Option<Row>, StoreError> {
+        let found = self.sessions.run(async |s| read::rows(s, table, chain, Some(index)).await)?;
+        Ok(found.into_iter().next())
+    }
+
+    fn rows(&self, table: &'static Table, chain: u32) -> Result<Vec<Row>, StoreError> {
+        self.sessions.run(async |s| read::rows(s, table, chain, None).await)
+    }
+
+    fn replace_projections(&self, chain: u32, size: u64, rows: &[Row]) -> Result<(), StoreError> {
+        self.sessions.write(async |session| {
+            let head = write::lock_head(session, chain).await?;
+            if head.size() != size {
+                session.roll_back().await;
+                return Err(StoreError::HeadMoved(Box::new(head)));
+            }
+            write::replace_projections(session, chain, size, rows).await
+        })
+    }
+
+    fn last_checkpoint(&self, chain: u32) -> Result<Option<CheckpointRow>, StoreError> {
+        self.sessions.run(async |s| read::last_checkpoint(s, chain).await)
+    }
+
+    fn record_checkpoint(&self, row: &CheckpointRow) -> Result<(), StoreError> {
+        self.sessions.write(async |session: &Session| write::record_checkpoint(session, row).await)
+    }
+
+    fn sign_checkpoint(&self, row: &CheckpointRow) -> Result<(), StoreError> {
+        self.sessions.write(async |session: &Session| write::sign_checkpoint(session, row).await)
+    }
+
+    fn backup(&self, _: &Path) -> Result<(), StoreError> {
+        let text = "a ledger in PostgreSQL is not one file: back it up with pg_basebackup or pg_dump, or hand an auditor an export \
+                    (`ledger export --out DIR`)";
+        Err(StoreError::Unusable(text.into()))
+    }
+
+    fn close(&self) -> Result<(), StoreError> {
+        self.sessions.close();
+        Ok(())
+    }
+}

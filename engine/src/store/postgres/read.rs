@@ -1,0 +1,243 @@
+//! Queries. Each is prepared once for a connection and finds its rows by a key that begins with the chain.
+
+use tokio_postgres::Row as SqlRow;
+use tokio_postgres::types::{FromSql, ToSql, Type};
+
+use super::session::{Session, failed};
+use crate::commit::CommitSignature;
+use crate::domain::projection::{Cell, Row, Table};
+use crate::hash::Hash;
+use crate::header::{FORMAT_VERSION, Header};
+use crate::merkle::CompactRange;
+use crate::store::{ChainHead, CheckpointRow, Entry, StoreError, StoredCommit, StreamHead};
+
+const ENTRY_COLUMNS: &str = "chain, idx, prev_hash, stream, revision, parent_hash, event_id, event_type, \
+     schema_version, recorded_at_us, body_hash, body_sha256, entry_hash, parent_index, body";
+
+async fn query(session: &Session, text: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<SqlRow>, StoreError> {
+    let statement = session.prepare(text).await.map_err(failed)?;
+    session.query(&statement, parameters).await.map_err(failed)
+}
+
+fn get<'a, T: FromSql<'a>>(row: &'a SqlRow, at: usize) -> Result<T, StoreError> {
+    row.try_get(at).map_err(|e| StoreError::Corrupt(format!("column {at}: {e}; verify the ledger")))
+}
+
+fn count(row: &SqlRow, at: usize) -> Result<u64, StoreError> {
+    get::<i64>(row, at).map(|n| n as u64)
+}
+
+fn hash(row: &SqlRow, at: usize) -> Result<Hash, StoreError> {
+    let malformed = || StoreError::Corrupt(format!("column {at}: not 32 bytes; verify the ledger"));
+    Hash::from_slice(get(row, at)?).ok_or_else(malformed)
+}
+
+/// Columns chain, size, head_hash, compact_range.
+pub(super) fn head_of_row(row: &SqlRow) -> Result<ChainHead, StoreError> {
+    let bad = || StoreError::Corrupt("a row of chain_heads is malformed; verify the ledger".into());
+    let range = CompactRange::from_bytes(count(row, 1)?, get(row, 3)?).ok_or_else(bad)?;
+    Ok(ChainHead { chain: get::<i32>(row, 0)? as u32, hash: hash(row, 2)?, range })
+}
+
+pub(super) async fn heads(session: &Session) -> Result<Vec<ChainHead>, StoreError> {
+    let text = "SELECT chain, size, head_hash, compact_range FROM ledger.chain_heads ORDER BY chain";
+    query(session, text, &[]).await?.iter().map(head_of_row).collect()
+}
+
+pub(super) async fn ledger_id(session: &Session) -> Result<Option<Hash>, StoreError> {
+    let rows = query(session, "SELECT ledger_id FROM ledger.ledger", &[]).await?;
+    rows.first().map(|row| hash(row, 0)).transpose()
+}
+
+fn entry(row: &SqlRow, ledger_id: Hash) -> Result<Entry, StoreError> {
+    let id: &[u8] = get(row, 6)?;
+    let version = u16::try_from(get::<i32>(row, 8)?)
+        .map_err(|_| StoreError::Corrupt("schema_version is out of range; verify the ledger".into()))?;
+    let header = Header {
+        format_version: FORMAT_VERSION,
+        ledger_id: ledger_id.0,
+        chain: get::<i32>(row, 0)? as u32,
+        index: count(row, 1)?,
+        prev_hash: hash(row, 2)?.0,
+        stream: get(row, 3)?,
+        revision: count(row, 4)?,
+        parent_hash: hash(row, 5)?.0,
+        event_id: id
+            .try_into()
+            .map_err(|_| StoreError::Corrupt("event_id is not 16 bytes; verify the ledger".into()))?,
+        event_type: get(row, 7)?,
+        schema_version: version,
+        recorded_at_us: get(row, 9)?,
+        body_hash: hash(row, 10)?.0,
+        body_sha256: hash(row, 11)?.0,
+    };
+    Ok(Entry {
+        header,
+        entry_hash: hash(row, 12)?,
+        parent_index: get::<Option<i64>>(row, 13)?.map(|i| i as u64),
+        body: get(row, 14)?,
+    })
+}
+
+pub(super) async fn entries(session: &Session, chain: u32, from: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
+    let Some(id) = ledger_id(session).await? else { return Ok(Vec::new()) };
+    let text =
+        format!("SELECT {ENTRY_COLUMNS} FROM ledger.entries WHERE chain = $1 AND idx >= $2 ORDER BY idx LIMIT $3");
+    let rows = query(session, &text, &[&(chain as i32), &(from as i64), &(limit as i64)]).await?;
+    rows.iter().map(|row| entry(row, id)).collect()
+}
+
+/// Follows the stream's links back from its head: each step finds one row by the primary key, so that no index of stream
+/// names has to grow with every entry.
+pub(super) const STREAM: &str = "WITH RECURSIVE back AS ( \
+     SELECT e.* FROM ledger.stream_heads h JOIN ledger.entries e ON e.chain = h.chain AND e.idx = h.head_index \
+     WHERE h.chain = $1 AND h.stream = $2 \
+     UNION ALL \
+     SELECT e.* FROM back b JOIN ledger.entries e ON e.chain = b.chain AND e.idx = b.parent_index AND b.parent_index < b.idx) ";
+
+pub(super) async fn stream(session: &Session, chain: u32, stream: &str) -> Result<Vec<Entry>, StoreError> {
+    let Some(id) = ledger_id(session).await? else { return Ok(Vec::new()) };
+    let text = format!("{STREAM} SELECT {ENTRY_COLUMNS} FROM back ORDER BY idx");
+    let rows = query(session, &text, &[&(chain as i32), &stream]).await?;
+    let entries: Vec<Entry> = rows.iter().map(|row| entry(row, id)).collect::<Result<_, _>>()?;
+    let whole = entries.iter().zip(1..).all(|(e, n)| e.header.stream == stream && e.header.revision == n);
+    if !whole {
+        let text = format!("stream {stream} of chain {chain} does not hold together; verify the ledger");
+        return Err(StoreError::Corrupt(text));
+    }
+    Ok(entries)
+}
+
+pub(super) async fn stream_head(session: &Session, chain: u32, stream: &str) -> Result<Option<StreamHead>, StoreError> {
+    let text =
+        "SELECT revision, head_hash, head_index, first_index FROM ledger.stream_heads WHERE chain = $1 AND stream = $2";
+    let rows = query(session, text, &[&(chain as i32), &stream]).await?;
+    let head = |row: &SqlRow| {
+        Ok(StreamHead {
+            revision: count(row, 0)?,
+            hash: hash(row, 1)?,
+            index: count(row, 2)?,
+            first_index: count(row, 3)?,
+        })
+    };
+    rows.first().map(head).transpose()
+}
+
+pub(super) async fn run(session: &Session, chain: u32, run: u64) -> Result<Option<Vec<u8>>, StoreError> {
+    let text = "SELECT ids FROM ledger.event_id_runs WHERE chain = $1 AND run = $2";
+    let rows = query(session, text, &[&(chain as i32), &(run as i64)]).await?;
+    rows.first().map(|row| get(row, 0)).transpose()
+}
+
+pub(super) async fn commits(
+    session: &Session,
+    chain: u32,
+    from: u64,
+    limit: usize,
+) -> Result<Vec<StoredCommit>, StoreError> {
+    let text = "SELECT first_index, size, registry_size, registry_head FROM ledger.commits \
+                WHERE chain = $1 AND first_index >= $2 ORDER BY first_index LIMIT $3";
+    let rows = query(session, text, &[&(chain as i32), &(from as i64), &(limit as i64)]).await?;
+    let commit = |row: &SqlRow| {
+        Ok(StoredCommit {
+            first_index: count(row, 0)?,
+            size: count(row, 1)?,
+            registry_size: count(row, 2)?,
+            registry_head: hash(row, 3)?,
+            signatures: Vec::new(),
+        })
+    };
+    let mut commits = rows.iter().map(commit).collect::<Result<Vec<_>, StoreError>>()?;
+    let Some((first, last)) = commits.first().zip(commits.last()).map(|(f, l)| (f.first_index, l.first_index)) else {
+        return Ok(commits);
+    };
+    let text = "SELECT first_index, kid, alg, signature FROM ledger.commit_signatures \
+                WHERE chain = $1 AND first_index BETWEEN $2 AND $3 ORDER BY first_index, kid";
+    for row in query(session, text, &[&(chain as i32), &(first as i64), &(last as i64)]).await? {
+        let alg = u8::try_from(get::<i32>(&row, 2)?)
+            .map_err(|_| StoreError::Corrupt("a signature's alg is out of range; verify the ledger".into()))?;
+        let signature = CommitSignature { kid: get(&row, 1)?, alg, signature: get(&row, 3)? };
+        let first_index = count(&row, 0)?;
+        if let Ok(at) = commits.binary_search_by_key(&first_index, |c| c.first_index) {
+            commits[at].signatures.push(signature);
+        }
+    }
+    Ok(commits)
+}
+
+fn checkpoint(chain: u32, row: &SqlRow) -> Result<CheckpointRow, StoreError> {
+    Ok(CheckpointRow { chain, size: count(row, 0)?, root: hash(row, 1)?, note: get(row, 2)? })
+}
+
+pub(super) async fn checkpoints(
+    session: &Session,
+    chain: u32,
+    size: u64,
+    limit: usize,
+) -> Result<Vec<CheckpointRow>, StoreError> {
+    let text = "SELECT size, root, note FROM ledger.checkpoints WHERE chain = $1 AND size >= $2 ORDER BY size LIMIT $3";
+    let rows = query(session, text, &[&(chain as i32), &(size as i64), &(limit as i64)]).await?;
+    rows.iter().map(|row| checkpoint(chain, row)).collect()
+}
+
+pub(super) async fn last_checkpoint(session: &Session, chain: u32) -> Result<Option<CheckpointRow>, StoreError> {
+    let text = "SELECT size, root, note FROM ledger.checkpoints WHERE chain = $1 ORDER BY size DESC LIMIT 1";
+    let rows = query(session, text, &[&(chain as i32)]).await?;
+    rows.first().map(|row| checkpoint(chain, row)).transpose()
+}
+
+pub(super) async fn private_documents(
+    session: &Session,
+    chain: u32,
+    from: u64,
+    limit: usize,
+) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+    let text =
+        "SELECT idx, document FROM ledger.private_documents WHERE chain = $1 AND idx >= $2 ORDER BY idx LIMIT $3";
+    let rows = query(session, text, &[&(chain as i32), &(from as i64), &(limit as i64)]).await?;
+    rows.iter().map(|row| Ok((count(row, 0)?, get(row, 1)?))).collect()
+}
+
+pub(super) async fn idempotency(session: &Session, chain: u32, key: &Hash) -> Result<Option<u64>, StoreError> {
+    let text = "SELECT idx FROM ledger.idempotency WHERE chain = $1 AND key = $2";
+    let rows = query(session, text, &[&(chain as i32), &&key.0[..]]).await?;
+    rows.first().map(|row| count(row, 0)).transpose()
+}
+
+pub(super) async fn tile(session: &Session, chain: u32, level: u32, n: u64) -> Result<Option<Vec<u8>>, StoreError> {
+    let text = "SELECT hashes FROM ledger.tiles WHERE chain = $1 AND level = $2 AND n = $3";
+    let rows = query(session, text, &[&(chain as i32), &(level as i32), &(n as i64)]).await?;
+    rows.first().map(|row| get(row, 0)).transpose()
+}
+
+/// The rows of a projection on a chain, by key; or the one that the entry at `index` made.
+pub(super) async fn rows(
+    session: &Session,
+    table: &'static Table,
+    chain: u32,
+    index: Option<u64>,
+) -> Result<Vec<Row>, StoreError> {
+    let (columns, key) = (table.columns.join(", "), table.columns[1]);
+    let base = format!("SELECT {columns} FROM ledger.{} WHERE chain = $1", table.name);
+    let found = match index {
+        Some(index) => query(session, &format!("{base} AND {key} = $2"), &[&(chain as i32), &(index as i64)]).await?,
+        None => query(session, &format!("{base} ORDER BY {key}"), &[&(chain as i32)]).await?,
+    };
+    found
+        .iter()
+        .map(|row| {
+            let cells = (0..table.columns.len()).map(|at| cell(row, at)).collect::<Result<_, _>>()?;
+            Ok(Row { table, cells })
+        })
+        .collect()
+}
+
+fn cell(row: &SqlRow, at: usize) -> Result<Cell, StoreError> {
+    let kind = row.columns().get(at).map(|c| c.type_().clone());
+    Ok(match kind {
+        Some(Type::INT4) => get::<Option<i32>>(row, at)?.map_or(Cell::Null, |n| Cell::Int(n.into())),
+        Some(Type::INT8) => get::<Option<i64>>(row, at)?.map_or(Cell::Null, Cell::Int),
+        Some(Type::BYTEA) => get::<Option<Vec<u8>>>(row, at)?.map_or(Cell::Null, Cell::Blob),
+        _ => get::<Option<String>>(row, at)?.map_or(Cell::Null, Cell::Text),
+    })
+}

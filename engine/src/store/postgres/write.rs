@@ -1,0 +1,358 @@
+//! The append transaction. Statements of one step are sent together and answered in order.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::{BoxFuture, FutureExt as _, join_all, try_join_all};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Error, Statement};
+
+use super::read::head_of_row;
+use super::session::{Session, failed};
+use crate::domain::projection::{Cell, Row, TABLES, Table};
+use crate::hash::Hash;
+use crate::merkle::CompactRange;
+use crate::store::{ChainHead, CheckpointRow, CommitBatch, Entry, Settled, StoreError};
+
+const LOCK_HEAD: &str = "SELECT chain, size, head_hash, compact_range, \
+     (extract(epoch FROM clock_timestamp()) * 1000000)::bigint FROM ledger.chain_heads WHERE chain = $1 FOR UPDATE";
+
+/// Begins a transaction and locks the chain's head: one round trip. READ COMMITTED, and the lock is a statement of its
+/// own, so that what follows sees everything that was committed before.
+pub(super) async fn lock_head(session: &Session, chain: u32) -> Result<ChainHead, StoreError> {
+    let lock = session.prepare(LOCK_HEAD).await.map_err(failed)?;
+    let key = chain as i32;
+    let parameters: [&(dyn ToSql + Sync); 1] = [&key];
+    let (begun, row) = futures_util::join!(session.batch_execute("BEGIN"), session.query_opt(&lock, &parameters));
+    begun.map_err(failed)?;
+    match row.map_err(failed)? {
+        Some(row) => {
+            session.check_clock(row.try_get(4).map_err(failed)?)?;
+            head_of_row(&row)
+        }
+        // Before its genesis a chain has no row to lock; of two that make it, the key lets one.
+        None => Ok(ChainHead { chain, hash: Hash::ZERO, range: CompactRange::default() }),
+    }
+}
+
+/// A parameter: one value, or a column of values for `unnest`.
+type Parameter<'a> = Box<dyn ToSql + Sync + Send + 'a>;
+
+/// Statements to be sent together.
+#[derive(Default)]
+struct Step<'a> {
+    statements: Vec<(String, Vec<Parameter<'a>>)>,
+}
+
+impl<'a> Step<'a> {
+    fn add(&mut self, text: impl Into<String>, parameters: Vec<Parameter<'a>>) {
+        self.statements.push((text.into(), parameters));
+    }
+
+    /// Sends all with `COMMIT` behind them. The outcome of the transaction follows from what each was answered.
+    async fn commit(self, session: &Session) -> Result<(), StoreError> {
+        // Known already, but for the first commit of a connection.
+        let preparing = self.statements.iter().map(|(text, _)| session.prepare(text));
+        let prepared: Vec<Statement> = try_join_all(preparing).await.map_err(failed)?;
+        let parameters: Vec<Vec<&(dyn ToSql + Sync)>> = self
+            .statements
+            .iter()
+            .map(|(_, parameters)| parameters.iter().map(|p| &**p as &(dyn ToSql + Sync)).collect())
+            .collect();
+        let notices = session.notices();
+        let mut calls: Vec<BoxFuture<'_, Result<(), Error>>> = Vec::with_capacity(prepared.len() + 1);
+        for (statement, parameters) in prepared.iter().zip(&parameters) {
+            calls.push(async move { session.execute(statement, parameters).await.map(drop) }.boxed());
+        }
+        calls.push(session.batch_execute("COMMIT").boxed());
+        let mut results = join_all(calls).await;
+        let commit = results.pop().unwrap_or(Ok(()));
+        if let Some(e) = results.into_iter().find_map(Result::err) {
+            // The server's word for a statement means that its transaction cannot commit; a lost connection means nothing.
+            return Err(if e.as_db_error().is_some() { failed(e) } else { unknown(&e) });
+        }
+        commit.map_err(|e| unknown(&e))?;
+        if session.notices() != notices {
+            return Err(StoreError::Unknown("the database answered the commit with a warning".into()));
+        }
+        Ok(())
+    }
+}
+
+fn unknown(e: &Error) -> StoreError {
+    StoreError::Unknown(crate::connect::explain(e))
+}
+
+fn value<'a, T: ToSql + Sync + Send + 'a>(value: T) -> Parameter<'a> {
+    Box::new(value)
+}
+
+/// One column of many rows.
+fn column<'a, R, T: ToSql + Sync + Send + 'a>(rows: &'a [R], f: impl Fn(&'a R) -> T) -> Parameter<'a> {
+    Box::new(rows.iter().map(f).collect::<Vec<T>>())
+}
+
+/// `INSERT … SELECT $1, unnest(…)`: `columns` are those after the chain, with their types.
+fn insert(table: &str, columns: &[(&str, &str)]) -> String {
+    let names: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
+    let arrays: Vec<String> = columns.iter().zip(2..).map(|((_, kind), n)| format!("${n}::{kind}[]")).collect();
+    format!(
+        "INSERT INTO ledger.{table} (chain, {}) SELECT $1::integer, * FROM unnest({})",
+        names.join(", "),
+        arrays.join(", ")
+    )
+}
+
+/// Writes a commit and ends the transaction that holds the head's lock.
+pub(super) async fn commit(session: &Session, batch: &CommitBatch) -> Result<(), StoreError> {
+    let mut step = Step::default();
+    let chain = batch.before.chain as i32;
+    let head: [Parameter<'_>; 3] =
+        [value(batch.after.size() as i64), value(&batch.after.hash.0[..]), value(batch.after.range.to_bytes())];
+    let [size, hash, range] = head;
+    if batch.before.size() == 0 {
+        if chain == 0 {
+            step.add("INSERT INTO ledger.ledger VALUES ($1)", vec![value(&batch.statement.ledger_id.0[..])]);
+        }
+        step.add("INSERT INTO ledger.chain_heads VALUES ($1, $2, $3, $4)", vec![value(chain), size, hash, range]);
+    } else {
+        let text = "UPDATE ledger.chain_heads SET size = $2, head_hash = $3, compact_range = $4 WHERE chain = $1";
+        step.add(text, vec![value(chain), size, hash, range]);
+    }
+    add_entries(&mut step, chain, &batch.entries);
+    if !batch.private.is_empty() {
+        step.add(
+            insert("private_documents", &[("idx", "bigint"), ("document", "bytea")]),
+            vec![value(chain), column(&batch.private, |p| p.0 as i64), column(&batch.private, |p| &p.1[..])],
+        );
+    }
+    if !batch.erase.is_empty() {
+        step.add(
+            "DELETE FROM ledger.private_documents WHERE chain = $1 AND idx = ANY($2)",
+            vec![value(chain), column(&batch.erase, |index| *index as i64)],
+        );
+    }
+    let s = &batch.statement;
+    step.add(
+        "INSERT INTO ledger.commits (chain, first_index, size, registry_size, registry_head) VALUES ($1, $2, $3, $4, $5)",
+        vec![
+            value(chain),
+            value(s.first_index as i64),
+            value(i64::from(s.size)),
+            value(s.registry_size as i64),
+            value(&s.registry_head.0[..]),
+        ],
+    );
+    for signature in &batch.signatures {
+        step.add(
+            "INSERT INTO ledger.commit_signatures (chain, first_index, kid, alg, signature) VALUES ($1, $2, $3, $4, $5)",
+            vec![
+                value(chain),
+                value(s.first_index as i64),
+                value(&signature.kid[..]),
+                value(i32::from(signature.alg)),
+                value(&signature.signature[..]),
+            ],
+        );
+    }
+    add_stream_heads(&mut step, chain, batch);
+    if !batch.tiles.is_empty() {
+        step.add(
+            insert("tiles", &[("level", "integer"), ("n", "bigint"), ("hashes", "bytea")]),
+            vec![
+                value(chain),
+                column(&batch.tiles, |t| t.level as i32),
+                column(&batch.tiles, |t| t.n as i64),
+                column(&batch.tiles, |t| &t.hashes[..]),
+            ],
+        );
+    }
+    if !batch.runs.is_empty() {
+        step.add(
+            insert("event_id_runs", &[("run", "bigint"), ("ids", "bytea")]),
+            vec![value(chain), column(&batch.runs, |r| r.0 as i64), column(&batch.runs, |r| &r.1[..])],
+        );
+    }
+    add_rows(&mut step, chain, &batch.rows);
+    add_cursors(&mut step, chain, batch.after.size());
+    step.commit(session).await
+}
+
+fn add_entries<'a>(step: &mut Step<'a>, chain: i32, entries: &'a [Entry]) {
+    let columns = [
+        ("idx", "bigint"),
+        ("prev_hash", "bytea"),
+        ("stream", "text"),
+        ("revision", "bigint"),
+        ("parent_hash", "bytea"),
+        ("event_id", "bytea"),
+        ("event_type", "text"),
+        ("schema_version", "integer"),
+        ("recorded_at_us", "bigint"),
+        ("body_hash", "bytea"),
+        ("body_sha256", "bytea"),
+        ("entry_hash", "bytea"),
+        ("parent_index", "bigint"),
+        ("body", "bytea"),
+    ];
+    step.add(
+        insert("entries", &columns),
+        vec![
+            value(chain),
+            column(entries, |e| e.header.index as i64),
+            column(entries, |e| &e.header.prev_hash[..]),
+            column(entries, |e| &e.header.stream[..]),
+            column(entries, |e| e.header.revision as i64),
+            column(entries, |e| &e.header.parent_hash[..]),
+            column(entries, |e| &e.header.event_id[..]),
+            column(entries, |e| &e.header.event_type[..]),
+            column(entries, |e| i32::from(e.header.schema_version)),
+            column(entries, |e| e.header.recorded_at_us),
+            column(entries, |e| &e.header.body_hash[..]),
+            column(entries, |e| &e.header.body_sha256[..]),
+            column(entries, |e| &e.entry_hash.0[..]),
+            column(entries, |e| e.parent_index.map(|i| i as i64)),
+            column(entries, |e| &e.body[..]),
+        ],
+    );
+}
+
+fn add_stream_heads<'a>(step: &mut Step<'a>, chain: i32, batch: &'a CommitBatch) {
+    let columns = [
+        ("stream", "text"),
+        ("revision", "bigint"),
+        ("head_hash", "bytea"),
+        ("head_index", "bigint"),
+        ("first_index", "bigint"),
+    ];
+    let text = insert("stream_heads", &columns)
+        + " ON CONFLICT (chain, stream) DO UPDATE SET revision = excluded.revision, head_hash = excluded.head_hash, \
+             head_index = excluded.head_index";
+    step.add(
+        text,
+        vec![
+            value(chain),
+            column(&batch.streams, |(name, _)| &name[..]),
+            column(&batch.streams, |(_, h)| h.revision as i64),
+            column(&batch.streams, |(_, h)| &h.hash.0[..]),
+            column(&batch.streams, |(_, h)| h.index as i64),
+            column(&batch.streams, |(_, h)| h.first_index as i64),
+        ],
+    );
+}
+
+fn add_cursors(step: &mut Step<'_>, chain: i32, size: u64) {
+    let names: Vec<&str> = TABLES.iter().map(|t| t.name).collect();
+    step.add(
+        "INSERT INTO ledger.cursors (chain, projection, size) SELECT $1::integer, p, $3::bigint FROM unnest($2::text[]) p \
+         ON CONFLICT (chain, projection) DO UPDATE SET size = excluded.size",
+        vec![value(chain), value(names), value(size as i64)],
+    );
+}
+
+/// Column types of projections, which have one for each name.
+fn column_type(name: &str) -> Type {
+    match name {
+        "key" => Type::BYTEA,
+        "idx" | "amount" | "scale" | "refunded" | "license_index" | "deliveries" | "revision" | "created_at_us"
+        | "updated_at_us" | "n" | "proof_index" | "downloads" => Type::INT8,
+        _ => Type::TEXT,
+    }
+}
+
+fn add_rows<'a>(step: &mut Step<'a>, chain: i32, rows: &'a [Row]) {
+    let mut tables: BTreeMap<&str, Vec<&'a Row>> = BTreeMap::new();
+    for row in rows {
+        tables.entry(row.table.name).or_default().push(row);
+    }
+    for table in TABLES {
+        let Some(rows) = tables.remove(table.name) else { continue };
+        let mut parameters = vec![value(chain)];
+        for (at, name) in table.columns.iter().enumerate().skip(1) {
+            parameters.push(cells(&rows, at, &column_type(name)));
+        }
+        step.add(upsert(table), parameters);
+    }
+}
+
+fn cells<'a>(rows: &[&'a Row], at: usize, kind: &Type) -> Parameter<'a> {
+    let of = |row: &&'a Row| row.cells.get(at);
+    match *kind {
+        Type::INT8 => {
+            let int = |cell: Option<&Cell>| if let Some(Cell::Int(n)) = cell { Some(*n) } else { None };
+            value(rows.iter().map(|row| int(of(row))).collect::<Vec<_>>())
+        }
+        Type::BYTEA => {
+            let blob = |cell: Option<&'a Cell>| if let Some(Cell::Blob(b)) = cell { Some(&b[..]) } else { None };
+            value(rows.iter().map(|row| blob(of(row))).collect::<Vec<_>>())
+        }
+        _ => {
+            let text = |cell: Option<&'a Cell>| if let Some(Cell::Text(t)) = cell { Some(&t[..]) } else { None };
+            value(rows.iter().map(|row| text(of(row))).collect::<Vec<_>>())
+        }
+    }
+}
+
+fn upsert(table: &Table) -> String {
+    let columns: Vec<(&str, String)> =
+        table.columns[1..].iter().map(|name| (*name, column_type(name).name().to_owned())).collect();
+    let columns: Vec<(&str, &str)> = columns.iter().map(|(name, kind)| (*name, &kind[..])).collect();
+    let set: Vec<String> = table.columns[2..].iter().map(|c| format!("{c} = excluded.{c}")).collect();
+    // The first entry that carries an idempotency key stays its answer.
+    let action = if table.name == "idempotency" { "NOTHING".into() } else { format!("UPDATE SET {}", set.join(", ")) };
+    format!("{} ON CONFLICT (chain, {}) DO {action}", insert(table.name, &columns), table.columns[1])
+}
+
+/// Under the head's lock: what is stored at the place of the batch. The head row is written, so that this transaction's
+/// own commit waits for the standby like any other, and with it everything before.
+pub(super) async fn settle(session: &Session, batch: &CommitBatch) -> Result<Settled, StoreError> {
+    let s = &batch.statement;
+    let (chain, last) = (s.chain as i32, (s.first_index + u64::from(s.size) - 1) as i64);
+    let settling = async {
+        session.batch_execute("BEGIN").await?;
+        session.execute("UPDATE ledger.chain_heads SET size = size WHERE chain = $1", &[&chain]).await?;
+        let text = "SELECT entry_hash FROM ledger.entries WHERE chain = $1 AND idx = $2";
+        let row = session.query_opt(text, &[&chain, &last]).await?;
+        let stored: Option<Vec<u8>> = row.map(|r| r.try_get(0)).transpose()?;
+        let notices = session.notices();
+        session.batch_execute("COMMIT").await?;
+        Ok::<_, Error>((stored, session.notices() == notices))
+    };
+    let (stored, quiet) = settling.await.map_err(|e| unknown(&e))?;
+    if !quiet {
+        return Err(StoreError::Unknown("the database answered the commit with a warning".into()));
+    }
+    let committed = stored.as_deref() == Some(&s.last_hash.0[..]);
+    Ok(if committed { Settled::Committed } else { Settled::NotCommitted })
+}
+
+/// Makes all projections of a chain anew and ends the transaction that holds the head's lock.
+pub(super) async fn replace_projections(
+    session: &Session,
+    chain: u32,
+    size: u64,
+    rows: &[Row],
+) -> Result<(), StoreError> {
+    let chain = chain as i32;
+    let mut step = Step::default();
+    for table in TABLES {
+        step.add(format!("DELETE FROM ledger.{} WHERE chain = $1", table.name), vec![value(chain)]);
+    }
+    add_rows(&mut step, chain, rows);
+    add_cursors(&mut step, chain, size);
+    step.commit(session).await
+}
+
+pub(super) async fn record_checkpoint(session: &Session, row: &CheckpointRow) -> Result<(), StoreError> {
+    let text =
+        "INSERT INTO ledger.checkpoints (chain, size, root) VALUES ($1, $2, $3) ON CONFLICT (chain, size) DO NOTHING";
+    let statement = session.prepare(text).await.map_err(failed)?;
+    let (chain, size) = (row.chain as i32, row.size as i64);
+    session.execute(&statement, &[&chain, &size, &&row.root.0[..]]).await.map(drop).map_err(failed)
+}
+
+pub(super) async fn sign_checkpoint(session: &Session, row: &CheckpointRow) -> Result<(), StoreError> {
+    let text = "UPDATE ledger.checkpoints SET note = $4 WHERE chain = $1 AND size = $2 AND root = $3 AND note IS NULL";
+    let statement = session.prepare(text).await.map_err(failed)?;
+    let (chain, size) = (row.chain as i32, row.size as i64);
+    session.execute(&statement, &[&chain, &size, &&row.root.0[..], &row.note]).await.map(drop).map_err(failed)
+}

@@ -1,0 +1,291 @@
+//! What every store promises: one set of tests, run on the embedded store, on PostgreSQL, and on PostgreSQL with partitioned
+//! tables.
+#![allow(missing_docs)]
+
+mod support;
+
+use std::sync::Arc;
+
+use ledger_engine::domain::projection::Cell;
+use ledger_engine::ledger::Ledger;
+use ledger_engine::merkle::{verify_consistency, verify_inclusion};
+use ledger_engine::note::{Checkpoint, NoteKey};
+use ledger_engine::store::Entry;
+use ledger_engine::stream::{CaseId, Stream};
+use support::{code, create_line, create_order, life, list_sku, postgres, send};
+
+/// Where a ledger of a test lives.
+enum Home {
+    Directory(tempfile::TempDir),
+    Database(String),
+}
+
+impl Home {
+    async fn create(&self, chains: u32) -> Ledger {
+        match self {
+            Home::Directory(dir) => support::create(dir.path(), chains).await,
+            Home::Database(url) => postgres::create(url, chains).await,
+        }
+    }
+
+    async fn open(&self) -> Ledger {
+        match self {
+            Home::Directory(dir) => support::open(dir.path()).await,
+            Home::Database(url) => postgres::open(url).await,
+        }
+    }
+}
+
+macro_rules! on_every_store {
+    ($($name:ident)*) => {
+        mod embedded {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name(super::Home::Directory(tempfile::tempdir().unwrap())).await;
+            })*
+        }
+        mod postgres_plain {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name(super::Home::Database(super::postgres::database())).await;
+            })*
+        }
+        mod postgres_partitioned {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name(super::Home::Database(super::postgres::partitioned_database())).await;
+            })*
+        }
+    };
+}
+
+on_every_store! { an_order_goes_from_creation_to_download refusals_have_codes_and_leave_nothing one_hundred_retries_make_one_order many_callers_on_several_chains checkpoints_and_proofs_verify two_writers_share_a_ledger streams_of_many_chains erased_documents_leave_the_store }
+
+async fn an_order_goes_from_creation_to_download(home: Home) {
+    let ledger = home.create(1).await;
+    list_sku(&ledger, "s").await;
+    let order = create_order(&ledger, "ann", "s").await;
+    for line in life(&order) {
+        assert_eq!(code(&ledger, &line).await, "accepted", "{line}");
+    }
+    let case = CaseId::parse(&order).unwrap();
+    let row = ledger.order(case).await.unwrap().unwrap();
+    assert_eq!(row.cells[3], Cell::Text("finalized".into()));
+    let entries = ledger.read_order(case).await.unwrap();
+    assert_eq!(entries.len(), 9);
+    assert_eq!(ledger.read_stream(Stream::Delivery(case, 1)).await.unwrap().len(), 4);
+    // A person never appears in a body.
+    assert!(entries.iter().all(|e| !String::from_utf8_lossy(&e.body).contains("example.org")));
+    for entry in &entries {
+        let found = ledger.read_event(entry.header.id()).await.unwrap();
+        assert_eq!(found.as_ref(), Some(entry));
+    }
+    assert_eq!(ledger.check_projections().await.unwrap(), Vec::<String>::new());
+}
+
+async fn refusals_have_codes_and_leave_nothing(home: Home) {
+    let ledger = home.create(1).await;
+    list_sku(&ledger, "s").await;
+    let order = create_order(&ledger, "ann", "s").await;
+    let before = ledger.store().heads().unwrap();
+    let of = |command: &str, rest: &str| {
+        format!(r#"{{"command":"{command}","actor":"service:m","order_id":"{order}"{rest}}}"#)
+    };
+    let nobody = "00".repeat(16);
+    let long = "x".repeat(70_000);
+    let cases = [
+        (of("order.settle", r#","ledger_proof_id":"x""#), "ILLEGAL_TRANSITION"),
+        (of("order.settle", r#","ledger_proof_id":"x","expected_revision":7"#), "REVISION_CONFLICT"),
+        (of("order.cancel", r#","reason":"","expected_revision":"no_stream""#), "REVISION_CONFLICT"),
+        (of("delivery.ready", ""), "DELIVERY_NOT_FOUND"),
+        (of("order.cancel", r#","reason":"r""#).replace(&order, &nobody), "ORDER_NOT_FOUND"),
+        (create_line("bob", "unknown"), "SKU_NOT_FOUND"),
+        (create_line("ann", "other"), "IDEMPOTENCY_MISMATCH"),
+        (create_line("ann", "s").replace('}', &format!(r#","private":{{"x":"{long}"}}}}"#)), "BODY_TOO_LARGE"),
+        (create_line("cid", "s").replace("marketplace", "buyer"), "INVALID_COMMAND"),
+    ];
+    for (line, expected) in &cases {
+        assert_eq!(code(&ledger, line).await, *expected, "{line}");
+    }
+    assert_eq!(ledger.store().heads().unwrap(), before);
+    assert_eq!(code(&ledger, &create_line("ann", "s")).await, "repeated");
+    // A SKU's case named as an order is not an order.
+    let sku = CaseId::of_sku("s").to_string();
+    assert_eq!(code(&ledger, &of("order.cancel", r#","reason":"r""#).replace(&order, &sku)).await, "ORDER_NOT_FOUND");
+}
+
+async fn one_hundred_retries_make_one_order(home: Home) {
+    let ledger = Arc::new(home.create(1).await);
+    list_sku(&ledger, "s").await;
+    let tasks: Vec<_> = (0..100)
+        .map(|_| {
+            let ledger = Arc::clone(&ledger);
+            tokio::spawn(async move { send(&ledger, &create_line("ann", "s")).await.unwrap() })
+        })
+        .collect();
+    let mut answers = Vec::new();
+    for task in tasks {
+        answers.push(task.await.unwrap());
+    }
+    assert_eq!(answers.iter().filter(|a| !a.repeated).count(), 1);
+    assert!(answers.iter().all(|a| a.entries == answers[0].entries));
+    ledger.shutdown().await.unwrap();
+    drop(ledger);
+    let ledger = home.open().await;
+    let again = send(&ledger, &create_line("ann", "s")).await.unwrap();
+    assert!(again.repeated);
+    assert_eq!(again.entries, answers[0].entries);
+}
+
+async fn many_callers_on_several_chains(home: Home) {
+    let ledger = Arc::new(home.create(3).await);
+    list_sku(&ledger, "s").await;
+    for round in 0..2 {
+        let tasks: Vec<_> = (0..60)
+            .map(|i| {
+                let ledger = Arc::clone(&ledger);
+                tokio::spawn(async move {
+                    let order = create_order(&ledger, &format!("k{round}-{i}"), "s").await;
+                    for line in life(&order) {
+                        send(&ledger, &line).await.unwrap();
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        ledger.checkpoint().await.unwrap();
+    }
+    let heads = ledger.store().heads().unwrap();
+    // 120 orders of 9 entries, the SKU, three genesis entries, two chain.heads.
+    assert_eq!(heads.iter().map(|h| h.size()).sum::<u64>(), 120 * 9 + 1 + 3 + 2);
+    for head in &heads {
+        let entries = ledger.read_chain(head.chain, 0, 10_000).await.unwrap();
+        let mut prev = [0; 32];
+        for (i, entry) in entries.iter().enumerate() {
+            assert_eq!((entry.header.index, entry.header.prev_hash), (i as u64, prev));
+            prev = entry.entry_hash.0;
+        }
+        assert_eq!(prev, head.hash.0);
+    }
+    assert!(ledger.check_projections().await.unwrap().is_empty());
+    ledger.rebuild().await.unwrap();
+    assert!(ledger.check_projections().await.unwrap().is_empty());
+}
+
+async fn checkpoints_and_proofs_verify(home: Home) {
+    let ledger = home.create(1).await;
+    list_sku(&ledger, "s").await;
+    let mut notes = Vec::new();
+    for i in 0..70 {
+        let order = create_order(&ledger, &format!("k{i}"), "s").await;
+        for line in life(&order) {
+            send(&ledger, &line).await.unwrap();
+        }
+        if i % 23 == 0 {
+            notes.extend(ledger.checkpoint().await.unwrap());
+        }
+    }
+    notes.extend(ledger.checkpoint().await.unwrap());
+    let key = ledger.genesis().checkpoint_key.public_key;
+    let checkpoints: Vec<Checkpoint> = notes
+        .iter()
+        .map(|note| {
+            let checkpoint = Checkpoint::parse(&note.text).unwrap();
+            let key = NoteKey { name: checkpoint.origin.clone(), public_key: key };
+            note.verify(&[key]).unwrap();
+            checkpoint
+        })
+        .collect();
+    let last = checkpoints.last().unwrap();
+    assert_eq!(last.size, 70 * 9 + 2);
+    for old in &checkpoints {
+        let path = ledger.consistency_proof(0, old.size, last.size).await.unwrap();
+        assert!(verify_consistency(old.size, last.size, &path, &old.root, &last.root));
+    }
+    for entry in ledger.read_chain(0, 0, 1000).await.unwrap() {
+        let path = ledger.inclusion_proof(0, entry.header.index, last.size).await.unwrap();
+        assert!(verify_inclusion(&entry.header.leaf_hash(), entry.header.index, last.size, &path, &last.root));
+    }
+    // Asked again without news, the same note comes back.
+    assert_eq!(ledger.checkpoint().await.unwrap().last(), notes.last());
+}
+
+async fn two_writers_share_a_ledger(home: Home) {
+    let first = Arc::new(home.create(1).await);
+    list_sku(&first, "s").await;
+    let second = Arc::new(home.open().await);
+    let mut tasks = Vec::new();
+    for (name, ledger) in [("a", &first), ("b", &second)] {
+        for i in 0..40 {
+            let ledger = Arc::clone(ledger);
+            tasks.push(tokio::spawn(async move {
+                let order = create_order(&ledger, &format!("{name}{i}"), "s").await;
+                for line in life(&order) {
+                    send(&ledger, &line).await.unwrap();
+                }
+            }));
+        }
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(first.store().heads().unwrap()[0].size(), 80 * 9 + 2);
+    assert!(second.check_projections().await.unwrap().is_empty());
+}
+
+async fn streams_of_many_chains(home: Home) {
+    let ledger = home.create(4).await;
+    list_sku(&ledger, "s").await;
+    let mut chains = std::collections::BTreeSet::new();
+    for i in 0..12 {
+        let order = create_order(&ledger, &format!("k{i}"), "s").await;
+        let case = CaseId::parse(&order).unwrap();
+        chains.insert(case.route(4));
+        assert_eq!(ledger.read_order(case).await.unwrap().len(), 1);
+    }
+    assert_eq!(chains.len(), 4);
+    ledger.checkpoint().await.unwrap();
+    assert_eq!(ledger.read_stream(Stream::Heads).await.unwrap().len(), 1);
+    assert_eq!(ledger.read_stream(Stream::Chain(3)).await.unwrap().len(), 1);
+}
+
+async fn erased_documents_leave_the_store(home: Home) {
+    let ledger = home.create(1).await;
+    list_sku(&ledger, "s").await;
+    let order = send(&ledger, &create_line("ann", "s")).await.unwrap();
+    let index = order.entries[0].index;
+    assert!(ledger.store().private(0, index).unwrap().is_some());
+    let case = order.case.unwrap();
+    let erase =
+        format!(r#"{{"command":"subject.erase","actor":"service:dpo","order_id":"{case}","reason":"request"}}"#);
+    send(&ledger, &erase).await.unwrap();
+    assert_eq!(ledger.store().private(0, index).unwrap(), None);
+}
+
+/// The same commands with the same time, randomness and keys give the same bytes on every store.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_store_has_the_same_entries() {
+    let mut runs: Vec<Vec<Entry>> = Vec::new();
+    let directory = || Home::Directory(tempfile::tempdir().unwrap());
+    let homes = [
+        directory(),
+        directory(),
+        Home::Database(postgres::database()),
+        Home::Database(postgres::partitioned_database()),
+    ];
+    for home in homes {
+        let ledger = home.create(1).await;
+        list_sku(&ledger, "s").await;
+        for key in ["ann", "bob"] {
+            let order = create_order(&ledger, key, "s").await;
+            for line in life(&order) {
+                send(&ledger, &line).await.unwrap();
+            }
+        }
+        runs.push(ledger.read_chain(0, 0, 100).await.unwrap());
+    }
+    assert_eq!(runs[0].len(), 20);
+    runs.iter().for_each(|run| assert_eq!(run, &runs[0]));
+}
