@@ -240,6 +240,7 @@ pub(crate) fn page(report: &Report) -> String {
         list(&mut out, "Checked", &part.checked);
         list(&mut out, "Not covered", &part.not_covered);
     }
+    list(&mut out, "The chain of the system before", &report.adoptions_in_words());
     list(&mut out, "Not checked", report.unchecked());
     out.push_str(&findings("Findings", report.findings().len() as u64, report.findings()));
     for chain in report.chains() {
