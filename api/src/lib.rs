@@ -43,6 +43,7 @@ enum Command {
     Replay(commands::replay::Args),
     Backup(commands::backup::Args),
     Export(commands::export::Args),
+    ImportLegacy(commands::import_legacy::Args),
 }
 
 /// Runs one command and returns the exit status.
@@ -74,5 +75,6 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Replay(args) => commands::replay::run(&dir, json, args).await,
         Command::Backup(args) => commands::backup::run(&dir, json, args).await,
         Command::Export(args) => commands::export::run(&dir, json, args).await,
+        Command::ImportLegacy(args) => commands::import_legacy::run(&dir, json, args).await,
     }
 }

@@ -98,9 +98,10 @@ impl Adoption {
         payload.set_some(
             "findings",
             self.findings.as_ref().map(|findings| {
-                let counts = findings.counts.iter().map(|(code, n)| {
-                    Value::from(Object::new().with("code", code.as_str()).with("count", *n as i64))
-                });
+                let counts = findings
+                    .counts
+                    .iter()
+                    .map(|(code, n)| Value::from(Object::new().with("code", code.as_str()).with("count", *n as i64)));
                 Object::new()
                     .with("counts", counts.collect::<Vec<_>>())
                     .with("report_sha256", findings.report_sha256.to_hex())

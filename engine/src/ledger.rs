@@ -534,7 +534,10 @@ async fn append_genesis(
     body: Body,
 ) -> Result<(), AppendError> {
     let (reply, answer) = oneshot::channel();
-    let job = Job { work: Work::System(Box::new(SystemEvent { stream, event_type, body, expected: ExpectedRevision::Any })), reply };
+    let job = Job {
+        work: Work::System(Box::new(SystemEvent { stream, event_type, body, expected: ExpectedRevision::Any })),
+        reply,
+    };
     let shared = Arc::clone(shared);
     blocking(move || Writer::new(shared, chain).map(|w| w.run_once(job))).await?;
     answer.await.unwrap_or(Err(AppendError::Closed)).map(drop)

@@ -299,7 +299,10 @@ impl Report {
         if lines.is_empty() {
             return lines;
         }
-        lines.push("an adoption proves the columns of the old rows as of then; rows written after it are not covered by it".into());
+        lines.push(
+            "an adoption proves the columns of the old rows as of then; rows written after it are not covered by it"
+                .into(),
+        );
         lines.push(match &self.legacy_source {
             Some(source) => format!("the old rows are compared with it in this run: see the report on {source}"),
             None => "the old rows were not given, so nothing says that they are still the same: add -d URL or an export, with -s FILE".into(),
