@@ -14,9 +14,9 @@ use crate::{CliError, directory, output};
 /// From then on `audit-verify DIR SOURCE -s FILE` finds every later change of these rows, in any column. Rows are not copied,
 /// and nothing of them is hashed anew. Repeat it while the old system still writes.
 #[derive(Debug, clap::Args)]
-#[group(id = "rows", required = true, multiple = false, args = ["source", "database_url"])]
 pub(crate) struct Args {
     /// A file or directory of legacy audit events, or a postgres:// URL
+    #[arg(required_unless_present = "database_url", conflicts_with = "database_url")]
     source: Option<String>,
     /// The database with the table of legacy audit events
     #[arg(short, long, value_name = "URL")]

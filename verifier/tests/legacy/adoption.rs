@@ -1,5 +1,8 @@
 //! Rows compared with what a ledger adopted.
 
+use std::path::Path;
+use std::process::Command;
+
 use audit_verify::legacy::{File, LegacyReport, Source, verify_adopted};
 use ledger_engine::adoption::{Adopted, AdoptedRegistry, Adoption};
 use ledger_engine::hash::sha256;
@@ -8,7 +11,7 @@ use serde_json::{Value, json};
 use crate::chain::{chain, found, judge, lines, notes, registry, reseal, seal, shuffle, signers};
 
 /// What a ledger would record of rows that were judged.
-fn adopted(report: &LegacyReport) -> Adopted {
+pub(crate) fn adopted(report: &LegacyReport) -> Adopted {
     let adoption = Adoption {
         count: report.rows,
         root: report.root.unwrap(),
@@ -169,4 +172,45 @@ fn numbers_are_covered_exactly() {
     ] {
         assert_ne!(row(other[0]), row(other[1]), "{other:?}");
     }
+}
+
+/// A ledger and the chain that it adopted, in one run of the program. The ledger is a vector, made by the engine's tests.
+#[test]
+fn both_in_one_run() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures");
+    let file = |name: &str| fixtures.join(name).display().to_string();
+    let (ledger, chain) = (file("valid/legacy_adopted.json"), file("legacy/legacy-chain-ed25519.jsonl"));
+    let signers = file("legacy/legacy-signers.json");
+    let run = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_audit-verify")).args(arguments).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+        (output.status.code().unwrap(), said)
+    };
+    let (exit, said) = run(&[&ledger]);
+    assert_eq!(exit, 0, "{said}");
+    assert!(said.contains("adopted 24 legacy rows") && said.contains("the old rows were not given"), "{said}");
+    // In any order, the ledger comes first.
+    let (exit, said) = run(&[&chain, &ledger, "-s", &signers]);
+    assert_eq!(exit, 0, "{said}");
+    for expected in ["adopted 10 rows", "adopted 24 rows", "the same in every column", "legacy_adoption_as_of"] {
+        assert!(said.contains(expected), "{expected} is not in\n{said}");
+    }
+    assert!(said.starts_with("VERIFIED") && !said.contains("the old rows were not given"), "{said}");
+    let (_, said) = run(&[&ledger, &chain, "-s", &file("legacy/legacy-signers-map.json")]);
+    assert!(said.contains("legacy_adoption_registry") && said.contains("all of its keys are the same"), "{said}");
+
+    let changed = tempfile::NamedTempFile::new().unwrap();
+    let text = std::fs::read_to_string(&chain).unwrap();
+    std::fs::write(changed.path(), text.replacen("order.paid", "order.free", 1)).unwrap();
+    let changed = changed.path().display().to_string();
+    assert_eq!(run(&[&changed, "-s", &signers]).0, 0, "the old chain alone does not cover types");
+    let (exit, said) = run(&[&ledger, &changed, "-s", &signers]);
+    assert_eq!((exit, said.matches("legacy_adoption_mismatch legacy.adopted/").count()), (1, 2), "{said}");
+    let (exit, said) = run(&[&ledger, &changed, "-s", &signers, "--json"]);
+    let lines: Vec<Value> = said.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+    assert_eq!((exit, lines.len()), (1, 2));
+    assert_eq!(lines[0]["adoptions"][1]["payload"]["count"], 24);
+    assert_eq!(lines[1]["finding_counts"]["legacy_adoption_mismatch"], 2);
+    assert_eq!(lines[1]["adoptions"][0]["held"], false);
+    assert_eq!(run(&[&ledger, &chain, &changed, "-s", &signers]).0, 2, "one legacy source at a time");
 }
