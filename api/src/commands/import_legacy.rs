@@ -37,7 +37,7 @@ pub(crate) struct Args {
 
 /// What comes of the rows that were read.
 enum Decision {
-    Adopt(Adoption),
+    Adopt(Box<Adoption>),
     /// The last adoption has all of them.
     Nothing,
     Refuse(&'static str, String),
@@ -119,7 +119,8 @@ fn decide(report: &LegacyReport, signers: &Signers, before: &[Adopted], accepted
     let usable = |k: &audit_verify::legacy::KeyReport| k.key.as_ref().ok().map(|key| (k.kid.clone(), key.1));
     let registry = AdoptedRegistry { sha256: signers.sha256(), keys: report.keys.iter().filter_map(usable).collect() };
     let (first, last) = (report.first.clone(), report.last.clone());
-    Decision::Adopt(Adoption { count: report.rows, root, head_hash, first, last, registry, previous: None, findings })
+    let adoption = Adoption { count: report.rows, root, head_hash, first, last, registry, previous: None, findings };
+    Decision::Adopt(Box::new(adoption))
 }
 
 pub(crate) async fn run(dir: &Path, json: bool, args: Args) -> Result<u8, CliError> {
@@ -141,7 +142,7 @@ pub(crate) async fn run(dir: &Path, json: bool, args: Args) -> Result<u8, CliErr
     let verified = verified.await.map_err(|e| CliError::Usage(format!("{shown}: the verification died: {e}")))?;
     let report = verified.map_err(|e: audit_verify::legacy::LegacyError| CliError::Usage(format!("{shown}: {e}")))?;
     let adoption = match decide(&report, &signers, &before, accepted.as_ref()) {
-        Decision::Adopt(adoption) => adoption,
+        Decision::Adopt(adoption) => *adoption,
         Decision::Nothing => {
             let last = before.last().map_or(0, |last| last.index);
             let rows = report.rows;
