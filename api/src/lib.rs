@@ -50,6 +50,7 @@ enum Command {
     Replay(commands::replay::Args),
     Backup(commands::backup::Args),
     Export(commands::export::Args),
+    ImportLegacy(commands::import_legacy::Args),
 }
 
 /// Runs one command and returns the exit status.
@@ -84,5 +85,6 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Replay(args) => commands::replay::run(&place, json, args).await,
         Command::Backup(args) => commands::backup::run(&place, json, args).await,
         Command::Export(args) => commands::export::run(&place, json, args).await,
+        Command::ImportLegacy(args) => commands::import_legacy::run(&place, json, args).await,
     }
 }

@@ -5,8 +5,10 @@ use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::adoption::{self, Adoption, Previous};
 use crate::body::{Body, Meta, PrivateDocument};
-use crate::domain::command::{Action, Command, OrderRef, idempotency_hash, is_service};
+use crate::domain::Occurrence;
+use crate::domain::command::{Action, Command, ExpectedRevision, OrderRef, idempotency_hash, is_service};
 use crate::domain::decide::{Refusal, RefusalCode};
 use crate::domain::sku::Sku;
 use crate::environment::Environment;
@@ -429,10 +431,33 @@ impl Ledger {
             .collect();
         let payload = Object::new().with("heads", items);
         let body = Body { actor_id: "system".into(), payload, private_sha256: None, meta: None };
-        let event = SystemEvent { stream: Stream::Heads, event_type: "chain.heads", body };
+        let expected = ExpectedRevision::Any;
+        let event = SystemEvent { stream: Stream::Heads, event_type: "chain.heads", body, expected };
         let answer = self.enqueue(0, Work::System(Box::new(event))).await?;
         answer.await.unwrap_or(Err(AppendError::Closed))?;
         Ok(())
+    }
+
+    /// Records the rows of a legacy chain that somebody verified, after what was adopted before: `previous` is set here.
+    /// Refused if they are not more rows, or if another adoption was appended meanwhile.
+    pub async fn adopt_legacy(&self, adoption: Adoption) -> Result<Appended, AppendError> {
+        let before = self.adoptions().await?;
+        let previous = before.last().map(|last| Previous { index: last.index, root: last.adoption.root });
+        let payload = Adoption { previous, ..adoption }.to_payload();
+        let event = Occurrence {
+            stream: Stream::Legacy,
+            revision: before.len() as u64 + 1,
+            event_type: adoption::EVENT_TYPE,
+            payload: &payload,
+            index: 0,
+            recorded_at_us: 0,
+            has_private: false,
+        };
+        Adoption::follow(before.last(), &event).map_err(Refusal::from)?;
+        let body = Body { actor_id: "system".into(), payload, private_sha256: None, meta: None };
+        let expected = ExpectedRevision::Exact(before.len() as u64);
+        let event = SystemEvent { stream: Stream::Legacy, event_type: adoption::EVENT_TYPE, body, expected };
+        self.enqueue(0, Work::System(Box::new(event))).await?.await.unwrap_or(Err(AppendError::Closed))
     }
 
     async fn checkpoint_chain(&self, chain: u32) -> Result<Note, CheckpointError> {
@@ -513,7 +538,10 @@ async fn append_genesis(
     body: Body,
 ) -> Result<(), AppendError> {
     let (reply, answer) = oneshot::channel();
-    let job = Job { work: Work::System(Box::new(SystemEvent { stream, event_type, body })), reply };
+    let job = Job {
+        work: Work::System(Box::new(SystemEvent { stream, event_type, body, expected: ExpectedRevision::Any })),
+        reply,
+    };
     let shared = Arc::clone(shared);
     blocking(move || Writer::new(shared, chain).map(|w| w.run_once(job))).await?;
     answer.await.unwrap_or(Err(AppendError::Closed)).map(drop)

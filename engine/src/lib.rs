@@ -3,9 +3,11 @@
 //! The **pure core** computes everything that can be argued about and touches no disk, clock or network:
 //! [`json`] and [`body`] (canonical bytes), [`header`] and [`hash`] (the entry hash), [`merkle`], [`commit`], [`note`]
 //! (signed tree heads), [`proof`] (one entry for a stranger), [`registry`] and [`genesis`] (keys by place in the history),
-//! [`stream`] (names and routing), [`domain`] (decide and apply). Verifiers use it alone. The **engine** (feature `write`)
+//! [`stream`] (names and routing), [`domain`] (decide and apply), [`adoption`] (the legacy chain). Verifiers use it alone. The
+//! **engine** (feature `write`)
 //! wraps it with a clock, randomness, signers and a store. FORMAT.md gives every byte.
 
+pub mod adoption;
 pub mod body;
 pub mod commit;
 pub mod domain;

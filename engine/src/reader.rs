@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::adoption::{Adopted, Adoption};
 use crate::archive::{ExportError, ExportOptions, export_to_directory};
 use crate::domain::projection::{
     DELIVERIES, ORDERS, Row, TABLES, Table, case_rows, idempotency_row, needs_idempotency_row, sku_row,
@@ -56,6 +57,29 @@ impl Reader {
     pub async fn read_stream(&self, stream: Stream) -> Result<Vec<Entry>, StoreError> {
         let (store, chain) = (Arc::clone(&self.store), stream.chain(self.genesis.chains));
         blocking(move || store.stream(chain, &stream.to_string())).await
+    }
+
+    /// What was adopted of the system before this one, in order. The last one covers all rows of those before it.
+    pub async fn adoptions(&self) -> Result<Vec<Adopted>, StoreError> {
+        let mut adopted: Vec<Adopted> = Vec::new();
+        for entry in self.read_stream(Stream::Legacy).await? {
+            let corrupt = |e: &dyn std::fmt::Display| {
+                StoreError::Corrupt(format!("entry {} of the stream legacy: {e}", entry.header.index))
+            };
+            let body = entry.parse_body().map_err(|e| corrupt(&e))?;
+            let event = Occurrence {
+                stream: Stream::Legacy,
+                revision: entry.header.revision,
+                event_type: &entry.header.event_type,
+                payload: &body.payload,
+                index: entry.header.index,
+                recorded_at_us: entry.header.recorded_at_us,
+                has_private: body.private_sha256.is_some(),
+            };
+            let next = Adoption::follow(adopted.last(), &event).map_err(|e| corrupt(&e.0))?;
+            adopted.push(next);
+        }
+        Ok(adopted)
     }
 
     /// The entries of an order and its deliveries, in chain order.

@@ -8,6 +8,8 @@ use crate::hash::{Hash, hex_array, sha256};
 pub const LEDGER_STREAM: &str = "ledger";
 /// Sizes, roots and heads of all chains.
 pub const HEADS_STREAM: &str = "heads";
+/// What was adopted of the system before this one.
+pub const LEGACY_STREAM: &str = "legacy";
 
 /// What a stream's events are about: an order with its deliveries, or a SKU. 16 bytes, printed as 32 hex.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -67,6 +69,8 @@ pub enum Stream {
     Ledger,
     /// `heads`, on chain 0.
     Heads,
+    /// `legacy`, on chain 0.
+    Legacy,
     /// `chain-<k>`: the genesis of chain k ≥ 1.
     Chain(u32),
     /// `order-<case>`
@@ -83,6 +87,7 @@ impl Stream {
         match text {
             LEDGER_STREAM => return Some(Stream::Ledger),
             HEADS_STREAM => return Some(Stream::Heads),
+            LEGACY_STREAM => return Some(Stream::Legacy),
             _ => {}
         }
         let (kind, rest) = text.split_once('-')?;
@@ -109,7 +114,7 @@ impl Stream {
     /// The chain that the stream lives on.
     pub fn chain(&self, chains: u32) -> u32 {
         match self {
-            Stream::Ledger | Stream::Heads => 0,
+            Stream::Ledger | Stream::Heads | Stream::Legacy => 0,
             Stream::Chain(k) => *k,
             Stream::Order(case) | Stream::Delivery(case, _) | Stream::Sku(case) => case.route(chains),
         }
@@ -121,6 +126,7 @@ impl fmt::Display for Stream {
         match self {
             Stream::Ledger => f.write_str(LEDGER_STREAM),
             Stream::Heads => f.write_str(HEADS_STREAM),
+            Stream::Legacy => f.write_str(LEGACY_STREAM),
             Stream::Chain(k) => write!(f, "chain-{k}"),
             Stream::Order(case) => write!(f, "order-{case}"),
             Stream::Delivery(case, n) => write!(f, "delivery-{case}-{n}"),
@@ -145,6 +151,7 @@ mod tests {
         for text in [
             "ledger",
             "heads",
+            "legacy",
             "chain-1",
             &format!("order-{case}"),
             &format!("delivery-{case}-12"),

@@ -15,7 +15,7 @@ use crate::body::{Body, Meta};
 use crate::commit::{ALG_ED25519, CommitSignature, Statement};
 use crate::domain::case::{Case, Touched};
 use crate::domain::command::{Action, ExpectedRevision};
-use crate::domain::decide::{Refusal, RefusalCode, decide_case, decide_create, decide_sku};
+use crate::domain::decide::{Refusal, RefusalCode, check_revision, decide_case, decide_create, decide_sku};
 use crate::domain::projection::{Row, case_row, idempotency_row, needs_idempotency_row, sku_row};
 use crate::domain::sku::Sku;
 use crate::domain::{Event, Occurrence};
@@ -60,6 +60,7 @@ pub(crate) struct SystemEvent {
     pub(crate) stream: Stream,
     pub(crate) event_type: &'static str,
     pub(crate) body: Body,
+    pub(crate) expected: ExpectedRevision,
 }
 
 pub(crate) enum Work {
@@ -642,10 +643,22 @@ impl Writer {
             Work::System(event) => {
                 let key = Key::System(event.stream);
                 self.load(key)?;
-                let entry = self.link(key, event.stream, event.event_type, &event.body, event.body.encode(), draft)?;
+                let head = self.cases.get(&key).and_then(|cached| cached.heads.get(&event.stream));
+                check_revision(event.expected, event.stream, head.map_or(0, |head| head.revision))?;
+                let bytes = self.within_limit(event.body.encode())?;
+                let entry = self.link(key, event.stream, event.event_type, &event.body, bytes, draft)?;
                 Ok(Appended { repeated: false, chain: self.chain, case: None, entries: vec![entry] })
             }
         }
+    }
+
+    fn within_limit(&self, body: Vec<u8>) -> Result<Vec<u8>, Refusal> {
+        let limit = self.shared.limits.body_bytes;
+        if body.len() <= limit {
+            return Ok(body);
+        }
+        let message = format!("the body would have {} bytes; the ledger's limit is {limit}", body.len());
+        Err(Refusal::new(RefusalCode::BodyTooLarge, message))
     }
 
     /// The first answer of a known idempotency key.
@@ -737,12 +750,7 @@ impl Writer {
             let private_sha256 = s.private.as_ref().filter(|_| i == 0).map(|p| sha256(&[p]));
             let body =
                 Body { actor_id: s.actor_id.clone(), payload: event.payload.clone(), private_sha256, meta: s.meta };
-            let bytes = body.encode();
-            let limit = self.shared.limits.body_bytes;
-            if bytes.len() > limit {
-                let message = format!("the body would have {} bytes; the ledger's limit is {limit}", bytes.len());
-                return Err(Refusal::new(RefusalCode::BodyTooLarge, message).into());
-            }
+            let bytes = self.within_limit(body.encode())?;
             bodies.push((body, bytes));
         }
         if let Action::EraseSubject { .. } = &s.action

@@ -8,14 +8,18 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
+use audit_verify::legacy::{File, Signers as LegacySigners, verify_legacy};
+use ledger_engine::adoption::{AdoptedRegistry, Adoption, EVENT_TYPE, Previous};
 use ledger_engine::body::Body;
 use ledger_engine::commit::{ALG_ED25519, Statement};
 use ledger_engine::hash::{EventId, Hash, body_hash, entry_hash, sha256, to_hex};
 use ledger_engine::header::Header;
+use ledger_engine::json::Object;
 use ledger_engine::merkle::{CompactRange, leaf_hash, root};
 use ledger_engine::note::{Checkpoint, Note, NoteKey, NoteSignature};
 use ledger_engine::registry::{Action, Purpose, govern_payload, govern_statement};
 use ledger_engine::signer::{LocalSigner, Signer as _};
+use ledger_engine::stream::LEGACY_STREAM;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
 use serde_json::{Value, json};
@@ -181,7 +185,6 @@ impl Registrar<'_> {
 
     /// Appends a change of keys in a commit of its own, signed with the commit key of a seed.
     fn govern(&self, action: &Action, commit: u8, (named, signing, possession): Signers) {
-        let next = self.size() as i64;
         let of_parent = "SELECT revision, entry_hash FROM entries WHERE stream = 'ledger' ORDER BY idx DESC LIMIT 1";
         let (revision, parent): (i64, Vec<u8>) =
             self.db.query_row(of_parent, [], |r| Ok((r.get(0)?, r.get(1)?))).unwrap();
@@ -190,16 +193,31 @@ impl Registrar<'_> {
         let governance = key(Purpose::Governance, signing).sign(&statement).unwrap();
         let possession = possession.map(|(purpose, seed)| key(purpose, seed).sign(&statement).unwrap());
         let payload = govern_payload(action, &kid(Purpose::Governance, named), &governance, possession.as_ref());
-        let body = Body { actor_id: "governance".into(), payload, private_sha256: None, meta: None }.encode();
+        self.append("ledger", action.event_type(), "governance", payload, commit);
+    }
+
+    /// Appends an entry in a commit of its own, signed with the commit key of a seed.
+    fn append(&self, stream: &str, event_type: &str, actor: &str, payload: Object, commit: u8) {
+        let next = self.size() as i64;
+        let revision = "SELECT count(*) + 1 FROM entries WHERE stream = ?1";
+        let revision: i64 = self.db.query_row(revision, [stream], |r| r.get(0)).unwrap();
+        let body = Body { actor_id: actor.into(), payload, private_sha256: None, meta: None }.encode();
         let event_id = EventId::derive(&self.id, 0, next as u64);
-        let insert = "INSERT INTO entries SELECT 0, ?1, zeroblob(32), 'ledger', ?2, zeroblob(32), ?3, ?4, 1, \
+        let insert = "INSERT INTO entries SELECT 0, ?1, zeroblob(32), ?6, ?2, zeroblob(32), ?3, ?4, 1, \
              max(recorded_at_us) + 1, zeroblob(32), zeroblob(32), zeroblob(32), NULL, ?5 FROM entries";
-        self.db.execute(insert, params![next, revision + 1, event_id.0, action.event_type(), body]).unwrap();
+        self.db.execute(insert, params![next, revision, event_id.0, event_type, body, stream]).unwrap();
         self.db.execute("INSERT INTO commits VALUES (0, ?1, 1, 0, zeroblob(32))", [next]).unwrap();
         let insert = "INSERT INTO commit_signatures VALUES (0, ?1, ?2, 1, zeroblob(64))";
         self.db.execute(insert, params![next, kid(Purpose::Commit, commit)]).unwrap();
         self.db.execute("UPDATE cursors SET size = ?1", [next + 1]).unwrap();
         sign_again(self.db, self.id);
+    }
+
+    /// Records the first `rows` of a chain in `fixtures/legacy` as adopted, as far as `change` leaves that.
+    fn adopt(&self, rows: usize, previous: Option<Previous>, change: impl FnOnce(Object) -> Object) -> Previous {
+        let (index, adoption) = (self.size(), Adoption { previous, ..adoption(rows) });
+        self.append(LEGACY_STREAM, EVENT_TYPE, "system", change(adoption.to_payload()), 2);
+        Previous { index, root: adoption.root }
     }
 
     fn enrol(&self, purpose: Purpose, seed: u8, commit: u8) {
@@ -253,7 +271,73 @@ impl Registrar<'_> {
     }
 }
 
-/// A change of keys: name, what it is, exit status, findings, steps.
+/// The first rows of a chain in `fixtures/legacy`.
+fn adoption(rows: usize) -> Adoption {
+    let folder = fixtures().join("legacy");
+    let text = std::fs::read_to_string(folder.join("legacy-chain-ed25519.jsonl")).unwrap();
+    let text: String = text.lines().take(rows).flat_map(|line| [line, "\n"]).collect();
+    let signers = LegacySigners::read(&folder.join("legacy-signers.json")).unwrap();
+    let mut file = File::from_bytes(text.into_bytes(), None).unwrap();
+    let report = verify_legacy("vector", &mut file, Some(&signers), &[]);
+    assert_eq!(report.exit(), 0, "{}", report.to_text());
+    let key = |k: &audit_verify::legacy::KeyReport| Some((k.kid.clone(), k.key.as_ref().ok()?.1));
+    Adoption {
+        count: report.rows,
+        root: report.root.unwrap(),
+        head_hash: report.last_hash.unwrap(),
+        first: report.first,
+        last: report.last,
+        registry: AdoptedRegistry { sha256: signers.sha256(), keys: report.keys.iter().filter_map(key).collect() },
+        previous: None,
+        findings: None,
+    }
+}
+
+/// Legacy rows adopted, well and badly.
+fn adoptions() -> Vec<Change> {
+    let illegal: &[&str] = &["illegal_transition"];
+    vec![
+        (
+            "valid/legacy_adopted",
+            "ten rows of fixtures/legacy/legacy-chain-ed25519.jsonl adopted, then all",
+            0,
+            &[],
+            |r| {
+                let first = r.adopt(10, None, |p| p);
+                r.adopt(24, Some(first), |p| p);
+                r.checkpoint(3);
+            },
+        ),
+        ("broken/adoption_without_root", "the root is not there", 1, illegal, |r| {
+            r.adopt(10, None, |mut p| {
+                p.remove("root");
+                p
+            });
+        }),
+        ("broken/adoption_of_another_form", "a member is unknown", 1, illegal, |r| {
+            r.adopt(10, None, |p| p.with("rows", 10));
+        }),
+        ("broken/adoption_findings_unsorted", "codes of accepted findings repeat", 1, illegal, |r| {
+            let one = || ledger_engine::json::Value::from(Object::new().with("code", "legacy_fork").with("count", 1));
+            let findings =
+                Object::new().with("counts", vec![one(), one()]).with("report_sha256", Hash([7; 32]).to_hex());
+            r.adopt(10, None, |p| p.with("findings", findings));
+        }),
+        ("broken/adoption_of_no_predecessor", "the first adoption names one before it", 1, illegal, |r| {
+            r.adopt(10, Some(Previous { index: 3, root: Hash([7; 32]) }), |p| p);
+        }),
+        ("broken/adoption_of_another_predecessor", "the second adoption names another root", 1, illegal, |r| {
+            let first = r.adopt(10, None, |p| p);
+            r.adopt(24, Some(Previous { root: Hash([7; 32]), ..first }), |p| p);
+        }),
+        ("broken/adoption_of_fewer_rows", "the second adoption has no more rows", 1, illegal, |r| {
+            let first = r.adopt(24, None, |p| p);
+            r.adopt(24, Some(first), |p| p);
+        }),
+    ]
+}
+
+/// What is done to a ledger: name, what it is, exit status, findings, steps.
 type Change = (&'static str, &'static str, u8, &'static [&'static str], fn(&Registrar<'_>));
 
 fn changes_of_keys() -> Vec<Change> {
@@ -466,7 +550,7 @@ async fn make() -> Vec<(String, Value)> {
         }
         out.push((format!("broken/{name}"), dump(&db, description, Some(id), 1, findings)));
     }
-    for (name, description, exit, findings, steps) in changes_of_keys() {
+    for (name, description, exit, findings, steps) in changes_of_keys().into_iter().chain(adoptions()) {
         let (id, bytes) = &sources[1];
         std::fs::write(&file, bytes).unwrap();
         let db = unguarded(&file);

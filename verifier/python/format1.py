@@ -182,6 +182,15 @@ TYPES = {
     "doc": lambda v: shaped(v, "sha256:hex64 text:str") and sha(v["text"].encode()).hex() == v["sha256"],
     "key": lambda v: (shaped(v, "alg:str kid:kid public_key:hex64 purpose:str") and v["alg"] == "ed25519"
                       and v["purpose"] in PURPOSES),
+    "from1": lambda v: type(v) is int and v > 0, "index": lambda v: type(v) is int and v >= 0,
+    "text1": lambda v: v != "" and TYPES["text"](v), "code": matches("[a-z][a-z0-9_]{0,63}"),
+    "row": lambda v: shaped(v, "id?:text1 time_us?:int"), "previous": lambda v: shaped(v, "index:index root:hex64"),
+    "count": lambda v: shaped(v, "code:code count:from1"),
+    "findings": lambda v: (
+        shaped(v, "counts:list report_sha256:hex64") and v["counts"] != [] and all(map(TYPES["count"], v["counts"]))
+        and [c["code"] for c in v["counts"]] == sorted({c["code"] for c in v["counts"]})),
+    "signers": lambda v: (shaped(v, "keys:list sha256:hex64")
+                          and all(shaped(key, "fingerprint:hex64 kid:text1") for key in v["keys"])),
     "limits": lambda v: shaped(v, ":int ".join([*LIMITS, ""])) and all(0 < v[n] <= LIMITS[n] for n in v)}
 
 def genesis_valid(body):
@@ -198,7 +207,7 @@ def genesis_valid(body):
 @functools.cache
 def parse_stream(stream):
     """(kind, case, n) by section 5, kind None for any other; the case of all but orders is the stream."""
-    kinds = "(ledger|heads|chain|order|delivery|sku)"
+    kinds = "(ledger|heads|legacy|chain|order|delivery|sku)"
     m = re.fullmatch(kinds + "(?:-([0-9a-f]{32}))?(?:-([1-9][0-9]{0,17}))?", stream)
     kind, case, n = m.groups() if m else (None, None, None)
     if bool(case) != (kind in ("order", "delivery", "sku")) or bool(n) != (kind in ("chain", "delivery")): kind = None

@@ -10,6 +10,7 @@ from format1 import *
 class Verifier:
     def __init__(self, tables, trust):
         self.trust, self.findings, self.keys, self.prices, self.open = trust, [], {}, {}, False
+        self.adopted = None, 0
         self.tables = {table: defaultdict(list) for table in tables}
         for table, row in ((table, row) for table, rows in tables.items() for row in rows):
             placed = type(chain := getattr(row, "chain", None)) is int and chain >= 0
@@ -160,6 +161,7 @@ class Verifier:
         elif row.idx == 0:                                       # the genesis payload was judged in step 1
             made = (kind, event) if chain.number == 0 else (kind, event, row.parsed["actor_id"], p)
             allowed = made in (("ledger", "ledger.created"), ("chain", "chain.created", "system", {"chain": n}))
+        elif kind == "legacy": allowed = event == "legacy.adopted" and self.adoption(row, p)
         elif kind == "heads": allowed = event == "chain.heads" and self.heads_event(row, p)
         else: allowed = row.allowed if kind == "sku" else self.case_event(case, row, kind, name, n, p)
         if "private_sha256" in row.parsed: case.private.add(row.idx)
@@ -231,6 +233,13 @@ class Verifier:
         chain = self.chains[self.home(stream)]
         return (not self.known or chain.tainted or stream in chain.tainted_cases
                 or self.prices.get((stream, p["sku_revision"])) == p["total"])
+
+    def adoption(self, row, p):  # section 14
+        form = "count:from1 first:row format:str head_hash:hex64 last:row registry:signers root:hex64"
+        if not shaped(p, form + " previous?:previous findings?:findings") or p["format"] != "audit-events/1": return False
+        if p.get("previous") != self.adopted[0] or p["count"] <= self.adopted[1]: return False
+        self.adopted = {"index": row.idx, "root": p["root"]}, p["count"]
+        return True
 
     def heads_event(self, row, p):
         def right(chain, head):

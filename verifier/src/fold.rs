@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use ledger_engine::adoption::{Adopted, Adoption};
 use ledger_engine::body::{BODY_BYTES_MAX, Body, BodyError};
 use ledger_engine::domain::case::Case;
 use ledger_engine::domain::projection::{Row, case_rows, idempotency_row, needs_idempotency_row, sku_row};
@@ -36,6 +37,8 @@ pub(crate) struct Context<'a> {
 pub(crate) struct Folded {
     pub(crate) cases: HashMap<CaseId, Case>,
     pub(crate) idempotency: BTreeMap<Hash, u64>,
+    /// Legacy rows that were adopted.
+    pub(crate) adopted: Vec<Adopted>,
     /// Faults found by entry, so that commits know which registry entries were fine.
     pub(crate) faulty: HashMap<u64, Code>,
     /// Undamaged entries by type and day.
@@ -242,6 +245,10 @@ impl Context<'_> {
                 applied.map(drop)
             }
             Stream::Heads if h.event_type == "chain.heads" => self.heads(&body.payload, h.index),
+            Stream::Legacy => {
+                folded.adopted.push(Adoption::follow(folded.adopted.last(), &event)?);
+                Ok(())
+            }
             Stream::Ledger if self.genesis.is_none() => Ok(()),
             _ => refuse("no event of this stream"),
         }

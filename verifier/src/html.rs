@@ -240,6 +240,7 @@ pub(crate) fn page(report: &Report) -> String {
         list(&mut out, "Checked", &part.checked);
         list(&mut out, "Not covered", &part.not_covered);
     }
+    list(&mut out, "The chain of the system before", &report.adoptions_in_words());
     list(&mut out, "Not checked", report.unchecked());
     out.push_str(&findings("Findings", report.findings().len() as u64, report.findings()));
     for chain in report.chains() {
@@ -287,11 +288,13 @@ pub(crate) fn legacy_page(report: &LegacyReport) -> String {
         ("rows", Some(format!("{} read, {} in the chain", report.rows, report.chain_rows))),
         ("head", report.head.map(|h| format!("{} (id {})", code(&h.to_hex()), code(&report.head_id)))),
         ("digest of all rows", report.rows_digest.map(|d| code(&d.to_hex()))),
+        ("root of all rows", report.root.map(|r| code(&r.to_hex()))),
         ("anchors that hold", Some(report.anchors.to_string())),
         ("exit status", Some(format!("{} ({})", report.exit(), exit_in_words(report.exit())))),
         ("judged by", tool()),
         ("note", Some(escape(&report.reason)).filter(|r| !r.is_empty())),
     ]));
+    list(&mut out, "Adopted by the ledger", &report.adoptions_in_words());
     out.push_str(&findings("Findings", report.faults(), &report.findings));
     out.push_str(&findings("Not covered, or to be weighed", report.notes.len() as u64, &report.notes));
     let types = report.types.iter().map(|(t, n)| vec![code(t), n.to_string()]);

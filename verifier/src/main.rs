@@ -8,12 +8,13 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use audit_verify::legacy::{
-    Anchor as LegacyAnchor, File, FileFormat, Gauge, LegacyReport, Signers, Source, verify_legacy_with,
+    Anchor as LegacyAnchor, File, FileFormat, Gauge, LegacyReport, Signers, Source, verify_adopted, without_password,
 };
 #[cfg(feature = "postgres")]
 use audit_verify::legacy::{Table, Window};
 use audit_verify::{Anchor, Code, Demands, Export, Report, verify_path_with, verify_proof, verify_stream};
 use clap::{Parser, ValueEnum};
+use ledger_engine::adoption::Adopted;
 use ledger_engine::hash::Hash;
 use ledger_engine::proof::Proof;
 
@@ -218,7 +219,7 @@ impl Legacy<'_> {
         Ok(Legacy { cli, signers, anchors, since_ms })
     }
 
-    fn verify(&self, source: &str, format: Option<Format>, bar: &Bar) -> LegacyReport {
+    fn verify(&self, source: &str, format: Option<Format>, adopted: &[Adopted], bar: &Bar) -> LegacyReport {
         let shown = without_password(source);
         match self.open(source, format) {
             Ok(mut opened) => {
@@ -227,7 +228,7 @@ impl Legacy<'_> {
                     bar.rows(judged, gauge);
                     !STOP.load(Ordering::Relaxed)
                 };
-                verify_legacy_with(&shown, opened.as_mut(), self.signers.as_ref(), &self.anchors, &watch)
+                verify_adopted(&shown, opened.as_mut(), self.signers.as_ref(), &self.anchors, adopted, &watch)
             }
             Err(e) => LegacyReport::unreadable(&shown, "legacy audit events", &e),
         }
@@ -269,17 +270,6 @@ fn open_table(url: &str, legacy: &Legacy<'_>) -> Result<Box<dyn Source>, String>
 #[cfg(not(feature = "postgres"))]
 fn open_table(_: &str, _: &Legacy<'_>) -> Result<Box<dyn Source>, String> {
     Err("this build has no PostgreSQL; build it with the feature postgres".to_owned())
-}
-
-/// Cuts what stands between `user:` and `@` in a URL.
-fn without_password(source: &str) -> String {
-    let Some((scheme, rest)) = source.split_once("://") else { return source.to_owned() };
-    let end = rest.find(['/', '?']).unwrap_or(rest.len());
-    let (authority, path) = rest.split_at(end);
-    let path = path.split('?').next().unwrap_or_default();
-    let Some((user, host)) = authority.rsplit_once('@') else { return format!("{scheme}://{authority}{path}") };
-    let user = user.split(':').next().unwrap_or_default();
-    format!("{scheme}://{user}@{host}{path}")
 }
 
 fn sources(cli: &Cli) -> Result<Vec<(String, Option<Format>)>, String> {
@@ -346,7 +336,7 @@ static READING: AtomicBool = AtomicBool::new(false);
 
 fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
     let trust = cli.trust.as_deref().map(read_trust).transpose()?;
-    let sources = sources(cli)?;
+    let mut sources = sources(cli)?;
     let (native, legacy) = anchors(cli)?;
     let of = |native: bool| sources.iter().any(|(_, format)| format.is_some_and(Format::is_native) == native);
     if !native.is_empty() && !of(true) || !legacy.is_empty() && !of(false) {
@@ -360,6 +350,11 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
     }
     let legacy = Legacy::new(cli, legacy)?;
     let mut exits = Vec::new();
+    // Ledgers first: what they adopted is compared with the legacy chain.
+    sources.sort_by_key(|(_, format)| !format.is_some_and(Format::is_native));
+    let chains: Vec<String> =
+        sources.iter().filter(|s| !s.1.is_some_and(Format::is_native)).map(|s| without_password(&s.0)).collect();
+    let mut adopted: Vec<Adopted> = Vec::new();
     for (source, format) in &sources {
         let bar = Bar::new(cli.quiet);
         let told = |judged: u64, claimed: u64| {
@@ -373,12 +368,22 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
             Some(Format::Native) => {
                 READING.store(true, Ordering::Relaxed);
                 let path = Path::new(source);
-                Outcome::Native(Box::new(match &cli.stream {
+                let mut report = match &cli.stream {
                     Some(id) => verify_stream(path, id, demands),
                     None => verify_path_with(path, demands),
-                }))
+                };
+                if let (Some(chain), false) = (chains.first(), report.adopted().is_empty()) {
+                    if chains.len() > 1 || !adopted.is_empty() {
+                        return Err(
+                            "a ledger adopted one legacy chain: give one ledger and one legacy source at a time".into(),
+                        );
+                    }
+                    report = report.beside_legacy(chain);
+                    adopted = report.adopted().to_vec();
+                }
+                Outcome::Native(Box::new(report))
             }
-            format => Outcome::Legacy(Box::new(legacy.verify(source, *format, &bar))),
+            format => Outcome::Legacy(Box::new(legacy.verify(source, *format, &adopted, &bar))),
         };
         drop(bar);
         print(outcome.text(cli));

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use ledger_engine::adoption::Adopted;
 use ledger_engine::hash::{Hash, sha256, to_hex};
 use ledger_engine::registry::{KeyRecord, Registry};
 use serde_json::json;
@@ -153,6 +154,10 @@ pub struct Report {
     /// What was asked for and could not be checked.
     unchecked: Vec<String>,
     keys: Vec<KeyReport>,
+    /// Legacy rows that the ledger adopted.
+    adopted: Vec<Adopted>,
+    /// The legacy source that is compared with them in the same run.
+    legacy_source: Option<String>,
     /// What the export says of itself, where the source is one.
     export: Option<String>,
     part: Option<Part>,
@@ -191,6 +196,8 @@ impl Report {
             chains,
             unchecked,
             keys: Vec::new(),
+            adopted: Vec::new(),
+            legacy_source: None,
             export: None,
             part: None,
         }
@@ -209,6 +216,8 @@ impl Report {
             chains,
             unchecked: Vec::new(),
             keys: Vec::new(),
+            adopted: Vec::new(),
+            legacy_source: None,
             export: None,
             part: None,
         }
@@ -265,6 +274,40 @@ impl Report {
     pub(crate) fn with_keys(mut self, keys: Vec<KeyReport>) -> Report {
         self.keys = keys;
         self
+    }
+
+    pub(crate) fn with_adopted(mut self, adopted: Vec<Adopted>) -> Report {
+        self.adopted = adopted;
+        self
+    }
+
+    /// Says that a legacy source is compared in the same run with what the ledger adopted.
+    #[must_use]
+    pub fn beside_legacy(mut self, source: &str) -> Report {
+        self.legacy_source = Some(source.to_owned());
+        self
+    }
+
+    /// The rows of the system before this one that the ledger adopted, in order.
+    pub fn adopted(&self) -> &[Adopted] {
+        &self.adopted
+    }
+
+    /// What adoptions say, for people; nothing where there is none.
+    pub(crate) fn adoptions_in_words(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self.adopted.iter().map(adoption_in_words).collect();
+        if lines.is_empty() {
+            return lines;
+        }
+        lines.push(
+            "an adoption proves the columns of the old rows as of then; rows written after it are not covered by it"
+                .into(),
+        );
+        lines.push(match &self.legacy_source {
+            Some(source) => format!("the old rows are compared with it in this run: see the report on {source}"),
+            None => "the old rows were not given, so nothing says that they are still the same: add -d URL or an export, with -s FILE".into(),
+        });
+        lines
     }
 
     /// The keys of the registry.
@@ -382,6 +425,7 @@ impl Report {
             part.checked.iter().for_each(|what| line(format!("checked: {what}")));
             part.not_covered.iter().for_each(|what| line(format!("not covered: {what}")));
         }
+        self.adoptions_in_words().into_iter().for_each(&mut line);
         self.unchecked.iter().for_each(|what| line(format!("could not check: {what}")));
         if self.verdict == Verdict::IdentityNotProven {
             line("Nothing contradicts the ledger, but nothing says that it is yours: give --trust with the id you were given.".into());
@@ -457,8 +501,33 @@ impl Report {
             "reason": self.reason, "ledger_id": self.ledger_id.map(Hash::to_hex), "origin": self.origin,
             "tool": concat!("audit-verify ", env!("CARGO_PKG_VERSION")), "digest": self.digest().map(Hash::to_hex),
             "export": self.export, "part": part, "keys": keys, "chains": chains, "findings": findings, "unchecked": self.unchecked,
+            "adoptions": self.adopted.iter().map(adoption_to_json).collect::<Vec<_>>(),
+            "legacy_source": self.legacy_source,
         })
     }
+}
+
+fn adoption_in_words(adopted: &Adopted) -> String {
+    let Adopted { index, recorded_at_us, adoption } = adopted;
+    let known = match &adoption.findings {
+        Some(findings) => format!(", with {} findings", findings.counts.iter().map(|(_, n)| n).sum::<u64>()),
+        None => String::new(),
+    };
+    format!(
+        "entry {index} adopted {} legacy rows on {}{known}: head {}, root {}",
+        adoption.count,
+        date(recorded_at_us.div_euclid(DAY_US)),
+        adoption.head_hash,
+        adoption.root
+    )
+}
+
+fn adoption_to_json(adopted: &Adopted) -> serde_json::Value {
+    let payload = adopted.adoption.to_payload().to_canonical();
+    json!({
+        "index": adopted.index, "recorded_at": ledger_engine::time::rfc3339(adopted.recorded_at_us),
+        "payload": serde_json::from_slice::<serde_json::Value>(&payload).unwrap_or_default(),
+    })
 }
 
 /// `2026-11-23`

@@ -67,7 +67,7 @@ pub fn verify(name: &str, tables: &dyn Tables, demands: Demands<'_>) -> Report {
         let (id, origin) = (Some(identity.id), Some(genesis.origin));
         let part = proved.since.map(|looked_up| tail(&proved.chains, looked_up));
         let report = Report::new(name, id, origin, &demands, Vec::new(), proved.chains, proved.unusable);
-        let report = report.with_keys(proved.keys);
+        let report = report.with_keys(proved.keys).with_adopted(proved.adopted);
         Ok(match part {
             Some(part) => report.of_part(part),
             None => report,
@@ -214,6 +214,7 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
         folds.push(context.judge(tables, chain, &mut registry, &mut out)?);
         private_rows(tables, chain, &mut out)?;
     }
+    let adopted = folds.first().map(|folded| folded.adopted.clone()).unwrap_or_default();
     let mut reports = Vec::new();
     for (chain, folded) in chains.iter().zip(&folds) {
         let mut report = ChainReport {
@@ -259,7 +260,8 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
     // Findings of one chain in the order of the steps: the sort is stable.
     out.findings.sort_by_key(|f| f.chain.map_or(0, |c| c + 1));
     let keys = registry.as_ref().map(KeyReport::all).unwrap_or_default();
-    Ok(Report::new(name, Some(identity.id), origin, demands, out.findings, reports, unchecked).with_keys(keys))
+    let report = Report::new(name, Some(identity.id), origin, demands, out.findings, reports, unchecked);
+    Ok(report.with_keys(keys).with_adopted(adopted))
 }
 
 /// Entries that rest on a key while it was in other hands, and that no anchor covers (FORMAT.md 6).

@@ -65,7 +65,8 @@ impl From<Illegal> for Refusal {
     }
 }
 
-fn check_revision(expected: ExpectedRevision, stream: Stream, revision: u64) -> Result<(), Refusal> {
+/// Refuses unless a stream is at the revision that the caller expects.
+pub(crate) fn check_revision(expected: ExpectedRevision, stream: Stream, revision: u64) -> Result<(), Refusal> {
     if expected.allows(revision) {
         return Ok(());
     }

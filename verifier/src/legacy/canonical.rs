@@ -44,14 +44,52 @@ struct Member {
 pub(crate) struct Scratch {
     members: Vec<Member>,
     copy: Vec<u8>,
+    /// Set where a number was printed that has not exactly the value of the text.
+    pub(crate) inexact: bool,
+    /// Numbers that no double has exactly are printed as they are, see [`canonicalise_exactly`].
+    exact: bool,
 }
 
 /// Appends the canonical form of one JSON text to `out`. On a fault `out` holds a part of it.
 pub(crate) fn canonicalise(text: &str, out: &mut Vec<u8>, scratch: &mut Scratch) -> Result<(), Fault> {
+    scratch.inexact = false;
     let mut scanner = Scanner::new(text);
     scanner.value(out, scratch, 0)?;
     scanner.space();
     if scanner.pos < text.len() { Err(scanner.syntax()) } else { Ok(()) }
+}
+
+/// Like [`canonicalise`], but a number whose canonical print has another value is given by its digits, without zeros
+/// around them, and, unless it is 0, `e` and the power of ten (FORMAT.md 14).
+pub(crate) fn canonicalise_exactly(text: &str, out: &mut Vec<u8>, scratch: &mut Scratch) -> Result<(), Fault> {
+    scratch.exact = true;
+    let done = canonicalise(text, out, scratch);
+    scratch.exact = false;
+    done
+}
+
+/// Sign, digits without zeros around them, power of ten: one form for one value.
+fn decimal(number: &str) -> (bool, String, i64) {
+    let (negative, number) = number.strip_prefix('-').map_or((false, number), |rest| (true, rest));
+    let (digits, power) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
+    // Beyond an i64 no number is told from another any more.
+    let limit = if power.starts_with('-') { i64::MIN / 2 } else { i64::MAX / 2 };
+    let power = power.parse::<i64>().unwrap_or(limit).clamp(i64::MIN / 2, i64::MAX / 2);
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    let all = [whole, fraction].concat();
+    let kept = all.trim_end_matches('0');
+    let power = power - fraction.len() as i64 + (all.len() - kept.len()) as i64;
+    let kept = kept.trim_start_matches('0');
+    if kept.is_empty() { (false, String::new(), 0) } else { (negative, kept.to_owned(), power) }
+}
+
+fn print_decimal(number: &str, out: &mut Vec<u8>) {
+    let (negative, digits, power) = decimal(number);
+    out.extend_from_slice(if negative { b"-" } else { b"" });
+    out.extend_from_slice(digits.as_bytes());
+    if power != 0 {
+        out.extend_from_slice(format!("e{power}").as_bytes());
+    }
 }
 
 /// A cursor over JSON text.
@@ -113,7 +151,7 @@ impl<'a> Scanner<'a> {
             Some(b'{') => self.object(out, scratch, depth + 1),
             Some(b'[') => self.array(out, scratch, depth + 1),
             Some(b'"') => self.print_string(out),
-            Some(b'-' | b'0'..=b'9') => self.print_number(out),
+            Some(b'-' | b'0'..=b'9') => self.print_number(out, scratch),
             Some(c) => {
                 let word = match c {
                     b't' => "true",
@@ -311,7 +349,7 @@ impl<'a> Scanner<'a> {
         Ok((&self.text[start..at], at == integer_end))
     }
 
-    fn print_number(&mut self, out: &mut Vec<u8>) -> Result<(), Fault> {
+    fn print_number(&mut self, out: &mut Vec<u8>, scratch: &mut Scratch) -> Result<(), Fault> {
         // 15 digits are below 2^53: the double prints as it was written.
         const EXACT_DIGITS: usize = 15;
         let start = self.pos;
@@ -324,10 +362,14 @@ impl<'a> Scanner<'a> {
         if value.is_infinite() {
             return Err(Fault::NumberTooLarge(start));
         }
-        if value == 0.0 {
-            out.push(b'0');
+        let mut buffer = ryu_js::Buffer::new();
+        let printed = if value == 0.0 { "0" } else { buffer.format_finite(value) };
+        let inexact = printed != text && decimal(printed) != decimal(text);
+        scratch.inexact |= inexact;
+        if inexact && scratch.exact {
+            print_decimal(text, out);
         } else {
-            out.extend_from_slice(ryu_js::Buffer::new().format_finite(value).as_bytes());
+            out.extend_from_slice(printed.as_bytes());
         }
         Ok(())
     }
@@ -394,7 +436,7 @@ fn print_char(c: Result<char, u16>, out: &mut Vec<u8>) {
 
 /// Brings the members from `mine` on into order; of equal keys the last one stays, as in `JSON.parse`.
 fn sort_members(out: &mut Vec<u8>, scratch: &mut Scratch, mine: usize) {
-    let Scratch { members, copy } = scratch;
+    let Scratch { members, copy, .. } = scratch;
     let list = &mut members[mine..];
     let key = |m: &Member| m.start + 1..m.key_end - 1;
     if !list.is_sorted_by(|a, b| utf16_order(&out[key(a)], &out[key(b)]).is_lt()) {

@@ -3,14 +3,17 @@
 use std::collections::{BTreeMap, HashMap};
 
 use ed25519_zebra::{Signature, VerificationKey, VerificationKeyBytes, batch};
+use ledger_engine::adoption::{LegacyRow, RowTime};
 use ledger_engine::hash::{Hash, from_hex, sha256};
+use ledger_engine::json::INTEGER_MAX;
+use ledger_engine::merkle::leaf_hash;
 use ring::signature::{RSA_PKCS1_2048_8192_SHA256, RSA_PSS_2048_8192_SHA256, UnparsedPublicKey};
 use sha2::{Digest, Sha256};
 
-use super::canonical::{Fault, Scratch, canonicalise};
+use super::canonical::{Fault, Scratch, canonicalise, canonicalise_exactly};
 use super::row::{ROW_BYTES_MAX, RawRow, RowFault, Rows};
 use super::signers::{Key, Refused, Signers, decode_base64};
-use super::time::parse_time;
+use super::time::parse_time_us;
 use crate::finding::Code;
 
 /// Longer ids are cut and completed by their SHA-256.
@@ -44,6 +47,10 @@ pub(crate) struct Judged {
     pub(crate) link: Link,
     /// Covers every field of the row (`row_digest`).
     pub(crate) digest: Hash,
+    /// Covers every column as adoptions record it (FORMAT.md 14); zeros for a row that was not read.
+    pub(crate) leaf: Hash,
+    /// Microseconds since 1970, as far as the leaf has them as a number.
+    pub(crate) time_us: Option<i64>,
 }
 
 /// What was seen of one kid.
@@ -69,6 +76,8 @@ pub(crate) struct Piece {
     /// Days since 1970.
     pub(crate) days: BTreeMap<i64, u64>,
     pub(crate) hashes_compared: u64,
+    /// Rows that were not read at all.
+    pub(crate) unread: u64,
 }
 
 /// A row with what the hash covers.
@@ -84,6 +93,11 @@ struct Judge<'a> {
     scratch: Scratch,
     /// `canonical ‖ prev`.
     message: Vec<u8>,
+    /// How much of the message is canonical; none if the payload has no canonical form.
+    canonical: Option<usize>,
+    /// The payload with exact numbers, and the leaf.
+    exact: Vec<u8>,
+    leaf: Vec<u8>,
     /// Ed25519 signatures to check, by place in the registry: row, signature, digest.
     batches: BTreeMap<usize, Vec<(usize, Signature, Hash)>>,
     types: HashMap<String, u64>,
@@ -96,6 +110,9 @@ pub(crate) fn judge(rows: &dyn Rows, range: std::ops::Range<usize>, first: u64, 
         piece: Piece::default(),
         scratch: Scratch::default(),
         message: Vec::new(),
+        canonical: None,
+        exact: Vec::new(),
+        leaf: Vec::new(),
         batches: BTreeMap::new(),
         types: HashMap::new(),
     };
@@ -149,12 +166,22 @@ impl Judge<'_> {
             RowFault::Undecodable(why) => self.report(Code::LegacyRowUndecodable, why),
         }
         self.piece.ids.push(String::new());
+        self.piece.unread += 1;
         let name = no_name(place);
-        self.piece.rows.push(Judged { name, recomputed: false, alias: None, link: Link::Unreadable, digest: name });
+        self.piece.rows.push(Judged {
+            name,
+            recomputed: false,
+            alias: None,
+            link: Link::Unreadable,
+            digest: name,
+            leaf: Hash::ZERO,
+            time_us: None,
+        });
     }
 
     fn row(&mut self, row: &RawRow<'_>, place: u64) {
-        let time = row.time.as_deref().and_then(parse_time);
+        let time_us = row.time.as_deref().and_then(parse_time_us);
+        let time = time_us.map(|us| us.div_euclid(1000));
         let link = match row.prev_hash.as_deref() {
             None | Some("") => Link::Genesis,
             Some(text) => Hash::from_hex(text).map_or(Link::Unreadable, Link::To),
@@ -167,6 +194,8 @@ impl Judge<'_> {
                     Code::LegacyRowUndecodable,
                     format!("prev_hash: expected 64 lowercase hex characters, found {text:?}"),
                 );
+                // For the leaf alone.
+                let _ = self.canonicalise(row);
                 None
             }
             _ => self.hash(row, link),
@@ -187,6 +216,8 @@ impl Judge<'_> {
             self.signature(row, hashed.digest, time, place);
         }
         self.count(row, time);
+        let time_us = time_us.filter(|us| us.unsigned_abs() <= INTEGER_MAX.unsigned_abs());
+        let leaf = self.leaf(row, time_us);
         self.piece.ids.push(row.id.as_deref().map(bounded_id).unwrap_or_default());
         self.piece.rows.push(Judged {
             name: hashed.name,
@@ -194,14 +225,54 @@ impl Judge<'_> {
             alias,
             link,
             digest: row_digest(row, &hashed.name, time),
+            leaf,
+            time_us,
         });
+    }
+
+    /// Leaves the canonical payload in `message`.
+    fn canonicalise(&mut self, row: &RawRow<'_>) -> Result<(), Fault> {
+        self.message.clear();
+        self.canonical = None;
+        canonicalise(row.payload.as_deref().unwrap_or("null"), &mut self.message, &mut self.scratch)?;
+        self.canonical = Some(self.message.len());
+        Ok(())
+    }
+
+    /// The leaf of a row whose payload was canonicalised, or could not be.
+    fn leaf(&mut self, row: &RawRow<'_>, time_us: Option<i64>) -> Hash {
+        let given = row.payload.as_deref();
+        let mut canonical = self.canonical.map(|length| &self.message[..length]);
+        if let (Some(_), true, Some(text)) = (canonical, self.scratch.inexact, given) {
+            self.exact.clear();
+            // It had a canonical form a moment ago.
+            canonical = canonicalise_exactly(text, &mut self.exact, &mut self.scratch).ok().map(|()| &self.exact[..]);
+        }
+        let canonical = canonical.and_then(|bytes| std::str::from_utf8(bytes).ok());
+        let time = match (time_us, row.time.as_deref()) {
+            (Some(us), _) => RowTime::Us(us),
+            (None, Some(text)) => RowTime::Text(text),
+            (None, None) => RowTime::Absent,
+        };
+        let columns = LegacyRow {
+            id: row.id.as_deref(),
+            actor: row.actor.as_deref(),
+            event_type: row.event_type.as_deref(),
+            payload: canonical.or(given).filter(|text| *text != "null"),
+            time,
+            hash: row.hash.as_deref(),
+            prev_hash: row.prev_hash.as_deref(),
+            signature: row.signature.as_deref(),
+            kid: row.kid.as_deref(),
+        };
+        self.leaf.clear();
+        columns.write_leaf(&mut self.leaf);
+        leaf_hash(&self.leaf)
     }
 
     /// Leaves `canonical ‖ prev` in `message` and gives its SHA-256.
     fn hash(&mut self, row: &RawRow<'_>, link: Link) -> Option<Hash> {
-        self.message.clear();
-        let payload = row.payload.as_deref().unwrap_or("null");
-        if let Err(fault) = canonicalise(payload, &mut self.message, &mut self.scratch) {
+        if let Err(fault) = self.canonicalise(row) {
             let code = match fault {
                 Fault::Syntax(_) => Code::LegacyRowUndecodable,
                 _ => Code::LegacyCanonicalImpossible,

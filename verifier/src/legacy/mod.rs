@@ -18,14 +18,43 @@ mod verify;
 pub use anchor::{Anchor, AnchorError};
 pub use file::{File, FileFormat};
 pub use gauge::{Gauge, Unit};
-pub use report::{KeyReport, LegacyReport};
+pub use report::{AdoptionReport, KeyReport, LegacyReport};
 pub use row::ROW_BYTES_MAX;
 pub use signers::{Signers, SignersError};
 #[cfg(feature = "postgres")]
 pub use table::{Table, Window};
 pub(crate) use time::print_time;
 
-pub use verify::{FINDINGS_LISTED, LegacyError, Source, Watch, verify_legacy, verify_legacy_with};
+pub use verify::{FINDINGS_LISTED, LegacyError, Source, Watch, verify_adopted, verify_legacy, verify_legacy_with};
+
+/// Opens a file, a directory, or a table by a `postgres://` URL, to be read as a whole.
+pub fn open_source(source: &str, table: &str) -> Result<Box<dyn Source>, LegacyError> {
+    if source.starts_with("postgres://") || source.starts_with("postgresql://") {
+        return open_table(source, table);
+    }
+    Ok(Box::new(File::open(std::path::Path::new(source), None)?))
+}
+
+#[cfg(feature = "postgres")]
+fn open_table(url: &str, table: &str) -> Result<Box<dyn Source>, LegacyError> {
+    Ok(Box::new(Table::open(url, table, Window::default())?))
+}
+
+#[cfg(not(feature = "postgres"))]
+fn open_table(_: &str, _: &str) -> Result<Box<dyn Source>, LegacyError> {
+    Err(LegacyError::Source("this build has no PostgreSQL; build it with the feature postgres".to_owned()))
+}
+
+/// Cuts what stands between `user:` and `@` in a URL, and its parameters.
+pub fn without_password(source: &str) -> String {
+    let Some((scheme, rest)) = source.split_once("://") else { return source.to_owned() };
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let path = path.split('?').next().unwrap_or_default();
+    let Some((user, host)) = authority.rsplit_once('@') else { return format!("{scheme}://{authority}{path}") };
+    let user = user.split(':').next().unwrap_or_default();
+    format!("{scheme}://{user}@{host}{path}")
+}
 
 /// The parsers alone, for fuzzing.
 #[doc(hidden)]

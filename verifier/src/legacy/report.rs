@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use ledger_engine::adoption::RowName;
 use ledger_engine::hash::Hash;
+use ledger_engine::time::rfc3339;
 use serde_json::json;
 
 use super::anchor::Anchor;
@@ -24,6 +26,19 @@ pub struct KeyReport {
     pub revoked_at: Option<i64>,
     /// Rows that name it.
     pub signatures: u64,
+}
+
+/// Rows that a ledger adopted, compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdoptionReport {
+    /// Index of the ledger's entry, on chain 0.
+    pub index: u64,
+    /// How many rows it adopted.
+    pub count: u64,
+    /// When, in microseconds since 1970.
+    pub recorded_at_us: i64,
+    /// The rows are the same in every column.
+    pub held: bool,
 }
 
 /// The judgement of one legacy chain.
@@ -51,6 +66,16 @@ pub struct LegacyReport {
     pub hashes_compared: u64,
     /// SHA-256 over all rows in chain order, where there is one order.
     pub rows_digest: Option<Hash>,
+    /// RFC 6962 root over all rows as an adoption records it; none if a row was not read.
+    pub root: Option<Hash>,
+    /// First row in the order of that tree.
+    pub first: RowName,
+    /// Last row in that order, which in a verified chain is the head.
+    pub last: RowName,
+    /// Its hash.
+    pub last_hash: Option<Hash>,
+    /// What a ledger adopted, compared with the rows.
+    pub adoptions: Vec<AdoptionReport>,
     /// Anchors that hold.
     pub anchors: u64,
     /// The registry's keys.
@@ -82,6 +107,11 @@ impl LegacyReport {
             head_id: String::new(),
             hashes_compared: 0,
             rows_digest: None,
+            root: None,
+            first: RowName::default(),
+            last: RowName::default(),
+            last_hash: None,
+            adoptions: Vec::new(),
             anchors: 0,
             keys: Vec::new(),
             types: BTreeMap::new(),
@@ -100,6 +130,21 @@ impl LegacyReport {
     /// How many faults there are.
     pub fn faults(&self) -> u64 {
         self.counts.values().sum()
+    }
+
+    /// How many rows are those that the ledger adopted, in every column.
+    pub fn adopted_rows(&self) -> u64 {
+        let all = self.adoptions.iter().all(|a| a.held);
+        self.adoptions.last().filter(|_| all).map_or(0, |a| a.count)
+    }
+
+    /// What adoptions show, for people.
+    pub(crate) fn adoptions_in_words(&self) -> Vec<String> {
+        let word = |a: &AdoptionReport| {
+            let held = if a.held { "they are the same in every column" } else { "they are not the same" };
+            format!("entry {} of the ledger adopted {} rows at {}: {held}", a.index, a.count, rfc3339(a.recorded_at_us))
+        };
+        self.adoptions.iter().map(word).collect()
     }
 
     /// What to keep for next time. Only a verified chain that was read from its genesis has it.
@@ -149,6 +194,10 @@ impl LegacyReport {
         if let Some(digest) = self.rows_digest {
             line(format!("digest of all rows {digest}"));
         }
+        if let Some(root) = self.root {
+            line(format!("root of all rows {root}"));
+        }
+        self.adoptions_in_words().into_iter().for_each(&mut line);
         if self.anchors > 0 {
             line(format!("{} anchors hold", self.anchors));
         }
@@ -206,6 +255,8 @@ impl LegacyReport {
                 })
             })
             .collect();
+        let adoption = |a: &AdoptionReport| json!({ "index": a.index, "count": a.count, "recorded_at": rfc3339(a.recorded_at_us), "held": a.held });
+        let adoptions: Vec<_> = self.adoptions.iter().map(adoption).collect();
         let counts: BTreeMap<&str, u64> = self.counts.iter().map(|(c, n)| (c.as_str(), *n)).collect();
         let days: BTreeMap<String, u64> = self.days.iter().map(|(d, n)| (day(*d), *n)).collect();
         json!({
@@ -213,7 +264,8 @@ impl LegacyReport {
             "kind": self.kind, "exit": self.exit(), "verdict": self.verdict.as_str(), "reason": self.reason,
             "rows": self.rows, "chain_rows": self.chain_rows, "head_hash": self.head.map(Hash::to_hex),
             "head_id": self.head_id, "hashes_compared": self.hashes_compared,
-            "rows_digest": self.rows_digest.map(Hash::to_hex), "anchors": self.anchors, "keys": keys,
+            "rows_digest": self.rows_digest.map(Hash::to_hex), "root": self.root.map(Hash::to_hex),
+            "adoptions": adoptions, "anchors": self.anchors, "keys": keys,
             "types": self.types, "days": days, "notes": list(&self.notes), "findings": list(&self.findings),
             "finding_counts": counts,
         })

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::io;
 
 use ledger_engine::hash::{Hash, sha256};
+use ledger_engine::merkle::CompactRange;
 use sha2::{Digest, Sha256};
 
 use super::judge::{Judged, Link};
@@ -18,6 +19,11 @@ use crate::finding::Code;
 pub(crate) const ROWS_MAX: u64 = u32::MAX as u64 - 16;
 /// Missing predecessors that are looked for outside what was read.
 const LOOKUPS_MAX: u64 = 1000;
+
+/// Bytes of a row's record.
+const ROW: usize = 104;
+/// Stands for no time, and sorts after all.
+const NO_TIME: i64 = i64::MAX;
 
 const GENESIS: u32 = u32::MAX;
 const UNKNOWN: u32 = u32::MAX - 1;
@@ -109,8 +115,8 @@ pub(crate) type Position = (bool, u32, u32, u32);
 
 /// All rows' links, taken in the order of the source.
 pub(crate) struct Links {
-    /// Name and digest of each row.
-    rows: Spool<64>,
+    /// Name, digest, leaf and time of each row.
+    rows: Spool<ROW>,
     pub(crate) ids: Texts,
     /// First row, kind of link, and link of each run.
     runs: Spool<37>,
@@ -161,9 +167,11 @@ impl Links {
         if let Some(alias) = row.alias {
             self.aliases.push(&keyed(&alias, number))?;
         }
-        let mut record = [0; 64];
+        let mut record = [0; ROW];
         record[..32].copy_from_slice(&row.name.0);
-        record[32..].copy_from_slice(&row.digest.0);
+        record[32..64].copy_from_slice(&row.digest.0);
+        record[64..96].copy_from_slice(&row.leaf.0);
+        record[96..].copy_from_slice(&row.time_us.unwrap_or(NO_TIME).to_le_bytes());
         self.rows.push(&record)?;
         self.ids.push(id)?;
         let number = id.parse::<u64>().ok().filter(|n| n.to_string() == id);
@@ -267,6 +275,27 @@ fn keyed(hash: &Hash, row: u32) -> [u8; 36] {
 /// The row in a record's last four bytes.
 fn row_of(record: &[u8]) -> u32 {
     record.last_chunk().map_or(0, |b| u32::from_be_bytes(*b))
+}
+
+/// A row by its number, with its time in microseconds.
+pub(crate) type Timed = (u32, Option<i64>);
+
+/// The first so many rows, in the order of adoptions.
+pub(crate) struct Prefix {
+    /// RFC 6962 root over their leaves.
+    pub(crate) root: Hash,
+    pub(crate) first: Timed,
+    pub(crate) last: Timed,
+    /// Name of the last.
+    pub(crate) head: Hash,
+}
+
+fn leaf_of(record: &[u8; ROW]) -> Hash {
+    Hash::from_slice(&record[64..96]).unwrap_or_default()
+}
+
+fn time_of(record: &[u8; ROW]) -> i64 {
+    record.last_chunk().map_or(NO_TIME, |bytes| i64::from_le_bytes(*bytes))
 }
 
 /// Rows in the order of their links.
@@ -507,7 +536,7 @@ impl Resolved {
                 while counts.get(prefixes.len()) == Some(&done) {
                     prefixes.push(Hash(hasher.clone().finalize().into()));
                 }
-                hasher.update(&record[32..]);
+                hasher.update(&record[32..64]);
                 done += 1;
                 Ok(())
             })?;
@@ -515,5 +544,73 @@ impl Resolved {
         let all = Hash(hasher.finalize().into());
         prefixes.resize(counts.len(), all);
         Ok((all, prefixes))
+    }
+
+    /// Gives number and leaf of every row in the order of adoptions (FORMAT.md 14): components that begin at a genesis
+    /// first, then by time and leaf of their first row; in each by the number of links from there, then by leaf.
+    /// No row's place depends on where it stands in the source, and rows that continue the chain come last.
+    fn each_in_order(&mut self, mut give: impl FnMut(u32, Hash)) -> io::Result<()> {
+        let one_path = self.faults() == 0 && self.parents.iter().all(|root| *root == self.parents[0]);
+        if one_path {
+            let mut order: Vec<u32> = (0..self.starts.len() as u32).collect();
+            order.sort_unstable_by_key(|run| self.heights[*run as usize]);
+            for run in order {
+                let (start, len) = (self.starts[run as usize], self.run_len(run as usize));
+                self.links.rows.each(u64::from(start), u64::from(len), |row, record| {
+                    give(row as u32, leaf_of(record));
+                    Ok(())
+                })?;
+            }
+            return Ok(());
+        }
+        let mut roots = Vec::new();
+        for run in (0..self.starts.len()).filter(|run| self.parents[*run] as usize == *run) {
+            let record = self.links.rows.at(u64::from(self.starts[run]))?;
+            roots.push((!self.genesis[run], time_of(&record), leaf_of(&record), run));
+        }
+        roots.sort_unstable();
+        let mut ranks = vec![0; self.starts.len()];
+        roots.iter().zip(0_u32..).for_each(|((.., run), rank)| ranks[*run] = rank);
+        drop(roots);
+        let mut sorter = Sorter::<44>::new();
+        for run in 0..self.starts.len() {
+            let (start, len) = (self.starts[run], self.run_len(run));
+            let (rank, height) = (ranks[self.parents[run] as usize], self.heights[run]);
+            self.links.rows.each(u64::from(start), u64::from(len), |row, record| {
+                let mut key = [0; 44];
+                key[..4].copy_from_slice(&rank.to_be_bytes());
+                key[4..8].copy_from_slice(&height.saturating_add(row as u32 - start).to_be_bytes());
+                key[8..40].copy_from_slice(&record[64..96]);
+                key[40..].copy_from_slice(&(row as u32).to_be_bytes());
+                sorter.push(key)
+            })?;
+        }
+        let mut sorted = sorter.sorted()?;
+        while let Some(key) = sorted.next()? {
+            give(row_of(&key), Hash::from_slice(&key[8..40]).unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    /// What the first rows are by each of `counts`, which ascend from 1 and are at most the number of rows.
+    pub(crate) fn prefixes(&mut self, counts: &[u64]) -> io::Result<Vec<Prefix>> {
+        let (mut range, mut ends, mut first) = (CompactRange::default(), Vec::new(), None);
+        self.each_in_order(|row, leaf| {
+            first.get_or_insert(row);
+            range.push(leaf);
+            while counts.get(ends.len()) == Some(&range.size()) {
+                ends.push((range.root(), row));
+            }
+        })?;
+        let Some(first) = first else { return Ok(Vec::new()) };
+        let first_time = time_of(&self.links.rows.at(u64::from(first))?);
+        let timed = |row, time| (row, Some(time).filter(|t| *t != NO_TIME));
+        let mut prefixes = Vec::new();
+        for (root, last) in ends {
+            let record = self.links.rows.at(u64::from(last))?;
+            let head = Hash::from_slice(&record[..32]).unwrap_or_default();
+            prefixes.push(Prefix { root, first: timed(first, first_time), last: timed(last, time_of(&record)), head });
+        }
+        Ok(prefixes)
     }
 }

@@ -96,6 +96,8 @@ pub(crate) struct Signer {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Signers {
     pub(crate) list: Vec<Signer>,
+    /// SHA-256 of the file.
+    pub(crate) sha256: Hash,
     by_kid: BTreeMap<String, usize>,
 }
 
@@ -110,11 +112,16 @@ impl Signers {
         Signers::parse(&std::fs::read(path).map_err(unreadable)?)
     }
 
+    /// SHA-256 of the registry's bytes.
+    pub fn sha256(&self) -> Hash {
+        self.sha256
+    }
+
     /// Reads `{"signers": […]}`, `[…]`, `{kid: "key"}` or `{kid: {…}}`. A key that may not be used is kept with the
     /// reason, so that rows which name it are judged by it.
     pub fn parse(json: &[u8]) -> Result<Signers, SignersError> {
         let value: Value = serde_json::from_slice(json).map_err(|e| SignersError::Shape(format!("not JSON: {e}")))?;
-        let mut out = Signers::default();
+        let mut out = Signers { sha256: sha256(&[json]), ..Signers::default() };
         // One reader takes the first of two members with one name, another the last.
         let mut seen = BTreeSet::new();
         let names = serde_json::from_slice(json).map_or_else(|_| Vec::new(), |Names(names)| names);

@@ -24,8 +24,6 @@ const RANGE_BYTES: usize = 32 << 20;
 /// Bytes of rows that are judged together, at most; and rows.
 const CHUNK_BYTES: usize = 8 << 20;
 const CHUNK_ROWS: usize = 8192;
-/// Longer texts in other columns than the payload are cut: none of them can be right.
-const TEXT_CHARS_MAX: usize = 16 * 1024;
 
 /// Which rows are asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -232,7 +230,7 @@ impl Table {
                 Member::Payload => write!(list, "{column}::text AS payload, "),
                 Member::Time if column != "NULL" => write!(list, "({column}::timestamptz)::text AS time, "),
                 Member::Id => write!(list, "{column} AS key, {column}::text AS id, "),
-                other => write!(list, "left({column}::text, {TEXT_CHARS_MAX}) AS m{}, ", other as usize),
+                other => write!(list, "{column}::text AS m{}, ", other as usize),
             };
         }
         let (id, time, id_type) = (self.column(Member::Id), self.column(Member::Time), &self.id_type);
@@ -263,12 +261,17 @@ impl Table {
         .iter()
         .map(|m| if *m == Member::Time && time != "NULL" { "time".into() } else { format!("m{}", *m as usize) })
         .collect();
+        let small = |column: &str| format!("CASE WHEN octet_length({column}) <= {ROW_BYTES_MAX} THEN {column} END");
+        let size: Vec<String> = others.iter().map(|c| format!("coalesce(octet_length({c}), 0)::bigint")).collect();
+        let others: Vec<String> = others.iter().map(|c| small(c)).collect();
         // `t.` because a bare id would be the text made of it. The inner query prints the payload once; OFFSET 0 keeps it
         // from being folded into the outer one.
         let sql = format!(
-            "SELECT id, CASE WHEN octet_length(payload) <= {ROW_BYTES_MAX} THEN payload END,
-                octet_length(payload) > {ROW_BYTES_MAX}, {} FROM (SELECT {} FROM {} t {filter} ORDER BY t.{id} LIMIT {RANGE_ROWS} OFFSET 0) r
+            "SELECT id, {}, coalesce(octet_length(payload), 0)::bigint + {} > {ROW_BYTES_MAX}, {}
+             FROM (SELECT {} FROM {} t {filter} ORDER BY t.{id} LIMIT {RANGE_ROWS} OFFSET 0) r
              ORDER BY key",
+            small("payload"),
+            size.join(" + "),
             others.join(", "),
             list.trim_end_matches(", "),
             self.table,

@@ -3,6 +3,11 @@
 /// Reads RFC 3339, or what PostgreSQL prints (`2025-11-17 00:00:00+00`), into milliseconds since 1970; finer digits are
 /// dropped, as JavaScript's `Date` does.
 pub fn parse_time(text: &str) -> Option<i64> {
+    parse_time_us(text).map(|us| us.div_euclid(1000))
+}
+
+/// Like [`parse_time`], into microseconds, which is all that PostgreSQL keeps; finer digits are dropped.
+pub(crate) fn parse_time_us(text: &str) -> Option<i64> {
     let bytes = text.as_bytes();
     let number = |from: usize, to: usize| -> Option<i64> {
         let digits = bytes.get(from..to)?;
@@ -24,12 +29,12 @@ pub fn parse_time(text: &str) -> Option<i64> {
         return None;
     }
     let mut at = 19;
-    let mut millis = 0;
+    let mut micros = 0;
     if bytes.get(at) == Some(&b'.') {
         let digits = bytes[at + 1..].iter().take_while(|b| b.is_ascii_digit()).count();
-        for place in 0..3 {
+        for place in 0..6 {
             let digit = if place < digits { i64::from(bytes[at + 1 + place] - b'0') } else { 0 };
-            millis = millis * 10 + digit;
+            micros = micros * 10 + digit;
         }
         if digits == 0 {
             return None;
@@ -53,7 +58,7 @@ pub fn parse_time(text: &str) -> Option<i64> {
     let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let days =
         y * 365 + y.div_euclid(4) - y.div_euclid(100) + y.div_euclid(400) + (153 * m + 2) / 5 + day - 1 - 719_468;
-    Some((((days * 24 + hour) * 60 + minute - offset) * 60 + second) * 1000 + millis)
+    Some((((days * 24 + hour) * 60 + minute - offset) * 60 + second) * 1_000_000 + micros)
 }
 
 /// Prints milliseconds since 1970 as RFC 3339.

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
+use ledger_engine::adoption::{Adopted, RowName};
 use ledger_engine::hash::Hash;
 use rayon::prelude::*;
 
 use super::anchor::Anchor;
 use super::gauge::Gauge;
 use super::judge::{OTHER_TYPES, Piece, TYPES_MAX, Use, judge, shown};
-use super::report::{KeyReport, LegacyReport};
-use super::resolve::{Extent, LinkFault, Links, Position, ROWS_MAX, Resolved};
+use super::report::{AdoptionReport, KeyReport, LegacyReport};
+use super::resolve::{Extent, LinkFault, Links, Position, Prefix, ROWS_MAX, Resolved, Timed};
 use super::row::Rows;
 use super::signers::Signers;
 use super::spill::Texts;
@@ -92,6 +93,7 @@ struct Pass {
     types: BTreeMap<String, u64>,
     days: BTreeMap<i64, u64>,
     hashes_compared: u64,
+    unread: u64,
 }
 
 impl Pass {
@@ -125,6 +127,7 @@ impl Pass {
             }
         }
         self.hashes_compared += piece.hashes_compared;
+        self.unread += piece.unread;
         Ok(())
     }
 }
@@ -148,6 +151,19 @@ pub fn verify_legacy_with(
     anchors: &[Anchor],
     watch: &Watch<'_>,
 ) -> LegacyReport {
+    verify_adopted(name, source, signers, anchors, &[], watch)
+}
+
+/// Like [`verify_legacy_with`], and compares the rows with what a ledger says that it adopted, by its
+/// [`adopted`](crate::Report::adopted).
+pub fn verify_adopted(
+    name: &str,
+    source: &mut dyn Source,
+    signers: Option<&Signers>,
+    anchors: &[Anchor],
+    adopted: &[Adopted],
+    watch: &Watch<'_>,
+) -> LegacyReport {
     let mut pass = Pass {
         links: Links::new(),
         findings: Texts::new(),
@@ -156,12 +172,13 @@ pub fn verify_legacy_with(
         types: BTreeMap::new(),
         days: BTreeMap::new(),
         hashes_compared: 0,
+        unread: 0,
     };
     let gauge = source.gauge();
     let read = read_all(source, signers, &mut pass, &|rows| watch(rows, &gauge));
     let stopped = read.err().map(|e| format!("{e} ({} rows were read)", pass.links.len()));
     let mut report = LegacyReport::unreadable(name, &source.kind(), "");
-    match conclude(&mut report, source, signers, anchors, pass, stopped) {
+    match conclude(&mut report, source, signers, anchors, adopted, pass, stopped) {
         Ok(()) => report,
         Err(e) => LegacyReport::unreadable(name, &source.kind(), &e.to_string()),
     }
@@ -256,10 +273,11 @@ fn conclude(
     source: &mut dyn Source,
     signers: Option<&Signers>,
     anchors: &[Anchor],
+    adopted: &[Adopted],
     pass: Pass,
     stopped: Option<String>,
 ) -> Result<(), LegacyError> {
-    let Pass { links, mut findings, mut counts, uses, types, days, hashes_compared } = pass;
+    let Pass { links, mut findings, mut counts, uses, types, days, hashes_compared, unread } = pass;
     report.rows = links.len();
     (report.types, report.days, report.hashes_compared) = (types, days, hashes_compared);
     let extent = match &stopped {
@@ -326,9 +344,34 @@ fn conclude(
             }
         }
     }
+    if extent == Extent::Whole && resolved.outside.is_empty() {
+        let mut sizes: Vec<u64> = adopted.iter().map(|a| a.adoption.count).filter(|n| *n <= report.rows).collect();
+        sizes.push(report.rows);
+        let prefixes = resolved.prefixes(&sizes)?;
+        if let Some(all) = prefixes.last().filter(|_| unread == 0) {
+            report.root = Some(all.root);
+            (report.first, report.last) = (row_name(&mut resolved, all.first)?, row_name(&mut resolved, all.last)?);
+            report.last_hash = Some(all.head);
+        }
+        for (at, one) in adopted.iter().enumerate() {
+            let prefix = prefixes.get(at).filter(|_| one.adoption.count <= report.rows);
+            let wrong = judge_adoption(one, prefix, report.rows, &mut resolved)?;
+            let (index, count) = (one.index, one.adoption.count);
+            let held = wrong.is_none();
+            report.adoptions.push(AdoptionReport { index, count, recorded_at_us: one.recorded_at_us, held });
+            if let Some(evidence) = wrong {
+                fault(
+                    Code::LegacyAdoptionMismatch,
+                    format!("{}/{index}", ledger_engine::adoption::EVENT_TYPE),
+                    evidence,
+                );
+            }
+        }
+    }
     report.counts = counts;
     report.whole = extent != Extent::Partial && resolved.edge.is_none() && resolved.outside.is_empty();
     keys(report, signers, &uses, &mut resolved)?;
+    adoption_notes(report, signers, adopted);
     notes(report, source, &mut resolved, signers, extent, anchors.len() as u64)?;
     let not_read = !resolved.outside.is_empty();
     (report.verdict, report.reason) = match stopped {
@@ -340,6 +383,9 @@ fn conclude(
         }
         None if extent != Extent::Whole && !anchors.is_empty() => {
             (Verdict::NotChecked, "an anchor needs the whole chain; leave --limit and --since away".into())
+        }
+        None if extent != Extent::Whole && !adopted.is_empty() => {
+            (Verdict::NotChecked, "an adoption needs the whole chain; leave --limit and --since away".into())
         }
         None if signers.is_none() => (Verdict::IdentityNotProven, String::new()),
         None => (Verdict::Verified, String::new()),
@@ -378,6 +424,62 @@ fn judge_anchor(
             )
         }),
     }
+}
+
+fn row_name(resolved: &mut Resolved, (row, time_us): Timed) -> io::Result<RowName> {
+    let id = resolved.links.ids.at(u64::from(row))?;
+    Ok(RowName { id: Some(id).filter(|id| !id.is_empty()), time_us })
+}
+
+/// `None` if the rows are those that were adopted.
+fn judge_adoption(
+    adopted: &Adopted,
+    prefix: Option<&Prefix>,
+    rows: u64,
+    resolved: &mut Resolved,
+) -> io::Result<Option<String>> {
+    let wanted = &adopted.adoption;
+    let n = wanted.count;
+    let Some(found) = prefix else { return Ok(Some(format!("expected at least the {n} rows adopted, found {rows}"))) };
+    if found.root != wanted.root {
+        return Ok(Some(format!("expected root {} over rows 1 to {n}, found {}", wanted.root, found.root)));
+    }
+    let ends = (row_name(resolved, found.first)?, row_name(resolved, found.last)?);
+    let held = (&wanted.first, &wanted.last, wanted.head_hash) == (&ends.0, &ends.1, found.head);
+    Ok((!held).then(|| {
+        format!(
+            "the rows have the root adopted, but not the head or range that the entry names: expected head {}, found {}",
+            wanted.head_hash, found.head
+        )
+    }))
+}
+
+/// What the reader must know of adoptions, and of the registry they were made with.
+fn adoption_notes(report: &mut LegacyReport, signers: Option<&Signers>, adopted: &[Adopted]) {
+    let Some(last) = adopted.last() else { return };
+    let place = format!("{}/{}", ledger_engine::adoption::EVENT_TYPE, last.index);
+    let mut note = |code, evidence| report.notes.push(Finding { code, chain: None, place: place.clone(), evidence });
+    let after = report.rows.saturating_sub(last.adoption.count);
+    note(
+        Code::LegacyAdoptionAsOf,
+        format!(
+            "{} rows as of {}; {after} rows after them are not covered by it",
+            last.adoption.count,
+            ledger_engine::time::rfc3339(last.recorded_at_us)
+        ),
+    );
+    let Some(signers) = signers.filter(|s| s.sha256 != last.adoption.registry.sha256) else { return };
+    let same = |kid: &str, fingerprint: &Hash| {
+        let found = signers.list.iter().find(|s| shown(&s.kid) == kid);
+        found.is_some_and(|s| s.key.as_ref().is_ok_and(|k| k.fingerprint() == *fingerprint))
+    };
+    let registry = &last.adoption.registry;
+    let other: Vec<&str> = registry.keys.iter().filter(|(k, f)| !same(k, f)).map(|(kid, _)| kid.as_str()).collect();
+    let keys = if other.is_empty() { "all of its keys are the same".into() } else { format!("other keys: {other:?}") };
+    note(
+        Code::LegacyAdoptionRegistry,
+        format!("expected SHA-256 {}, found {}; {keys}", registry.sha256, signers.sha256),
+    );
 }
 
 /// `audit_events/<id>`, or `row/<number from 1>` for one without.
@@ -438,7 +540,13 @@ fn notes(
     let mut notes = Vec::new();
     let mut note =
         |code: Code, place: String, evidence: String| notes.push(Finding { code, chain: None, place, evidence });
-    note(Code::LegacyFieldsNotCovered, "audit_events".into(), "id, type, actor, time and kid of every row".into());
+    let covered = report.adopted_rows();
+    if covered == 0 || covered < report.rows {
+        let which =
+            if covered == 0 { "every row".to_owned() } else { format!("every row after the {covered} adopted") };
+        let evidence = format!("id, type, actor, time and kid of {which}");
+        note(Code::LegacyFieldsNotCovered, "audit_events".into(), evidence);
+    }
     if signers.is_none() {
         note(Code::LegacySignaturesNotCovered, "audit_events".into(), String::new());
     }

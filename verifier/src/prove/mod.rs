@@ -14,6 +14,7 @@ mod walk;
 use std::collections::{HashMap, HashSet};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
+use ledger_engine::adoption::Adopted;
 use ledger_engine::domain::projection::{Cell, TABLES};
 use ledger_engine::export::FileKind;
 use ledger_engine::genesis::Genesis;
@@ -81,6 +82,7 @@ pub(crate) struct Prover<'a> {
     listed: HashSet<u128>,
     claimed: HashSet<u128>,
     heads: Vec<HeadClaim>,
+    adopted: Vec<Adopted>,
     /// Each anchor with the chain it is of, and once that chain has its size, whether the root is the same.
     anchors: Vec<(&'a Anchor, Option<u32>, Option<bool>)>,
     progress: Option<&'a Progress<'a>>,
@@ -95,6 +97,7 @@ pub(crate) struct Proved {
     /// Why anchors say nothing.
     pub(crate) unusable: Vec<String>,
     pub(crate) keys: Vec<KeyReport>,
+    pub(crate) adopted: Vec<Adopted>,
     /// Where chains were begun at anchors: how many entries from before them were looked up.
     pub(crate) since: Option<u64>,
 }
@@ -118,6 +121,7 @@ pub(crate) fn prove(
         listed: HashSet::new(),
         claimed: HashSet::new(),
         heads: Vec::new(),
+        adopted: Vec::new(),
         progress: demands.progress,
         judged: 0,
         claimed_size: claimed_size(tables)?,
@@ -140,7 +144,8 @@ pub(crate) fn prove(
         None => (prover.run(tables)?, None),
     };
     let unusable = prover.anchored(&mut reports)?;
-    Ok(Proved { chains: reports, unusable, keys: KeyReport::all(&prover.registry), since })
+    let keys = KeyReport::all(&prover.registry);
+    Ok(Proved { chains: reports, unusable, keys, adopted: prover.adopted, since })
 }
 
 /// How many entries the source claims: for progress only.
@@ -222,6 +227,7 @@ impl<'a> Prover<'a> {
     /// Judges what came after the anchors. Rows of derived tables are compared one by one, as far as new entries touch them.
     fn run_since(&mut self, tables: &dyn Tables, mut loader: Loader<'_>) -> Result<(Vec<ChainReport>, u64), Stop> {
         self.sums.kept = Some(HashMap::new());
+        self.adopted = loader.adoptions()?;
         let mut reports = Vec::new();
         for chain in 0..self.genesis.chains {
             let Some(start) = loader.start(chain)? else {

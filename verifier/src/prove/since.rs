@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use ledger_engine::adoption::{Adopted, Adoption};
 use ledger_engine::body::Body;
 use ledger_engine::domain::Occurrence;
 use ledger_engine::domain::projection::Cell;
@@ -123,6 +124,22 @@ impl<'a> Loader<'a> {
         Ok(Some((loader, known.registry)))
     }
 
+    /// What was adopted before the anchor of chain 0.
+    pub(super) fn adoptions(&mut self) -> Result<Vec<Adopted>, Stop> {
+        let mut adopted: Vec<Adopted> = Vec::new();
+        for read in self.before(0, std::iter::once(Stream::Legacy))?.values() {
+            let followed = with_event(read, |event| match Adoption::follow(adopted.last(), event) {
+                Ok(next) => {
+                    adopted.push(next);
+                    true
+                }
+                Err(_) => false,
+            });
+            check(followed, "an adoption before the anchor")?;
+        }
+        Ok(adopted)
+    }
+
     /// What the walk of a chain begins with.
     pub(super) fn start(&mut self, chain: u32) -> Result<Option<Start>, Stop> {
         let Some(base) = self.bases.get(chain as usize).and_then(Option::as_ref) else { return Ok(None) };
@@ -234,7 +251,7 @@ impl<'a> Loader<'a> {
                         earlier.extend(fold((true, case), &entries)?);
                     }
                 }
-                Stream::Ledger | Stream::Heads | Stream::Chain(_) => {
+                Stream::Ledger | Stream::Heads | Stream::Legacy | Stream::Chain(_) => {
                     if self.tips.insert(stream) && revision > 1 {
                         earlier.extend(self.tip(chain, stream, cells)?);
                     }

@@ -5,6 +5,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::sync::mpsc::Receiver;
 
 use compact_str::CompactString;
+use ledger_engine::adoption::Adoption;
 use ledger_engine::body::{BODY_BYTES_MAX, Body};
 use ledger_engine::commit::{ALG_ED25519, COMMIT_BYTES_MAX, COMMIT_SIGNATURES_MAX, Statement, verify_ed25519};
 use ledger_engine::domain::Occurrence;
@@ -397,13 +398,13 @@ impl<'p, 'a> Walk<'p, 'a> {
         let key = match entry.stream {
             Stream::Order(case) | Stream::Delivery(case, _) => (false, case),
             Stream::Sku(case) => (true, case),
-            Stream::Ledger | Stream::Heads | Stream::Chain(_) => {
+            Stream::Ledger | Stream::Heads | Stream::Legacy | Stream::Chain(_) => {
                 let tip = self.system.get(&entry.stream);
                 check(continued(tip), "the stream's links")?;
                 let tip = tip_after(tip);
                 self.report.streams += u64::from(h.revision == 1);
                 self.system.insert(entry.stream, tip);
-                return self.system_event(entry);
+                return self.system_event(entry, &event);
             }
         };
         let held = self.states.get(key, &mut self.prover.sums)?;
@@ -458,7 +459,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         check(made, "a genesis entry")
     }
 
-    fn system_event(&mut self, entry: &Prepared) -> Result<(), Stop> {
+    fn system_event(&mut self, entry: &Prepared, event: &Occurrence<'_>) -> Result<(), Stop> {
         let h = &entry.row.header;
         match (entry.stream, h.event_type.as_str()) {
             (Stream::Ledger, kind) if kind.starts_with("key.") => {
@@ -471,6 +472,13 @@ impl<'p, 'a> Walk<'p, 'a> {
                 };
                 let applied = self.prover.registry.apply(kind, &entry.body.payload, place, entry.row.hash);
                 check(applied.is_ok(), "a change of keys")
+            }
+            (Stream::Legacy, _) => {
+                let Ok(next) = Adoption::follow(self.prover.adopted.last(), event) else {
+                    return suspect("an adoption of legacy rows");
+                };
+                self.prover.adopted.push(next);
+                Ok(())
             }
             (Stream::Heads, "chain.heads") => self.heads_event(&entry.body.payload),
             _ => check(h.index == 0, "an event of no stream"),

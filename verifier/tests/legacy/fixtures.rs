@@ -1,13 +1,15 @@
 //! `fixtures/legacy`: chains that the old system's own language made. `fixtures/broken/legacy`: a folder for each defect,
-//! with the events, the registry, sometimes an anchor, and the expected findings. `LEDGER_BLESS=1` makes them again.
+//! with the events, the registry, sometimes an anchor or the payload of an adoption, and the expected findings. `LEDGER_BLESS=1` makes them again.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use audit_verify::Code;
-use audit_verify::legacy::{Anchor, Signers};
+use audit_verify::legacy::{Anchor, File, Signers};
+use ledger_engine::adoption::{Adopted, Adoption};
 use serde_json::{Value, json};
 
+use crate::adoption::{adopted, compare_source};
 use crate::chain::{
     KID, assert_verified, base64, chain, found, hash, judge, judge_file, lines, registry, reseal, seal,
 };
@@ -57,6 +59,7 @@ struct Defect {
     events: Vec<u8>,
     registry: Value,
     anchor: Option<Anchor>,
+    adoption: Option<Adoption>,
     expected: Vec<&'static str>,
 }
 
@@ -64,7 +67,7 @@ fn defect(name: &'static str, expected: &[&'static str], change: impl FnOnce(&mu
     let mut rows = chain(8);
     change(&mut rows);
     let events = lines(&rows).into_bytes();
-    Defect { name, events, registry: registry(), anchor: None, expected: expected.to_vec() }
+    Defect { name, events, registry: registry(), anchor: None, adoption: None, expected: expected.to_vec() }
 }
 
 fn defects() -> Vec<Defect> {
@@ -95,6 +98,12 @@ fn defects() -> Vec<Defect> {
         Defect {
             anchor: anchor.clone(),
             ..defect("last_rows_deleted", &["anchor_beyond_tail anchor/8"], |rows| rows.truncate(5))
+        },
+        Defect {
+            adoption: Some(adopted(&judge(&chain(8))).adoption),
+            ..defect("actor_rewritten", &["adoption_mismatch legacy.adopted/9"], |rows| {
+                rows[4]["actor_id"] = json!("mallory")
+            })
         },
         Defect { anchor: anchor.clone(), ..defect("emptied", &["anchor_beyond_tail anchor/8"], Vec::clear) },
         Defect {
@@ -184,6 +193,9 @@ fn broken_chains_walked_by_folder() {
             if let Some(anchor) = &d.anchor {
                 anchor.save(&path.join("anchor.json")).unwrap();
             }
+            if let Some(adoption) = &d.adoption {
+                std::fs::write(path.join("adoption.json"), adoption.to_payload().to_canonical()).unwrap();
+            }
         } else if !packed {
             assert_eq!(std::fs::read_to_string(path.join(file)).unwrap(), text, "{}", d.name);
         }
@@ -202,7 +214,15 @@ fn broken_chains_walked_by_folder() {
         };
         let events =
             ["events.jsonl", "events.jsonl.gz"].map(|f| path.join(f)).into_iter().find(|f| f.exists()).unwrap();
-        let report = judge_file(&events, Some(&signers), &anchors);
+        let report = match std::fs::read(path.join("adoption.json")) {
+            Ok(payload) => {
+                let adoption =
+                    Adoption::read(ledger_engine::json::parse(&payload).unwrap().as_object().unwrap()).unwrap();
+                let with = Adopted { index: 9, recorded_at_us: 1, adoption };
+                compare_source(&mut File::open(&events, None).unwrap(), &[with])
+            }
+            Err(_) => judge_file(&events, Some(&signers), &anchors),
+        };
         assert_eq!(
             json!({ "exit": report.exit(), "findings": found(&report) }),
             expected,
@@ -218,6 +238,8 @@ fn broken_chains_walked_by_folder() {
         Code::LegacyRangeNotCovered,
         Code::LegacySignaturesNotCovered,
         Code::LegacyOutsideWindow,
+        Code::LegacyAdoptionAsOf,
+        Code::LegacyAdoptionRegistry,
     ];
     for code in Code::ALL.iter().filter(|c| c.as_str().starts_with("legacy_") && !notes.contains(c)) {
         assert!(covered.contains(code), "no folder has {}", code.as_str());

@@ -1,5 +1,6 @@
 //! The legacy half of `audit-verify`, from outside.
 
+mod adoption;
 mod chain;
 mod fixtures;
 mod hostile;

@@ -8,6 +8,7 @@ use audit_verify::legacy::{Gauge, LegacyReport, Table, Window, verify_legacy, ve
 use postgres::{Client, NoTls};
 use serde_json::Value;
 
+use crate::adoption::{adopted, compare_source};
 use crate::chain::{assert_found, assert_verified, chain, found, hash, judge, notes, registry, signers};
 use test_servers::Server;
 
@@ -256,4 +257,72 @@ fn called_as_the_runbooks_do() {
     ] {
         assert_eq!(run(&bad, &[]).0, 2, "{bad:?}");
     }
+}
+
+/// PostgreSQL's own export has the root of the table, and each column of the table is covered.
+#[test]
+fn a_table_and_its_export_are_adopted_alike() {
+    let server = Server::start();
+    let url = server.url("postgres");
+    let mut client = Client::connect(&url, NoTls).unwrap();
+    client.batch_execute(SERIAL).unwrap();
+    let mut rows = ROWS[..60].to_vec();
+    rows[7]["payload"] =
+        serde_json::json!({ "z": 1e21, "é\u{1f600}": "a\"\\\n\u{7f}", "a": [0.1, -0.5, 12345678901_i64] });
+    rows[8]["payload"] = Value::Null;
+    rows[9]["actor_id"] = Value::Null;
+    rows[10]["actor_id"] = Value::from("x".repeat(40_000) + "é\n\"");
+    rows[11]["created_at"] = Value::from("2025-11-01T01:00:03.123456+01:00");
+    load(&mut client, &rows);
+    // What no double has exactly.
+    client
+        .batch_execute(
+            "UPDATE audit_events SET payload = '{\"n\": 9007199254740993, \"x\": 1.50, \"y\": 1e-400}' WHERE id = 13",
+        )
+        .unwrap();
+    let table = |with: &[_]| compare_source(&mut Table::open(&url, "audit_events", Window::default()).unwrap(), with);
+    let first = table(&[]);
+    let export: Vec<String> = client
+        .query("SELECT row_to_json(t)::text FROM audit_events t ORDER BY id DESC", &[])
+        .unwrap()
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), export.join("\n")).unwrap();
+    let of_file = compare_source(&mut audit_verify::legacy::File::open(file.path(), None).unwrap(), &[]);
+    assert_eq!((of_file.root, &of_file.first, &of_file.last), (first.root, &first.first, &first.last));
+    let with = [adopted(&first)];
+    let before = table(&with).findings.len();
+    for change in [
+        "id = 1000",
+        "actor_id = 'mallory'",
+        "actor_id = NULL",
+        "actor_id = actor_id || ' '",
+        "event_type = 'x'",
+        "created_at = created_at + interval '1 microsecond'",
+        "hash = NULL",
+        "prev_hash = upper(prev_hash)",
+        "signature = signature || ' '",
+        "signer_kid = 'other'",
+        "payload = '{\"n\": 9007199254740992, \"x\": 1.50, \"y\": 1e-400}'",
+        "payload = '{\"n\": 9007199254740993, \"x\": 1.50, \"y\": 1e-401}'",
+    ] {
+        let mut change_it = client.transaction().unwrap();
+        change_it
+            .batch_execute(&format!(
+                "CREATE TABLE kept AS SELECT * FROM audit_events; UPDATE audit_events SET {change} WHERE id = 13"
+            ))
+            .unwrap();
+        change_it.commit().unwrap();
+        let report = table(&with);
+        let mismatch = "adoption_mismatch legacy.adopted/9".to_owned();
+        assert!(found(&report).contains(&mismatch), "{change}\n{}", report.to_text());
+        client
+            .batch_execute("DELETE FROM audit_events; INSERT INTO audit_events SELECT * FROM kept; DROP TABLE kept")
+            .unwrap();
+        assert_eq!(table(&with).findings.len(), before, "{change}");
+    }
+    client.batch_execute("DELETE FROM audit_events").unwrap();
+    assert_found(&table(&with), &["adoption_mismatch legacy.adopted/9"]);
 }
