@@ -47,7 +47,7 @@ const RELATIONS: &str = "
 
 /// Their columns.
 const ATTRIBUTES: &str = "
-    SELECT c.relname::text, a.attname::text, a.atttypid, format_type(a.atttypid, a.atttypmod)
+    SELECT c.relname::text, a.attname::text, a.atttypid, format_type(a.atttypid, a.atttypmod), a.attnotnull
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
     WHERE n.nspname = $1 AND c.relname = ANY ($2::text[]) AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped";
 
@@ -59,11 +59,14 @@ pub struct Postgres {
     /// Server and database.
     kind: String,
     snapshot: String,
-    present: BTreeMap<String, BTreeMap<String, Kind>>,
+    /// By table and column, what is held, and whether it can be null.
+    present: BTreeMap<String, BTreeMap<String, (Kind, bool)>>,
     /// Holds the snapshot and looks single rows up.
     first: RefCell<First>,
     /// Connections with the snapshot and nothing to do.
     idle: RefCell<Vec<Lane>>,
+    /// How many rows of a table on a chain were read, where they were read to the end.
+    read: RefCell<BTreeMap<(&'static str, u64), u64>>,
 }
 
 struct First {
@@ -93,7 +96,7 @@ impl Postgres {
             .map_err(failed)?;
         // What the locks hold is what is judged.
         relations(&mut client, &names).map_err(failed)?.map_err(unreadable)?;
-        let mut present: BTreeMap<String, BTreeMap<String, Kind>> = BTreeMap::new();
+        let mut present: BTreeMap<String, BTreeMap<String, (Kind, bool)>> = BTreeMap::new();
         for row in client.query(ATTRIBUTES, &[&SCHEMA, &names]).map_err(failed)? {
             let (table, column, oid, said): (String, String, u32, String) =
                 (row.get(0), row.get(1), row.get(2), row.get(3));
@@ -106,7 +109,7 @@ impl Postgres {
                      schema, and verify a backup"
                 ))
             })?;
-            present.entry(table).or_default().insert(column, kind);
+            present.entry(table).or_default().insert(column, (kind, !row.get::<_, bool>(4)));
         }
         let printable = |text: &str| text.chars().filter(|c| !c.is_control()).take(100).collect::<String>();
         let standby = if about.get(3) { ", a standby" } else { "" };
@@ -118,7 +121,7 @@ impl Postgres {
         let first = RefCell::new(First { client, prepared: HashMap::new() });
         let url = url.to_owned();
         let snapshot = about.get::<_, &str>(0).chars().filter(|c| c.is_ascii_hexdigit() || *c == '-').collect();
-        Ok(Postgres { url, shown, kind, snapshot, present, first, idle: RefCell::default() })
+        Ok(Postgres { url, shown, kind, snapshot, present, first, idle: RefCell::default(), read: RefCell::default() })
     }
 
     fn unreadable(&self, reason: String) -> SourceError {
@@ -143,7 +146,7 @@ impl Postgres {
     }
 
     fn kind_of(&self, table: &str, column: &str) -> Option<Kind> {
-        self.present.get(table)?.get(column).copied()
+        self.present.get(table)?.get(column).map(|(kind, _)| *kind)
     }
 
     /// The columns of a table as they are asked for; `None` for a table that is not there.
@@ -155,18 +158,22 @@ impl Postgres {
     /// `None` for a table that is not there.
     fn query(&self, table: &str, filter: &str, order: &[&'static str]) -> Option<String> {
         let list: Vec<&str> = self.columns(table)?.iter().map(|(c, kind)| kind.map_or("NULL", |_| *c)).collect();
-        let terms: Vec<String> = order
-            .iter()
-            .filter_map(|c| Some((c, self.kind_of(table, c)?)))
-            .map(|(c, kind)| if kind == Kind::Text { format!("{c} COLLATE \"C\"") } else { (*c).to_owned() })
-            .collect();
+        let terms = order.iter().filter_map(|c| {
+            let (kind, nullable) = self.present.get(table)?.get(*c)?;
+            let collation = if *kind == Kind::Text { " COLLATE \"C\"" } else { "" };
+            // No index of a ledger has nulls, and asking where they come would keep it from being used.
+            let nulls = if *nullable { " NULLS FIRST" } else { "" };
+            Some(format!("{c}{collation}{nulls}"))
+        });
+        let terms: Vec<String> = terms.collect();
         let order = if terms.is_empty() { String::new() } else { format!("ORDER BY {}", terms.join(", ")) };
         Some(format!("SELECT {} FROM {SCHEMA}.{table} {filter} {order}", list.join(", ")))
     }
 
-    /// Opens one cursor for each table.
+    /// Opens one cursor for each table; `whole` where it reads all rows of a chain.
     fn cursors(
         &self,
+        whole: Option<u64>,
         tables: &[&str],
         filter: impl Fn(&str) -> String,
         work: &mut Work<'_>,
@@ -180,7 +187,7 @@ impl Postgres {
         let mut cursors: Vec<Box<dyn Cursor + '_>> = Vec::new();
         for (lane, table) in lanes.iter_mut().zip(tables) {
             cursors.push(match lane {
-                Some((lane, query)) => Box::new(self.copy(lane, query, table)?),
+                Some((lane, query)) => Box::new(self.copy(lane, query, table, whole)?),
                 None => Box::new(Vec::new().into_iter()),
             });
         }
@@ -191,13 +198,20 @@ impl Postgres {
         worked
     }
 
-    fn copy<'a>(&'a self, lane: &'a mut Lane, query: &str, table: &str) -> Result<CopyCursor<'a>, SourceError> {
+    fn copy<'a>(
+        &'a self,
+        lane: &'a mut Lane,
+        query: &str,
+        table: &str,
+        whole: Option<u64>,
+    ) -> Result<CopyCursor<'a>, SourceError> {
         let Lane { client, is_busy, .. } = lane;
         *is_busy = true;
         let reader =
             client.copy_out(&format!("COPY ({query}) TO STDOUT (FORMAT binary)")).map_err(|e| self.failed(&e))?;
         let rows = Copied::new(reader, self.columns(table).unwrap_or_default());
-        Ok(CopyCursor { source: self, rows, is_busy })
+        let counted = table_names().find(|name| *name == table).zip(whole);
+        Ok(CopyCursor { source: self, rows, is_busy, counted, count: 0 })
     }
 
     /// Reads one table on a connection of its own.
@@ -206,11 +220,12 @@ impl Postgres {
         table: &str,
         filter: &str,
         order: &[&'static str],
+        whole: Option<u64>,
         each: &mut dyn FnMut(Vec<Vec<Cell>>),
     ) -> Result<(), SourceError> {
         let Some(query) = self.query(table, filter, order) else { return Ok(()) };
         let mut lane = self.lane()?;
-        let mut cursor = self.copy(&mut lane, &query, table)?;
+        let mut cursor = self.copy(&mut lane, &query, table, whole)?;
         let mut piece = Vec::with_capacity(PIECE);
         while let Some(cells) = cursor.next()? {
             piece.push(cells);
@@ -234,7 +249,14 @@ impl Postgres {
         key: &[Cell],
     ) -> Result<Vec<Vec<Cell>>, SourceError> {
         let Some(columns) = self.columns(table) else { return Ok(Vec::new()) };
-        if named.iter().any(|name| self.kind_of(table, name).is_none()) {
+        // What is of another type is not equal.
+        let fits = |(name, cell): (&&str, &Cell)| match cell {
+            Cell::Null => false,
+            Cell::Int(_) => self.kind_of(table, name) == Some(Kind::Int),
+            Cell::Text(_) => self.kind_of(table, name) == Some(Kind::Text),
+            Cell::Blob(_) => self.kind_of(table, name) == Some(Kind::Blob),
+        };
+        if !named.iter().zip(key).all(fits) {
             return Ok(Vec::new());
         }
         let Some(query) = self.query(table, &format!("WHERE {condition} {order}"), &[]) else { return Ok(Vec::new()) };
@@ -279,10 +301,44 @@ impl Tables for Postgres {
         Some(self.kind.clone())
     }
 
+    /// Rows in order are found by an index, which is a second copy of each key: one that was made to leave rows out would hide them
+    /// here and nowhere else. So the tables are counted without it.
+    fn flaw(&self) -> Option<SourceError> {
+        let mut tables: BTreeMap<&str, u64> = BTreeMap::new();
+        for ((table, _), rows) in self.read.borrow().iter() {
+            *tables.entry(table).or_default() += rows;
+        }
+        let mut first = self.first.borrow_mut();
+        let mut compare = || -> Result<Option<String>, postgres::Error> {
+            first.client.batch_execute(
+                "SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off; SET LOCAL enable_bitmapscan = off",
+            )?;
+            for (table, read) in tables.iter().filter(|(table, _)| self.present.contains_key(**table)) {
+                let count: i64 = first.client.query_one(&format!("SELECT count(*) FROM {SCHEMA}.{table}"), &[])?.get(0);
+                if u64::try_from(count) != Ok(*read) {
+                    return Ok(Some(format!(
+                        "the rows that were read hold, but {SCHEMA}.{table} has {count} rows and its index leads to {read} of them, so that other \
+                         queries may give other rows; find out how that came, REINDEX the table and verify it again"
+                    )));
+                }
+            }
+            Ok(None)
+        };
+        match compare() {
+            Ok(why) => why.map(|why| self.unreadable(why)),
+            Err(e) => Some(self.failed(&e)),
+        }
+    }
+
     /// By the index, from one chain to the next.
     fn chains(&self, table: &str) -> Result<BTreeSet<Option<u64>>, SourceError> {
-        if self.kind_of(table, "chain").is_none() {
+        if !columns(table).0.contains(&"chain") {
             return Ok(BTreeSet::new());
+        }
+        if !self.has_chains(table) {
+            let Some(query) = self.query(table, "LIMIT 1", &[]) else { return Ok(BTreeSet::new()) };
+            let any = self.first.borrow_mut().client.query_opt(&query, &[]).map_err(|e| self.failed(&e))?;
+            return Ok(any.map(|_| None).into_iter().collect());
         }
         let query = format!(
             "WITH RECURSIVE found (chain) AS (
@@ -302,14 +358,14 @@ impl Tables for Postgres {
         let filter = match chain {
             _ if !names.contains(&"chain") => String::new(),
             Some(n) => self.of_chain(table, n),
-            None if self.kind_of(table, "chain").is_none() => String::new(),
+            None if !self.has_chains(table) => String::new(),
             None => "WHERE chain IS NULL OR chain < 0".to_owned(),
         };
-        self.read_pieces(table, &filter, &names[..key], each)
+        self.read_pieces(table, &filter, &names[..key], chain, each)
     }
 
     fn side_by_side(&self, chain: u64, tables: &[&str], work: &mut Work<'_>) -> Result<(), SourceError> {
-        self.cursors(tables, |table| self.of_chain(table, chain), work)
+        self.cursors(Some(chain), tables, |table| self.of_chain(table, chain), work)
     }
 
     fn side_by_side_from(
@@ -327,11 +383,11 @@ impl Tables for Postgres {
                 _ => filter,
             }
         };
-        self.cursors(tables, filter, work)
+        self.cursors(None, tables, filter, work)
     }
 
     fn scan(&self, table: &str, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError> {
-        self.read_pieces(table, "", &[], each)
+        self.read_pieces(table, "", &[], None, each)
     }
 
     fn ledger_and_genesis(&self) -> Result<LedgerAndGenesis, SourceError> {
@@ -360,11 +416,13 @@ impl Tables for Postgres {
 }
 
 impl Postgres {
+    /// Whether the column that says which chain a row is of can say so.
+    fn has_chains(&self, table: &str) -> bool {
+        self.kind_of(table, "chain") == Some(Kind::Int)
+    }
+
     fn of_chain(&self, table: &str, chain: u64) -> String {
-        match self.kind_of(table, "chain") {
-            Some(_) => format!("WHERE chain = {chain}"),
-            None => "WHERE false".to_owned(),
-        }
+        if self.has_chains(table) { format!("WHERE chain = {chain}") } else { "WHERE false".to_owned() }
     }
 }
 
@@ -399,6 +457,9 @@ struct CopyCursor<'a> {
     source: &'a Postgres,
     rows: Copied<CopyOutReader<'a>>,
     is_busy: &'a mut bool,
+    /// Table and chain, where all rows are read.
+    counted: Option<(&'static str, u64)>,
+    count: u64,
 }
 
 impl Cursor for CopyCursor<'_> {
@@ -408,6 +469,10 @@ impl Cursor for CopyCursor<'_> {
             cause.map_or_else(|| self.source.unreadable(format!("database: {e}; run again")), |e| self.source.failed(e))
         })?;
         *self.is_busy = next.is_some();
+        self.count += u64::from(next.is_some());
+        if let (None, Some(counted)) = (&next, self.counted) {
+            self.source.read.borrow_mut().insert(counted, self.count);
+        }
         Ok(next)
     }
 }
