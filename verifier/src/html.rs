@@ -228,6 +228,7 @@ pub(crate) fn page(report: &Report) -> String {
     let mut out = top(title, report.verdict(), in_words(report), report.source());
     out.push_str(&facts(vec![
         ("source", Some(code(report.source()))),
+        ("kind", report.kind().map(escape)),
         ("ledger id", report.ledger_id().map(|id| code(&id.to_hex()))),
         ("origin", report.origin().map(code)),
         ("export", report.export().map(escape)),

@@ -12,7 +12,9 @@ use audit_verify::legacy::{
 };
 #[cfg(feature = "postgres")]
 use audit_verify::legacy::{Table, Window};
-use audit_verify::{Anchor, Code, Demands, Export, Report, verify_path_with, verify_proof, verify_stream};
+use audit_verify::{
+    Anchor, Code, Demands, Export, Report, is_database, name_of, verify_path_with, verify_proof, verify_stream,
+};
 use clap::{Parser, ValueEnum};
 use ledger_engine::adoption::Adopted;
 use ledger_engine::hash::Hash;
@@ -29,15 +31,16 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[command(name = "audit-verify", version, max_term_width = 100)]
 #[command(after_help = "Exit status: 0 verified; 1 broken; 2 could not check, or identity not proven.\n\
     Every fault is listed in one run.\n\nExamples:\n  audit-verify shop --trust 3fd1…\n  \
+    audit-verify postgres://auditor@db/shop --trust 3fd1…\n  \
     audit-verify -d postgres://auditor@db/shop -s signers.json\n  \
     audit-verify audit.jsonl.gz -s signers.json --anchor head.json --save-anchor head.json\n  \
     audit-verify shop --trust 3fd1… --anchor kept --save-anchor kept/november --report november.html\n  \
     audit-verify proof order.proof --trust 3fd1…\n\n\
     The source is only read; writers may go on meanwhile.")]
 struct Cli {
-    /// A ledger's directory, a backup (.db), an export's directory or a dump (.json); a proof file (`proof FILE`, or FILE); or legacy audit
-    /// events: a file of JSON lines or an export envelope (plain, gzip, zstd; - is standard input), a directory of events, a
-    /// postgres:// URL
+    /// A ledger's directory or database (a postgres:// URL), a backup (.db), an export's directory or a dump (.json); a proof file
+    /// (`proof FILE`, or FILE); or legacy audit events: a file of JSON lines or an export envelope (plain, gzip, zstd; - is
+    /// standard input), a directory of events; for a table of them see -d
     source: Vec<String>,
     /// The ledger id you were given, or a file that holds it (64 hex, or JSON with a member ledger_id)
     #[arg(long, value_name = "LEDGER_ID|FILE")]
@@ -92,7 +95,7 @@ struct Cli {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// A ledger, a backup, an export or a dump
+    /// A ledger (a directory or a database), a backup, an export or a dump
     Native,
     /// The proof file of one entry
     Proof,
@@ -177,8 +180,8 @@ fn read_trust(text: &str) -> Result<Hash, String> {
 fn detect(source: &str) -> Option<Format> {
     const SQLITE_MAGIC: &[u8] = b"SQLite format 3\0";
     const DUMP_FORMAT: &[u8] = b"ledger-dump/1";
-    if source.starts_with("postgres://") || source.starts_with("postgresql://") {
-        return Some(Format::Table);
+    if is_database(source) {
+        return Some(Format::Native);
     }
     let path = Path::new(source);
     if Export::is_at(path) {
@@ -220,7 +223,7 @@ impl Legacy<'_> {
     }
 
     fn verify(&self, source: &str, format: Option<Format>, adopted: &[Adopted], bar: &Bar) -> LegacyReport {
-        let shown = without_password(source);
+        let shown = name_of(source);
         match self.open(source, format) {
             Ok(mut opened) => {
                 READING.store(true, Ordering::Relaxed);
@@ -346,7 +349,7 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
     }
     let part = cli.stream.is_some() || cli.since_anchor;
     if part && sources.iter().any(|(_, format)| *format != Some(Format::Native)) {
-        return Err("--stream is for ledgers, and so is --since-anchor: a directory or a backup".to_owned());
+        return Err("--stream is for ledgers, and so is --since-anchor: a directory, a database or a backup".to_owned());
     }
     let legacy = Legacy::new(cli, legacy)?;
     let mut exits = Vec::new();

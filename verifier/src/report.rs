@@ -145,6 +145,8 @@ impl Part {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     source: String,
+    /// What the source is, where it says more of itself than its name.
+    kind: Option<String>,
     verdict: Verdict,
     reason: String,
     ledger_id: Option<Hash>,
@@ -188,6 +190,7 @@ impl Report {
         };
         Report {
             source: source.to_owned(),
+            kind: None,
             verdict,
             reason: String::new(),
             ledger_id,
@@ -208,6 +211,7 @@ impl Report {
         let verdict = Verdict::NotChecked;
         Report {
             source: source.to_owned(),
+            kind: None,
             verdict,
             reason: reason.to_owned(),
             ledger_id: None,
@@ -221,6 +225,11 @@ impl Report {
             export: None,
             part: None,
         }
+    }
+
+    pub(crate) fn of_kind(mut self, kind: Option<String>) -> Report {
+        self.kind = kind;
+        self
     }
 
     /// Says that the source is an export, which has no projections.
@@ -380,6 +389,9 @@ impl Report {
         if !self.reason.is_empty() {
             line(self.reason.clone());
         }
+        if let Some(kind) = &self.kind {
+            line(format!("kind      {kind}"));
+        }
         if let Some(id) = self.ledger_id {
             line(format!("ledger id {id}"));
         }
@@ -449,6 +461,11 @@ impl Report {
         &self.source
     }
 
+    /// What the source is, where it says more of itself than its name.
+    pub fn kind(&self) -> Option<&str> {
+        self.kind.as_deref()
+    }
+
     /// The id, where the genesis or the caller gives one.
     pub fn ledger_id(&self) -> Option<Hash> {
         self.ledger_id
@@ -497,7 +514,7 @@ impl Report {
         let part =
             self.part.as_ref().map(|p| json!({ "kind": p.kind, "checked": p.checked, "not_covered": p.not_covered }));
         json!({
-            "format": "audit-report/1", "source": self.source, "exit": self.exit(), "verdict": self.verdict.as_str(),
+            "format": "audit-report/1", "source": self.source, "kind": self.kind, "exit": self.exit(), "verdict": self.verdict.as_str(),
             "reason": self.reason, "ledger_id": self.ledger_id.map(Hash::to_hex), "origin": self.origin,
             "tool": concat!("audit-verify ", env!("CARGO_PKG_VERSION")), "digest": self.digest().map(Hash::to_hex),
             "export": self.export, "part": part, "keys": keys, "chains": chains, "findings": findings, "unchecked": self.unchecked,

@@ -1,4 +1,9 @@
-//! Where rows come from: a SQLite file or a dump. Rows are handed over as they are, however damaged.
+//! Where rows come from: a SQLite file, a PostgreSQL database or a dump. Rows are handed over as they are, however damaged.
+
+#[cfg(feature = "postgres")]
+mod copy;
+#[cfg(feature = "postgres")]
+mod postgres;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -9,6 +14,8 @@ use ledger_engine::hash::{Hash, from_hex};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _};
 
+#[cfg(feature = "postgres")]
+pub use self::postgres::Postgres;
 use crate::export::Export;
 use crate::row::{blob, number};
 
@@ -19,7 +26,7 @@ pub enum SourceError {
     /// It is not there or not readable.
     #[error("{path}: {reason}")]
     Unreadable {
-        /// Which file.
+        /// Which file, or the URL of which database.
         path: PathBuf,
         /// Why, and what to do.
         reason: String,
@@ -100,6 +107,11 @@ pub trait Tables {
     fn side_by_side(&self, chain: u64, tables: &[&str], work: &mut Work<'_>) -> Result<(), SourceError>;
     /// The rows of a table on all chains in any order, in pieces.
     fn scan(&self, table: &str, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError>;
+
+    /// What kind of source it is and what it says of itself, for the report.
+    fn kind(&self) -> Option<String> {
+        None
+    }
 
     /// The export that this is. An export has no tables that follow from the entries, and a way of its own to be read fast.
     fn export(&self) -> Option<&Export> {

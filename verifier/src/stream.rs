@@ -54,7 +54,7 @@ impl Subject {
 
 /// Judges one history of a ledger: `id` is an order's id, or the name of a stream of an order, a delivery or a SKU.
 pub fn verify_stream(path: &Path, id: &str, demands: Demands<'_>) -> Report {
-    let name = path.display().to_string();
+    let name = crate::name_of(&path.display().to_string());
     let Some(subject) = Subject::parse(id) else {
         let why = format!("{id:?} is no order's id (32 hex characters) and no stream of an order, a delivery or a SKU");
         return Report::unreadable(&name, &why);
@@ -63,7 +63,7 @@ pub fn verify_stream(path: &Path, id: &str, demands: Demands<'_>) -> Report {
         Ok((tables, trust)) => {
             let demands = Demands { trust: demands.trust.or(trust), ..demands };
             let judged = judge(&name, &*tables, subject, &demands);
-            let judged = judged.unwrap_or_else(|e| Report::unreadable(&name, &e.to_string()));
+            let judged = judged.unwrap_or_else(|e| Report::unreadable(&name, &e.to_string())).of_kind(tables.kind());
             tables.doubt().map_or(judged, |e| Report::unreadable(&name, &e.to_string()))
         }
         Err(e) => Report::unreadable(&name, &e.to_string()),
@@ -72,7 +72,7 @@ pub fn verify_stream(path: &Path, id: &str, demands: Demands<'_>) -> Report {
 
 fn judge(name: &str, tables: &dyn Tables, subject: Subject, demands: &Demands<'_>) -> Result<Report, SourceError> {
     if tables.export().is_some() {
-        let why = "--stream needs a ledger's directory or a backup: an export has no table by which a stream is found";
+        let why = "--stream needs a ledger's directory, its database or a backup: an export has no table by which a stream is found";
         return Ok(Report::unreadable(name, why));
     }
     let mut out = Collector::default();

@@ -87,7 +87,7 @@ pub fn verify(name: &str, tables: &dyn Tables, demands: Demands<'_>) -> Report {
     };
     let report = match tables.export() {
         Some(export) => report.of_export(export.to_string()),
-        None => report,
+        None => report.of_kind(tables.kind()),
     };
     let held = !matches!(report.verdict(), Verdict::Broken | Verdict::NotChecked);
     // Looking at the whole file would cost what beginning at an anchor saves.

@@ -229,7 +229,7 @@ fn called_as_the_runbooks_do() {
         (vec!["-s", &keys, "--anchor", &saved], vec![("POSTGRES_URL", url.as_str()), ("DATABASE_URL", other)]),
         (vec!["-s", &keys, "--limit", "5"], vec![("DATABASE_URL", &url)]),
         (vec!["-s", &keys, "--since", "2025-11-01"], vec![("POSTGRES_URL", ""), ("DATABASE_URL", &url)]),
-        (vec![&url, "-s", &keys], vec![]),
+        (vec![&url, "--format", "table", "-s", &keys], vec![]),
     ] {
         let (exit, out, err) = run(&arguments, &variables);
         assert_eq!((exit, err.as_str()), (0, ""), "{arguments:?} {out}");

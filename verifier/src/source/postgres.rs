@@ -1,0 +1,538 @@
+//! A ledger in PostgreSQL, read in one snapshot: writers may go on.
+//!
+//! Every statement of a run sees what one transaction saw: the first connection exports its snapshot, and each table that is
+//! read beside others has a connection of its own with that snapshot. The tables are locked in the mode that every SELECT
+//! takes, before the snapshot is, so that no TRUNCATE and no change of the schema falls into the run.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+use std::path::PathBuf;
+
+use ledger_engine::connect::MakeRustlsConnect;
+use ledger_engine::domain::projection::Cell;
+use postgres::error::SqlState;
+use postgres::types::ToSql;
+use postgres::{CancelToken, Client, CopyOutReader, Statement};
+
+use super::copy::{Column, Copied, Kind, Raw};
+use super::{Cursor, LedgerAndGenesis, PIECE, SourceError, Tables, Work, columns, table_names};
+use crate::postgres::{connect, explain};
+use crate::row::blob;
+
+/// The schema of the ledger's tables.
+const SCHEMA: &str = "ledger";
+
+const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+/// For one transaction, so that a pooler does not hand them to somebody else. Names are PostgreSQL's own, rows that
+/// row-level security would hide are an error, and a lock that writers would have to wait behind is not waited for. What has an index is
+/// read in its order instead of being sorted.
+const SETTINGS: &str = "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL row_security = off; \
+    SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '3s'; SET LOCAL idle_in_transaction_session_timeout = 0; \
+    SET LOCAL jit = off; SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL enable_sort = off; \
+    SELECT pg_catalog.set_config(name, '0', true) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
+
+/// The tables that there are, and what keeps this role from reading all of their rows.
+const RELATIONS: &str = "
+    WITH RECURSIVE part AS (
+        SELECT c.oid, c.relname::text AS name, false AS inherited FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = $1 AND c.relname = ANY ($2::text[]) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+        UNION ALL
+        SELECT i.inhrelid, part.name, true FROM pg_inherits i JOIN part ON i.inhparent = part.oid)
+    SELECT part.name, bool_or(NOT inherited AND NOT (has_schema_privilege($1, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'))),
+        bool_or(c.relkind NOT IN ('r', 'p') OR EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated <> '')),
+        bool_or(NOT inherited AND row_security_active(c.oid))
+    FROM part JOIN pg_class c ON c.oid = part.oid GROUP BY part.name";
+
+/// Their columns.
+const ATTRIBUTES: &str = "
+    SELECT c.relname::text, a.attname::text, a.atttypid, format_type(a.atttypid, a.atttypmod), a.attnotnull
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
+    WHERE n.nspname = $1 AND c.relname = ANY ($2::text[]) AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped";
+
+/// A ledger in a PostgreSQL database.
+pub struct Postgres {
+    url: String,
+    /// The URL without what is secret in it.
+    shown: String,
+    /// Server and database.
+    kind: String,
+    snapshot: String,
+    /// By table and column, what is held, and whether it can be null.
+    present: BTreeMap<String, BTreeMap<String, (Kind, bool)>>,
+    /// Holds the snapshot and looks single rows up.
+    first: RefCell<First>,
+    /// Connections with the snapshot and nothing to do.
+    idle: RefCell<Vec<Lane>>,
+    /// How many rows of a table on a chain were read, where they were read to the end.
+    read: RefCell<BTreeMap<(&'static str, u64), u64>>,
+}
+
+struct First {
+    client: Client,
+    prepared: HashMap<String, Statement>,
+}
+
+impl Postgres {
+    /// Connects, and takes the snapshot.
+    pub fn open(url: &str) -> Result<Postgres, SourceError> {
+        let shown = crate::name_of(url);
+        let unreadable = |reason: String| SourceError::Unreadable { path: PathBuf::from(&shown), reason };
+        let failed = |e: postgres::Error| unreadable(reason(&e));
+        let (mut client, _) = connect(url).map_err(unreadable)?;
+        let names: Vec<&str> = table_names().collect();
+        client.batch_execute(&format!("BEGIN READ ONLY; {SETTINGS}")).map_err(failed)?;
+        // Before the snapshot, which would not see a table's rows go.
+        let lock = relations(&mut client, &names).map_err(failed)?.map_err(unreadable)?;
+        client.batch_execute("COMMIT").map_err(failed)?;
+        let begin = format!("{BEGIN}; {SETTINGS}; LOCK TABLE {} IN ACCESS SHARE MODE", lock.join(", "));
+        client.batch_execute(&begin).map_err(failed)?;
+        let about = client
+            .query_one(
+                "SELECT pg_export_snapshot(), current_setting('server_version'), current_database()::text, pg_is_in_recovery()",
+                &[],
+            )
+            .map_err(failed)?;
+        // What the locks hold is what is judged.
+        relations(&mut client, &names).map_err(failed)?.map_err(unreadable)?;
+        let mut present: BTreeMap<String, BTreeMap<String, (Kind, bool)>> = BTreeMap::new();
+        for row in client.query(ATTRIBUTES, &[&SCHEMA, &names]).map_err(failed)? {
+            let (table, column, oid, said): (String, String, u32, String) =
+                (row.get(0), row.get(1), row.get(2), row.get(3));
+            if !columns(&table).0.contains(&column.as_str()) {
+                continue;
+            }
+            let kind = Kind::of_type(oid).ok_or_else(|| {
+                unreadable(format!(
+                    "{SCHEMA}.{table}.{column} is of the type {said}, whose values nothing of the format can be: find out who changed the \
+                     schema, and verify a backup"
+                ))
+            })?;
+            present.entry(table).or_default().insert(column, (kind, !row.get::<_, bool>(4)));
+        }
+        let printable = |text: &str| text.chars().filter(|c| !c.is_control()).take(100).collect::<String>();
+        let standby = if about.get(3) { ", a standby" } else { "" };
+        let kind = format!(
+            "a ledger in PostgreSQL {}, database {}{standby}",
+            printable(about.get(1)),
+            printable(about.get(2))
+        );
+        let first = RefCell::new(First { client, prepared: HashMap::new() });
+        let url = url.to_owned();
+        let snapshot = about.get::<_, &str>(0).chars().filter(|c| c.is_ascii_hexdigit() || *c == '-').collect();
+        Ok(Postgres { url, shown, kind, snapshot, present, first, idle: RefCell::default(), read: RefCell::default() })
+    }
+
+    fn unreadable(&self, reason: String) -> SourceError {
+        SourceError::Unreadable { path: PathBuf::from(&self.shown), reason }
+    }
+
+    fn failed(&self, e: &postgres::Error) -> SourceError {
+        self.unreadable(reason(e))
+    }
+
+    /// A connection with the snapshot.
+    fn lane(&self) -> Result<Lane, SourceError> {
+        if let Some(lane) = self.idle.borrow_mut().pop() {
+            return Ok(lane);
+        }
+        let (mut client, tls) = connect(&self.url).map_err(|e| self.unreadable(e))?;
+        let snapshot = &self.snapshot;
+        let begin = format!("{BEGIN}; SET TRANSACTION SNAPSHOT '{snapshot}'; {SETTINGS}");
+        client.batch_execute(&begin).map_err(|e| self.failed(&e))?;
+        let cancel = client.cancel_token();
+        Ok(Lane { client, cancel, tls, is_busy: false })
+    }
+
+    fn kind_of(&self, table: &str, column: &str) -> Option<Kind> {
+        self.present.get(table)?.get(column).map(|(kind, _)| *kind)
+    }
+
+    /// The columns of a table as they are asked for; `None` for a table that is not there.
+    fn columns(&self, table: &str) -> Option<Vec<Column>> {
+        self.present.get(table)?;
+        Some(columns(table).0.iter().map(|c| (*c, self.kind_of(table, c))).collect())
+    }
+
+    /// `None` for a table that is not there.
+    fn query(&self, table: &str, filter: &str, order: &[&'static str]) -> Option<String> {
+        let list: Vec<&str> = self.columns(table)?.iter().map(|(c, kind)| kind.map_or("NULL", |_| *c)).collect();
+        let terms = order.iter().filter_map(|c| {
+            let (kind, nullable) = self.present.get(table)?.get(*c)?;
+            let collation = if *kind == Kind::Text { " COLLATE \"C\"" } else { "" };
+            // No index of a ledger has nulls, and asking where they come would keep it from being used.
+            let nulls = if *nullable { " NULLS FIRST" } else { "" };
+            Some(format!("{c}{collation}{nulls}"))
+        });
+        let terms: Vec<String> = terms.collect();
+        let order = if terms.is_empty() { String::new() } else { format!("ORDER BY {}", terms.join(", ")) };
+        Some(format!("SELECT {} FROM {SCHEMA}.{table} {filter} {order}", list.join(", ")))
+    }
+
+    /// Opens one cursor for each table; `whole` where it reads all rows of a chain.
+    fn cursors(
+        &self,
+        whole: Option<u64>,
+        tables: &[&str],
+        filter: impl Fn(&str) -> String,
+        work: &mut Work<'_>,
+    ) -> Result<(), SourceError> {
+        let mut lanes = Vec::new();
+        for table in tables {
+            let (names, key) = columns(table);
+            let query = self.query(table, &filter(table), &names[..key]);
+            lanes.push(query.map(|query| Ok((self.lane()?, query))).transpose()?);
+        }
+        let mut cursors: Vec<Box<dyn Cursor + '_>> = Vec::new();
+        for (lane, table) in lanes.iter_mut().zip(tables) {
+            cursors.push(match lane {
+                Some((lane, query)) => Box::new(self.copy(lane, query, table, whole)?),
+                None => Box::new(Vec::new().into_iter()),
+            });
+        }
+        let worked = work(&mut cursors);
+        drop(cursors);
+        // One whose rows were not all taken is closed.
+        self.idle.borrow_mut().extend(lanes.into_iter().flatten().map(|(lane, _)| lane).filter(|lane| !lane.is_busy));
+        worked
+    }
+
+    fn copy<'a>(
+        &'a self,
+        lane: &'a mut Lane,
+        query: &str,
+        table: &str,
+        whole: Option<u64>,
+    ) -> Result<CopyCursor<'a>, SourceError> {
+        let Lane { client, is_busy, .. } = lane;
+        *is_busy = true;
+        let reader =
+            client.copy_out(&format!("COPY ({query}) TO STDOUT (FORMAT binary)")).map_err(|e| self.failed(&e))?;
+        let rows = Copied::new(reader, self.columns(table).unwrap_or_default());
+        let counted = table_names().find(|name| *name == table).zip(whole);
+        Ok(CopyCursor { source: self, rows, is_busy, counted, count: 0 })
+    }
+
+    /// Reads one table on a connection of its own.
+    fn read_pieces(
+        &self,
+        table: &str,
+        filter: &str,
+        order: &[&'static str],
+        whole: Option<u64>,
+        each: &mut dyn FnMut(Vec<Vec<Cell>>),
+    ) -> Result<(), SourceError> {
+        let Some(query) = self.query(table, filter, order) else { return Ok(()) };
+        let mut lane = self.lane()?;
+        let mut cursor = self.copy(&mut lane, &query, table, whole)?;
+        let mut piece = Vec::with_capacity(PIECE);
+        while let Some(cells) = cursor.next()? {
+            piece.push(cells);
+            if piece.len() == PIECE {
+                each(std::mem::replace(&mut piece, Vec::with_capacity(PIECE)));
+            }
+        }
+        each(piece);
+        drop(cursor);
+        self.idle.borrow_mut().push(lane);
+        Ok(())
+    }
+
+    /// Few rows, by conditions on columns that stand for `$1`, `$2`….
+    fn select(
+        &self,
+        table: &str,
+        named: &[&'static str],
+        condition: &str,
+        order: &str,
+        key: &[Cell],
+    ) -> Result<Vec<Vec<Cell>>, SourceError> {
+        let Some(columns) = self.columns(table) else { return Ok(Vec::new()) };
+        // What is of another type is not equal.
+        let fits = |(name, cell): (&&str, &Cell)| match cell {
+            Cell::Null => false,
+            Cell::Int(_) => self.kind_of(table, name) == Some(Kind::Int),
+            Cell::Text(_) => self.kind_of(table, name) == Some(Kind::Text),
+            Cell::Blob(_) => self.kind_of(table, name) == Some(Kind::Blob),
+        };
+        if !named.iter().zip(key).all(fits) {
+            return Ok(Vec::new());
+        }
+        let Some(query) = self.query(table, &format!("WHERE {condition} {order}"), &[]) else { return Ok(Vec::new()) };
+        let parameters: Vec<&(dyn ToSql + Sync)> = key.iter().map(parameter).collect();
+        let mut first = self.first.borrow_mut();
+        let First { client, prepared } = &mut *first;
+        let read = || -> Result<Vec<Vec<Cell>>, postgres::Error> {
+            let statement = match prepared.get(&query) {
+                Some(statement) => statement.clone(),
+                None => {
+                    let statement = client.prepare(&query)?;
+                    prepared.insert(query, statement.clone());
+                    statement
+                }
+            };
+            let rows = client.query(&statement, &parameters)?;
+            let cells = |row: &postgres::Row| {
+                let values = columns.iter().enumerate().map(|(at, (name, kind))| {
+                    let Raw(value) = row.try_get(at)?;
+                    Ok(kind.zip(value).map_or(Cell::Null, |(kind, bytes)| kind.cell(name, bytes)))
+                });
+                values.collect()
+            };
+            rows.iter().map(cells).collect()
+        };
+        read().map_err(|e| self.failed(&e))
+    }
+
+    /// That columns are equal to a key's, as conditions.
+    fn equal(&self, table: &str, names: &[&'static str]) -> String {
+        let terms = names.iter().zip(1..).map(|(name, n)| match self.kind_of(table, name) {
+            Some(Kind::Text) => format!("{name} COLLATE \"C\" = ${n}::text"),
+            Some(Kind::Blob) => format!("{name} = ${n}::bytea"),
+            _ => format!("{name} = ${n}::bigint"),
+        });
+        terms.collect::<Vec<_>>().join(" AND ")
+    }
+}
+
+impl Tables for Postgres {
+    fn kind(&self) -> Option<String> {
+        Some(self.kind.clone())
+    }
+
+    /// Rows in order are found by an index, which is a second copy of each key: one that was made to leave rows out would hide them
+    /// here and nowhere else. So the tables are counted without it.
+    fn flaw(&self) -> Option<SourceError> {
+        let mut tables: BTreeMap<&str, u64> = BTreeMap::new();
+        for ((table, _), rows) in self.read.borrow().iter() {
+            *tables.entry(table).or_default() += rows;
+        }
+        let mut first = self.first.borrow_mut();
+        let mut compare = || -> Result<Option<String>, postgres::Error> {
+            first.client.batch_execute(
+                "SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off; SET LOCAL enable_bitmapscan = off",
+            )?;
+            for (table, read) in tables.iter().filter(|(table, _)| self.present.contains_key(**table)) {
+                let count: i64 = first.client.query_one(&format!("SELECT count(*) FROM {SCHEMA}.{table}"), &[])?.get(0);
+                if u64::try_from(count) != Ok(*read) {
+                    return Ok(Some(format!(
+                        "the rows that were read hold, but {SCHEMA}.{table} has {count} rows and its index leads to {read} of them, so that other \
+                         queries may give other rows; find out how that came, REINDEX the table and verify it again"
+                    )));
+                }
+            }
+            Ok(None)
+        };
+        match compare() {
+            Ok(why) => why.map(|why| self.unreadable(why)),
+            Err(e) => Some(self.failed(&e)),
+        }
+    }
+
+    /// By the index, from one chain to the next.
+    fn chains(&self, table: &str) -> Result<BTreeSet<Option<u64>>, SourceError> {
+        if !columns(table).0.contains(&"chain") {
+            return Ok(BTreeSet::new());
+        }
+        if !self.has_chains(table) {
+            let Some(query) = self.query(table, "LIMIT 1", &[]) else { return Ok(BTreeSet::new()) };
+            let any = self.first.borrow_mut().client.query_opt(&query, &[]).map_err(|e| self.failed(&e))?;
+            return Ok(any.map(|_| None).into_iter().collect());
+        }
+        let query = format!(
+            "WITH RECURSIVE found (chain) AS (
+                (SELECT chain FROM {SCHEMA}.{table} ORDER BY chain LIMIT 1)
+                UNION ALL
+                SELECT (SELECT t.chain FROM {SCHEMA}.{table} t WHERE t.chain > found.chain ORDER BY t.chain LIMIT 1)
+                FROM found WHERE found.chain IS NOT NULL)
+             SELECT chain::bigint FROM found WHERE chain IS NOT NULL
+             UNION ALL SELECT NULL WHERE EXISTS (SELECT FROM {SCHEMA}.{table} WHERE chain IS NULL)"
+        );
+        let rows = self.first.borrow_mut().client.query(&query, &[]).map_err(|e| self.failed(&e))?;
+        Ok(rows.iter().map(|row| row.get::<_, Option<i64>>(0).and_then(|n| u64::try_from(n).ok())).collect())
+    }
+
+    fn rows(&self, table: &str, chain: Option<u64>, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError> {
+        let (names, key) = columns(table);
+        let filter = match chain {
+            _ if !names.contains(&"chain") => String::new(),
+            Some(n) => self.of_chain(table, n),
+            None if !self.has_chains(table) => String::new(),
+            None => "WHERE chain IS NULL OR chain < 0".to_owned(),
+        };
+        self.read_pieces(table, &filter, &names[..key], chain, each)
+    }
+
+    fn side_by_side(&self, chain: u64, tables: &[&str], work: &mut Work<'_>) -> Result<(), SourceError> {
+        self.cursors(Some(chain), tables, |table| self.of_chain(table, chain), work)
+    }
+
+    fn side_by_side_from(
+        &self,
+        chain: u64,
+        from: u64,
+        tables: &[&str],
+        work: &mut Work<'_>,
+    ) -> Result<(), SourceError> {
+        let filter = |table: &str| {
+            let (filter, at) = (self.of_chain(table, chain), columns(table).0[1]);
+            match self.kind_of(table, at) {
+                Some(Kind::Int) => format!("{filter} AND ({at} >= {from} OR {at} IS NULL)"),
+                // What is no number is handed over.
+                _ => filter,
+            }
+        };
+        self.cursors(None, tables, filter, work)
+    }
+
+    fn scan(&self, table: &str, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError> {
+        self.read_pieces(table, "", &[], None, each)
+    }
+
+    fn ledger_and_genesis(&self) -> Result<LedgerAndGenesis, SourceError> {
+        let genesis = self.keyed("entries", &[Cell::Int(0), Cell::Int(0)])?;
+        Ok((self.all("ledger", None)?, genesis.into_iter().find(|cells| blob(&cells[14]).is_some())))
+    }
+
+    fn keyed(&self, table: &str, key: &[Cell]) -> Result<Vec<Vec<Cell>>, SourceError> {
+        let names = &columns(table).0[..key.len()];
+        self.select(table, names, &self.equal(table, names), "", key)
+    }
+
+    fn span(&self, table: &str, chain: u64, range: Range<u64>) -> Result<Vec<Vec<Cell>>, SourceError> {
+        let (names, at) = (&columns(table).0[..2], columns(table).0[1]);
+        let key = [chain, range.start, range.end].map(|n| Cell::Int(i64::try_from(n).unwrap_or(i64::MAX)));
+        let condition = format!("chain = $1::bigint AND {at} >= $2::bigint AND {at} < $3::bigint");
+        self.select(table, names, &condition, &format!("ORDER BY {at}"), &key)
+    }
+
+    fn last(&self, table: &str, chain: u64, to: u64) -> Result<Option<Vec<Cell>>, SourceError> {
+        let (names, at) = (&columns(table).0[..2], columns(table).0[1]);
+        let key = [chain, to].map(|n| Cell::Int(i64::try_from(n).unwrap_or(i64::MAX)));
+        let condition = format!("chain = $1::bigint AND {at} <= $2::bigint");
+        Ok(self.select(table, names, &condition, &format!("ORDER BY {at} DESC LIMIT 1"), &key)?.pop())
+    }
+}
+
+impl Postgres {
+    /// Whether the column that says which chain a row is of can say so.
+    fn has_chains(&self, table: &str) -> bool {
+        self.kind_of(table, "chain") == Some(Kind::Int)
+    }
+
+    fn of_chain(&self, table: &str, chain: u64) -> String {
+        if self.has_chains(table) { format!("WHERE chain = {chain}") } else { "WHERE false".to_owned() }
+    }
+}
+
+fn parameter(cell: &Cell) -> &(dyn ToSql + Sync) {
+    match cell {
+        Cell::Null => &None::<i64>,
+        Cell::Int(n) => n,
+        Cell::Text(t) => t,
+        Cell::Blob(b) => b,
+    }
+}
+
+/// A connection for one table at a time.
+struct Lane {
+    client: Client,
+    cancel: CancelToken,
+    tls: MakeRustlsConnect,
+    /// Rows are on their way.
+    is_busy: bool,
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        if self.is_busy {
+            // Closing waits for the rows that are on their way. If the server does not hear this, they end all the same.
+            let _ = self.cancel.cancel_query(self.tls.clone());
+        }
+    }
+}
+
+struct CopyCursor<'a> {
+    source: &'a Postgres,
+    rows: Copied<CopyOutReader<'a>>,
+    is_busy: &'a mut bool,
+    /// Table and chain, where all rows are read.
+    counted: Option<(&'static str, u64)>,
+    count: u64,
+}
+
+impl Cursor for CopyCursor<'_> {
+    fn next(&mut self) -> Result<Option<Vec<Cell>>, SourceError> {
+        let next = self.rows.next().map_err(|e| {
+            let cause = e.get_ref().and_then(|e| e.downcast_ref::<postgres::Error>());
+            cause.map_or_else(|| self.source.unreadable(format!("database: {e}; run again")), |e| self.source.failed(e))
+        })?;
+        *self.is_busy = next.is_some();
+        self.count += u64::from(next.is_some());
+        if let (None, Some(counted)) = (&next, self.counted) {
+            self.source.read.borrow_mut().insert(counted, self.count);
+        }
+        Ok(next)
+    }
+}
+
+/// The tables of a ledger that there are. Within, `Err` says why they cannot be read as such.
+fn relations(client: &mut Client, names: &[&str]) -> Result<Result<Vec<String>, String>, postgres::Error> {
+    let rows = client.query(RELATIONS, &[&SCHEMA, &names])?;
+    let mut tables = Vec::new();
+    for row in &rows {
+        let name = format!("{SCHEMA}.{}", row.get::<_, &str>(0));
+        let why = match [1, 2, 3].map(|at| row.get(at)) {
+            [true, _, _] => {
+                format!("this role may not read {name}: GRANT ledger_auditor to it, or take one that has it")
+            }
+            [_, true, _] => format!(
+                "{name} is a view, a foreign table or computes a column, and may show other rows to whoever asks in another way; a ledger \
+                 has a table there: find out who changed the schema, and verify a backup"
+            ),
+            [_, _, true] => format!(
+                "{name} has row-level security, which decides what rows this role sees: find out who enabled it, and have it disabled or \
+                 read as a role that has BYPASSRLS"
+            ),
+            _ => {
+                tables.push(name);
+                continue;
+            }
+        };
+        return Ok(Err(why));
+    }
+    if tables.iter().any(|name| name.ends_with(".entries")) {
+        return Ok(Ok(tables));
+    }
+    let legacy =
+        "SELECT EXISTS (SELECT FROM pg_class WHERE relname = 'audit_events' AND relkind IN ('r', 'p', 'v', 'm', 'f'))";
+    let why = if client.query_one(legacy, &[])?.get(0) {
+        "there is no table ledger.entries here, but one of audit_events: give the URL with -d to verify legacy events"
+    } else {
+        "there is no table ledger.entries here: it is no ledger's database; check the database's name, the last part of the URL"
+    };
+    Ok(Err(why.to_owned()))
+}
+
+/// What failed, and what to do.
+fn reason(e: &postgres::Error) -> String {
+    let Some(said) = e.as_db_error() else { return explain(e) };
+    let (text, code) = (said.message(), said.code());
+    let advice = if *code == SqlState::T_R_SERIALIZATION_FAILURE {
+        "a standby cannot hold a snapshot for as long as this took: run again, raise max_standby_streaming_delay there, or verify the primary"
+    } else if *code == SqlState::LOCK_NOT_AVAILABLE {
+        "somebody is changing the ledger's schema: run again when that is done"
+    } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
+        "the role needs SELECT on every table of the schema ledger: GRANT ledger_auditor to it"
+    } else if [SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN, SqlState::CANNOT_CONNECT_NOW].contains(code) {
+        "the server stopped: run again when it is back"
+    } else if [SqlState::UNDEFINED_FUNCTION, SqlState::DATATYPE_MISMATCH].contains(code) {
+        "a column is of another type than in a ledger: find out who changed the schema, and verify a backup"
+    } else if [SqlState::UNDEFINED_OBJECT, SqlState::INVALID_PARAMETER_VALUE].contains(code) {
+        "the snapshot of the first connection is not known to another: name one server in the URL, without a pooler before it"
+    } else {
+        return explain(e);
+    };
+    format!("database: {text} ({}); {advice}", code.code())
+}
