@@ -79,7 +79,7 @@ struct Cli {
     /// Save the checkpoints of a verified ledger, or the head of a verified legacy chain, for next time
     #[arg(long, value_name = "FILE")]
     save_anchor: Option<PathBuf>,
-    /// Write the report as a page for working papers too
+    /// Write the report as a page for working papers too; of a ledger with a legacy chain, two: FILE.html and FILE-legacy.html
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
     /// Print the verdict only
@@ -289,10 +289,21 @@ fn sources(cli: &Cli) -> Result<Vec<(String, Option<Format>)>, String> {
         let url = variable("POSTGRES_URL").or_else(|| variable("DATABASE_URL"));
         list.push((url.ok_or("name a source; --help says what can be one")?, Some(Format::Table)));
     }
-    if list.len() != 1 && (cli.save_anchor.is_some() || cli.report.is_some()) {
-        return Err("--save-anchor and --report are for one source at a time".to_owned());
+    if list.len() != 1 && cli.save_anchor.is_some() {
+        return Err("--save-anchor is for one source at a time".to_owned());
+    }
+    let ledgers = list.iter().filter(|(_, format)| format.is_some_and(Format::is_native)).count();
+    if cli.report.is_some() && list.len() != 1 && (list.len(), ledgers) != (2, 1) {
+        return Err("--report is for one source at a time, or a ledger and the legacy chain that it adopted".to_owned());
     }
     Ok(list)
+}
+
+/// Where the page on a legacy chain goes if the ledger's has the name: `november.html`, `november-legacy.html`.
+fn beside_page(path: &Path) -> PathBuf {
+    let mut name = path.file_stem().unwrap_or_default().to_os_string();
+    name.push("-legacy");
+    path.with_file_name(name).with_added_extension(path.extension().unwrap_or_default())
 }
 
 /// What tells a saved head of a legacy chain.
@@ -348,7 +359,9 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
         );
     }
     let part = cli.stream.is_some() || cli.since_anchor;
-    if part && sources.iter().any(|(_, format)| *format != Some(Format::Native)) {
+    // What a ledger adopted can be compared however much of it is read again.
+    let beside = |format: Option<Format>| cli.since_anchor && !format.is_some_and(Format::is_native);
+    if part && (!of(true) || sources.iter().any(|(_, format)| *format != Some(Format::Native) && !beside(*format))) {
         return Err("--stream is for ledgers, and so is --since-anchor: a directory, a database or a backup".to_owned());
     }
     let legacy = Legacy::new(cli, legacy)?;
@@ -398,6 +411,8 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
             eprintln!("{}", report.headline());
         }
         if let Some(path) = &cli.report {
+            let second = sources.len() > 1 && matches!(outcome, Outcome::Legacy(_));
+            let path = &if second { beside_page(path) } else { path.clone() };
             std::fs::write(path, outcome.html())
                 .map_err(|e| format!("--report {}: {e}; check the path", path.display()))?;
         }

@@ -196,6 +196,15 @@ fn both_in_one_run() {
         assert!(said.contains(expected), "{expected} is not in\n{said}");
     }
     assert!(said.starts_with("VERIFIED") && !said.contains("the old rows were not given"), "{said}");
+    let directory = tempfile::tempdir().unwrap();
+    let page = |name: &str| directory.path().join(name).display().to_string();
+    let (exit, said) = run(&[&ledger, &chain, "-s", &signers, "--report", &page("november.html")]);
+    assert_eq!(exit, 0, "{said}");
+    for (name, expected) in
+        [("november.html", "adopted 24 legacy rows"), ("november-legacy.html", "legacy_adoption_as_of")]
+    {
+        assert!(std::fs::read_to_string(page(name)).unwrap().contains(expected), "{name}");
+    }
     let (_, said) = run(&[&ledger, &chain, "-s", &file("legacy/legacy-signers-map.json")]);
     assert!(said.contains("legacy_adoption_registry") && said.contains("all of its keys are the same"), "{said}");
 
