@@ -1,0 +1,179 @@
+//! What only the store in PostgreSQL promises: rights, the schema, and answers that hold when the server dies.
+#![allow(missing_docs)]
+
+mod support;
+
+use std::sync::Arc;
+
+use ledger_engine::store::StoreError;
+use ledger_engine::store::postgres::{PostgresOptions, PostgresStore, migrate};
+use support::{code, create_line, create_order, life, list_sku, postgres, send};
+use test_servers::Server;
+
+fn name_of(url: &str) -> &str {
+    url.rsplit('/').next().unwrap()
+}
+
+/// Tries SQL as a role and gives the error's code, or `ok`; nothing of it stays.
+fn attempt(name: &str, role: &str, sql: &str) -> String {
+    let block = format!(
+        "DO $do$ BEGIN SET LOCAL ROLE {role}; BEGIN {sql}; RAISE EXCEPTION 'done' USING ERRCODE = 'LG000'; \
+         EXCEPTION WHEN OTHERS THEN CREATE TEMP TABLE IF NOT EXISTS said (code text); INSERT INTO said VALUES (SQLSTATE); END; END $do$; \
+         SELECT replace(string_agg(code, ','), 'LG000', 'ok') FROM said"
+    );
+    Server::shared().psql(name, &block)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_role_may_do_its_part_and_nobody_may_rewrite() {
+    for url in [postgres::database(), postgres::partitioned_database()] {
+        let ledger = postgres::create(&url, 1).await;
+        list_sku(&ledger, "s").await;
+        create_order(&ledger, "ann", "s").await;
+        ledger.checkpoint().await.unwrap();
+        let name = name_of(&url);
+        for table in ["entries", "commits", "commit_signatures", "checkpoints", "ledger", "chain_heads"] {
+            for role in ["ledger_writer", "ledger_auditor", "ledger_owner", "postgres"] {
+                let deleted = attempt(name, role, &format!("DELETE FROM ledger.{table}"));
+                let truncated = attempt(name, role, &format!("TRUNCATE ledger.{table}"));
+                assert_eq!((&deleted[..], &truncated[..]), ("42501", "42501"), "{table} by {role}");
+            }
+        }
+        for (table, column) in [
+            ("entries", "body"),
+            ("commits", "registry_head"),
+            ("commit_signatures", "signature"),
+            ("checkpoints", "root"),
+        ] {
+            for role in ["ledger_writer", "ledger_auditor", "ledger_owner", "postgres"] {
+                let updated = attempt(name, role, &format!("UPDATE ledger.{table} SET {column} = '\\x00'"));
+                assert_eq!(updated, "42501", "{table} by {role}");
+            }
+        }
+        assert_eq!(attempt(name, "ledger_writer", "UPDATE ledger.chain_heads SET size = size - 1"), "42501");
+        for table in ["entries", "private_documents", "orders", "chain_heads", "schema_history"] {
+            let read = |role| attempt(name, role, &format!("PERFORM * FROM ledger.{table}"));
+            assert_eq!((&read("ledger_auditor")[..], &read("ledger_writer")[..]), ("ok", "ok"), "{table}");
+            assert_eq!(attempt(name, "ledger_auditor", &format!("DELETE FROM ledger.{table}")), "42501");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_key_begins_with_the_chain() {
+    for url in [postgres::database(), postgres::partitioned_database()] {
+        let sql = "SELECT c.relname || '.' || a.attname FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid \
+                   JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
+                   WHERE c.relnamespace = 'ledger'::regnamespace AND a.attname <> 'chain' ORDER BY 1";
+        // The ledger's one row and the list of schema steps belong to no chain.
+        let others = Server::shared().psql(name_of(&url), sql);
+        assert_eq!(others, "ledger.ledger_id\nschema_history.version");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_that_is_not_ours_stops_the_start() {
+    let open = |url: &str| match PostgresStore::open(postgres::options(url)) {
+        Ok(_) => "opened".to_owned(),
+        Err(e) => e.to_string(),
+    };
+    let url = Server::shared().database();
+    assert!(open(&url).contains("ledger migrate"), "{}", open(&url));
+    let migrated = std::thread::scope(|s| s.spawn(|| (migrate(&url).unwrap(), migrate(&url).unwrap())).join().unwrap());
+    assert_eq!((migrated.0.applied.len(), migrated.1.applied.len()), (1, 0));
+    assert_eq!(open(&url), "opened");
+    let change = |sql: &str| Server::shared().psql(name_of(&url), sql);
+    change("INSERT INTO ledger.schema_history VALUES (2, 'later', '2026-01-01T00:00:00Z', '1')");
+    assert!(open(&url).contains("newer"), "{}", open(&url));
+    change("DELETE FROM ledger.schema_history WHERE version = 2; UPDATE ledger.schema_history SET checksum = '1'");
+    assert!(open(&url).contains("changed by hand"), "{}", open(&url));
+    change("DELETE FROM ledger.schema_history");
+    assert!(open(&url).contains("0 of 1"), "{}", open(&url));
+    let name = name_of(&url).to_owned();
+    let url = Server::shared().url_of("nobody", &name);
+    assert!(open(&url).contains("nobody"), "{}", open(&url));
+}
+
+/// A server whose settings would make answers lies is refused.
+#[test]
+fn unsafe_servers_are_refused() {
+    let server = Server::start();
+    let url = server.database();
+    migrate(&url).unwrap();
+    let error = PostgresStore::open(PostgresOptions::new(&url)).map(drop).unwrap_err().to_string();
+    assert!(error.contains("fsync"), "{error}");
+}
+
+/// The server is killed under load again and again: who was told that an order is there finds it, once.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_hold_when_the_server_dies() {
+    let server = Arc::new(Server::start_durable(""));
+    let url = server.database();
+    std::thread::scope(|s| s.spawn(|| migrate(&url).unwrap()).join().unwrap());
+    let ledger = Arc::new(postgres::create(&url, 2).await);
+    list_sku(&ledger, "s").await;
+    for round in 0..3 {
+        let tasks: Vec<_> = (0..24)
+            .map(|i| {
+                let ledger = Arc::clone(&ledger);
+                tokio::spawn(async move {
+                    let mut answered = 0;
+                    for n in 0..40 {
+                        let line = create_line(&format!("r{round}-{i}-{n}"), "s");
+                        answered += u32::from(send(&ledger, &line).await.is_ok());
+                    }
+                    answered
+                })
+            })
+            .collect();
+        let killed = Arc::clone(&server);
+        tokio::time::sleep(std::time::Duration::from_millis(40)).await;
+        tokio::task::spawn_blocking(move || killed.crash_and_restart()).await.unwrap();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        // Retries with the same keys find what was stored, and make the rest.
+        for (i, n) in (0..24).flat_map(|i| (0..40).map(move |n| (i, n))) {
+            let said = code(&ledger, &create_line(&format!("r{round}-{i}-{n}"), "s")).await;
+            assert!(matches!(said, "accepted" | "repeated"), "{said}");
+        }
+    }
+    let heads = ledger.store().heads().unwrap();
+    assert_eq!(heads.iter().map(|h| h.size()).sum::<u64>(), 2 + 1 + 3 * 24 * 40);
+    assert!(ledger.check_projections().await.unwrap().is_empty());
+}
+
+/// A standby that was behind is promoted, or a backup restored: what was acknowledged is gone, and nothing may be built on
+/// that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_that_went_back_stops_all_writing() {
+    let url = postgres::database();
+    let ledger = postgres::create(&url, 2).await;
+    list_sku(&ledger, "s").await;
+    for key in ["ann", "bob", "cid", "dan"] {
+        let order = create_order(&ledger, key, "s").await;
+        send(&ledger, &life(&order)[0]).await.unwrap();
+    }
+    let heads = ledger.store().heads().unwrap();
+    assert!(heads.iter().all(|h| h.size() > 1));
+    for chain in 0..2 {
+        let first = ledger.read_chain(chain, 0, 1).await.unwrap().remove(0);
+        let (hash, leaf) = (first.entry_hash.to_hex(), first.header.leaf_hash().to_hex());
+        let sql = format!(
+            "SET session_replication_role = replica; UPDATE ledger.chain_heads \
+             SET size = 1, head_hash = '\\x{hash}', compact_range = '\\x{leaf}' WHERE chain = {chain}"
+        );
+        Server::shared().psql(name_of(&url), &sql);
+    }
+    for key in ["eve", "fay", "gus", "hal", "ida", "jon"] {
+        let error = send(&ledger, &create_line(key, "s")).await.unwrap_err();
+        assert_eq!(error.code(), "HISTORY_WENT_BACK", "{error}");
+    }
+}
+
+#[test]
+fn a_database_out_of_reach_says_what_to_do() {
+    let error = |url: &str| PostgresStore::open(PostgresOptions::new(url)).map(drop).unwrap_err();
+    assert!(matches!(error("postgres://127.0.0.1:1/x"), StoreError::Unavailable(_)));
+    assert!(matches!(error("postgres:/nonsense"), StoreError::Unusable(_)));
+}
