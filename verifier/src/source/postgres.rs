@@ -58,6 +58,7 @@ pub struct Postgres {
     shown: String,
     /// Server and database.
     kind: String,
+    is_standby: bool,
     snapshot: String,
     /// By table and column, what is held, and whether it can be null.
     present: BTreeMap<String, BTreeMap<String, (Kind, bool)>>,
@@ -112,7 +113,8 @@ impl Postgres {
             present.entry(table).or_default().insert(column, (kind, !row.get::<_, bool>(4)));
         }
         let printable = |text: &str| text.chars().filter(|c| !c.is_control()).take(100).collect::<String>();
-        let standby = if about.get(3) { ", a standby" } else { "" };
+        let is_standby = about.get(3);
+        let standby = if is_standby { ", a standby" } else { "" };
         let kind = format!(
             "a ledger in PostgreSQL {}, database {}{standby}",
             printable(about.get(1)),
@@ -121,7 +123,17 @@ impl Postgres {
         let first = RefCell::new(First { client, prepared: HashMap::new() });
         let url = url.to_owned();
         let snapshot = about.get::<_, &str>(0).chars().filter(|c| c.is_ascii_hexdigit() || *c == '-').collect();
-        Ok(Postgres { url, shown, kind, snapshot, present, first, idle: RefCell::default(), read: RefCell::default() })
+        Ok(Postgres {
+            url,
+            shown,
+            kind,
+            is_standby,
+            snapshot,
+            present,
+            first,
+            idle: RefCell::default(),
+            read: RefCell::default(),
+        })
     }
 
     fn unreadable(&self, reason: String) -> SourceError {
@@ -129,7 +141,13 @@ impl Postgres {
     }
 
     fn failed(&self, e: &postgres::Error) -> SourceError {
-        self.unreadable(reason(e))
+        // What a server says before it ends an idle session is lost with the connection.
+        let why = match (e.is_closed(), self.is_standby) {
+            (false, _) => reason(e),
+            (true, false) => "database: the server ended the connection: see its log, and run again".to_owned(),
+            (true, true) => format!("database: the standby ended the connection, perhaps because {STANDBY_ADVICE}"),
+        };
+        self.unreadable(why)
     }
 
     /// A connection with the snapshot.
@@ -515,12 +533,15 @@ fn relations(client: &mut Client, names: &[&str]) -> Result<Result<Vec<String>, 
     Ok(Err(why.to_owned()))
 }
 
+const STANDBY_ADVICE: &str = "it could not hold the snapshot for as long as this took: run again, raise max_standby_streaming_delay there, or \
+    verify the primary";
+
 /// What failed, and what to do.
 fn reason(e: &postgres::Error) -> String {
     let Some(said) = e.as_db_error() else { return explain(e) };
     let (text, code) = (said.message(), said.code());
     let advice = if *code == SqlState::T_R_SERIALIZATION_FAILURE {
-        "a standby cannot hold a snapshot for as long as this took: run again, raise max_standby_streaming_delay there, or verify the primary"
+        STANDBY_ADVICE
     } else if *code == SqlState::LOCK_NOT_AVAILABLE {
         "somebody is changing the ledger's schema: run again when that is done"
     } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {

@@ -3,5 +3,6 @@
 
 mod database;
 mod hostile;
+mod standby;
 mod vectors;
 mod writers;
