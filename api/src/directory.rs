@@ -8,11 +8,11 @@ use std::sync::Arc;
 use ledger_engine::environment::{Environment, SystemEnvironment};
 use ledger_engine::genesis::{Genesis, Limits};
 use ledger_engine::hash::to_hex;
-use ledger_engine::keys::{PseudonymKey, read_key, write_key};
-use ledger_engine::ledger::{Config, Ledger};
+use ledger_engine::keys::{PrivateKey, PseudonymKey, read_key, write_key};
+use ledger_engine::ledger::{AppendError, Appended, Config, Enrolment, Ledger};
 use ledger_engine::reader::Reader;
-use ledger_engine::registry::{Purpose, Registry};
-use ledger_engine::signer::{LocalSigner, Signer as _};
+use ledger_engine::registry::{Key, Purpose, Registry};
+use ledger_engine::signer::{LocalSigner, Signer};
 use ledger_engine::store::postgres::{PostgresOptions, PostgresStore};
 use ledger_engine::store::sqlite::{DATABASE_FILE, SqliteOptions, SqliteStore};
 use ledger_engine::store::{Store, StoreError};
@@ -21,6 +21,7 @@ use crate::CliError;
 
 const COMMIT_KEY: &str = "keys/commit.pem";
 const CHECKPOINT_KEY: &str = "keys/checkpoint.pem";
+const LICENCE_KEY: &str = "keys/licence.pem";
 const PSEUDONYM_KEY: &str = "keys/pseudonym.key";
 
 /// Where a ledger is.
@@ -65,7 +66,7 @@ fn io(what: &Path) -> impl FnOnce(std::io::Error) -> CliError + '_ {
     move |e| CliError::Io(what.display().to_string(), e)
 }
 
-fn random<const N: usize>() -> Result<[u8; N], CliError> {
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], CliError> {
     let mut bytes = [0; N];
     SystemEnvironment.random(&mut bytes).map_err(|e| CliError::Io("random generator".into(), e))?;
     Ok(bytes)
@@ -87,13 +88,19 @@ pub(crate) async fn create(new: NewLedger<'_>) -> Result<Genesis, CliError> {
     fs::create_dir_all(parent).map_err(io(parent))?;
     let building = parent.join(format!(".{}-{}", name.to_string_lossy(), to_hex(&random::<4>()?)));
     let result = match build(&building, &new, url).await {
-        Ok(genesis) => fs::rename(&building, dir).map(|()| genesis).map_err(io(dir)),
+        Ok(made) => fs::rename(&building, dir).map(|()| made).map_err(io(dir)),
         Err(e) => Err(e),
     };
     // Keys are never younger than what they sign: in a database the genesis comes last.
     let (result, made) = match (result, url) {
-        (Ok(genesis), Some(url)) => (create_in(url, dir, &genesis).await.map(|()| genesis), dir),
-        (result, _) => (result, building.as_path()),
+        (Ok((genesis, governance)), Some(url)) => {
+            let created = match PostgresStore::open(PostgresOptions::new(url)) {
+                Ok(store) => create_in(Arc::new(store), dir, &genesis, &governance).await,
+                Err(e) => Err(e.into()),
+            };
+            (created.map(|()| genesis), dir)
+        }
+        (result, _) => (result.map(|(genesis, _)| genesis), building.as_path()),
     };
     if result.is_err() && !outcome_unknown(&result) {
         // They govern nothing, and would stand in the way of the next attempt. The error that matters is the first one.
@@ -114,7 +121,7 @@ fn sync_directory(dir: &Path) -> Result<(), CliError> {
 
 /// Whether a ledger may be there although making it failed: then its keys must stay.
 fn outcome_unknown(result: &Result<Genesis, CliError>) -> bool {
-    use ledger_engine::ledger::{AppendError, CheckpointError};
+    use ledger_engine::ledger::CheckpointError;
     let store = match result {
         Err(CliError::Append(AppendError::Store(e))) => &**e,
         Err(CliError::Checkpoint(CheckpointError::Store(e)) | CliError::Store(e)) => e,
@@ -123,22 +130,47 @@ fn outcome_unknown(result: &Result<Genesis, CliError>) -> bool {
     matches!(store, StoreError::Unknown(_))
 }
 
-async fn create_in(url: &str, dir: &Path, genesis: &Genesis) -> Result<(), CliError> {
-    let store = PostgresStore::open(PostgresOptions::new(url))?;
-    let ledger = Ledger::create(config(dir, Arc::new(store))?, genesis.clone()).await?;
+/// Makes the ledger, and enrols the licence key while the governance key is at hand.
+async fn create_in(
+    store: Arc<dyn Store>,
+    dir: &Path,
+    genesis: &Genesis,
+    governance: &dyn Signer,
+) -> Result<(), CliError> {
+    let ledger = Ledger::create(config(dir, store)?, genesis.clone()).await?;
+    let licence = PrivateKey::read(&dir.join(LICENCE_KEY))?;
+    let public_key = licence.public_key().map_err(|e| CliError::Usage(e.to_string()))?;
+    enrol(&ledger, Key::named(Purpose::Licence, public_key), governance, &licence).await?;
     ledger.shutdown().await?;
     Ok(())
 }
 
-async fn build(dir: &Path, new: &NewLedger<'_>, url: Option<&str>) -> Result<Genesis, CliError> {
+/// Enrols a key whose private part is at hand.
+pub(crate) async fn enrol(
+    ledger: &Ledger,
+    key: Key,
+    governance: &dyn Signer,
+    private: &PrivateKey,
+) -> Result<Appended, CliError> {
+    let (revision, statement) = ledger.enrol_statement(&key).await?;
+    let governance_signature = governance.sign(&statement).map_err(AppendError::from)?;
+    let possession_signature = private
+        .sign(&statement)
+        .ok_or_else(|| CliError::Io("random generator".into(), std::io::Error::other("it gave nothing")))?;
+    let enrolment = Enrolment { key, revision, governance_signature, possession_signature };
+    Ok(ledger.enrol(enrolment).await?)
+}
+
+async fn build(dir: &Path, new: &NewLedger<'_>, url: Option<&str>) -> Result<(Genesis, LocalSigner), CliError> {
     let keys = dir.join("keys");
     fs::create_dir_all(&keys).map_err(io(&keys))?;
-    let seeds = [random::<32>()?, random::<32>()?, random::<32>()?];
+    let seeds = [random::<32>()?, random::<32>()?, random::<32>()?, random::<32>()?];
     let signing = seeds.map(|seed| ed25519(&seed));
     write_key(&dir.join(COMMIT_KEY), &signing[1])?;
     write_key(&dir.join(CHECKPOINT_KEY), &signing[2])?;
     PseudonymKey::new(random()?).write(&dir.join(PSEUDONYM_KEY))?;
-    let [governance, commit, checkpoint] = signing;
+    write_key(&dir.join(LICENCE_KEY), &signing[3])?;
+    let [governance, commit, checkpoint, _] = signing;
     let key = |purpose, signing| LocalSigner::new(purpose, signing).key().clone();
     let genesis = Genesis {
         origin: new.origin.clone(),
@@ -149,15 +181,15 @@ async fn build(dir: &Path, new: &NewLedger<'_>, url: Option<&str>) -> Result<Gen
         checkpoint_key: key(Purpose::Checkpoint, checkpoint),
         nonce: random()?,
     };
+    let signer = LocalSigner::new(Purpose::Governance, governance.clone());
     if url.is_none() {
         let store = SqliteStore::create(dir, SqliteOptions::default())?;
-        let ledger = Ledger::create(config(dir, Arc::new(store))?, genesis.clone()).await?;
-        ledger.shutdown().await?;
+        create_in(Arc::new(store), dir, &genesis, &signer).await?;
     }
     sync_directory(&keys)?;
     sync_directory(dir)?;
     write_key(new.governance_key, &governance)?;
-    Ok(genesis)
+    Ok((genesis, signer))
 }
 
 fn ed25519(seed: &[u8; 32]) -> ledger_engine::keys::SigningKey {
@@ -170,6 +202,7 @@ fn config(dir: &Path, store: Arc<dyn Store>) -> Result<Config, CliError> {
         environment: Arc::new(SystemEnvironment),
         commit_signer: Arc::new(read_key(&dir.join(COMMIT_KEY), Purpose::Commit)?),
         checkpoint_signer: Arc::new(read_key(&dir.join(CHECKPOINT_KEY), Purpose::Checkpoint)?),
+        licence_signer: None,
         pseudonyms: PseudonymKey::read(&dir.join(PSEUDONYM_KEY))?,
     })
 }
@@ -188,10 +221,20 @@ pub(crate) async fn rebuilder(place: &Place) -> Result<Reader, CliError> {
     Ok(Reader::open(store(place)?).await?.0)
 }
 
-/// Opens a ledger for writing.
+/// Opens a ledger for writing. It signs licences if it has a key for that.
 pub(crate) async fn open(place: &Place) -> Result<Ledger, CliError> {
-    let store = store(place)?;
-    Ok(Ledger::open(config(&place.dir, store)?).await?)
+    let config = config(&place.dir, store(place)?)?;
+    let licence_key = place.dir.join(LICENCE_KEY);
+    let licence_signer: Option<Arc<dyn Signer>> = match licence_key.exists() {
+        true => Some(Arc::new(read_key(&licence_key, Purpose::Licence)?)),
+        false => None,
+    };
+    Ok(Ledger::open(Config { licence_signer, ..config }).await?)
+}
+
+/// Opens a ledger to change its keys: one that is not enrolled yet must not stand in the way.
+pub(crate) async fn open_for_keys(place: &Place) -> Result<Ledger, CliError> {
+    Ok(Ledger::open(config(&place.dir, store(place)?)?).await?)
 }
 
 fn store(place: &Place) -> Result<Arc<dyn Store>, CliError> {

@@ -62,6 +62,7 @@ pub fn config(store: Arc<dyn Store>) -> Config {
         environment: Arc::new(SystemEnvironment),
         commit_signer: Arc::new(LocalSigner::from_seed(Purpose::Commit, &[2; 32])),
         checkpoint_signer: Arc::new(LocalSigner::from_seed(Purpose::Checkpoint, &[3; 32])),
+        licence_signer: None,
         pseudonyms: PseudonymKey::new([9; 32]),
     }
 }

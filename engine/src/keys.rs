@@ -6,12 +6,17 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use ed25519_dalek::Signer as _;
 pub use ed25519_dalek::SigningKey;
+use ed25519_dalek::pkcs8::spki::der::SecretDocument;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _};
+use ring::rand::SystemRandom;
+use ring::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
 
 use crate::domain::command::is_service;
 use crate::hash::{from_hex, to_hex};
+use crate::public_key::{PublicKey, PublicKeyError};
 use crate::registry::Purpose;
 use crate::signer::LocalSigner;
 
@@ -35,6 +40,14 @@ pub enum KeyFileError {
         /// Which file.
         path: PathBuf,
         /// Why.
+        reason: String,
+    },
+    /// It holds no key that can be used here.
+    #[error("key file {path}: {reason}")]
+    Unusable {
+        /// Which file.
+        path: PathBuf,
+        /// Why, and what to do.
         reason: String,
     },
     /// Others may read it.
@@ -95,6 +108,72 @@ pub fn read_key(path: &Path, purpose: Purpose) -> Result<LocalSigner, KeyFileErr
 /// Reads the text of a private key file. `Err` says why it is none.
 pub fn parse_key(pem: &str) -> Result<SigningKey, String> {
     SigningKey::from_pkcs8_pem(pem).map_err(|e| e.to_string())
+}
+
+/// A private key of either algorithm: whoever enrols it proves that he has it.
+pub enum PrivateKey {
+    /// Ed25519.
+    Ed25519(SigningKey),
+    /// RSA, which signs with PKCS#1 v1.5 here.
+    Rsa(Box<RsaKeyPair>),
+}
+
+impl PrivateKey {
+    /// Reads an unencrypted PKCS#8 PEM file that nobody else may read.
+    pub fn read(path: &Path) -> Result<PrivateKey, KeyFileError> {
+        let unusable = |reason: String| KeyFileError::Unusable { path: path.to_owned(), reason };
+        PrivateKey::parse(&read_secret(path)?).map_err(unusable)
+    }
+
+    /// Reads the text of such a file. `Err` says why it is none.
+    pub fn parse(pem: &str) -> Result<PrivateKey, String> {
+        if let Ok(key) = parse_key(pem) {
+            return Ok(PrivateKey::Ed25519(key));
+        }
+        const FORM: &str = "not an unencrypted PKCS#8 PEM key (-----BEGIN PRIVATE KEY-----); `openssl pkey` makes one";
+        let (label, der) = SecretDocument::from_pem(pem).map_err(|_| FORM.to_owned())?;
+        if label != "PRIVATE KEY" {
+            return Err(FORM.into());
+        }
+        let refused = |e| {
+            format!(
+                "neither an Ed25519 key nor an RSA key of 2048 to 4096 bits ({e}); sign the statement elsewhere instead"
+            )
+        };
+        RsaKeyPair::from_pkcs8(der.as_bytes()).map(|key| PrivateKey::Rsa(Box::new(key))).map_err(refused)
+    }
+
+    /// Its public key.
+    pub fn public_key(&self) -> Result<PublicKey, PublicKeyError> {
+        match self {
+            PrivateKey::Ed25519(key) => Ok(PublicKey::Ed25519(key.verifying_key().to_bytes())),
+            PrivateKey::Rsa(key) => PublicKey::from_rsa(key.public().as_ref()),
+        }
+    }
+
+    /// A signature over `message`. `None`: the system gives no randomness.
+    pub fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
+        match self {
+            PrivateKey::Ed25519(key) => Some(key.sign(message).to_bytes().to_vec()),
+            PrivateKey::Rsa(key) => {
+                let mut signature = vec![0; key.public().modulus_len()];
+                key.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), message, &mut signature).ok()?;
+                Some(signature)
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PrivateKey(..)")
+    }
+}
+
+/// Reads the PEM file of a public key.
+pub fn read_public_key(path: &Path) -> Result<PublicKey, KeyFileError> {
+    let pem = fs::read_to_string(path).map_err(io(path))?;
+    PublicKey::from_pem(&pem).map_err(|e| KeyFileError::Unusable { path: path.to_owned(), reason: e.to_string() })
 }
 
 /// The per-ledger key that turns people's ids into pseudonyms. 32 bytes, kept with the server's secrets.

@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::adoption::{self, Adoption, Previous};
 use crate::body::{Body, Meta, PrivateDocument};
+use crate::documents::AskedOrders;
 use crate::domain::Occurrence;
 use crate::domain::command::{Action, Command, ExpectedRevision, OrderRef, idempotency_hash, is_service};
 use crate::domain::decide::{Refusal, RefusalCode};
@@ -19,11 +20,13 @@ use crate::keys::PseudonymKey;
 use crate::merkle;
 use crate::note::{Checkpoint, Note};
 use crate::reader::{Reader, StoredNodes, blocking, load_registry};
-use crate::registry::Registry;
+use crate::registry::{self, Key, Purpose, Registry, govern_payload};
 use crate::signer::{Signer, SignerError};
 use crate::store::{ChainHead, CheckpointRow, Entry, Store, StoreError};
 use crate::stream::{CaseId, HEADS_STREAM, Stream};
-use crate::writer::{Job, Message, Shared, Submission, SystemEvent, Work, Writer, load_sku, run_storer};
+use crate::writer::{
+    Job, Message, Shared, Submission, SystemEvent, Work, Writer, load_sku, registry_changed, run_storer,
+};
 
 /// Commands that may wait for one chain's writer before callers are held back.
 const QUEUE: usize = 8192;
@@ -145,6 +148,19 @@ pub struct Appended {
     pub entries: Vec<EntryRef>,
 }
 
+/// A key that governance admits, with both signatures over [`Reader::enrol_statement`].
+#[derive(Clone, Debug)]
+pub struct Enrolment {
+    /// The key.
+    pub key: Key,
+    /// Revision of the registry entry that was signed.
+    pub revision: u64,
+    /// By the governance key.
+    pub governance_signature: [u8; 64],
+    /// By the key itself.
+    pub possession_signature: Vec<u8>,
+}
+
 /// What a ledger is opened with.
 pub struct Config {
     /// Where entries live.
@@ -155,15 +171,20 @@ pub struct Config {
     pub commit_signer: Arc<dyn Signer>,
     /// Signs checkpoints.
     pub checkpoint_signer: Arc<dyn Signer>,
+    /// Signs licences; without one they are issued unsigned. Its key is enrolled first ([`Ledger::enrol`]), so that a new
+    /// ledger is created without.
+    pub licence_signer: Option<Arc<dyn Signer>>,
     /// Makes pseudonyms.
     pub pseudonyms: PseudonymKey,
 }
 
 /// An open ledger. Cheap to share behind an `Arc`; dropping it stops the writers.
 pub struct Ledger {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     reader: Reader,
     checkpoint_signer: Arc<dyn Signer>,
+    pub(crate) licence_signer: Option<Arc<dyn Signer>>,
+    pub(crate) orders: AskedOrders,
     pseudonyms: PseudonymKey,
     queues: RwLock<Vec<mpsc::Sender<Message>>>,
     writers: std::sync::Mutex<Vec<JoinHandle<()>>>,
@@ -222,19 +243,24 @@ impl Ledger {
     pub async fn open(config: Config) -> Result<Ledger, AppendError> {
         let (reader, registry) = Reader::open(Arc::clone(&config.store)).await?;
         let known = [
-            (&config.commit_signer, crate::registry::Purpose::Commit),
-            (&config.checkpoint_signer, crate::registry::Purpose::Checkpoint),
+            (Some(&config.commit_signer), Purpose::Commit),
+            (Some(&config.checkpoint_signer), Purpose::Checkpoint),
+            (config.licence_signer.as_ref(), Purpose::Licence),
         ];
-        for (signer, purpose) in known {
+        for (signer, purpose) in known.into_iter().filter_map(|(signer, purpose)| Some((signer?, purpose))) {
             let key = signer.key();
             let valid = registry
                 .record(&key.kid)
                 .is_some_and(|r| r.key == *key && r.key.purpose == purpose && r.retired.is_none());
             if !valid {
                 let text = format!(
-                    "the {} key {} is not a valid key of this ledger; use the key files that belong to it",
+                    "the {} key {} is not a valid key of this ledger; {}",
                     purpose.as_str(),
-                    key.kid
+                    key.kid,
+                    match purpose {
+                        Purpose::Licence => "enrol it with `ledger keys enrol`, or remove its key file",
+                        _ => "use the key files that belong to it",
+                    }
                 );
                 return Err(StoreError::Unusable(text).into());
             }
@@ -260,6 +286,8 @@ impl Ledger {
             shared,
             reader,
             checkpoint_signer: config.checkpoint_signer,
+            licence_signer: config.licence_signer,
+            orders: AskedOrders::default(),
             pseudonyms: config.pseudonyms,
             queues: RwLock::new(queues),
             writers: std::sync::Mutex::new(writers),
@@ -296,7 +324,7 @@ impl Ledger {
         Ok(Pending { case, answer })
     }
 
-    async fn enqueue(
+    pub(crate) async fn enqueue(
         &self,
         chain: u32,
         work: Work,
@@ -376,8 +404,12 @@ impl Ledger {
             Action::CreateOrder { sku_id, .. } => self.remote_sku(case, sku_id).await?,
             _ => None,
         };
+        if let (Action::CreateOrder { sku_id, .. }, Some(_)) = (&command.action, &self.licence_signer) {
+            self.orders.asked(case, sku_id, &buyer_id);
+        }
+        let (action, documents) = self.documents(command, case).await?;
         let expected = command.expected_revision;
-        Ok(Submission { action: command.action.clone(), case, actor_id, buyer_id, expected, meta, private, remote_sku })
+        Ok(Submission { action, case, actor_id, buyer_id, expected, meta, private, remote_sku, documents })
     }
 
     async fn remote_sku(&self, case: CaseId, sku_id: &str) -> Result<Option<Option<Sku>>, StoreError> {
@@ -388,6 +420,38 @@ impl Ledger {
         }
         let store = Arc::clone(&self.shared.store);
         blocking(move || load_sku(&*store, chain, sku)).await.map(Some)
+    }
+
+    /// Adds the key that governance admits. Refused if the registry allows it not, or has changed since the statement was made
+    /// ([`Reader::enrol_statement`]): then the new statement is to be signed. The key may sign from the next commit on.
+    pub async fn enrol(&self, enrolment: Enrolment) -> Result<Appended, AppendError> {
+        self.refresh_registry().await?;
+        let registry = self.registry();
+        if enrolment.revision != registry.size() + 1 {
+            return Err(registry_changed().into());
+        }
+        let Some(governance) = registry.current(Purpose::Governance) else {
+            return Err(Refusal::new(RefusalCode::KeyRefused, "the ledger has no valid governance key").into());
+        };
+        let Enrolment { key, governance_signature, possession_signature, .. } = enrolment;
+        let action = registry::Action::Enrol { key };
+        let payload = govern_payload(&action, &governance.kid, &governance_signature, Some(&possession_signature));
+        let body = Body { actor_id: "governance".into(), payload, private_sha256: None, meta: None };
+        let expected = ExpectedRevision::Exact(registry.size());
+        let event = SystemEvent { stream: Stream::Ledger, event_type: action.event_type(), body, expected };
+        let answer = self.enqueue(0, Work::System(Box::new(event))).await?.await;
+        let appended = answer.unwrap_or(Err(AppendError::Closed)).map_err(|e| match e {
+            AppendError::Refused(r) if r.code == RefusalCode::RevisionConflict => registry_changed().into(),
+            e => e,
+        })?;
+        self.refresh_registry().await?;
+        Ok(appended)
+    }
+
+    /// Takes over what other processes changed in the key registry.
+    pub async fn refresh_registry(&self) -> Result<(), StoreError> {
+        let shared = Arc::clone(&self.shared);
+        blocking(move || shared.refresh_registry()).await
     }
 
     /// Issues a checkpoint of every chain, chain 0 last. Returns the notes, ascending by chain.
@@ -522,7 +586,9 @@ fn shared(config: &Config, ledger_id: Hash, genesis: &Genesis, registry: Registr
         store: Arc::clone(&config.store),
         environment: Arc::clone(&config.environment),
         signer: Arc::clone(&config.commit_signer),
+        signs_licences: config.licence_signer.is_some(),
         ledger_id,
+        genesis: genesis.clone(),
         limits: genesis.limits,
         registry: RwLock::new(registry),
         closing: std::sync::atomic::AtomicBool::new(false),
@@ -607,7 +673,11 @@ fn sign_checkpoint(
     }
     store.record_checkpoint(&row)?;
     let signature = signer.sign(checkpoint.to_text().as_bytes())?;
-    let note = checkpoint.to_note(signer.key().public_key, signature.to_vec());
+    let public_key = signer.key().public_key.ed25519().ok_or_else(|| SignerError {
+        kid: signer.key().kid.clone(),
+        reason: "checkpoints need an Ed25519 key".into(),
+    })?;
+    let note = checkpoint.to_note(public_key, signature.to_vec());
     row.note = Some(note.to_string());
     store.sign_checkpoint(&row)?;
     Ok(note)

@@ -3,22 +3,27 @@
 //! The **pure core** computes everything that can be argued about and touches no disk, clock or network:
 //! [`json`] and [`body`] (canonical bytes), [`header`] and [`hash`] (the entry hash), [`merkle`], [`commit`], [`note`]
 //! (signed tree heads), [`proof`] (one entry for a stranger), [`registry`] and [`genesis`] (keys by place in the history),
-//! [`stream`] (names and routing), [`domain`] (decide and apply), [`adoption`] (the legacy chain). Verifiers use it alone. The
+//! [`stream`] (names and routing), [`domain`] (decide and apply), [`document`], [`licence`] and [`finance`] (what entries hold signed),
+//! [`adoption`] (the legacy chain). Verifiers use it alone. The
 //! **engine** (feature `write`)
 //! wraps it with a clock, randomness, signers and a store. FORMAT.md gives every byte.
 
 pub mod adoption;
 pub mod body;
 pub mod commit;
+pub mod document;
 pub mod domain;
 pub mod export;
+pub mod finance;
 pub mod genesis;
 pub mod hash;
 pub mod header;
 pub mod json;
+pub mod licence;
 pub mod merkle;
 pub mod note;
 pub mod proof;
+pub mod public_key;
 pub mod registry;
 pub mod runs;
 pub mod signer;
@@ -29,6 +34,8 @@ pub mod time;
 pub mod archive;
 #[cfg(feature = "connect")]
 pub mod connect;
+#[cfg(feature = "write")]
+mod documents;
 #[cfg(feature = "write")]
 pub mod environment;
 #[cfg(feature = "write")]

@@ -15,7 +15,7 @@ use crate::hash::{EventId, Hash};
 use crate::merkle::{self, Nodes, TILE_WIDTH};
 use crate::proof::Proof;
 use crate::prover::{ProveError, prove};
-use crate::registry::{Registry, RegistryPlace};
+use crate::registry::{Action, Key, Registry, RegistryPlace};
 use crate::store::{Entry, Store, StoreError};
 use crate::stream::{CaseId, LEDGER_STREAM, Stream};
 use crate::writer::read_case;
@@ -36,6 +36,20 @@ impl Reader {
         let reading = Arc::clone(&store);
         let (genesis, id, registry) = blocking(move || read_genesis(&*reading)).await?;
         Ok((Reader { store, genesis, id }, registry))
+    }
+
+    /// The key registry as it is stored now.
+    pub async fn stored_registry(&self) -> Result<Registry, StoreError> {
+        let (store, genesis, id) = (Arc::clone(&self.store), self.genesis.clone(), self.id);
+        blocking(move || load_registry(&*store, &genesis, id)).await
+    }
+
+    /// What governance and the key itself sign so that the key is enrolled, and the revision of the registry entry that it makes.
+    /// It is good until the registry changes.
+    pub async fn enrol_statement(&self, key: &Key) -> Result<(u64, Vec<u8>), StoreError> {
+        let registry = self.stored_registry().await?;
+        let action = Action::Enrol { key: key.clone() };
+        Ok((registry.size() + 1, registry.next_statement(&self.id, &action)))
     }
 
     /// SHA-256 of the genesis body: what auditors pin.

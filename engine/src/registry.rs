@@ -1,10 +1,11 @@
 //! The key registry: which kid may sign what, judged by place in the history and never by a clock (FORMAT.md 6).
 
-use crate::commit::{ALG_ED25519, verify_ed25519};
+use crate::commit::ALG_ED25519;
 use crate::domain::fields::{Fields, count, text, text1};
 use crate::domain::{Illegal, allowed};
 use crate::hash::{Hash, from_hex, to_hex};
 use crate::json::{Object, Value};
+use crate::public_key::{Algorithm, PublicKey};
 
 /// What a key may sign. A key has one purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,8 +38,19 @@ impl Purpose {
         PURPOSES.iter().find(|(p, _)| *p == self).map_or("", |(_, name)| name)
     }
 
-    fn parse(text: &str) -> Option<Purpose> {
+    /// Reads the word.
+    pub fn parse(text: &str) -> Option<Purpose> {
         PURPOSES.iter().find(|(_, name)| *name == text).map(|(p, _)| *p)
+    }
+
+    /// All words.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        PURPOSES.iter().map(|(_, name)| *name)
+    }
+
+    /// Whether keys of this purpose are held by others, who may sign by RSA.
+    pub fn is_external(self) -> bool {
+        matches!(self, Purpose::Finance | Purpose::Kernel)
     }
 }
 
@@ -47,25 +59,26 @@ impl Purpose {
 pub struct Key {
     /// `[a-z0-9][a-z0-9._-]{0,63}`
     pub kid: String,
-    /// 32 raw bytes, Ed25519.
-    pub public_key: [u8; 32],
+    /// Ed25519; for external purposes RSA too.
+    pub public_key: PublicKey,
     /// What it may sign.
     pub purpose: Purpose,
 }
 
 impl Key {
-    /// A key named after its purpose and the first four bytes of SHA-256 of the public key.
-    pub fn named(purpose: Purpose, public_key: [u8; 32]) -> Key {
-        let digest = crate::hash::sha256(&[&public_key]);
+    /// A key named after its purpose and the first four bytes of SHA-256 of the public key's bytes.
+    pub fn named(purpose: Purpose, public_key: impl Into<PublicKey>) -> Key {
+        let public_key = public_key.into();
+        let digest = crate::hash::sha256(&[public_key.as_bytes()]);
         Key { kid: format!("{}-{}", purpose.as_str(), to_hex(&digest.0[..4])), public_key, purpose }
     }
 
     /// The KEY object.
     pub fn to_object(&self) -> Object {
         Object::new()
-            .with("alg", "ed25519")
+            .with("alg", self.public_key.algorithm().as_str())
             .with("kid", self.kid.as_str())
-            .with("public_key", to_hex(&self.public_key))
+            .with("public_key", self.public_key.to_hex())
             .with("purpose", self.purpose.as_str())
     }
 
@@ -75,10 +88,15 @@ impl Key {
         let member = |name| object.value(name).and_then(Value::as_str);
         let key = Key {
             kid: member("kid").filter(|k| is_kid(k))?.to_owned(),
-            public_key: from_hex(member("public_key")?)?.try_into().ok()?,
+            public_key: PublicKey::parse(member("alg")?, member("public_key")?)?,
             purpose: Purpose::parse(member("purpose")?)?,
         };
-        (member("alg") == Some("ed25519")).then_some(key)
+        key.is_allowed().then_some(key)
+    }
+
+    /// Whether keys of this purpose may have this algorithm.
+    pub fn is_allowed(&self) -> bool {
+        self.purpose.is_external() || self.public_key.algorithm() == Algorithm::Ed25519
     }
 }
 
@@ -225,13 +243,13 @@ pub fn govern_payload(
     action: &Action,
     governance_kid: &str,
     governance: &[u8; 64],
-    possession: Option<&[u8; 64]>,
+    possession: Option<&[u8]>,
 ) -> Object {
     let mut payload = Object::new()
         .with("action", action.to_object())
         .with("governance_kid", governance_kid)
         .with("governance_signature", to_hex(governance));
-    payload.set_some("possession_signature", possession.map(|s| to_hex(s)));
+    payload.set_some("possession_signature", possession.map(to_hex));
     payload
 }
 
@@ -306,6 +324,34 @@ impl Registry {
         }
     }
 
+    /// The key that may have signed a document in entry `index` of `chain`, whose commit names the prefix `registry_size`.
+    /// A key that was retired later still counts below its cut.
+    pub fn document_key(
+        &self,
+        (kid, alg, purpose): (&str, Algorithm, Purpose),
+        chain: u32,
+        index: u64,
+        registry_size: u64,
+    ) -> Result<&Key, KeyFault> {
+        let record = self.record_at(kid, registry_size).ok_or(KeyFault::Unknown)?;
+        if record.key.purpose != purpose {
+            return Err(KeyFault::WrongPurpose);
+        }
+        if record.key.public_key.algorithm() != alg {
+            return Err(KeyFault::Algorithm);
+        }
+        match &record.retired {
+            Some(r) if r.registry_size <= registry_size || index >= cut_of(&r.cut, chain) => Err(KeyFault::NotValid),
+            _ => Ok(&record.key),
+        }
+    }
+
+    /// What governance signs, and the incoming key too, so that `action` becomes the next entry of the registry.
+    pub fn next_statement(&self, ledger_id: &Hash, action: &Action) -> Vec<u8> {
+        let size = self.size();
+        govern_statement(ledger_id, size + 1, &self.head(size).unwrap_or_default(), action)
+    }
+
     /// Keys that may sign checkpoints of `chain` at `size`.
     pub fn checkpoint_keys(&self) -> impl Iterator<Item = &KeyRecord> {
         self.records.iter().filter(|r| r.key.purpose == Purpose::Checkpoint)
@@ -321,7 +367,7 @@ impl Registry {
         let mut f = Fields::new(payload);
         let object = f.required("action", |v| v.as_object().cloned());
         let governance_kid = f.required("governance_kid", text1);
-        let signature = |v: &Value| from_hex(v.as_str()?).filter(|s| s.len() == 64);
+        let signature = |v: &Value| from_hex(v.as_str()?).filter(|s| Algorithm::of_signature(s.len()).is_some());
         let governance = f.required("governance_signature", signature);
         let possession = f.optional("possession_signature", signature);
         f.finish()?;
@@ -332,14 +378,14 @@ impl Registry {
         let Some(authority) = authority else {
             return Err(Illegal("governance_kid is no valid governance key".into()));
         };
-        allowed(verify_ed25519(&authority.key.public_key, &message, &governance), || {
+        allowed(authority.key.public_key.verify(&message, &governance), || {
             "the governance signature does not verify".into()
         })?;
         allowed(action.incoming().is_some() == possession.is_some(), || {
             "possession_signature is missing or superfluous".into()
         })?;
         if let (Some(key), Some(possession)) = (action.incoming(), &possession) {
-            allowed(verify_ed25519(&key.public_key, &message, possession), || {
+            allowed(key.public_key.verify(&message, possession), || {
                 "the incoming key's signature does not verify".into()
             })?;
             let known = self.records.iter().any(|r| r.key.kid == key.kid || r.key.public_key == key.public_key);

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use lru::LruCache;
@@ -13,6 +13,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::body::{Body, Meta};
 use crate::commit::{ALG_ED25519, CommitSignature, Statement};
+use crate::document::{DocumentFault, DocumentPlace, SignedDocument};
+use crate::documents::Documents;
 use crate::domain::case::{Case, Touched};
 use crate::domain::command::{Action, ExpectedRevision};
 use crate::domain::decide::{Refusal, RefusalCode, check_revision, decide_case, decide_create, decide_sku};
@@ -20,16 +22,17 @@ use crate::domain::projection::{Row, case_row, idempotency_row, needs_idempotenc
 use crate::domain::sku::Sku;
 use crate::domain::{Event, Occurrence};
 use crate::environment::Environment;
-use crate::genesis::Limits;
+use crate::genesis::{Genesis, Limits};
 use crate::hash::{EventId, Hash, body_hash, entry_hash, sha256};
 use crate::header::{FORMAT_VERSION, HEADER_BYTES_MAX, Header};
 use crate::ledger::{AppendError, Appended, EntryRef};
 use crate::merkle::{self, TILE_BYTES, TILE_WIDTH};
-use crate::registry::Registry;
+use crate::reader::load_registry;
+use crate::registry::{Purpose, Registry, RegistryPlace};
 use crate::runs::{RUN_ENTRIES, event_id_run};
-use crate::signer::Signer;
+use crate::signer::{Signer, SignerError};
 use crate::store::{ChainHead, CommitBatch, Entry, Settled, Store, StoreError, StreamHead, Tile};
-use crate::stream::{CaseId, Stream};
+use crate::stream::{CaseId, LEDGER_STREAM, Stream};
 
 /// Cases kept folded in memory, for each chain. A case takes about a kilobyte.
 const CASES_CACHED: usize = 16_384;
@@ -53,6 +56,7 @@ pub(crate) struct Submission {
     pub(crate) private: Option<Vec<u8>>,
     /// The SKU's state where it lies on another chain.
     pub(crate) remote_sku: Option<Option<Sku>>,
+    pub(crate) documents: Documents,
 }
 
 /// An event of the ledger itself.
@@ -66,6 +70,8 @@ pub(crate) struct SystemEvent {
 pub(crate) enum Work {
     Command(Box<Submission>),
     System(Box<SystemEvent>),
+    /// Answered once everything that was queued before is stored or refused.
+    Barrier,
 }
 
 pub(crate) struct Job {
@@ -78,13 +84,31 @@ pub(crate) struct Shared {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) environment: Arc<dyn Environment>,
     pub(crate) signer: Arc<dyn Signer>,
+    /// Licences are signed: none is issued without a signature.
+    pub(crate) signs_licences: bool,
     pub(crate) ledger_id: Hash,
+    pub(crate) genesis: Genesis,
     pub(crate) limits: Limits,
     pub(crate) registry: RwLock<Registry>,
     /// Set once, when the ledger shuts down or is dropped.
     pub(crate) closing: std::sync::atomic::AtomicBool,
     /// Set once, when the store lost what it had acknowledged: then no chain takes another entry.
     pub(crate) went_back: std::sync::OnceLock<String>,
+}
+
+impl Shared {
+    /// Reads the key registry again if somebody changed it. It only grows.
+    pub(crate) fn refresh_registry(&self) -> Result<(), StoreError> {
+        let stored = self.store.stream_head(0, LEDGER_STREAM)?.map_or(0, |head| head.revision);
+        if stored > self.registry.read().unwrap_or_else(PoisonError::into_inner).size() {
+            let fresh = load_registry(&*self.store, &self.genesis, self.ledger_id)?;
+            let mut registry = self.registry.write().unwrap_or_else(PoisonError::into_inner);
+            if fresh.size() > registry.size() {
+                *registry = fresh;
+            }
+        }
+        Ok(())
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -210,6 +234,10 @@ struct Draft {
     keys: Vec<(Hash, u64)>,
     erase: Vec<u64>,
     now_us: i64,
+    /// How many entries of the key registry the commit names, and by which its documents are judged.
+    registry_size: u64,
+    /// A change of keys is the last entry of its commit.
+    sealed: bool,
 }
 
 impl Draft {
@@ -217,7 +245,7 @@ impl Draft {
     fn has_room(&self, limits: &Limits) -> bool {
         let command_bytes = 2 * (limits.body_bytes + HEADER_BYTES_MAX) + limits.private_bytes;
         let fits = self.entries.len() + 2 <= limits.commit_entries && self.bytes + command_bytes <= limits.commit_bytes;
-        fits || self.entries.is_empty()
+        !self.sealed && (fits || self.entries.is_empty())
     }
 }
 
@@ -321,6 +349,7 @@ impl Writer {
             match self.execute(&job.work, draft, at, &open.outcomes, in_flight) {
                 Ok(appended) => open.outcomes.push(Outcome::Appended(appended)),
                 Err(Stop::Refused(r)) => open.outcomes.push(Outcome::Failed(AppendError::Refused(r))),
+                Err(Stop::Signer(e)) => open.outcomes.push(Outcome::Failed(AppendError::Signer(e))),
                 Err(Stop::Store(_)) => {
                     open.queue.push_front(job);
                     self.stale = true;
@@ -448,6 +477,8 @@ impl Writer {
     }
 
     fn load_tail(&mut self) -> Result<(), StoreError> {
+        // Who moved the head may know more keys: a commit never names fewer of them than the one before it.
+        self.shared.refresh_registry()?;
         let size = self.head.size();
         let store = &self.shared.store;
         self.last_time_us = match size {
@@ -591,7 +622,14 @@ impl Writer {
             keys: Vec::new(),
             erase: Vec::new(),
             now_us: self.shared.environment.now_us().max(self.last_time_us).clamp(0, (1 << 53) - 1),
+            // Only the very first commit of the ledger names no registry: its keys are those of its own genesis.
+            registry_size: if self.chain == 0 && self.head.size() == 0 { 0 } else { self.registry().size() },
+            sealed: false,
         }
+    }
+
+    fn registry(&self) -> RwLockReadGuard<'_, Registry> {
+        self.shared.registry.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Decides and links as many jobs as fit. Changes cached states and partial tiles: on failure, `stale`.
@@ -611,6 +649,7 @@ impl Writer {
             let outcome = match self.execute(&job.work, &mut draft, at, &outcomes, &none) {
                 Ok(appended) => Outcome::Appended(appended),
                 Err(Stop::Refused(r)) => Outcome::Failed(AppendError::Refused(r)),
+                Err(Stop::Signer(e)) => Outcome::Failed(AppendError::Signer(e)),
                 Err(Stop::Store(e)) => return Err(e.into()),
             };
             outcomes.push(outcome);
@@ -644,12 +683,60 @@ impl Writer {
                 let key = Key::System(event.stream);
                 self.load(key)?;
                 let head = self.cases.get(&key).and_then(|cached| cached.heads.get(&event.stream));
-                check_revision(event.expected, event.stream, head.map_or(0, |head| head.revision))?;
+                let head = head.copied().unwrap_or_default();
+                check_revision(event.expected, event.stream, head.revision)?;
+                if event.stream == Stream::Ledger && head.revision > 0 {
+                    self.check_keys(event, &head, draft.after.size())?;
+                    draft.sealed = true;
+                }
                 let bytes = self.within_limit(event.body.encode())?;
                 let entry = self.link(key, event.stream, event.event_type, &event.body, bytes, draft)?;
                 Ok(Appended { repeated: false, chain: self.chain, case: None, entries: vec![entry] })
             }
+            Work::Barrier => Ok(Appended { repeated: true, chain: self.chain, case: None, entries: Vec::new() }),
         }
+    }
+
+    /// Refuses a change of keys that the registry does not allow.
+    fn check_keys(&self, event: &SystemEvent, head: &StreamHead, index: u64) -> Result<(), Refusal> {
+        let registry = self.registry();
+        if registry.size() != head.revision {
+            // The change before this one is on its way, and nobody can have signed what follows it.
+            return Err(registry_changed());
+        }
+        let (ledger_id, parent_hash) = (&self.shared.ledger_id, &head.hash);
+        let place = RegistryPlace { ledger_id, revision: head.revision + 1, parent_hash, index };
+        let checked = registry.check(event.event_type, &event.body.payload, place);
+        checked.map(drop).map_err(|e| Refusal::new(RefusalCode::KeyRefused, e.0))
+    }
+
+    /// Refuses a document whose signature does not count by the registry that the commit names.
+    fn check_document(&self, document: &SignedDocument, s: &Submission, draft: &Draft) -> Result<(), Stop> {
+        let registry = self.registry();
+        let place = DocumentPlace {
+            ledger_id: &self.shared.ledger_id,
+            chain: self.chain,
+            index: draft.after.size(),
+            registry_size: draft.registry_size,
+        };
+        let judged = match &s.documents.checked {
+            // The signature was checked before the command was queued; whether the key may sign can have changed.
+            Some((checked, good)) if checked == document => {
+                let claimed = document.claim(&registry, place).map(drop);
+                claimed.and_then(|()| if *good { Ok(()) } else { Err(DocumentFault::Signature) })
+            }
+            _ => document.check(&registry, place),
+        };
+        let kid = &document.kid;
+        judged.map_err(|fault| match document.purpose {
+            Purpose::Licence => {
+                Stop::Signer(SignerError { kid: kid.clone(), reason: format!("the licence does not count: {fault}") })
+            }
+            _ => Stop::Refused(Refusal::new(
+                RefusalCode::LedgerProofInvalid,
+                format!("the finance proof signed by {kid} does not count: {fault}"),
+            )),
+        })
     }
 
     fn within_limit(&self, body: Vec<u8>) -> Result<Vec<u8>, Refusal> {
@@ -721,6 +808,7 @@ impl Writer {
         let is_sku = matches!(s.action, Action::ListSku { .. } | Action::WithdrawSku { .. });
         let key = if is_sku { Key::Sku(s.case) } else { Key::Order(s.case) };
         self.load(key)?;
+        let mut signed = None;
         let events = match &s.action {
             Action::CreateOrder { sku_id, .. } => {
                 let sku = match &s.remote_sku {
@@ -739,10 +827,24 @@ impl Writer {
             }
             action => match self.cases.get(&key).map(|c| &c.state) {
                 Some(State::Sku(sku)) => vec![decide_sku(sku.as_ref(), action, s.expected)?],
-                Some(State::Case(case)) => decide_case(case, action, s.expected)?,
+                Some(State::Case(case)) => {
+                    let decision = decide_case(case, action, s.expected)?;
+                    signed = decision.signed;
+                    decision.events
+                }
                 _ => return Err(lost()),
             },
         };
+        if let Some(document) = &signed {
+            self.check_document(document, s, draft)?;
+        } else if let (Action::IssueLicense { .. }, true) = (&s.action, self.shared.signs_licences) {
+            if let Some(away) = &s.documents.away {
+                return Err(Stop::Signer(away.clone()));
+            }
+            // When the command was queued there was no such order.
+            let message = "the order was created meanwhile by another request; try again";
+            return Err(Refusal::new(RefusalCode::RevisionConflict, message).into());
+        }
         // Encode everything before anything changes, so that a refusal leaves no trace.
         let mut bodies = Vec::with_capacity(events.len());
         for (i, event) in events.iter().enumerate() {
@@ -850,12 +952,8 @@ impl Writer {
     }
 
     fn finish(&mut self, draft: Draft) -> Result<CommitBatch, CommitError> {
-        let (registry_size, registry_head) = {
-            let registry = self.shared.registry.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-            // Only the very first commit of the ledger names no registry: its keys are those of its own genesis.
-            let size = if self.chain == 0 && draft.before.size() == 0 { 0 } else { registry.size() };
-            (size, registry.head(size).unwrap_or_default())
-        };
+        let registry_size = draft.registry_size;
+        let registry_head = self.registry().head(registry_size).unwrap_or_default();
         let statement = Statement {
             ledger_id: self.shared.ledger_id,
             chain: self.chain,
@@ -986,8 +1084,15 @@ pub(crate) fn load_sku(store: &dyn Store, chain: u32, case: CaseId) -> Result<Op
     }
 }
 
+/// A change of keys was signed for another state of the registry.
+pub(crate) fn registry_changed() -> Refusal {
+    let message = "the key registry was changed meanwhile; get the statement again and have that one signed";
+    Refusal::new(RefusalCode::RevisionConflict, message)
+}
+
 enum Stop {
     Refused(Refusal),
+    Signer(SignerError),
     Store(StoreError),
 }
 
@@ -1005,7 +1110,7 @@ impl From<StoreError> for Stop {
 
 enum CommitError {
     Store(StoreError),
-    Signer(crate::signer::SignerError),
+    Signer(SignerError),
 }
 
 impl From<StoreError> for CommitError {

@@ -188,7 +188,7 @@ async fn checkpoints_and_proofs_verify(home: Home) {
         }
     }
     notes.extend(ledger.checkpoint().await.unwrap());
-    let key = ledger.genesis().checkpoint_key.public_key;
+    let key = ledger.genesis().checkpoint_key.public_key.ed25519().unwrap();
     let checkpoints: Vec<Checkpoint> = notes
         .iter()
         .map(|note| {

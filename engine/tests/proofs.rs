@@ -214,7 +214,12 @@ impl Log {
         let governance = signer(Purpose::Governance, seed);
         let sign = |signer: &LocalSigner| signer.sign(&message).unwrap();
         let possession = incoming.map(sign);
-        let payload = govern_payload(action, &governance.key().kid, &sign(&governance), possession.as_ref());
+        let payload = govern_payload(
+            action,
+            &governance.key().kid,
+            &sign(&governance),
+            possession.as_ref().map(<[u8; 64]>::as_slice),
+        );
         let body = Body { actor_id: "service:governance".into(), payload, private_sha256: None, meta: None };
         self.append("ledger", action.event_type(), body, by);
     }
@@ -239,7 +244,7 @@ impl Log {
         let checkpoint = Checkpoint { origin, size, root: merkle::root(&leaves) };
         let signer = signer(Purpose::Checkpoint, seed);
         let signature = signer.sign(checkpoint.to_text().as_bytes()).unwrap().to_vec();
-        let note = checkpoint.to_note(signer.key().public_key, signature);
+        let note = checkpoint.to_note(signer.key().public_key.ed25519().unwrap(), signature);
         let entry = |at: usize| {
             let Ok(path) = merkle::inclusion_proof(&leaves[..], at as u64, size);
             let (header, body) = self.entries[at].clone();

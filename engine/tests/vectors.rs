@@ -192,7 +192,12 @@ impl Registrar<'_> {
         let statement = govern_statement(&self.id, revision as u64 + 1, &parent, action);
         let governance = key(Purpose::Governance, signing).sign(&statement).unwrap();
         let possession = possession.map(|(purpose, seed)| key(purpose, seed).sign(&statement).unwrap());
-        let payload = govern_payload(action, &kid(Purpose::Governance, named), &governance, possession.as_ref());
+        let payload = govern_payload(
+            action,
+            &kid(Purpose::Governance, named),
+            &governance,
+            possession.as_ref().map(<[u8; 64]>::as_slice),
+        );
         self.append("ledger", action.event_type(), "governance", payload, commit);
     }
 
@@ -264,7 +269,7 @@ impl Registrar<'_> {
         let text = Checkpoint { origin: origin.clone(), size: size as u64, root }.to_text();
         let signer = key(Purpose::Checkpoint, seed);
         let signature = signer.sign(text.as_bytes()).unwrap().to_vec();
-        let key_id = NoteKey { name: origin.clone(), public_key: signer.key().public_key }.key_id();
+        let key_id = NoteKey { name: origin.clone(), public_key: signer.key().public_key.ed25519().unwrap() }.key_id();
         let note = Note { text, signatures: vec![NoteSignature { name: origin, key_id, signature }] };
         let insert = "INSERT INTO checkpoints VALUES (0, ?1, ?2, ?3)";
         self.db.execute(insert, params![size, root.0, note.to_string()]).unwrap();

@@ -174,10 +174,10 @@ pub(crate) fn note(bytes: &[u8]) {
         assert_eq!(checkpoint.to_text(), note.text);
         // The checkpoint key of the fixtures, so that seeds verify; only the very same text may.
         let signer = LocalSigner::from_seed(Purpose::Checkpoint, &[3; 32]);
-        keys.push(NoteKey { name: checkpoint.origin.clone(), public_key: signer.key().public_key });
+        keys.push(NoteKey { name: checkpoint.origin.clone(), public_key: signer.key().public_key.ed25519().unwrap() });
         if note.verify(&keys).is_ok() {
             let signature = signer.sign(note.text.as_bytes()).expect("a key in memory signs");
-            let again = checkpoint.to_note(signer.key().public_key, signature.to_vec());
+            let again = checkpoint.to_note(signer.key().public_key.ed25519().unwrap(), signature.to_vec());
             assert!(again.signatures.iter().all(|line| note.signatures.contains(line)));
         }
     }
@@ -236,9 +236,9 @@ pub(crate) fn key(bytes: &[u8]) {
     match parse_key(&text) {
         Ok(key) => {
             let signer = LocalSigner::new(Purpose::Commit, key.clone());
-            assert_eq!(signer.key().public_key, key.verifying_key().to_bytes());
+            assert_eq!(signer.key().public_key, key.verifying_key().to_bytes().into());
             let signature = signer.sign(bytes).expect("a key in memory signs");
-            assert!(ledger_engine::commit::verify_ed25519(&signer.key().public_key, bytes, &signature));
+            assert!(signer.key().public_key.verify(bytes, &signature));
         }
         Err(reason) => {
             // A secret that does not parse must not end in a log. So begins the base64 of such a key; any other text may be

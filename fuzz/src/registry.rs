@@ -50,7 +50,12 @@ pub(crate) fn registry(bytes: &[u8]) {
             let sign = |s: &LocalSigner| s.sign(&message).expect("a key in memory signs");
             let key = matches!(action, Action::Enrol { .. } | Action::Rotate { .. });
             let possession = key.then(|| sign(&incoming));
-            let signed = govern_payload(&action, &governance.key().kid, &sign(&governance), possession.as_ref());
+            let signed = govern_payload(
+                &action,
+                &governance.key().kid,
+                &sign(&governance),
+                possession.as_ref().map(<[u8; 64]>::as_slice),
+            );
             let before = registry.clone();
             // Signed for another revision it is refused.
             let elsewhere = RegistryPlace { revision: revision + 1, ..place };

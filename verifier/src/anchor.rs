@@ -140,7 +140,8 @@ impl Anchor {
             Kept::Checkpoint(origin, note) => (origin, note),
         };
         let key = |public_key| NoteKey { name: origin.clone(), public_key };
-        let keys: Vec<NoteKey> = registry.checkpoint_keys().map(|r| key(r.key.public_key)).collect();
+        let keys: Vec<NoteKey> =
+            registry.checkpoint_keys().filter_map(|r| r.key.public_key.ed25519().map(key)).collect();
         note.verify(&keys)
             .err()
             .map(|e| format!("anchor {}: {e}; get the file again from where it was kept", self.name))

@@ -253,7 +253,7 @@ impl Keys<'_> {
             let code = match self.registry.commit_key(kid, alg, statement.chain, commit.end(), commit.registry_size) {
                 Ok(key) => {
                     let message = statement.to_bytes(ALG_ED25519, kid);
-                    let good = blob(signature).is_some_and(|s| verify_ed25519(&key.public_key, &message, s));
+                    let good = blob(signature).is_some_and(|s| key.public_key.verify(&message, s));
                     if good {
                         continue;
                     }
@@ -354,7 +354,8 @@ impl CheckpointJudge<'_> {
         let Some((_, note)) = note else { return Ok(None) };
         let mut known = false;
         for record in self.registry.checkpoint_keys() {
-            let key = NoteKey { name: origin.clone(), public_key: record.key.public_key };
+            let Some(public_key) = record.key.public_key.ed25519() else { continue };
+            let key = NoteKey { name: origin.clone(), public_key };
             for line in note.signatures.iter().filter(|l| l.name == origin && l.key_id == key.key_id()) {
                 known = true;
                 if record.retired.as_ref().is_some_and(|r| size > cut_of(&r.cut, self.chain)) {

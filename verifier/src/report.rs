@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use ledger_engine::adoption::Adopted;
-use ledger_engine::hash::{Hash, sha256, to_hex};
+use ledger_engine::hash::{Hash, sha256};
 use ledger_engine::registry::{KeyRecord, Registry};
 use serde_json::json;
 
@@ -101,7 +101,9 @@ pub struct KeyReport {
     pub kid: String,
     /// What it may sign.
     pub purpose: &'static str,
-    /// 64 hex characters.
+    /// `ed25519` or `rsa-sha256`.
+    pub alg: &'static str,
+    /// Lowercase hex: 32 raw bytes, or SubjectPublicKeyInfo DER.
     pub public_key: String,
     /// Registry size from which it is known.
     pub enrolled: u64,
@@ -114,7 +116,8 @@ impl KeyReport {
         let report = |r: &KeyRecord| KeyReport {
             kid: r.key.kid.clone(),
             purpose: r.key.purpose.as_str(),
-            public_key: to_hex(&r.key.public_key),
+            alg: r.key.public_key.algorithm().as_str(),
+            public_key: r.key.public_key.to_hex(),
             enrolled: r.enrolled_size,
             retired: r.retired.as_ref().map(|r| (r.registry_size, r.cut.clone())),
         };
@@ -493,7 +496,7 @@ impl Report {
             .iter()
             .map(|k| {
                 json!({
-                    "kid": k.kid, "purpose": k.purpose, "public_key": k.public_key, "enrolled": k.enrolled,
+                    "kid": k.kid, "purpose": k.purpose, "alg": k.alg, "public_key": k.public_key, "enrolled": k.enrolled,
                     "retired": k.retired.as_ref().map(|r| r.0), "cut": k.retired.as_ref().map(|r| &r.1),
                 })
             })

@@ -2,7 +2,7 @@
 //! common. Codes and places are those of FORMAT.md 10.
 
 use ledger_engine::body::{BODY_BYTES_MAX, Body};
-use ledger_engine::commit::{ALG_ED25519, Statement, verify_ed25519};
+use ledger_engine::commit::{ALG_ED25519, Statement};
 use ledger_engine::domain::projection::Cell;
 use ledger_engine::genesis::Genesis;
 use ledger_engine::hash::{EventId, Hash, body_hash, sha256};
@@ -141,7 +141,7 @@ impl Known {
                 Err(KeyFault::Algorithm) => return fault(Code::AlgorithmMismatch, why),
                 Err(KeyFault::NotValid) => return fault(Code::KidNotValid, why),
             };
-            if !verify_ed25519(&key.public_key, &statement.to_bytes(ALG_ED25519, &signed.kid), &signed.signature) {
+            if !key.public_key.verify(&statement.to_bytes(ALG_ED25519, &signed.kid), &signed.signature) {
                 return fault(Code::CommitSignatureInvalid, why);
             }
         }

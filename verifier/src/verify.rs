@@ -165,7 +165,7 @@ fn identity(tables: &dyn Tables, trust: Option<Hash>, out: &mut Collector) -> Re
 pub(crate) fn distinct_keys(genesis: &Genesis) -> bool {
     let keys = genesis.keys();
     let kids: BTreeSet<_> = keys.iter().map(|k| &k.kid).collect();
-    let public: BTreeSet<_> = keys.iter().map(|k| k.public_key).collect();
+    let public: BTreeSet<_> = keys.iter().map(|k| k.public_key.as_bytes()).collect();
     kids.len() == 3 && public.len() == 3
 }
 

@@ -5,7 +5,10 @@ use serde::{Deserialize, Serialize};
 use super::fields::{Fields, count, hex64, text, text1};
 use super::money::Money;
 use super::{Illegal, Occurrence, allowed};
+use crate::document::SignedDocument;
+use crate::finance::FinanceSignature;
 use crate::json::{Object, Value};
+use crate::licence::Licence;
 use crate::stream::{CaseId, Stream};
 
 /// Where an order stands.
@@ -180,6 +183,8 @@ pub struct Applied {
     pub touched: Vec<Touched>,
     /// Present for `order.created`.
     pub price_claim: Option<PriceClaim>,
+    /// A document of the event that is signed by itself: judged by the registry, which is no part of a case.
+    pub signed: Option<SignedDocument>,
 }
 
 /// The id of an order's licence.
@@ -202,6 +207,12 @@ fn read_document(value: &Value) -> Option<()> {
     let object = value.as_object()?;
     let text = object.value("text")?.as_str()?;
     (*value == document(text)).then_some(())
+}
+
+/// The licence of a `license.issued` entry, if it holds a signed one.
+pub fn read_licence(value: &Value) -> Option<Licence> {
+    read_document(value)?;
+    Licence::parse_canonical(value.as_object()?.value("text")?.as_str()?)
 }
 
 fn read_mode(value: &Value) -> Option<String> {
@@ -270,7 +281,7 @@ impl Case {
             created_at_us: event.recorded_at_us,
             updated_at_us: event.recorded_at_us,
         });
-        Ok(Applied { touched: vec![Touched::Order], price_claim: Some(price_claim) })
+        Ok(Applied { touched: vec![Touched::Order], price_claim: Some(price_claim), signed: None })
     }
 
     fn apply_order(&mut self, event: &Occurrence<'_>) -> Result<Applied, Illegal> {
@@ -284,7 +295,7 @@ impl Case {
                 format!("{} is not allowed while the order is {}", event.event_type, was.as_str())
             })
         };
-        let mut touched = vec![Touched::Order];
+        let (mut touched, mut signed) = (vec![Touched::Order], None);
         match event.event_type {
             "payment.captured" => {
                 let (_, total) = read_payment(&mut f);
@@ -310,17 +321,26 @@ impl Case {
             "order.settled" => {
                 let proof_id = f.required("ledger_proof_id", text1);
                 f.optional("finance_proof", read_document);
+                let finance = f.optional("finance_signature", FinanceSignature::read);
                 f.finish()?;
                 from(&[Paid])?;
+                signed = finance.map(|f| f.document(self.id, &proof_id, &order.total));
                 order.status = Settled;
                 order.ledger_proof_id = Some(proof_id);
             }
             "license.issued" => {
                 let id = f.required("license_id", text1);
-                f.optional("expires_at", Value::as_int);
+                let expires_at = f.optional("expires_at", Value::as_int);
+                let licence = f.optional("license", read_licence);
                 f.finish()?;
                 from(&[Settled])?;
                 allowed(id == license_id(self.id), || "license_id is not the order's".into())?;
+                if let Some(licence) = &licence {
+                    let terms = &licence.terms;
+                    let own = terms.order_id == self.id && terms.is_for(order) && terms.expires_at_us == expires_at;
+                    allowed(own, || "the licence is of another order, buyer, SKU or expiry".into())?;
+                }
+                signed = licence.map(|l| l.document());
                 order.status = Licensed;
                 order.license_index = Some(event.index);
                 touched.push(Touched::Licence(event.index));
@@ -363,7 +383,7 @@ impl Case {
         }
         order.revision = event.revision;
         order.updated_at_us = event.recorded_at_us;
-        Ok(Applied { touched, price_claim: None })
+        Ok(Applied { touched, price_claim: None, signed })
     }
 
     fn request(&mut self, event: &Occurrence<'_>, n: u32) -> Result<Applied, Illegal> {
@@ -406,7 +426,7 @@ impl Case {
             revision: event.revision,
             updated_at_us: event.recorded_at_us,
         });
-        Ok(Applied { touched: vec![Touched::Delivery(n), Touched::Order], price_claim: None })
+        Ok(Applied { touched: vec![Touched::Delivery(n), Touched::Order], ..Applied::default() })
     }
 
     fn apply_delivery(&mut self, event: &Occurrence<'_>, n: u32) -> Result<Applied, Illegal> {
@@ -481,7 +501,7 @@ impl Case {
         }
         delivery.revision = event.revision;
         delivery.updated_at_us = event.recorded_at_us;
-        Ok(Applied { touched, price_claim: None })
+        Ok(Applied { touched, ..Applied::default() })
     }
 }
 

@@ -2,8 +2,11 @@
 
 use super::fields::{FieldError, Fields, hex64, text, text1};
 use super::money::Money;
+use crate::finance::FinanceSignature;
 use crate::hash::{Hash, sha256};
 use crate::json::{self, JsonError, Object, Value};
+use crate::licence::Licence;
+use crate::registry::is_kid;
 use crate::stream::CaseId;
 
 /// Longest command line that is read, bytes.
@@ -45,23 +48,73 @@ impl ExpectedRevision {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "members are those of COMMANDS.md, name by name")]
 pub enum Action {
-    ListSku { sku_id: String, title: String, price: Money, author_id: Option<String> },
-    WithdrawSku { sku_id: String, reason: Option<String> },
-    CreateOrder { sku_id: String, delivery_mode: String, key_fingerprint: Option<String>, buyer: Option<String> },
-    CapturePayment { provider: String, payment_id: String, total: Money },
-    FailPayment { provider: String, payment_id: String, reason: String },
-    Settle { ledger_proof_id: String, finance_proof: Option<String> },
-    IssueLicense { expires_at: Option<i64> },
-    RequestDelivery { key_fingerprint: Option<String> },
-    EncryptDelivery { algorithm: String, artifact_sha256: String, ciphertext_sha256: String },
-    ReadyDelivery { proof: Option<String> },
+    ListSku {
+        sku_id: String,
+        title: String,
+        price: Money,
+        author_id: Option<String>,
+    },
+    WithdrawSku {
+        sku_id: String,
+        reason: Option<String>,
+    },
+    CreateOrder {
+        sku_id: String,
+        delivery_mode: String,
+        key_fingerprint: Option<String>,
+        buyer: Option<String>,
+    },
+    CapturePayment {
+        provider: String,
+        payment_id: String,
+        total: Money,
+    },
+    FailPayment {
+        provider: String,
+        payment_id: String,
+        reason: String,
+    },
+    Settle {
+        ledger_proof_id: String,
+        finance_proof: Option<String>,
+        finance_signature: Option<FinanceSignature>,
+    },
+    /// `licence` is made by the engine, once it knows the order.
+    IssueLicense {
+        expires_at: Option<i64>,
+        scope: Option<String>,
+        licence: Option<Licence>,
+    },
+    RequestDelivery {
+        key_fingerprint: Option<String>,
+    },
+    EncryptDelivery {
+        algorithm: String,
+        artifact_sha256: String,
+        ciphertext_sha256: String,
+    },
+    ReadyDelivery {
+        proof: Option<String>,
+    },
     DownloadDelivery,
-    FailDelivery { reason: String },
-    ReissueDelivery { reason: String, key_fingerprint: Option<String> },
+    FailDelivery {
+        reason: String,
+    },
+    ReissueDelivery {
+        reason: String,
+        key_fingerprint: Option<String>,
+    },
     Finalize,
-    Cancel { reason: String },
-    Refund { refund: Money, reason: String },
-    EraseSubject { reason: String },
+    Cancel {
+        reason: String,
+    },
+    Refund {
+        refund: Money,
+        reason: String,
+    },
+    EraseSubject {
+        reason: String,
+    },
 }
 
 /// A command with what every command carries.
@@ -222,6 +275,17 @@ fn string(value: &Value) -> Option<String> {
     value.as_str().map(str::to_owned)
 }
 
+/// `finance_kid` and `finance_signature`: both or none.
+fn read_finance_signature(f: &mut Fields<'_>) -> Option<FinanceSignature> {
+    let text = |v: &Value| v.as_str().map(str::to_owned);
+    let kid = f.optional("finance_kid", |v| text(v).filter(|k| is_kid(k)));
+    let Some(kid) = kid else {
+        // Without a kid a signature is a member too many.
+        return f.optional("finance_signature", |_| None::<FinanceSignature>);
+    };
+    f.required("finance_signature", |v| FinanceSignature::from_text(&kid, v.as_str()?).map(Some))
+}
+
 fn read_action(name: &str, f: &mut Fields<'_>) -> Option<(&'static str, Action)> {
     Some(match name {
         "sku.list" => (
@@ -267,11 +331,17 @@ fn read_action(name: &str, f: &mut Fields<'_>) -> Option<(&'static str, Action)>
             Action::Settle {
                 ledger_proof_id: f.required("ledger_proof_id", text1),
                 finance_proof: f.optional("finance_proof", string),
+                finance_signature: read_finance_signature(f),
             },
         ),
-        "license.issue" => {
-            ("license.issue", Action::IssueLicense { expires_at: f.optional("expires_at", Value::as_int) })
-        }
+        "license.issue" => (
+            "license.issue",
+            Action::IssueLicense {
+                expires_at: f.optional("expires_at", Value::as_int),
+                scope: f.optional("scope", text1),
+                licence: None,
+            },
+        ),
         "delivery.request" => {
             ("delivery.request", Action::RequestDelivery { key_fingerprint: f.optional("key_fingerprint", hex64) })
         }

@@ -4,6 +4,8 @@ use super::case::{Case, Delivery, Order, OrderStatus, document, license_id, proo
 use super::command::{Action, ExpectedRevision};
 use super::sku::Sku;
 use super::{Event, Illegal, Occurrence};
+use crate::document::SignedDocument;
+use crate::finance::FinanceSignature;
 use crate::json::{Object, Value};
 use crate::stream::{CaseId, Stream};
 
@@ -32,6 +34,8 @@ pub enum RefusalCode {
     IllegalTransition,
     IdempotencyMismatch,
     BodyTooLarge,
+    LedgerProofInvalid,
+    KeyRefused,
 }
 
 impl RefusalCode {
@@ -48,6 +52,8 @@ impl RefusalCode {
             RefusalCode::IllegalTransition => "ILLEGAL_TRANSITION",
             RefusalCode::IdempotencyMismatch => "IDEMPOTENCY_MISMATCH",
             RefusalCode::BodyTooLarge => "BODY_TOO_LARGE",
+            RefusalCode::LedgerProofInvalid => "LEDGER_PROOF_INVALID",
+            RefusalCode::KeyRefused => "KEY_REFUSED",
         }
     }
 }
@@ -159,8 +165,17 @@ fn check_fingerprint(mode: &str, key_fingerprint: Option<&str>) -> Result<(), Re
     Err(Refusal::new(RefusalCode::InvalidCommand, message))
 }
 
-/// Decides every command about an existing order: one event, or two for a reissue.
-pub fn decide_case(case: &Case, action: &Action, expected: ExpectedRevision) -> Result<Vec<Event>, Refusal> {
+/// What a command about an order comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// One event, or two for a reissue.
+    pub events: Vec<Event>,
+    /// A signed document among them. Whether its signature counts, the registry tells.
+    pub signed: Option<SignedDocument>,
+}
+
+/// Decides every command about an existing order.
+pub fn decide_case(case: &Case, action: &Action, expected: ExpectedRevision) -> Result<Decision, Refusal> {
     let Some(order) = &case.order else {
         return Err(Refusal::new(RefusalCode::OrderNotFound, format!("no order {}", case.id)));
     };
@@ -172,11 +187,11 @@ pub fn decide_case(case: &Case, action: &Action, expected: ExpectedRevision) -> 
         let (event_type, payload) = order_event(case, order, action)?;
         vec![Event { stream, event_type, payload }]
     };
-    let mut tried = case.clone();
+    let (mut tried, mut signed) = (case.clone(), None);
     for event in &events {
-        tried.apply(&trial(event, 0))?;
+        signed = tried.apply(&trial(event, 0))?.signed.or(signed);
     }
-    Ok(events)
+    Ok(Decision { events, signed })
 }
 
 fn is_delivery(action: &Action) -> bool {
@@ -208,14 +223,22 @@ fn order_event(case: &Case, order: &Order, action: &Action) -> Result<(&'static 
             let payload = reason(why).with("provider", provider.as_str()).with("payment_id", payment_id.as_str());
             ("payment.failed", payload)
         }
-        Action::Settle { ledger_proof_id, finance_proof } => {
+        Action::Settle { ledger_proof_id, finance_proof, finance_signature } => {
             let mut payload = Object::new().with("ledger_proof_id", ledger_proof_id.as_str());
             payload.set_some("finance_proof", finance_proof.as_deref().map(document));
+            payload.set_some("finance_signature", finance_signature.as_ref().map(FinanceSignature::to_value));
             ("order.settled", payload)
         }
-        Action::IssueLicense { expires_at } => {
+        Action::IssueLicense { expires_at, licence, .. } => {
+            let other = licence.as_ref().is_some_and(|l| !l.terms.is_for(order));
+            if other && order.status == OrderStatus::Settled {
+                // It was signed for what another request asked for under this id.
+                let message = "the order was created by another request meanwhile; try again";
+                return Err(Refusal::new(RefusalCode::RevisionConflict, message));
+            }
             let mut payload = Object::new().with("license_id", license_id(case.id));
             payload.set_some("expires_at", *expires_at);
+            payload.set_some("license", licence.as_ref().map(|l| document(&l.to_text())));
             ("license.issued", payload)
         }
         Action::Finalize => ("order.finalized", Object::new().with("delivery", case.deliveries.len() as i64)),

@@ -39,6 +39,7 @@ pub fn config(store: Arc<dyn Store>) -> Config {
         environment: Arc::new(SeededEnvironment::new(1, 1_795_000_000_000_000, 1000)),
         commit_signer: Arc::new(LocalSigner::from_seed(Purpose::Commit, &[2; 32])),
         checkpoint_signer: Arc::new(LocalSigner::from_seed(Purpose::Checkpoint, &[3; 32])),
+        licence_signer: None,
         pseudonyms: PseudonymKey::new([9; 32]),
     }
 }

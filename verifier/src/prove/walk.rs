@@ -7,7 +7,7 @@ use std::sync::mpsc::Receiver;
 use compact_str::CompactString;
 use ledger_engine::adoption::Adoption;
 use ledger_engine::body::{BODY_BYTES_MAX, Body};
-use ledger_engine::commit::{ALG_ED25519, COMMIT_BYTES_MAX, COMMIT_SIGNATURES_MAX, Statement, verify_ed25519};
+use ledger_engine::commit::{ALG_ED25519, COMMIT_BYTES_MAX, COMMIT_SIGNATURES_MAX, Statement};
 use ledger_engine::domain::Occurrence;
 use ledger_engine::domain::money::Money;
 use ledger_engine::domain::projection::{Cell, TABLES, idempotency_row, needs_idempotency_row};
@@ -17,6 +17,7 @@ use ledger_engine::hash::{Hash, sha256};
 use ledger_engine::header::{Header, Text};
 use ledger_engine::json::{Object, Value};
 use ledger_engine::merkle;
+use ledger_engine::public_key::PublicKey;
 use ledger_engine::registry::{KeyRecord, RegistryPlace};
 use ledger_engine::runs::RUN_ENTRIES;
 use ledger_engine::stream::{CaseId, Stream};
@@ -95,7 +96,7 @@ struct Open {
 
 /// A signature to verify.
 struct Signed {
-    public_key: [u8; 32],
+    public_key: PublicKey,
     message: Vec<u8>,
     signature: Vec<u8>,
 }
@@ -245,7 +246,7 @@ impl<'p, 'a> Walk<'p, 'a> {
     /// Verifies the signatures that wait.
     fn signed(&mut self) -> Result<(), Stop> {
         let jobs = std::mem::take(&mut self.jobs);
-        let good = jobs.par_iter().all(|j| verify_ed25519(&j.public_key, &j.message, &j.signature));
+        let good = jobs.par_iter().all(|j| j.public_key.verify(&j.message, &j.signature));
         check(good, "a commit's signature")
     }
 
@@ -577,7 +578,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             check(kids.iter().all(|k| k != kid), "a second signature by one key")?;
             kids.push(kid.to_owned());
             let message = statement.to_bytes(ALG_ED25519, kid);
-            self.jobs.push(Signed { public_key: key.public_key, message, signature: signature.to_vec() });
+            self.jobs.push(Signed { public_key: key.public_key.clone(), message, signature: signature.to_vec() });
         }
         check((1..=COMMIT_SIGNATURES_MAX).contains(&kids.len()), "the number of a commit's signatures")?;
         self.report.commits += 1;
