@@ -10,7 +10,7 @@ use ed25519_dalek::Signer as _;
 pub use ed25519_dalek::SigningKey;
 use ed25519_dalek::pkcs8::spki::der::SecretDocument;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
-use ed25519_dalek::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _};
+use ed25519_dalek::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, KeypairBytes};
 use ring::rand::SystemRandom;
 use ring::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
 
@@ -78,7 +78,8 @@ pub fn write_secret(path: &Path, contents: &[u8]) -> Result<(), KeyFileError> {
     })
 }
 
-fn read_secret(path: &Path) -> Result<String, KeyFileError> {
+/// Reads a text that only its owner may read.
+pub fn read_secret(path: &Path) -> Result<String, KeyFileError> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt as _;
@@ -90,10 +91,11 @@ fn read_secret(path: &Path) -> Result<String, KeyFileError> {
     fs::read_to_string(path).map_err(io(path))
 }
 
-/// Writes a private key as PKCS#8 PEM.
+/// Writes a private key as PKCS#8 PEM, version 1 (RFC 8410 7): OpenSSL 3.0 reads no other.
 pub fn write_key(path: &Path, key: &SigningKey) -> Result<(), KeyFileError> {
     let malformed =
         |e: ed25519_dalek::pkcs8::Error| KeyFileError::Malformed { path: path.to_owned(), reason: e.to_string() };
+    let key = KeypairBytes { secret_key: key.to_bytes(), public_key: None };
     let pem = key.to_pkcs8_pem(LineEnding::LF).map_err(malformed)?;
     write_secret(path, pem.as_bytes())
 }

@@ -25,7 +25,7 @@ use crate::signer::{Signer, SignerError};
 use crate::store::{ChainHead, CheckpointRow, Entry, Store, StoreError};
 use crate::stream::{CaseId, HEADS_STREAM, Stream};
 use crate::writer::{
-    Job, Message, Shared, Submission, SystemEvent, Work, Writer, load_sku, registry_changed, run_storer,
+    Counters, Job, Message, Shared, Submission, SystemEvent, Work, Writer, load_sku, registry_changed, run_storer,
 };
 
 /// Commands that may wait for one chain's writer before callers are held back.
@@ -119,6 +119,8 @@ pub struct EntryRef {
     pub event_id: EventId,
     /// Microseconds since the Unix epoch.
     pub recorded_at_us: i64,
+    /// Body bytes, exactly as hashed.
+    pub body: Arc<[u8]>,
 }
 
 impl EntryRef {
@@ -131,6 +133,7 @@ impl EntryRef {
             event_type: h.event_type.clone(),
             event_id: h.id(),
             recorded_at_us: h.recorded_at_us,
+            body: entry.body.as_slice().into(),
         }
     }
 }
@@ -146,6 +149,19 @@ pub struct Appended {
     pub case: Option<CaseId>,
     /// The entries, one or two.
     pub entries: Vec<EntryRef>,
+}
+
+/// What this process's writers did since the ledger was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stats {
+    /// Commits that are durable.
+    pub commits: u64,
+    /// Entries in them.
+    pub entries: u64,
+    /// Time that storing them took, microseconds.
+    pub store_us: u64,
+    /// Commands in the queues now.
+    pub waiting: u64,
 }
 
 /// A key that governance admits, with both signatures over [`Reader::enrol_statement`].
@@ -298,6 +314,24 @@ impl Ledger {
     /// The key registry as of now.
     pub fn registry(&self) -> Registry {
         self.shared.registry.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether licences are signed.
+    pub fn signs_licences(&self) -> bool {
+        self.licence_signer.is_some()
+    }
+
+    /// What the writers did, and what waits for them.
+    pub fn stats(&self) -> Stats {
+        use std::sync::atomic::Ordering::Relaxed;
+        let counters = &self.shared.counters;
+        let queues = self.queues.read().unwrap_or_else(PoisonError::into_inner);
+        Stats {
+            commits: counters.commits.load(Relaxed),
+            entries: counters.entries.load(Relaxed),
+            store_us: counters.store_us.load(Relaxed),
+            waiting: queues.iter().map(|q| (q.max_capacity() - q.capacity()) as u64).sum(),
+        }
     }
 
     /// A person's pseudonym, or a service's name.
@@ -593,6 +627,7 @@ fn shared(config: &Config, ledger_id: Hash, genesis: &Genesis, registry: Registr
         registry: RwLock::new(registry),
         closing: std::sync::atomic::AtomicBool::new(false),
         went_back: std::sync::OnceLock::new(),
+        counters: Counters::default(),
     })
 }
 

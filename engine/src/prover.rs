@@ -5,7 +5,7 @@ use crate::hash::Hash;
 use crate::merkle;
 use crate::proof::{Proof, ProofError, ProvenCommit, ProvenEntry, SignedCheckpoint};
 use crate::reader::StoredNodes;
-use crate::store::{Entry, Store, StoreError};
+use crate::store::{Entry, Store, StoreError, StoredCommit};
 use crate::stream::LEDGER_STREAM;
 
 /// Why there is no proof file.
@@ -74,26 +74,66 @@ fn proven(store: &dyn Store, entry: Entry, size: u64) -> Result<ProvenEntry, Pro
 }
 
 fn commit(store: &dyn Store, entry: &Entry) -> Result<ProvenCommit, ProveError> {
-    let (chain, index) = (entry.header.chain, entry.header.index);
-    let from = (index + 1).saturating_sub(COMMIT_ENTRIES_MAX as u64);
-    let near = store.commits(chain, from, COMMIT_ENTRIES_MAX)?;
-    let holds = |first: u64, size: u64| first <= index && index - first < size;
-    let found = near.into_iter().find(|c| holds(c.first_index, c.size));
-    let found = found.ok_or_else(|| corrupt(&format!("entry {index} of chain {chain} is in no commit")))?;
-    let size = u32::try_from(found.size).map_err(|_| corrupt("a commit is too large"))?;
-    let entries = store.entries(chain, found.first_index, size as usize)?;
-    let leaves: Vec<Hash> = entries.iter().map(|e| e.header.leaf_hash()).collect();
-    let last_hash = entries.last().filter(|_| leaves.len() == size as usize).map(|e| e.entry_hash);
-    let last_hash = last_hash.ok_or_else(|| corrupt(&format!("entries from {} are missing", found.first_index)))?;
-    let Ok(path) = merkle::inclusion_proof(&leaves[..], index - found.first_index, u64::from(size));
-    Ok(ProvenCommit {
-        first_index: found.first_index,
-        size,
-        root: merkle::root(&leaves),
-        last_hash,
-        registry_size: found.registry_size,
-        registry_head: found.registry_head,
-        path,
-        signatures: found.signatures,
-    })
+    Ok(Whole::holding(store, entry)?.proven(entry.header.index))
+}
+
+/// The commit of each entry, in the order given. Neighbours share the reading of their commit.
+pub(crate) fn commits(store: &dyn Store, entries: &[Entry]) -> Result<Vec<ProvenCommit>, ProveError> {
+    let mut last: Option<Whole> = None;
+    let mut found = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let whole = match last.take().filter(|whole| whole.holds(entry)) {
+            Some(whole) => whole,
+            None => Whole::holding(store, entry)?,
+        };
+        found.push(last.insert(whole).proven(entry.header.index));
+    }
+    Ok(found)
+}
+
+/// A commit with the leaves of its entries.
+struct Whole {
+    chain: u32,
+    stored: StoredCommit,
+    size: u32,
+    leaves: Vec<Hash>,
+    last_hash: Hash,
+}
+
+impl Whole {
+    fn holding(store: &dyn Store, entry: &Entry) -> Result<Whole, ProveError> {
+        let (chain, index) = (entry.header.chain, entry.header.index);
+        let from = (index + 1).saturating_sub(COMMIT_ENTRIES_MAX as u64);
+        let near = store.commits(chain, from, COMMIT_ENTRIES_MAX)?;
+        let holds = |first: u64, size: u64| first <= index && index - first < size;
+        let stored = near.into_iter().find(|c| holds(c.first_index, c.size));
+        let stored = stored.ok_or_else(|| corrupt(&format!("entry {index} of chain {chain} is in no commit")))?;
+        let size = u32::try_from(stored.size).map_err(|_| corrupt("a commit is too large"))?;
+        let entries = store.entries(chain, stored.first_index, size as usize)?;
+        let leaves: Vec<Hash> = entries.iter().map(|e| e.header.leaf_hash()).collect();
+        let last_hash = entries.last().filter(|_| leaves.len() == size as usize).map(|e| e.entry_hash);
+        let last_hash =
+            last_hash.ok_or_else(|| corrupt(&format!("entries from {} are missing", stored.first_index)))?;
+        Ok(Whole { chain, stored, size, leaves, last_hash })
+    }
+
+    fn holds(&self, entry: &Entry) -> bool {
+        let (first, index) = (self.stored.first_index, entry.header.index);
+        entry.header.chain == self.chain && first <= index && index - first < u64::from(self.size)
+    }
+
+    fn proven(&self, index: u64) -> ProvenCommit {
+        let first_index = self.stored.first_index;
+        let Ok(path) = merkle::inclusion_proof(&self.leaves[..], index - first_index, u64::from(self.size));
+        ProvenCommit {
+            first_index,
+            size: self.size,
+            root: merkle::root(&self.leaves),
+            last_hash: self.last_hash,
+            registry_size: self.stored.registry_size,
+            registry_head: self.stored.registry_head,
+            path,
+            signatures: self.stored.signatures.clone(),
+        }
+    }
 }

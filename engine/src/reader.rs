@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::adoption::{Adopted, Adoption};
 use crate::archive::{ExportError, ExportOptions, export_to_directory};
+use crate::body::PrivateDocument;
 use crate::domain::projection::{
     DELIVERIES, ORDERS, Row, TABLES, Table, case_rows, idempotency_row, needs_idempotency_row, sku_row,
 };
@@ -13,8 +14,8 @@ use crate::export::Manifest;
 use crate::genesis::Genesis;
 use crate::hash::{EventId, Hash};
 use crate::merkle::{self, Nodes, TILE_WIDTH};
-use crate::proof::Proof;
-use crate::prover::{ProveError, prove};
+use crate::proof::{Proof, ProvenCommit};
+use crate::prover::{ProveError, commits, prove};
 use crate::registry::{Action, Key, Registry, RegistryPlace};
 use crate::store::{Entry, Store, StoreError};
 use crate::stream::{CaseId, LEDGER_STREAM, Stream};
@@ -126,6 +127,83 @@ impl Reader {
     /// The projection row of an order's delivery `n`.
     pub async fn delivery(&self, case: CaseId, n: u32) -> Result<Option<Row>, StoreError> {
         self.stream_row(&DELIVERIES, Stream::Delivery(case, n)).await
+    }
+
+    /// The projection rows of an order and of its deliveries, by number.
+    pub async fn order_with_deliveries(&self, case: CaseId) -> Result<Option<(Row, Vec<Row>)>, StoreError> {
+        let (store, chain) = (Arc::clone(&self.store), case.route(self.genesis.chains));
+        blocking(move || {
+            let row = |table, stream: Stream| match store.stream_head(chain, &stream.to_string())? {
+                Some(head) => store.row(table, chain, head.first_index),
+                None => Ok(None),
+            };
+            let Some(order) = row(&ORDERS, Stream::Order(case))? else { return Ok(None) };
+            let mut deliveries = Vec::new();
+            for n in 1..=order.count("deliveries") {
+                let corrupt =
+                    || StoreError::Corrupt(format!("delivery {n} of order {case} is missing; verify the ledger"));
+                let n = u32::try_from(n).map_err(|_| corrupt())?;
+                deliveries.push(row(&DELIVERIES, Stream::Delivery(case, n))?.ok_or_else(corrupt)?);
+            }
+            Ok(Some((order, deliveries)))
+        })
+        .await
+    }
+
+    /// Each entry with its commit.
+    pub async fn with_commits(&self, entries: Vec<Entry>) -> Result<Vec<(Entry, ProvenCommit)>, ProveError> {
+        let store = Arc::clone(&self.store);
+        tokio::task::spawn_blocking(move || {
+            let commits = commits(&*store, &entries)?;
+            Ok(entries.into_iter().zip(commits).collect())
+        })
+        .await
+        .unwrap_or_else(|e| Err(StoreError::Unavailable(format!("a proof task died: {e}")).into()))
+    }
+
+    /// Index of the first entry of a chain that was recorded at `since_us` or later; its size if there is none.
+    pub async fn first_index_since(&self, chain: u32, since_us: i64) -> Result<u64, StoreError> {
+        let store = Arc::clone(&self.store);
+        blocking(move || {
+            let head = store.heads()?.into_iter().find(|h| h.chain == chain);
+            let (mut low, mut high) = (0, head.map_or(0, |h| h.size()));
+            // Times never go back along a chain.
+            while low < high {
+                let middle = low + (high - low) / 2;
+                let entry = store.entry(chain, middle)?;
+                match entry.is_some_and(|e| e.header.recorded_at_us < since_us) {
+                    true => low = middle + 1,
+                    false => high = middle,
+                }
+            }
+            Ok(low)
+        })
+        .await
+    }
+
+    /// Sizes of all chains, by chain.
+    pub async fn sizes(&self) -> Result<Vec<u64>, StoreError> {
+        let store = Arc::clone(&self.store);
+        blocking(move || Ok(store.heads()?.iter().map(|h| h.size()).collect())).await
+    }
+
+    /// The private document of an entry, where it is kept and not erased.
+    pub async fn private_document(&self, chain: u32, index: u64) -> Result<Option<PrivateDocument>, StoreError> {
+        let store = Arc::clone(&self.store);
+        blocking(move || Ok(store.private(chain, index)?.map(PrivateDocument::from_bytes))).await
+    }
+
+    /// The last signed checkpoint of a chain; with a size, that of exactly this size.
+    pub async fn checkpoint_note(&self, chain: u32, size: Option<u64>) -> Result<Option<String>, StoreError> {
+        let store = Arc::clone(&self.store);
+        blocking(move || {
+            let row = match size {
+                None => store.last_checkpoint(chain)?,
+                Some(size) => store.checkpoints(chain, size, 1)?.pop().filter(|row| row.size == size),
+            };
+            Ok(row.and_then(|row| row.note))
+        })
+        .await
     }
 
     async fn stream_row(&self, table: &'static Table, stream: Stream) -> Result<Option<Row>, StoreError> {

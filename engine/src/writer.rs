@@ -5,8 +5,9 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use tokio::sync::{mpsc, oneshot};
@@ -94,6 +95,7 @@ pub(crate) struct Shared {
     pub(crate) closing: std::sync::atomic::AtomicBool,
     /// Set once, when the store lost what it had acknowledged: then no chain takes another entry.
     pub(crate) went_back: std::sync::OnceLock<String>,
+    pub(crate) counters: Counters,
 }
 
 impl Shared {
@@ -163,9 +165,29 @@ struct InFlight {
     idempotency: HashMap<Hash, (Hash, usize)>,
 }
 
+/// What the writers of a ledger did, for those who watch it.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) commits: AtomicU64,
+    pub(crate) entries: AtomicU64,
+    pub(crate) store_us: AtomicU64,
+}
+
+impl Counters {
+    fn stored(&self, batch: &CommitBatch, took: Duration) {
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        self.entries.fetch_add(batch.entries.len() as u64, Ordering::Relaxed);
+        self.store_us.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
+    }
+}
+
 /// Appends, and learns the outcome where the store does not know it: never by a guess.
-fn store_settled(store: &dyn Store, batch: &CommitBatch) -> Result<(), StoreError> {
-    settle(store, batch, store.append(batch))
+fn store_settled(shared: &Shared, batch: &CommitBatch) -> Result<(), StoreError> {
+    let start = Instant::now();
+    let store = &*shared.store;
+    settle(store, batch, store.append(batch))?;
+    shared.counters.stored(batch, start.elapsed());
+    Ok(())
 }
 
 fn settle(store: &dyn Store, batch: &CommitBatch, result: Result<(), StoreError>) -> Result<(), StoreError> {
@@ -187,7 +209,7 @@ pub(crate) fn run_storer(
     inbox: &mpsc::Sender<Message>,
 ) {
     while let Ok(batch) = batches.recv() {
-        let result = store_settled(&*shared.store, &batch);
+        let result = store_settled(shared, &batch);
         if inbox.blocking_send(Message::Stored(result)).is_err() {
             return;
         }
@@ -404,7 +426,7 @@ impl Writer {
         if in_flight.is_empty() && flight.jobs.len() <= INLINE_JOBS {
             // A hand-over to the other thread would cost a lone caller more than it wins.
             let mut failed = VecDeque::new();
-            self.stored(flight, store_settled(&*self.shared.store, &batch), &mut failed);
+            self.stored(flight, store_settled(&self.shared, &batch), &mut failed);
             if !failed.is_empty() {
                 return self.recover(failed, open);
             }
@@ -563,8 +585,7 @@ impl Writer {
     fn commit_linked(&mut self, waiting: &VecDeque<Job>) -> Result<(usize, Vec<Outcome>), CommitError> {
         let (taken, outcomes, batch, now_us) = self.prepare(waiting)?;
         let Some(batch) = batch else { return Ok((taken, outcomes)) };
-        let store = Arc::clone(&self.shared.store);
-        store_settled(&*store, &batch)?;
+        store_settled(&self.shared, &batch)?;
         self.acknowledged = Some((batch.after.size(), batch.after.hash));
         self.advance(&batch, now_us);
         Ok((taken, outcomes))
@@ -572,7 +593,7 @@ impl Writer {
 
     /// The slow way, for a chain on which other processes write all the time: nothing moves while the lock is held.
     fn commit_locked(&mut self, waiting: &VecDeque<Job>) -> Result<(usize, Vec<Outcome>), CommitError> {
-        let store = Arc::clone(&self.shared.store);
+        let (store, start) = (Arc::clone(&self.shared.store), Instant::now());
         let mut made = None;
         let result = store.append_locked(self.chain, &mut |head| {
             let prepared = (|| {
@@ -596,6 +617,7 @@ impl Writer {
         };
         let Some(batch) = batch else { return Ok((taken, outcomes)) };
         settle(&*store, &batch, result)?;
+        self.shared.counters.stored(&batch, start.elapsed());
         self.acknowledged = Some((batch.after.size(), batch.after.hash));
         self.advance(&batch, now_us);
         Ok((taken, outcomes))

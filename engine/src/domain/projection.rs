@@ -136,6 +136,33 @@ impl Row {
         debug_assert_eq!(table.columns.len(), cells.len(), "{}", table.name);
         Row { table, cells }
     }
+
+    /// The cell of a column.
+    pub fn cell(&self, column: &str) -> Option<&Cell> {
+        let at = self.table.columns.iter().position(|c| *c == column)?;
+        self.cells.get(at)
+    }
+
+    /// A text column; empty if it is null.
+    pub fn text(&self, column: &str) -> &str {
+        match self.cell(column) {
+            Some(Cell::Text(text)) => text,
+            _ => "",
+        }
+    }
+
+    /// A number; 0 if it is null.
+    pub fn int(&self, column: &str) -> i64 {
+        match self.cell(column) {
+            Some(Cell::Int(n)) => *n,
+            _ => 0,
+        }
+    }
+
+    /// An index or count; 0 if it is null.
+    pub fn count(&self, column: &str) -> u64 {
+        u64::try_from(self.int(column)).unwrap_or(0)
+    }
 }
 
 /// The row that an event of a case touched, as the state now is.
