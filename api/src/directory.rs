@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ledger_engine::domain::command::Command;
 use ledger_engine::environment::{Environment, SystemEnvironment};
 use ledger_engine::genesis::{Genesis, Limits};
 use ledger_engine::hash::to_hex;
@@ -18,10 +19,14 @@ use ledger_engine::store::sqlite::{DATABASE_FILE, SqliteOptions, SqliteStore};
 use ledger_engine::store::{Store, StoreError};
 
 use crate::CliError;
+use crate::serve::DevKey;
 
 const COMMIT_KEY: &str = "keys/commit.pem";
 const CHECKPOINT_KEY: &str = "keys/checkpoint.pem";
 const LICENCE_KEY: &str = "keys/licence.pem";
+const DEV_FINANCE_KEY: &str = "keys/dev-finance.pem";
+/// What a development ledger sells; the runbook's smoke checks buy it.
+const DEV_SKU: &str = r#"{"command":"sku.list","actor":"system","sku_id":"sku-e2e","title":"Test artifact","price":{"amount":1250,"currency":"EUR","scale":2}}"#;
 const PSEUDONYM_KEY: &str = "keys/pseudonym.key";
 
 /// Where a ledger is.
@@ -235,6 +240,35 @@ pub(crate) async fn open(place: &Place) -> Result<Ledger, CliError> {
 /// Opens a ledger to change its keys: one that is not enrolled yet must not stand in the way.
 pub(crate) async fn open_for_keys(place: &Place) -> Result<Ledger, CliError> {
     Ok(Ledger::open(config(&place.dir, store(place)?)?).await?)
+}
+
+/// A development ledger: made if there is none, with a key for tokens, a finance key and something to buy. Returns what was made.
+pub(crate) async fn make_dev(place: &Place) -> Result<Vec<String>, CliError> {
+    let (dir, mut made) = (&place.dir, Vec::new());
+    if !dir.exists() {
+        let governance_key = governance_path(dir);
+        let origin = "localhost/development".to_owned();
+        create(NewLedger { place, governance_key: &governance_key, origin, chains: 1 }).await?;
+        made.push(format!("a new ledger in {place}, its keys in {}", dir.join("keys").display()));
+        let finance = dir.join(DEV_FINANCE_KEY);
+        let signing = ed25519(&random()?);
+        write_key(&finance, &signing)?;
+        let ledger = open(place).await?;
+        let governance = read_key(&governance_key, Purpose::Governance)?;
+        let private = PrivateKey::read(&finance)?;
+        let key = LocalSigner::new(Purpose::Finance, signing).key().clone();
+        made.push(format!("a finance key {} in {}", key.kid, finance.display()));
+        enrol(&ledger, key, &governance, &private).await?;
+        let sku = Command::parse(DEV_SKU.as_bytes()).map_err(|e| CliError::Usage(e.to_string()))?;
+        ledger.append(&sku, "SUBMIT").await?;
+        made.push("a SKU sku-e2e for 12.50 EUR".to_owned());
+        ledger.shutdown().await?;
+    }
+    if !DevKey::path(dir).exists() {
+        DevKey::create(dir, &random()?)?;
+        made.push(format!("a secret for tokens in {}", DevKey::path(dir).display()));
+    }
+    Ok(made)
 }
 
 fn store(place: &Place) -> Result<Arc<dyn Store>, CliError> {

@@ -4,6 +4,7 @@ mod commands;
 mod directory;
 mod error;
 mod output;
+mod serve;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,6 +39,15 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    // Much larger than the others.
+    Serve(Box<serve::Args>),
+    #[command(flatten)]
+    Once(Once),
+}
+
+/// Commands that do one thing and end.
+#[derive(Debug, Subcommand)]
+enum Once {
     Demo(commands::demo::Args),
     Init(commands::init::Args),
     Migrate(commands::migrate::Args),
@@ -51,40 +61,47 @@ enum Command {
     Backup(commands::backup::Args),
     Export(commands::export::Args),
     ImportLegacy(commands::import_legacy::Args),
+    Token(commands::token::Args),
+    Sku(commands::sku::Args),
 }
 
 /// Runs one command and returns the exit status.
 pub fn run(cli: Cli) -> ExitCode {
+    let Cli { dir, database, json, command } = cli;
+    let place = Place { dir, database: database.filter(|url| !url.is_empty()) };
+    let command = match command {
+        Command::Serve(args) => return commands::serve::run(&place, json, *args),
+        Command::Once(command) => command,
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(e) => return error::report(&CliError::Io("cannot start the runtime".into(), e), None, cli.json),
+        Err(e) => return error::report(&CliError::Io("cannot start the runtime".into(), e), None, json),
     };
-    let json = cli.json;
     // The demo has a directory of its own.
-    let place = if cli.database.is_some() { "the database".into() } else { cli.dir.clone() };
-    let place = (!matches!(cli.command, Command::Demo(_))).then_some(place);
-    match runtime.block_on(dispatch(cli)) {
+    let shown = if place.database.is_some() { "the database".into() } else { place.dir.clone() };
+    let shown = (!matches!(command, Once::Demo(_))).then_some(shown);
+    match runtime.block_on(dispatch(&place, json, command)) {
         Ok(code) => ExitCode::from(code),
-        Err(e) => error::report(&e, place.as_deref(), json),
+        Err(e) => error::report(&e, shown.as_deref(), json),
     }
 }
 
-async fn dispatch(cli: Cli) -> Result<u8, CliError> {
-    let Cli { dir, database, json, command } = cli;
-    let place = Place { dir, database: database.filter(|url| !url.is_empty()) };
+async fn dispatch(place: &Place, json: bool, command: Once) -> Result<u8, CliError> {
     match command {
-        Command::Demo(args) => commands::demo::run(json, args).await,
-        Command::Init(args) => commands::init::run(&place, json, args).await,
-        Command::Migrate(args) => commands::migrate::run(&place, json, args).await,
-        Command::Submit(args) => commands::submit::run(&place, json, args).await,
-        Command::Order(args) => commands::order::run(&place, json, args).await,
-        Command::Log(args) => commands::log::run(&place, json, args).await,
-        Command::Proof(args) => commands::proof::run(&place, json, args).await,
-        Command::Keys(args) => commands::keys::run(&place, json, args).await,
-        Command::Checkpoint(args) => commands::checkpoint::run(&place, json, args).await,
-        Command::Replay(args) => commands::replay::run(&place, json, args).await,
-        Command::Backup(args) => commands::backup::run(&place, json, args).await,
-        Command::Export(args) => commands::export::run(&place, json, args).await,
-        Command::ImportLegacy(args) => commands::import_legacy::run(&place, json, args).await,
+        Once::Demo(args) => commands::demo::run(json, args).await,
+        Once::Init(args) => commands::init::run(place, json, args).await,
+        Once::Migrate(args) => commands::migrate::run(place, json, args).await,
+        Once::Submit(args) => commands::submit::run(place, json, args).await,
+        Once::Order(args) => commands::order::run(place, json, args).await,
+        Once::Log(args) => commands::log::run(place, json, args).await,
+        Once::Proof(args) => commands::proof::run(place, json, args).await,
+        Once::Keys(args) => commands::keys::run(place, json, args).await,
+        Once::Checkpoint(args) => commands::checkpoint::run(place, json, args).await,
+        Once::Replay(args) => commands::replay::run(place, json, args).await,
+        Once::Backup(args) => commands::backup::run(place, json, args).await,
+        Once::Export(args) => commands::export::run(place, json, args).await,
+        Once::ImportLegacy(args) => commands::import_legacy::run(place, json, args).await,
+        Once::Token(args) => commands::token::run(place, json, args),
+        Once::Sku(args) => commands::sku::run(place, json, args).await,
     }
 }

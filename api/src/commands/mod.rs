@@ -12,4 +12,7 @@ pub(crate) mod migrate;
 pub(crate) mod order;
 pub(crate) mod proof;
 pub(crate) mod replay;
+pub(crate) mod serve;
+pub(crate) mod sku;
 pub(crate) mod submit;
+pub(crate) mod token;

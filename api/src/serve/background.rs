@@ -1,0 +1,67 @@
+//! What the server does by itself: checkpoints, fresh token keys, forgetting silent callers.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::rate::Rates;
+use super::state::State;
+
+/// A checkpoint is issued after this even if nothing came: silence is a statement too.
+const IDLE_CHECKPOINT: Duration = Duration::from_secs(3600);
+/// How often the key set of the token issuer is looked at.
+const KEYS_EVERY: Duration = Duration::from_secs(5);
+
+/// Runs until the server ends.
+pub(crate) async fn checkpoints(state: Arc<State>) {
+    let mut issued: Option<(Instant, Vec<u64>)> = None;
+    loop {
+        tokio::select! {
+            () = state.closed() => return,
+            () = tokio::time::sleep(state.settings.checkpoint_every) => {}
+        }
+        let sizes = match state.ledger.sizes().await {
+            Ok(sizes) => sizes,
+            Err(e) => {
+                tracing::warn!("no checkpoint: {e}");
+                continue;
+            }
+        };
+        let due = match &issued {
+            None => true,
+            Some((at, known)) => *known != sizes || at.elapsed() >= IDLE_CHECKPOINT,
+        };
+        if !due {
+            continue;
+        }
+        match state.ledger.checkpoint().await {
+            Ok(notes) => {
+                tracing::debug!(chains = notes.len(), "checkpoint issued");
+                // What the checkpoint itself appended is not news.
+                let sizes = state.ledger.sizes().await.unwrap_or(sizes);
+                issued = Some((Instant::now(), sizes));
+                state.checkpointed(true);
+            }
+            Err(e) => {
+                metrics::counter!("ledger_checkpoint_failures_total").increment(1);
+                tracing::error!("no checkpoint could be issued: {e}");
+                state.checkpointed(false);
+            }
+        }
+    }
+}
+
+/// Runs until the server ends.
+pub(crate) async fn housekeeping(state: Arc<State>) {
+    let mut forgot = Instant::now();
+    loop {
+        tokio::select! {
+            () = state.closed() => return,
+            () = tokio::time::sleep(KEYS_EVERY) => {}
+        }
+        state.tokens.keys().refresh().await;
+        if forgot.elapsed() >= Rates::FORGET_EVERY {
+            state.rates.forget_the_silent();
+            forgot = Instant::now();
+        }
+    }
+}

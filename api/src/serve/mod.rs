@@ -1,0 +1,210 @@
+//! The HTTP API: a thin front of the engine (HTTP.md).
+
+mod access;
+mod auth;
+mod background;
+mod body;
+mod cursor;
+mod error;
+mod feed;
+mod guard;
+mod idempotency;
+mod observe;
+mod openapi;
+mod rate;
+mod routes;
+mod settings;
+mod state;
+mod stripe;
+mod telemetry;
+mod tls;
+mod wire;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::guard as guards;
+use actix_web::middleware::{Condition, from_fn};
+use actix_web::web::{Data, QueryConfig, ServiceConfig, post};
+use actix_web::{App, HttpServer, rt};
+use ledger_engine::hash::Hash;
+use ledger_engine::ledger::Ledger;
+
+pub(crate) use auth::{Caller, DevKey, Role, mint};
+pub(crate) use settings::{Args, Settings};
+
+use auth::{Authenticator, Keys, remember_peer};
+use error::ApiError;
+use feed::Feed;
+use state::State;
+
+use crate::directory::Place;
+use crate::{CliError, output};
+
+/// Time for a client to send its headers.
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection without a request is closed after this.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// Requests that are under way when the server is told to end have this long.
+const SHUTDOWN_SECONDS: u64 = 30;
+
+/// Issuer and audience of development tokens.
+pub(crate) const DEV_CLAIMS: (&str, &str) = ("ledger-dev", "ledger");
+
+/// Opens the ledger and serves it until SIGTERM or SIGINT.
+pub(crate) async fn run(place: &Place, settings: Settings) -> Result<u8, CliError> {
+    let telemetry = telemetry::start(&settings)?;
+    let ledger = open(place, &settings).await?;
+    let keys = match &settings.jwks {
+        Some(from) => Keys::load(from).await?,
+        None if settings.dev => Keys::dev(&DevKey::read(&place.dir)?),
+        None => Keys::none(),
+    };
+    let tokens = Authenticator::new(Arc::new(keys), &settings);
+    let tls = settings.tls.as_ref().map(tls::config).transpose()?;
+    let state = State::new(settings, ledger, tokens, telemetry.metrics.clone());
+    let settings = &state.settings;
+
+    let shared = Arc::clone(&state);
+    let app = move || {
+        let origins = shared.settings.cors_origins.clone();
+        App::new()
+            .app_data(Data::new(Arc::clone(&shared)))
+            .app_data(QueryConfig::default().error_handler(|e, _| {
+                let text = e.to_string();
+                let text = text.strip_prefix("Query deserialize error: ").unwrap_or(&text);
+                ApiError::invalid(format!("the query is not as documented: {text}")).into()
+            }))
+            .wrap(from_fn(guard::guard))
+            .wrap(Condition::new(!origins.is_empty(), cors(&origins)))
+            .wrap(from_fn(observe::observe))
+            .configure(routes)
+            .default_service(actix_web::web::to(|| async {
+                Err::<&str, _>(ApiError::not_found("there is no such path; GET /openapi.json lists them"))
+            }))
+    };
+    let server = HttpServer::new(app)
+        .on_connect(remember_peer)
+        .client_request_timeout(HEADERS_TIMEOUT)
+        .keep_alive(KEEP_ALIVE)
+        .max_connections(settings.connections_max)
+        .shutdown_timeout(SHUTDOWN_SECONDS)
+        .disable_signals();
+    let io = |e| CliError::Io(format!("cannot listen on {}", settings.listen), e);
+    let (server, scheme) = match tls {
+        Some(tls) => (server.bind_rustls_0_23(settings.listen, tls).map_err(io)?, "https"),
+        None => (server.bind(settings.listen).map_err(io)?, "http"),
+    };
+    for address in server.addrs() {
+        output::line(&format!("listening on {scheme}://{address}"))?;
+    }
+    if settings.dev {
+        output::line("development only: `ledger token --sub ann@example.org --role buyer` makes a token")?;
+    }
+    output::line(&format!("documentation at /docs, ledger {}", state.ledger.id()))?;
+
+    let server = server.run();
+    let handle = server.handle();
+    let background = [
+        rt::spawn(background::checkpoints(Arc::clone(&state))),
+        rt::spawn(background::housekeeping(Arc::clone(&state))),
+        rt::spawn(Feed::watch(Arc::clone(&state))),
+    ];
+    let ending = Arc::clone(&state);
+    rt::spawn(async move {
+        signal().await;
+        tracing::info!("shutting down: requests under way are finished first");
+        ending.close();
+        handle.stop(true).await;
+    });
+    let served = server.await;
+    state.close();
+    for task in background {
+        let _ = task.await;
+    }
+    // Everything that was accepted is answered and durable; the last checkpoint says so.
+    let closed = state.ledger.shutdown().await;
+    served.map_err(|e| CliError::Io("the server failed".into(), e))?;
+    closed?;
+    Ok(0)
+}
+
+async fn signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::error!("signals cannot be heard; end this process by SIGKILL, nothing durable is lost");
+        return std::future::pending().await;
+    };
+    tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+}
+
+/// Opens the ledger that the settings name. Only `--dev` makes one.
+async fn open(place: &Place, settings: &Settings) -> Result<Ledger, CliError> {
+    if settings.dev {
+        for made in crate::directory::make_dev(place).await? {
+            output::line(&format!("made {made}"))?;
+        }
+    }
+    let ledger = crate::directory::open(place).await?;
+    if let Some(expected) = settings.ledger_id.as_deref().and_then(Hash::from_hex)
+        && expected != ledger.id()
+    {
+        let text = format!(
+            "ledger_id: the ledger here is {}, not {expected}; check the directory, DATABASE_URL and LEDGER_ID",
+            ledger.id()
+        );
+        return Err(CliError::Usage(text));
+    }
+    if !ledger.signs_licences() {
+        let text = format!(
+            "{} has no licence key: `ledger keys generate` and `ledger keys enrol --purpose licence` make one",
+            place.dir.display()
+        );
+        return Err(CliError::Usage(text));
+    }
+    Ok(ledger)
+}
+
+fn cors(origins: &[String]) -> actix_cors::Cors {
+    let mut cors = actix_cors::Cors::default()
+        .allowed_methods(["GET", "POST"])
+        .allowed_headers(["authorization", "content-type", "idempotency-key", "last-event-id", "x-request-id"])
+        .expose_headers(["x-request-id", "retry-after", "location", "idempotency-replayed"])
+        .max_age(600);
+    for origin in origins {
+        cors = cors.allowed_origin(origin);
+    }
+    cors
+}
+
+fn routes(config: &mut ServiceConfig) {
+    use routes::{admin, audit, checkout, health, licence, orders, payment, stream};
+    let read = || actix_web::web::route().guard(guards::Any(guards::Get()).or(guards::Head()));
+    config
+        .route("/health", read().to(health::health))
+        .route("/ready", read().to(health::ready))
+        .route("/metrics", read().to(health::scrape))
+        .route("/openapi.json", read().to(openapi::json))
+        .route("/docs", read().to(openapi::docs))
+        .route("/docs/{tail:.*}", read().to(openapi::page))
+        .route("/checkout", post().to(checkout::checkout))
+        .route("/webhooks/payment", post().to(payment::payment))
+        .route("/order/{id}", read().to(orders::order))
+        .route("/order/{id}/events", read().to(orders::events))
+        .route("/order/{id}/license", read().to(licence::license))
+        .route("/order/{id}/settle", post().to(orders::settle))
+        .route("/order/{id}/finalize", post().to(orders::finalize))
+        .route("/order/{id}/cancel", post().to(orders::cancel))
+        .route("/order/{id}/refund", post().to(orders::refund))
+        .route("/delivery/{id}/reissue", post().to(orders::reissue))
+        .route("/license/verify", post().to(licence::verify))
+        .route("/proofs/{id}", read().to(licence::proof))
+        .route("/admin/signers", read().to(admin::signers))
+        .route("/audit/events", read().to(audit::events))
+        .route("/audit/events/{id}", read().to(audit::event))
+        .route("/audit/events/{id}/proof", read().to(audit::entry_proof))
+        .route("/audit/checkpoint", read().to(audit::checkpoint))
+        .route("/audit/consistency", read().to(audit::consistency))
+        .route("/audit/stream", read().to(stream::stream));
+}

@@ -1,0 +1,208 @@
+//! Licences, and proofs of deliveries.
+
+use actix_web::HttpResponse;
+use actix_web::web::Path;
+use ledger_engine::environment::{Environment as _, SystemEnvironment};
+use ledger_engine::json::Value;
+use ledger_engine::licence::{Licence as Signed, judge};
+use ledger_engine::stream::{CaseId, Stream};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{Shared, in_time, no_order, order_id, visible_order};
+use crate::serve::auth::Caller;
+use crate::serve::body::Json;
+use crate::serve::error::{ApiError, Code, ReadErrors, WriteErrors};
+use crate::serve::state::State;
+
+/// A signed licence, exactly as the ledger's entry holds it (FORMAT.md 15). Keep its bytes: `audit-verify` checks them offline.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct Licence {
+    license_id: String,
+    order_id: String,
+    sku_id: String,
+    /// The buyer's pseudonym.
+    buyer_id: String,
+    scope: Scope,
+    issued_at: String,
+    ledger_id: String,
+    signer_kid: String,
+    /// Ed25519, 128 hex characters.
+    signature: String,
+}
+
+/// What the buyer may do.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct Scope {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<String>,
+}
+
+/// An order's licence.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct LicenceAnswer {
+    #[schema(example = true)]
+    ok: bool,
+    license: Licence,
+}
+
+fn damaged(what: String) -> ApiError {
+    ApiError::new(Code::LedgerCorrupt, "the ledger is damaged; its operator must look at it").internal(what)
+}
+
+/// The payload of an entry.
+async fn payload(state: &State, chain: u32, index: u64) -> Result<ledger_engine::json::Object, ApiError> {
+    let entry = state.ledger.read_chain(chain, index, 1).await?.pop().filter(|e| e.header.index == index);
+    let entry = entry.ok_or_else(|| damaged(format!("entry {index} of chain {chain} is missing")))?;
+    let body = entry.parse_body().map_err(|e| damaged(format!("entry {index} of chain {chain}: {e}")))?;
+    Ok(body.payload)
+}
+
+/// `doc.text` of a payload's member (FORMAT.md 9).
+fn document(payload: &ledger_engine::json::Object, name: &str) -> Option<String> {
+    Some(payload.value(name)?.as_object()?.value("text")?.as_str()?.to_owned())
+}
+
+/// The licence in the entry that issued it.
+pub(crate) async fn licence_of(state: &State, case: CaseId) -> Result<Licence, ApiError> {
+    let (order, _) = state.ledger.order_with_deliveries(case).await?.ok_or_else(no_order)?;
+    let none = || ApiError::not_found("the order has no licence yet");
+    if !matches!(order.cell("license_index"), Some(ledger_engine::domain::projection::Cell::Int(_))) {
+        return Err(none());
+    }
+    let chain = u32::try_from(order.int("chain")).unwrap_or(0);
+    let payload = payload(state, chain, order.count("license_index")).await?;
+    // One that was recorded without a document has nothing to show.
+    let text = document(&payload, "license").ok_or_else(none)?;
+    serde_json::from_str(&text).map_err(|e| damaged(format!("licence of order {case}: {e}")))
+}
+
+/// The licence of an order
+#[utoipa::path(
+    get,
+    path = "/order/{id}/license",
+    tag = "licences",
+    params(("id" = String, Path, description = "The order's id")),
+    responses((status = 200, description = "The signed licence", body = LicenceAnswer), ReadErrors),
+    security(("token" = [])),
+)]
+pub(crate) async fn license(state: Shared, caller: Caller, id: Path<String>) -> Result<HttpResponse, ApiError> {
+    let case = order_id(&id)?;
+    let read = async {
+        visible_order(&state, &caller, case).await?;
+        licence_of(&state, case).await
+    };
+    let license = in_time(&state, read).await?;
+    Ok(HttpResponse::Ok().json(LicenceAnswer { ok: true, license }))
+}
+
+/// A licence to be judged.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VerifyRequest {
+    /// As it was given to the buyer.
+    #[allow(dead_code, reason = "taken from the object as sent")]
+    #[schema(value_type = Object)]
+    license: serde_json::Map<String, serde_json::Value>,
+    /// The buyer's own id, as in tokens.
+    #[schema(min_length = 1, max_length = 255)]
+    expected_buyer_id: Option<String>,
+}
+
+/// A licence that holds.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct VerifyAnswer {
+    #[schema(example = true)]
+    ok: bool,
+    #[schema(example = true)]
+    verified: bool,
+    details: VerifyDetails,
+}
+
+/// What was found.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct VerifyDetails {
+    license_id: String,
+    signer_kid: String,
+    /// Whether the buyer was compared.
+    buyer_checked: bool,
+    /// Where the order stands now: a licence whose order was refunded is genuine and worth nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    order_status: Option<String>,
+}
+
+/// Judge a licence
+///
+/// Its signature, ledger, key, buyer and time. `LICENSE_INVALID` gives every reason in `details.reasons`.
+#[utoipa::path(
+    post,
+    path = "/license/verify",
+    tag = "licences",
+    request_body = VerifyRequest,
+    responses((status = 200, description = "It holds", body = VerifyAnswer), WriteErrors),
+    security(("token" = []), ("certificate" = [])),
+)]
+pub(crate) async fn verify(state: Shared, body: Json<VerifyRequest>) -> Result<HttpResponse, ApiError> {
+    let object = body.object.value("license").and_then(Value::as_object).cloned().unwrap_or_default();
+    let ledger = &state.ledger;
+    let buyer = body.typed.expected_buyer_id.as_deref().map(|id| ledger.actor_id(id));
+    let now_us = SystemEnvironment.now_us();
+    let reasons = judge(&object.to_canonical(), &ledger.registry(), &ledger.id(), buyer.as_deref(), now_us);
+    if !reasons.is_empty() {
+        let listed: Vec<_> =
+            reasons.iter().map(|r| serde_json::json!({ "code": r.code(), "message": r.to_string() })).collect();
+        let message = reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        return Err(ApiError::new(Code::LicenseInvalid, message)
+            .with_details(serde_json::json!({ "verified": false, "reasons": listed })));
+    }
+    let signed = Signed::read(&object).map_err(|e| ApiError::new(Code::LicenseInvalid, e.to_string()))?;
+    let order = in_time(&state, async { Ok(ledger.order(signed.terms.order_id).await?) }).await?;
+    let details = VerifyDetails {
+        license_id: object.value("license_id").and_then(Value::as_str).unwrap_or_default().into(),
+        signer_kid: signed.terms.signer_kid,
+        buyer_checked: buyer.is_some(),
+        order_status: order.map(|row| row.text("status").to_owned()),
+    };
+    Ok(HttpResponse::Ok().json(VerifyAnswer { ok: true, verified: true, details }))
+}
+
+/// The proof of a delivery.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ProofAnswer {
+    #[schema(example = true)]
+    ok: bool,
+    /// `proof_id, order_id, artifact_sha256, …` as it was signed.
+    #[schema(value_type = Object)]
+    proof: serde_json::Value,
+}
+
+/// The proof of a delivery
+#[utoipa::path(
+    get,
+    path = "/proofs/{id}",
+    tag = "licences",
+    params(("id" = String, Path, description = "The proof's id")),
+    responses((status = 200, description = "The signed proof", body = ProofAnswer), ReadErrors),
+    security(("token" = [])),
+)]
+pub(crate) async fn proof(state: Shared, caller: Caller, id: Path<String>) -> Result<HttpResponse, ApiError> {
+    let none = || ApiError::not_found("there is no such proof, or it is not yours");
+    // A proof is named after its delivery.
+    let stream = id.strip_prefix("proof-").and_then(|rest| Stream::parse(&format!("delivery-{rest}")));
+    let Some(Stream::Delivery(case, n)) = stream else { return Err(none()) };
+    let read = async {
+        let (order, deliveries) = visible_order(&state, &caller, case).await.map_err(|e| match e.code {
+            Code::NotFound => none(),
+            _ => e,
+        })?;
+        let delivery = deliveries.get(n as usize - 1).filter(|d| d.text("proof_id") == id.as_str()).ok_or_else(none)?;
+        let chain = u32::try_from(order.int("chain")).unwrap_or(0);
+        let payload = payload(&state, chain, delivery.count("proof_index")).await?;
+        let text = document(&payload, "proof").ok_or_else(none)?;
+        Ok(serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)))
+    };
+    let proof = in_time(&state, read).await?;
+    Ok(HttpResponse::Ok().json(ProofAnswer { ok: true, proof }))
+}

@@ -1,0 +1,392 @@
+//! An order after its checkout: read, settled, finalised, cancelled, refunded; a delivery issued again.
+
+use actix_web::web::Path;
+use actix_web::{HttpRequest, HttpResponse};
+use ledger_engine::json::Object;
+use ledger_engine::stream::{CaseId, Stream};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::checkout::{OrderAnswer, REPLAYED, fingerprint};
+use super::licence::{Licence, licence_of};
+use super::{Shared, append, in_time, no_order, order_id, visible_order};
+use crate::serve::auth::Caller;
+use crate::serve::body::Json;
+use crate::serve::error::{ApiError, Code, ReadErrors, WriteErrors};
+use crate::serve::idempotency::key_of;
+use crate::serve::state::State;
+use crate::serve::wire::{Amount, AuditEvent, Delivery, Order};
+
+/// The revision of the order's stream that the caller has seen.
+fn expect(command: &mut Object, revision: Option<u64>) {
+    // Commands refuse what is beyond 2^53.
+    command.set_some("expected_revision", revision.map(|n| i64::try_from(n).unwrap_or(i64::MAX)));
+}
+
+async fn shown(state: &State, caller: &Caller, case: CaseId) -> Result<Order, ApiError> {
+    let (row, deliveries) = visible_order(state, caller, case).await?;
+    let chain = u32::try_from(row.int("chain")).unwrap_or(0);
+    let private = state.ledger.private_document(chain, row.count("idx")).await?;
+    Ok(Order::of(&row, &deliveries, private.as_ref()))
+}
+
+/// An order as it is now
+#[utoipa::path(
+    get,
+    path = "/order/{id}",
+    tag = "orders",
+    params(("id" = String, Path, description = "32 hex characters")),
+    responses((status = 200, description = "The order with its deliveries", body = OrderAnswer), ReadErrors),
+    security(("token" = []), ("certificate" = [])),
+)]
+pub(crate) async fn order(state: Shared, caller: Caller, id: Path<String>) -> Result<HttpResponse, ApiError> {
+    let case = order_id(&id)?;
+    let order = in_time(&state, shown(&state, &caller, case)).await?;
+    Ok(HttpResponse::Ok().json(OrderAnswer { ok: true, order }))
+}
+
+/// The entries of an order and its deliveries.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct EventsAnswer {
+    #[schema(example = true)]
+    pub(crate) ok: bool,
+    pub(crate) events: Vec<AuditEvent>,
+}
+
+/// The audit trail of an order: its entries and those of its deliveries, in chain order
+#[utoipa::path(
+    get,
+    path = "/order/{id}/events",
+    tag = "orders",
+    params(("id" = String, Path, description = "32 hex characters")),
+    responses((status = 200, description = "All entries", body = EventsAnswer), ReadErrors),
+    security(("token" = [])),
+)]
+pub(crate) async fn events(state: Shared, caller: Caller, id: Path<String>) -> Result<HttpResponse, ApiError> {
+    let case = order_id(&id)?;
+    let read = async {
+        visible_order(&state, &caller, case).await?;
+        let entries = state.ledger.read_order(case).await?;
+        let entries = state.ledger.with_commits(entries).await?;
+        entries.iter().map(|(entry, commit)| AuditEvent::of(entry, commit)).collect()
+    };
+    let events = in_time(&state, read).await?;
+    Ok(HttpResponse::Ok().json(EventsAnswer { ok: true, events }))
+}
+
+/// A finance proof: the signature of a registered finance signer over the RFC 8785 form of `{amount, currency, ledger_proof_id,
+/// order_id, scale, type: "finance-proof/v1"}`, with the order's own amount, currency and scale.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SettleRequest {
+    #[schema(min_length = 1, max_length = 1024)]
+    ledger_proof_id: String,
+    /// Base64 or hex: Ed25519, or RSA with SHA-256 (PSS or PKCS#1 v1.5).
+    #[schema(min_length = 1, max_length = 4096)]
+    ledger_proof_signature: String,
+    /// A key with the purpose `finance`.
+    #[schema(min_length = 1, max_length = 64)]
+    ledger_proof_signer_kid: String,
+    /// Refused if the order is at another revision.
+    #[schema(minimum = 0, maximum = 9_007_199_254_740_991_u64)]
+    expected_revision: Option<u64>,
+}
+
+fn settle_command(case: CaseId, proof: &FinanceProof<'_>) -> Object {
+    Object::new()
+        .with("command", "order.settle")
+        .with("order_id", case.to_string())
+        .with("ledger_proof_id", proof.id)
+        .with("finance_signature", proof.signature)
+        .with("finance_kid", proof.kid)
+}
+
+struct FinanceProof<'a> {
+    id: &'a str,
+    signature: &'a str,
+    kid: &'a str,
+}
+
+/// Attach the finance ledger's proof of an order that is paid
+#[utoipa::path(
+    post,
+    path = "/order/{id}/settle",
+    tag = "orders",
+    request_body = SettleRequest,
+    params(("id" = String, Path, description = "32 hex characters"),
+           ("Idempotency-Key" = Option<String>, Header, description = "A value of your own for this request")),
+    responses((status = 200, description = "The order", body = OrderAnswer), WriteErrors),
+    security(("token" = []), ("certificate" = [])),
+)]
+pub(crate) async fn settle(
+    req: HttpRequest,
+    state: Shared,
+    caller: Caller,
+    id: Path<String>,
+    body: Json<SettleRequest>,
+) -> Result<HttpResponse, ApiError> {
+    let (case, key, body) = (order_id(&id)?, key_of(&req)?, body.typed);
+    let proof = FinanceProof {
+        id: &body.ledger_proof_id,
+        signature: &body.ledger_proof_signature,
+        kid: &body.ledger_proof_signer_kid,
+    };
+    let mut command = settle_command(case, &proof);
+    expect(&mut command, body.expected_revision);
+    change(&state, &caller, case, command, key).await
+}
+
+/// Why an order is cancelled.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CancelRequest {
+    #[schema(max_length = 1024)]
+    reason: String,
+    /// Refused if the order is at another revision.
+    #[schema(minimum = 0, maximum = 9_007_199_254_740_991_u64)]
+    expected_revision: Option<u64>,
+}
+
+/// Give up an order that is not paid
+#[utoipa::path(
+    post,
+    path = "/order/{id}/cancel",
+    tag = "orders",
+    request_body = CancelRequest,
+    params(("id" = String, Path, description = "32 hex characters"),
+           ("Idempotency-Key" = Option<String>, Header, description = "A value of your own for this request")),
+    responses((status = 200, description = "The order", body = OrderAnswer), WriteErrors),
+    security(("token" = []), ("certificate" = [])),
+)]
+pub(crate) async fn cancel(
+    req: HttpRequest,
+    state: Shared,
+    caller: Caller,
+    id: Path<String>,
+    body: Json<CancelRequest>,
+) -> Result<HttpResponse, ApiError> {
+    let (case, key, body) = (order_id(&id)?, key_of(&req)?, body.typed);
+    let mut command = Object::new().with("command", "order.cancel").with("order_id", case.to_string());
+    command.set("reason", body.reason);
+    expect(&mut command, body.expected_revision);
+    change(&state, &caller, case, command, key).await
+}
+
+/// What is paid back.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RefundRequest {
+    /// In the order's currency and scale, at most what is left.
+    refund: Amount,
+    #[schema(max_length = 1024)]
+    reason: String,
+    /// Refused if the order is at another revision.
+    #[schema(minimum = 0, maximum = 9_007_199_254_740_991_u64)]
+    expected_revision: Option<u64>,
+}
+
+/// Record that money was paid back, in part or in full
+///
+/// Send an `Idempotency-Key`: two refunds look like one that was sent twice.
+#[utoipa::path(
+    post,
+    path = "/order/{id}/refund",
+    tag = "orders",
+    request_body = RefundRequest,
+    params(("id" = String, Path, description = "32 hex characters"),
+           ("Idempotency-Key" = String, Header, description = "A value of your own for this refund",
+            min_length = 1, max_length = 255, pattern = "^[!#-\\[\\]-~]+$")),
+    responses((status = 200, description = "The order", body = OrderAnswer), WriteErrors),
+    security(("token" = []), ("certificate" = [])),
+)]
+pub(crate) async fn refund(
+    req: HttpRequest,
+    state: Shared,
+    caller: Caller,
+    id: Path<String>,
+    body: Json<RefundRequest>,
+) -> Result<HttpResponse, ApiError> {
+    let (case, body) = (order_id(&id)?, body.typed);
+    let key = crate::serve::idempotency::required_key(&req)?;
+    let Amount { amount, currency, scale } = body.refund;
+    let refund = Object::new().with("amount", amount).with("currency", currency).with("scale", scale);
+    let mut command = Object::new().with("command", "order.refund").with("order_id", case.to_string());
+    command.set("refund", refund);
+    command.set("reason", body.reason);
+    expect(&mut command, body.expected_revision);
+    change(&state, &caller, case, command, Some(key)).await
+}
+
+/// Why a delivery is issued again.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ReissueRequest {
+    #[schema(max_length = 1024)]
+    reason: String,
+    /// The buyer's new public key in PEM, where the old one was lost or replaced.
+    buyer_public_key: Option<String>,
+}
+
+/// Issue the current delivery again
+#[utoipa::path(
+    post,
+    path = "/delivery/{id}/reissue",
+    tag = "orders",
+    request_body = ReissueRequest,
+    params(("id" = String, Path, description = "A delivery's id"),
+           ("Idempotency-Key" = Option<String>, Header, description = "A value of your own for this request")),
+    responses((status = 200, description = "The order", body = OrderAnswer), WriteErrors),
+    security(("token" = []), ("certificate" = [])),
+)]
+pub(crate) async fn reissue(
+    req: HttpRequest,
+    state: Shared,
+    caller: Caller,
+    id: Path<String>,
+    body: Json<ReissueRequest>,
+) -> Result<HttpResponse, ApiError> {
+    let missing = || ApiError::not_found("there is no such delivery");
+    let Some(Stream::Delivery(case, n)) = Stream::parse(&id) else { return Err(missing()) };
+    let (key, body) = (key_of(&req)?, body.typed);
+    // The command is about the current delivery; another one cannot be issued again.
+    let (order, _) = state.ledger.order_with_deliveries(case).await?.ok_or_else(missing)?;
+    let current = order.count("deliveries");
+    if u64::from(n) > current {
+        return Err(missing());
+    }
+    let replayable = key.is_some() && u64::from(n) + 1 == current;
+    if u64::from(n) < current && !replayable {
+        return Err(ApiError::new(Code::IllegalTransition, "the delivery was issued again already"));
+    }
+    let mut command = Object::new().with("command", "delivery.reissue").with("order_id", case.to_string());
+    command.set("reason", body.reason);
+    command.set_some("key_fingerprint", body.buyer_public_key.as_deref().map(fingerprint).transpose()?);
+    change(&state, &caller, case, command, key).await
+}
+
+/// Appends one command and answers with the order afterwards.
+async fn change(
+    state: &State,
+    caller: &Caller,
+    case: CaseId,
+    command: Object,
+    key: Option<String>,
+) -> Result<HttpResponse, ApiError> {
+    let appended = append(state, &caller.subject, command, key.as_deref()).await?;
+    let order = in_time(state, shown(state, caller, case)).await?;
+    let mut answer = HttpResponse::Ok();
+    if appended.repeated {
+        answer.insert_header((REPLAYED, "true"));
+    }
+    Ok(answer.json(OrderAnswer { ok: true, order }))
+}
+
+/// Members are those of settle, and only needed for an order that is not settled yet.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FinalizeRequest {
+    #[schema(min_length = 1, max_length = 1024)]
+    ledger_proof_id: Option<String>,
+    #[schema(min_length = 1, max_length = 4096)]
+    ledger_proof_signature: Option<String>,
+    #[schema(min_length = 1, max_length = 64)]
+    ledger_proof_signer_kid: Option<String>,
+}
+
+impl FinalizeRequest {
+    fn proof(&self) -> Result<Option<FinanceProof<'_>>, ApiError> {
+        match (&self.ledger_proof_id, &self.ledger_proof_signature, &self.ledger_proof_signer_kid) {
+            (Some(id), Some(signature), Some(kid)) => Ok(Some(FinanceProof { id, signature, kid })),
+            (None, None, None) => Ok(None),
+            _ => Err(ApiError::invalid(
+                "ledger_proof_id, ledger_proof_signature and ledger_proof_signer_kid go together",
+            )),
+        }
+    }
+}
+
+/// An order on its way to the buyer.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct FinalizeAnswer {
+    #[schema(example = true)]
+    ok: bool,
+    order: Order,
+    license: Licence,
+    delivery: Option<Delivery>,
+    key_metadata: KeyMetadata,
+}
+
+/// Whose key the delivery is for.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct KeyMetadata {
+    mode: String,
+    key_fingerprint: Option<String>,
+}
+
+/// Steps that a finalisation takes at most, with some to spare for others who work on the same order.
+const STEPS_MAX: usize = 8;
+
+/// Settle if needed, issue the licence, and ask for the delivery
+///
+/// Each step is taken once, whoever asks how often: an order that is further along is answered as it is.
+#[utoipa::path(
+    post,
+    path = "/order/{id}/finalize",
+    tag = "orders",
+    request_body = FinalizeRequest,
+    params(("id" = String, Path, description = "32 hex characters"),
+           ("Idempotency-Key" = Option<String>, Header, description = "A value of your own for this request")),
+    responses((status = 200, description = "Order, licence and delivery", body = FinalizeAnswer), WriteErrors),
+    security(("token" = []), ("certificate" = [])),
+)]
+pub(crate) async fn finalize(
+    req: HttpRequest,
+    state: Shared,
+    caller: Caller,
+    id: Path<String>,
+    body: Json<FinalizeRequest>,
+) -> Result<HttpResponse, ApiError> {
+    let (case, key, body) = (order_id(&id)?, key_of(&req)?, body.typed);
+    let proof = body.proof()?;
+    let mut last = None;
+    for _ in 0..STEPS_MAX {
+        let (order, deliveries) = state.ledger.order_with_deliveries(case).await?.ok_or_else(no_order)?;
+        let command = match (order.text("status"), deliveries.is_empty()) {
+            ("paid", _) => match &proof {
+                Some(proof) => settle_command(case, proof),
+                None => {
+                    return Err(ApiError::new(
+                        Code::LedgerProofInvalid,
+                        "the order is not settled: send the finance ledger's proof",
+                    ));
+                }
+            },
+            ("settled", _) => Object::new().with("command", "license.issue").with("order_id", case.to_string()),
+            ("licensed", true) => Object::new().with("command", "delivery.request").with("order_id", case.to_string()),
+            ("licensed" | "finalized", _) => return finalized(&state, &caller, case).await,
+            (status, _) => {
+                let text = format!("an order that is {status} cannot be finalised");
+                return Err(ApiError::new(Code::IllegalTransition, text));
+            }
+        };
+        // Somebody else may take the same step at the same time: then it is taken, and the next reading shows it.
+        let seen = (order.count("revision"), deliveries.len());
+        match append(&state, &caller.subject, command, key.as_deref()).await {
+            Ok(_) => {}
+            Err(e) if e.code == Code::IllegalTransition && last != Some(seen) => last = Some(seen),
+            Err(e) => return Err(e),
+        }
+    }
+    Err(ApiError::new(Code::IllegalTransition, "the order keeps changing; look at it and try again"))
+}
+
+async fn finalized(state: &State, caller: &Caller, case: CaseId) -> Result<HttpResponse, ApiError> {
+    let answer = async {
+        let order = shown(state, caller, case).await?;
+        let license = licence_of(state, case).await?;
+        let key_metadata =
+            KeyMetadata { mode: order.delivery_mode.clone(), key_fingerprint: order.key_fingerprint.clone() };
+        Ok(FinalizeAnswer { ok: true, delivery: order.deliveries.last().cloned(), order, license, key_metadata })
+    };
+    Ok(HttpResponse::Ok().json(in_time(state, answer).await?))
+}

@@ -1,0 +1,523 @@
+//! What the server is told: by flags, else by the environment, else by one TOML file, else by defaults. Every bad value is
+//! named, each in one line, before anything starts.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::CliError;
+
+/// Run the HTTP API
+///
+/// Settings come from flags, else from the environment, else from a TOML file whose keys are the flags' names with `_`
+/// (`listen = "0.0.0.0:8080"`), else from defaults. Secrets are never flags. `--check-config` shows what holds.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Args {
+    /// Make a ledger and development keys if there are none; takes tokens of `ledger token`. Never for production
+    #[arg(long)]
+    dev: bool,
+    /// Print the settings that hold and whether they are good, and end
+    #[arg(long)]
+    pub(crate) check_config: bool,
+    /// The TOML file
+    #[arg(long, env = "LEDGER_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address and port [default: 127.0.0.1:8080; PORT alone changes the port and listens on all addresses]
+    #[arg(long, env = "LISTEN", value_name = "ADDRESS:PORT")]
+    listen: Option<String>,
+    /// The ledger that must be served; another one stops the start. Required without --dev
+    #[arg(long, env = "LEDGER_ID", value_name = "HEX")]
+    ledger_id: Option<String>,
+    /// Certificate chain for TLS, PEM
+    #[arg(long, env = "TLS_CERTIFICATE", value_name = "FILE")]
+    tls_certificate: Option<String>,
+    /// Private key of the certificate, PEM
+    #[arg(long, env = "TLS_KEY", value_name = "FILE")]
+    tls_key: Option<String>,
+    /// Authorities of client certificates (mTLS), PEM; `[services]` in the TOML file gives their names a service
+    #[arg(long, env = "TLS_CLIENT_CA", value_name = "FILE")]
+    tls_client_ca: Option<String>,
+    /// Key set of the token issuer: a file, or an https:// URL that is read again as it changes
+    #[arg(long, env = "JWKS", value_name = "FILE|URL")]
+    jwks: Option<String>,
+    /// Required `iss` of tokens
+    #[arg(long, env = "JWT_ISSUER", value_name = "TEXT")]
+    jwt_issuer: Option<String>,
+    /// Required `aud` of tokens
+    #[arg(long, env = "JWT_AUDIENCE", value_name = "TEXT")]
+    jwt_audience: Option<String>,
+    /// Clock skew allowed for tokens, seconds [default: 30]
+    #[arg(long, env = "JWT_LEEWAY_SECONDS", value_name = "N")]
+    jwt_leeway_seconds: Option<String>,
+    /// Age of a payment webhook's signature, seconds [default: 300]
+    #[arg(long, env = "PAYMENT_WEBHOOK_TOLERANCE_SECONDS", value_name = "N")]
+    payment_webhook_tolerance_seconds: Option<String>,
+    /// Largest request body, bytes [default: 131072]
+    #[arg(long, env = "BODY_BYTES_MAX", value_name = "N")]
+    body_bytes_max: Option<String>,
+    /// Time for one request, seconds [default: 20]
+    #[arg(long, env = "REQUEST_TIMEOUT_SECONDS", value_name = "N")]
+    request_timeout_seconds: Option<String>,
+    /// Requests a second of one caller, 0 for no limit [default: 50]
+    #[arg(long, env = "RATE_LIMIT", value_name = "N")]
+    rate_limit: Option<String>,
+    /// The same for callers with the role service [default: 2000]
+    #[arg(long, env = "RATE_LIMIT_SERVICE", value_name = "N")]
+    rate_limit_service: Option<String>,
+    /// Requests under way at once; more are answered 503 [default: 1024]
+    #[arg(long, env = "REQUESTS_MAX", value_name = "N")]
+    requests_max: Option<String>,
+    /// Open feeds (GET /audit/stream) at once [default: 64]
+    #[arg(long, env = "FEEDS_MAX", value_name = "N")]
+    feeds_max: Option<String>,
+    /// Open connections; more wait [default: 4096]
+    #[arg(long, env = "CONNECTIONS_MAX", value_name = "N")]
+    connections_max: Option<String>,
+    /// Origins that browsers may call from, separated by commas [default: none]
+    #[arg(long, env = "CORS_ORIGINS", value_name = "LIST")]
+    cors_origins: Option<String>,
+    /// Whether checkpoints and consistency proofs need no token [default: true]
+    #[arg(long, env = "CHECKPOINTS_PUBLIC", value_name = "BOOL")]
+    checkpoints_public: Option<String>,
+    /// Seconds between checkpoints while entries come [default: 10]
+    #[arg(long, env = "CHECKPOINT_SECONDS", value_name = "N")]
+    checkpoint_seconds: Option<String>,
+    /// Refuse writes with MAINTENANCE, keep reads [default: false]
+    #[arg(long, env = "MAINTENANCE_MODE", value_name = "BOOL")]
+    maintenance_mode: Option<String>,
+    /// Refuse local signing keys [default: false]
+    #[arg(long, env = "REQUIRE_KMS", value_name = "BOOL")]
+    require_kms: Option<String>,
+    /// Refuse local signing keys [default: false]
+    #[arg(long, env = "REQUIRE_SIGNING_PROXY", value_name = "BOOL")]
+    require_signing_proxy: Option<String>,
+    /// Where traces go (OTLP over HTTP) [default: nowhere]
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    otel_exporter_otlp_endpoint: Option<String>,
+}
+
+/// Names of settings that only the environment and the file give.
+const WEBHOOK_SECRET: &str = "payment_webhook_secret";
+const SERVICES: &str = "services";
+/// What signs payment webhooks where --dev is given and no secret.
+const DEV_WEBHOOK_SECRET: &str = "whsec_development_only";
+
+/// A text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(pub(crate) String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// Certificate and key of the server, and who may present certificates.
+#[derive(Clone, Debug)]
+pub(crate) struct Tls {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) client_ca: Option<PathBuf>,
+}
+
+/// Where the keys of tokens come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Jwks {
+    File(PathBuf),
+    Url(String),
+}
+
+/// The settings that hold.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) dev: bool,
+    pub(crate) listen: SocketAddr,
+    /// Lowercase hex.
+    pub(crate) ledger_id: Option<String>,
+    pub(crate) tls: Option<Tls>,
+    /// Names in client certificates, and the service each is.
+    pub(crate) services: BTreeMap<String, String>,
+    pub(crate) jwks: Option<Jwks>,
+    pub(crate) issuer: String,
+    pub(crate) audience: String,
+    pub(crate) leeway: Duration,
+    /// Empty: webhooks are refused.
+    pub(crate) webhook_secrets: Vec<Secret>,
+    pub(crate) webhook_tolerance: Duration,
+    pub(crate) body_bytes_max: usize,
+    pub(crate) request_timeout: Duration,
+    pub(crate) rate_limit: u32,
+    pub(crate) rate_limit_service: u32,
+    pub(crate) requests_max: usize,
+    pub(crate) feeds_max: usize,
+    pub(crate) connections_max: usize,
+    pub(crate) cors_origins: Vec<String>,
+    pub(crate) checkpoints_public: bool,
+    pub(crate) checkpoint_every: Duration,
+    pub(crate) maintenance: bool,
+    pub(crate) otlp: Option<String>,
+}
+
+impl Settings {
+    /// Reads all layers. The error has a line for each bad value.
+    pub(crate) fn read(args: Args) -> Result<Settings, CliError> {
+        let mut layers = Layers::open(args.config.as_deref())?;
+        let variable = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+        let settings = read(&mut layers, args, &variable);
+        layers.finish()?;
+        Ok(settings)
+    }
+}
+
+fn read(l: &mut Layers, args: Args, variable: &dyn Fn(&str) -> Option<String>) -> Settings {
+    let dev = args.dev;
+    let mut listen = l.take("listen", args.listen, address, SocketAddr::from(([127, 0, 0, 1], 8080)));
+    // What platforms set; an address says more.
+    if let (None, Some(port)) = (&l.given, variable("PORT")) {
+        listen = l.take("port", Some(port), port_everywhere, listen);
+    }
+    let ledger_id = l.take("ledger_id", args.ledger_id, |t| hex64(t).map(Some), None);
+    let certificate = l.take("tls_certificate", args.tls_certificate, path, None);
+    let key = l.take("tls_key", args.tls_key, path, None);
+    let client_ca = l.take("tls_client_ca", args.tls_client_ca, path, None);
+    let tls = match (certificate, key) {
+        (Some(certificate), Some(key)) => Some(Tls { certificate, key, client_ca }),
+        (None, None) => {
+            l.check(client_ca.is_none(), "tls_client_ca: needs tls_certificate and tls_key too");
+            None
+        }
+        _ => {
+            l.fault("tls_certificate and tls_key: one without the other");
+            None
+        }
+    };
+    let jwks = l.take("jwks", args.jwks, |t| jwks(t).map(Some), None);
+    let (issuer, audience) = if dev { ("ledger-dev", "ledger") } else { ("", "") };
+    let issuer = l.take("jwt_issuer", args.jwt_issuer, text, issuer.into());
+    let audience = l.take("jwt_audience", args.jwt_audience, text, audience.into());
+    let leeway = l.take("jwt_leeway_seconds", args.jwt_leeway_seconds, |t| number(t, 0, 600), 30);
+    let none = if dev { vec![Secret(DEV_WEBHOOK_SECRET.into())] } else { Vec::new() };
+    let secrets = l.take(WEBHOOK_SECRET, variable("PAYMENT_WEBHOOK_SECRET"), secrets, none);
+    let tolerance = args.payment_webhook_tolerance_seconds;
+    let tolerance = l.take("payment_webhook_tolerance_seconds", tolerance, |t| number(t, 1, 86_400), 300);
+    let services = l.services();
+    let settings = Settings {
+        dev,
+        listen,
+        ledger_id,
+        tls,
+        services,
+        jwks,
+        issuer,
+        audience,
+        leeway: Duration::from_secs(leeway),
+        webhook_secrets: secrets,
+        webhook_tolerance: Duration::from_secs(tolerance),
+        body_bytes_max: l.count("body_bytes_max", args.body_bytes_max, 1024, 262_144, 131_072),
+        request_timeout: Duration::from_secs(l.count(
+            "request_timeout_seconds",
+            args.request_timeout_seconds,
+            1,
+            600,
+            20,
+        ) as u64),
+        rate_limit: l.count("rate_limit", args.rate_limit, 0, 1_000_000, 50) as u32,
+        rate_limit_service: l.count("rate_limit_service", args.rate_limit_service, 0, 1_000_000, 2000) as u32,
+        requests_max: l.count("requests_max", args.requests_max, 1, 100_000, 1024),
+        feeds_max: l.count("feeds_max", args.feeds_max, 0, 100_000, 64),
+        connections_max: l.count("connections_max", args.connections_max, 1, 1_000_000, 4096),
+        cors_origins: l.take("cors_origins", args.cors_origins, origins, Vec::new()),
+        checkpoints_public: l.take("checkpoints_public", args.checkpoints_public, boolean, true),
+        checkpoint_every: Duration::from_secs(
+            l.count("checkpoint_seconds", args.checkpoint_seconds, 1, 3600, 10) as u64
+        ),
+        maintenance: l.take("maintenance_mode", args.maintenance_mode, boolean, false),
+        otlp: l.take("otel_exporter_otlp_endpoint", args.otel_exporter_otlp_endpoint, |t| url(t).map(Some), None),
+    };
+    let guards = [("require_kms", args.require_kms), ("require_signing_proxy", args.require_signing_proxy)];
+    for (name, given) in guards {
+        let required = l.take(name, given, boolean, false);
+        l.check(!required, &format!("{name}: this program signs with local key files only, which it forbids"));
+    }
+    l.check_together(&settings);
+    settings
+}
+
+/// The layers below the flags and the environment, and what is wrong so far.
+struct Layers {
+    file: toml::Table,
+    faults: Vec<String>,
+    /// The text of the setting that was taken last.
+    given: Option<String>,
+}
+
+impl Layers {
+    fn open(path: Option<&std::path::Path>) -> Result<Layers, CliError> {
+        let file = match path {
+            None => toml::Table::new(),
+            Some(path) => {
+                let shown = path.display();
+                let text = std::fs::read_to_string(path).map_err(|e| CliError::Io(shown.to_string(), e))?;
+                text.parse().map_err(|e: toml::de::Error| CliError::Usage(format!("{shown}: {}", e.message())))?
+            }
+        };
+        Ok(Layers { file, faults: Vec::new(), given: None })
+    }
+
+    fn fault(&mut self, line: impl Into<String>) {
+        self.faults.push(line.into());
+    }
+
+    fn check(&mut self, good: bool, line: &str) {
+        if !good {
+            self.fault(line);
+        }
+    }
+
+    /// One setting: what a flag or variable gave, else the file's, else the default.
+    fn take<T>(
+        &mut self,
+        name: &str,
+        given: Option<String>,
+        parse: impl Fn(&str) -> Result<T, String>,
+        default: T,
+    ) -> T {
+        let in_file = self.file.remove(name).map(|value| match value {
+            toml::Value::String(text) => text,
+            toml::Value::Array(items) => {
+                items.iter().map(|i| i.as_str().unwrap_or_default()).collect::<Vec<_>>().join(",")
+            }
+            other => other.to_string(),
+        });
+        // An empty variable is what a template leaves behind: not given.
+        self.given = given.filter(|text| !text.is_empty()).or(in_file);
+        let Some(text) = &self.given else { return default };
+        match parse(text) {
+            Ok(value) => value,
+            Err(why) => {
+                let shown = if name == WEBHOOK_SECRET { String::new() } else { format!(" {text:?}") };
+                self.faults.push(format!("{name}{shown}: {why}"));
+                default
+            }
+        }
+    }
+
+    fn count(&mut self, name: &str, given: Option<String>, low: u64, high: u64, default: u64) -> usize {
+        self.take(name, given, |t| number(t, low, high), default) as usize
+    }
+
+    fn services(&mut self) -> BTreeMap<String, String> {
+        let mut services = BTreeMap::new();
+        match self.file.remove(SERVICES) {
+            None => {}
+            Some(toml::Value::Table(table)) => {
+                for (name, service) in table {
+                    match service.as_str().filter(|s| is_service_name(s)) {
+                        Some(service) => drop(services.insert(name, service.to_owned())),
+                        None => self.fault(format!("services.{name:?}: a service is named [a-z0-9._-]{{1,64}}")),
+                    }
+                }
+            }
+            Some(_) => self.fault("services: a table of certificate names and the service each is"),
+        }
+        services
+    }
+
+    fn check_together(&mut self, s: &Settings) {
+        let mtls = s.tls.as_ref().is_some_and(|t| t.client_ca.is_some());
+        if !s.dev {
+            self.check(s.ledger_id.is_some(), "ledger_id: required, so that no other history is served by mistake");
+            let nobody = s.jwks.is_none() && !mtls;
+            self.check(!nobody, "jwks, tls_client_ca: one is required, or nobody could be recognised");
+        }
+        if s.jwks.is_some() {
+            self.check(!s.issuer.is_empty(), "jwt_issuer: required with jwks");
+            self.check(!s.audience.is_empty(), "jwt_audience: required with jwks");
+        }
+        self.check(mtls || s.services.is_empty(), "services: needs tls_client_ca");
+    }
+
+    fn finish(mut self) -> Result<(), CliError> {
+        for name in self.file.keys() {
+            self.faults.push(format!("{name}: there is no such setting"));
+        }
+        if self.faults.is_empty() { Ok(()) } else { Err(CliError::Usage(self.faults.join("\n"))) }
+    }
+}
+
+fn number(text: &str, low: u64, high: u64) -> Result<u64, String> {
+    let wanted = || format!("a number from {low} to {high}");
+    text.parse().ok().filter(|n| (low..=high).contains(n)).ok_or_else(wanted)
+}
+
+fn boolean(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err("true or false".into()),
+    }
+}
+
+fn text(text: &str) -> Result<String, String> {
+    Ok(text.to_owned())
+}
+
+fn path(text: &str) -> Result<Option<PathBuf>, String> {
+    let path = PathBuf::from(text);
+    std::fs::File::open(&path).map(|_| Some(path)).map_err(|e| format!("cannot be read: {e}"))
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "an address and port such as 127.0.0.1:8080 or [::]:8080".into())
+}
+
+fn port_everywhere(text: &str) -> Result<SocketAddr, String> {
+    let port: u16 = text.parse().map_err(|_| "a port from 0 to 65535")?;
+    Ok(SocketAddr::from(([0, 0, 0, 0], port)))
+}
+
+fn hex64(text: &str) -> Result<String, String> {
+    let text = text.to_ascii_lowercase();
+    let hex = text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    if hex { Ok(text) } else { Err("64 hex characters, as `ledger init` printed them".into()) }
+}
+
+fn url(text: &str) -> Result<String, String> {
+    match reqwest::Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(text.to_owned()),
+        _ => Err("a URL".into()),
+    }
+}
+
+fn jwks(text: &str) -> Result<Jwks, String> {
+    if !text.contains("://") {
+        return path(text).map(|path| Jwks::File(path.unwrap_or_default()));
+    }
+    let url = reqwest::Url::parse(text).map_err(|e| e.to_string())?;
+    let local = matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
+    match url.scheme() {
+        "https" => Ok(Jwks::Url(text.to_owned())),
+        "http" if local => Ok(Jwks::Url(text.to_owned())),
+        _ => Err("keys must come over https".into()),
+    }
+}
+
+fn secrets(text: &str) -> Result<Vec<Secret>, String> {
+    let all: Vec<Secret> = text.split(',').map(|s| Secret(s.trim().to_owned())).collect();
+    if all.iter().all(|s| s.0.len() >= 16) { Ok(all) } else { Err("each secret has 16 characters or more".into()) }
+}
+
+fn origins(text: &str) -> Result<Vec<String>, String> {
+    let one = |origin: &str| {
+        let origin = origin.trim();
+        let url = reqwest::Url::parse(origin).ok().filter(|u| matches!(u.scheme(), "http" | "https"));
+        let plain = url.filter(|u| u.origin().ascii_serialization() == origin);
+        plain.map(|_| origin.to_owned()).ok_or_else(|| format!("{origin:?} is no origin such as https://shop.example"))
+    };
+    text.split(',').map(one).collect()
+}
+
+/// `[a-z0-9._-]{1,64}`, as COMMANDS.md names services.
+pub(crate) fn is_service_name(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-');
+    (1..=64).contains(&name.len()) && name.bytes().all(plain)
+}
+
+/// The settings as `--check-config` prints them; no secret among them.
+impl fmt::Display for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = |name: &str, value: &dyn fmt::Display| writeln!(f, "{name:<34} {value}");
+        let none = || "(none)".to_owned();
+        let shown = |path: Option<&PathBuf>| path.map_or_else(none, |p| p.display().to_string());
+        line("dev", &self.dev)?;
+        line("listen", &self.listen)?;
+        line("ledger_id", &self.ledger_id.clone().unwrap_or_else(none))?;
+        line("tls_certificate", &shown(self.tls.as_ref().map(|t| &t.certificate)))?;
+        line("tls_key", &shown(self.tls.as_ref().map(|t| &t.key)))?;
+        line("tls_client_ca", &shown(self.tls.as_ref().and_then(|t| t.client_ca.as_ref())))?;
+        for (name, service) in &self.services {
+            line(&format!("services.{name:?}"), service)?;
+        }
+        let jwks = match &self.jwks {
+            None => none(),
+            Some(Jwks::File(path)) => path.display().to_string(),
+            Some(Jwks::Url(url)) => url.clone(),
+        };
+        line("jwks", &jwks)?;
+        line("jwt_issuer", &self.issuer)?;
+        line("jwt_audience", &self.audience)?;
+        line("jwt_leeway_seconds", &self.leeway.as_secs())?;
+        line("payment_webhook_secret", &format!("{} given", self.webhook_secrets.len()))?;
+        line("payment_webhook_tolerance_seconds", &self.webhook_tolerance.as_secs())?;
+        line("body_bytes_max", &self.body_bytes_max)?;
+        line("request_timeout_seconds", &self.request_timeout.as_secs())?;
+        line("rate_limit", &self.rate_limit)?;
+        line("rate_limit_service", &self.rate_limit_service)?;
+        line("requests_max", &self.requests_max)?;
+        line("feeds_max", &self.feeds_max)?;
+        line("connections_max", &self.connections_max)?;
+        line("cors_origins", &self.cors_origins.join(","))?;
+        line("checkpoints_public", &self.checkpoints_public)?;
+        line("checkpoint_seconds", &self.checkpoint_every.as_secs())?;
+        line("maintenance_mode", &self.maintenance)?;
+        line("otel_exporter_otlp_endpoint", &self.otlp.clone().unwrap_or_else(none))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layers(file: &str) -> Layers {
+        Layers { file: file.parse().unwrap(), faults: Vec::new(), given: None }
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let mut l = layers("rate_limit = 7\nfeeds_max = 8\ncors_origins = [\"https://a.example\"]\n");
+        let args = Args { dev: true, rate_limit: Some("9".into()), ..Args::default() };
+        let settings = read(&mut l, args, &|name| (name == "PORT").then(|| "81".into()));
+        l.finish().unwrap();
+        assert_eq!((settings.rate_limit, settings.feeds_max, settings.requests_max), (9, 8, 1024));
+        assert_eq!(settings.listen, "0.0.0.0:81".parse().unwrap());
+        assert_eq!(settings.cors_origins, ["https://a.example"]);
+    }
+
+    #[test]
+    fn every_bad_value_is_named_in_a_line_of_its_own() {
+        let mut l =
+            layers("rate_limit = \"many\"\nnonsense = 1\npayment_webhook_secret = \"short\"\n[services]\nx = \"Y\"");
+        let args = Args {
+            listen: Some("here".into()),
+            ledger_id: Some("12".into()),
+            tls_certificate: Some("/does/not/exist".into()),
+            maintenance_mode: Some("perhaps".into()),
+            jwks: Some("http://keys.example/".into()),
+            require_kms: Some("true".into()),
+            ..Args::default()
+        };
+        read(&mut l, args, &|_| None);
+        let Err(CliError::Usage(text)) = l.finish() else { panic!() };
+        let named: Vec<&str> = text.lines().map(|line| line.split([' ', ':', '.']).next().unwrap()).collect();
+        assert_eq!(
+            named,
+            [
+                "listen",
+                "ledger_id",
+                "tls_certificate",
+                "jwks",
+                "payment_webhook_secret",
+                "services",
+                "rate_limit",
+                "maintenance_mode",
+                "require_kms",
+                "ledger_id",
+                "jwks,",
+                "nonsense"
+            ]
+        );
+        assert!(!text.contains("short"));
+    }
+}

@@ -1,0 +1,91 @@
+//! What all handlers share.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use actix_web::HttpRequest;
+use actix_web::web::Data;
+use ledger_engine::ledger::Ledger;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::{Semaphore, watch};
+
+use super::auth::Authenticator;
+use super::feed::Feed;
+use super::idempotency::InFlight;
+use super::rate::Rates;
+use super::settings::Settings;
+
+/// What all handlers share.
+pub(crate) struct State {
+    pub(crate) settings: Settings,
+    pub(crate) ledger: Ledger,
+    pub(crate) tokens: Authenticator,
+    pub(crate) rates: Rates,
+    /// A permit for each request under way.
+    pub(crate) requests: Semaphore,
+    pub(crate) feed: Feed,
+    pub(crate) in_flight: InFlight,
+    pub(crate) metrics: PrometheusHandle,
+    closing: watch::Sender<bool>,
+    /// When a checkpoint was issued last, and whether the last try failed.
+    checkpoint: Mutex<(Option<SystemTime>, bool)>,
+}
+
+impl State {
+    pub(crate) fn new(
+        settings: Settings,
+        ledger: Ledger,
+        tokens: Authenticator,
+        metrics: PrometheusHandle,
+    ) -> Arc<State> {
+        Arc::new(State {
+            rates: Rates::new(&settings),
+            requests: Semaphore::new(settings.requests_max),
+            feed: Feed::new(&ledger, settings.feeds_max),
+            in_flight: InFlight::default(),
+            settings,
+            ledger,
+            tokens,
+            metrics,
+            closing: watch::Sender::new(false),
+            checkpoint: Mutex::new((None, false)),
+        })
+    }
+
+    /// Begins the end: feeds stop, `/ready` says so.
+    pub(crate) fn close(&self) {
+        self.closing.send_replace(true);
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        *self.closing.borrow()
+    }
+
+    /// Resolves once the server begins to end.
+    pub(crate) async fn closed(&self) {
+        // The sender lives as long as this does.
+        let _ = self.closing.subscribe().wait_for(|closing| *closing).await;
+    }
+
+    /// Notes whether the last checkpoint could be issued.
+    pub(crate) fn checkpointed(&self, well: bool) {
+        let mut checkpoint = self.checkpoint.lock().unwrap_or_else(PoisonError::into_inner);
+        *checkpoint = (if well { Some(SystemTime::now()) } else { checkpoint.0 }, !well);
+    }
+
+    pub(crate) fn is_checkpointing(&self) -> bool {
+        !self.checkpoint.lock().unwrap_or_else(PoisonError::into_inner).1
+    }
+
+    pub(crate) fn last_checkpoint(&self) -> Option<SystemTime> {
+        self.checkpoint.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+/// The state behind a request.
+pub(crate) fn of(req: &HttpRequest) -> &Arc<State> {
+    match req.app_data::<Data<Arc<State>>>() {
+        Some(state) => state.get_ref(),
+        None => unreachable!("every app of this server has its state"),
+    }
+}
