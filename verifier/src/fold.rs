@@ -125,6 +125,8 @@ impl Context<'_> {
                 if let Some(code) = code {
                     let key = idx.map_or_else(|| "?".to_owned(), |i| i.to_string());
                     folded.faulty.entry(idx.unwrap_or(u64::MAX)).or_insert(code);
+                    // One finding a row.
+                    folded.documents.remove(&idx.unwrap_or(u64::MAX));
                     out.report(code, Some(chain.number), format!("entries/{key}"), evidence);
                 }
             }
