@@ -467,6 +467,8 @@ fn changes_of_keys() -> Vec<Change> {
 /// Seeds of keys that sign documents.
 const LICENCE_SEED: u8 = 20;
 const FINANCE_SEED: u8 = 21;
+/// The order that was paid and not settled.
+const ORDER_PAID: &str = "aacdbefdc63bd18f5e60d6bfc2c17739";
 /// The id under which finance knows the payment.
 const PROOF_ID: &str = "lp-2";
 
@@ -912,6 +914,19 @@ async fn vectors_are_what_the_engine_makes_and_both_verifiers_agree() {
                 report.codes(),
                 report.to_text()
             ));
+        }
+    }
+    // The history of the order alone shows what is wrong with its documents.
+    let of_documents = |path: &&PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        name.starts_with("licence_") || name.starts_with("finance_")
+    };
+    for path in files.iter().filter(of_documents) {
+        let dump = audit_verify::Dump::read(path).unwrap();
+        let demands = audit_verify::Demands { trust: dump.trust, ..Default::default() };
+        let report = audit_verify::verify_stream(path, ORDER_PAID, demands);
+        if Some((report.exit(), report.codes())) != dump.expect {
+            wrong.push(format!("{}: of the order alone {}", path.display(), report.to_text()));
         }
     }
     let root = fixtures().parent().unwrap().to_owned();
