@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ledger_engine::commit::{
     ALG_ED25519, COMMIT_BYTES_MAX, COMMIT_ENTRIES_MAX, COMMIT_SIGNATURES_MAX, Statement, verify_ed25519,
 };
+use ledger_engine::document::{DocumentFault, DocumentPlace};
 use ledger_engine::domain::projection::Cell;
 use ledger_engine::genesis::Genesis;
 use ledger_engine::hash::Hash;
@@ -17,6 +18,7 @@ use crate::chain::{Chain, Seen};
 use crate::finding::Code;
 use crate::fold::Folded;
 use crate::row::{blob, hash, number, text};
+use crate::single::{document_code, document_evidence, key_code};
 use crate::source::{SourceError, Tables};
 use crate::verify::Collector;
 
@@ -139,6 +141,7 @@ impl Keys<'_> {
                 Some(code) => out.report(code, Some(chain.number), format!("commits/{}", commit.first), evidence),
             }
         }
+        self.documents(chain, folded, &rows, out);
         let mut expected = Some(0);
         let mut clean = true;
         for row in &rows {
@@ -175,6 +178,32 @@ impl Keys<'_> {
             );
         }
         Ok((rows.len() as u64, signatures.values().map(|s| s.len() as u64).sum()))
+    }
+
+    /// Step 4.7: documents of entries whose commit has no finding and says which keys there were.
+    fn documents(&self, chain: &Chain, folded: &Folded, rows: &[Row], out: &mut Collector) {
+        let judged = rows.iter().filter(|row| row.code.is_none()).filter_map(|row| row.commit);
+        let judged: Vec<_> = judged
+            .filter(|commit| entries(chain, commit).is_some())
+            .flat_map(|c| folded.documents.range(c.first..c.end()).map(move |(i, document)| (*i, document, c)))
+            .collect();
+        let faults: Vec<Option<DocumentFault>> = judged
+            .par_iter()
+            .map(|(index, document, commit)| {
+                let (ledger_id, chain, registry_size) = (&self.ledger_id, chain.number as u32, commit.registry_size);
+                let place = DocumentPlace { ledger_id, chain, index: *index, registry_size };
+                document.check(self.registry, place).err()
+            })
+            .collect();
+        for ((index, document, _), fault) in judged.iter().zip(faults) {
+            let Some(fault) = fault else { continue };
+            let unknown = fault == DocumentFault::Key(KeyFault::Unknown);
+            if unknown && self.registry.record(&document.kid).is_none() && self.doubtful() {
+                continue;
+            }
+            let place = format!("entries/{index}");
+            out.report(document_code(fault), Some(chain.number), place, document_evidence(document, fault));
+        }
     }
 
     fn signatures(
@@ -260,10 +289,7 @@ impl Keys<'_> {
                     Code::CommitSignatureInvalid
                 }
                 Err(KeyFault::Unknown) if self.registry.record(kid).is_none() && self.doubtful() => continue,
-                Err(KeyFault::Unknown) => Code::KidUnknown,
-                Err(KeyFault::WrongPurpose) => Code::KidWrongPurpose,
-                Err(KeyFault::Algorithm) => Code::AlgorithmMismatch,
-                Err(KeyFault::NotValid) => Code::KidNotValid,
+                Err(fault) => key_code(fault),
             };
             return Some((code, format!("kid {kid}, entries {} to {}", commit.first, commit.end() - 1)));
         }

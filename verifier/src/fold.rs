@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use ledger_engine::adoption::{Adopted, Adoption};
 use ledger_engine::body::{BODY_BYTES_MAX, Body, BodyError};
+use ledger_engine::document::SignedDocument;
 use ledger_engine::domain::case::Case;
 use ledger_engine::domain::projection::{Row, case_rows, idempotency_row, needs_idempotency_row, sku_row};
 use ledger_engine::domain::{Illegal, Occurrence};
@@ -41,6 +42,8 @@ pub(crate) struct Folded {
     pub(crate) adopted: Vec<Adopted>,
     /// Faults found by entry, so that commits know which registry entries were fine.
     pub(crate) faulty: HashMap<u64, Code>,
+    /// Signed documents of entries that were allowed, by index.
+    pub(crate) documents: BTreeMap<u64, SignedDocument>,
     /// Undamaged entries by type and day.
     pub(crate) counted: ChainReport,
     pub(crate) private_present: u64,
@@ -122,6 +125,8 @@ impl Context<'_> {
                 if let Some(code) = code {
                     let key = idx.map_or_else(|| "?".to_owned(), |i| i.to_string());
                     folded.faulty.entry(idx.unwrap_or(u64::MAX)).or_insert(code);
+                    // One finding a row.
+                    folded.documents.remove(&idx.unwrap_or(u64::MAX));
                     out.report(code, Some(chain.number), format!("entries/{key}"), evidence);
                 }
             }
@@ -242,7 +247,10 @@ impl Context<'_> {
                 if applied.is_err() && event.has_private {
                     case.private.push(h.index);
                 }
-                applied.map(drop)
+                // In a case of which something is missing, the state that a signature is judged by may be wrong.
+                let judgeable = !chain.tainted && !chain.tainted_cases.contains(&crate::chain::case_of(&h.stream));
+                folded.documents.extend(applied?.signed.filter(|_| judgeable).map(|signed| (h.index, signed)));
+                Ok(())
             }
             Stream::Heads if h.event_type == "chain.heads" => self.heads(&body.payload, h.index),
             Stream::Legacy => {

@@ -28,7 +28,7 @@ mod verify;
 pub use anchor::{Anchor, AnchorError};
 pub use export::Export;
 pub use finding::{Code, Finding};
-pub use proof::{verify_proof, verify_proof_bytes};
+pub use proof::{verify_licence, verify_proof, verify_proof_bytes};
 pub use report::{ChainReport, KeyReport, Part, Report, Verdict};
 #[cfg(feature = "postgres")]
 pub use source::Postgres;

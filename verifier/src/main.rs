@@ -13,11 +13,13 @@ use audit_verify::legacy::{
 #[cfg(feature = "postgres")]
 use audit_verify::legacy::{Table, Window};
 use audit_verify::{
-    Anchor, Code, Demands, Export, Report, is_database, name_of, verify_path_with, verify_proof, verify_stream,
+    Anchor, Code, Demands, Export, Report, is_database, name_of, verify_licence, verify_path_with, verify_proof,
+    verify_stream,
 };
 use clap::{Parser, ValueEnum};
 use ledger_engine::adoption::Adopted;
 use ledger_engine::hash::Hash;
+use ledger_engine::licence::LICENCE_BYTES_MAX;
 use ledger_engine::proof::Proof;
 
 use crate::bar::Bar;
@@ -73,6 +75,9 @@ struct Cli {
     /// Judge only what came after the anchors, in time that depends on what is new; what was not read again is named
     #[arg(long, requires = "anchor", conflicts_with = "stream")]
     since_anchor: bool,
+    /// Proof file of a licence's entry: compare the licence as its buyer holds it (JSON) with the one in the entry
+    #[arg(long, value_name = "FILE")]
+    licence: Option<PathBuf>,
     /// Exit 2 if a ledger has entries that no anchor covers
     #[arg(long)]
     require_anchor: bool,
@@ -175,6 +180,18 @@ fn read_trust(text: &str) -> Result<Hash, String> {
     let json: serde_json::Value = serde_json::from_str(&file).unwrap_or_default();
     let id = json["ledger_id"].as_str().unwrap_or_else(|| file.trim());
     Hash::from_hex(id).ok_or_else(|| format!("--trust {text}: no ledger id in this file"))
+}
+
+/// Reads a licence, and no more than a licence can have.
+fn read_licence(path: &Path) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let most = LICENCE_BYTES_MAX as u64 + 1;
+    let read = std::fs::File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes));
+    read.map_err(|e| format!("--licence {}: {e}; check the path", path.display()))?;
+    if bytes.len() as u64 == most {
+        return Err(format!("--licence {}: over {LICENCE_BYTES_MAX} bytes, no licence is that large", path.display()));
+    }
+    Ok(bytes)
 }
 
 fn detect(source: &str) -> Option<Format> {
@@ -364,6 +381,10 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
     if part && (!of(true) || sources.iter().any(|(_, format)| *format != Some(Format::Native) && !beside(*format))) {
         return Err("--stream is for ledgers, and so is --since-anchor: a directory, a database or a backup".to_owned());
     }
+    let licence = cli.licence.as_deref().map(read_licence).transpose()?;
+    if licence.is_some() && !matches!(sources[..], [(_, Some(Format::Proof))]) {
+        return Err("--licence is for one proof file, that of the entry which issued the licence".to_owned());
+    }
     let legacy = Legacy::new(cli, legacy)?;
     let mut exits = Vec::new();
     // Ledgers first: what they adopted is compared with the legacy chain.
@@ -380,7 +401,10 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
         let (anchors, require_anchor, since_anchor) = (native.as_slice(), cli.require_anchor, cli.since_anchor);
         let demands = Demands { trust, anchors, require_anchor, since_anchor, progress: Some(&told) };
         let outcome = match format {
-            Some(Format::Proof) => Outcome::Native(Box::new(verify_proof(Path::new(source), demands))),
+            Some(Format::Proof) => Outcome::Native(Box::new(match &licence {
+                Some(licence) => verify_licence(Path::new(source), licence, demands),
+                None => verify_proof(Path::new(source), demands),
+            })),
             Some(Format::Native) => {
                 READING.store(true, Ordering::Relaxed);
                 let path = Path::new(source);

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use ledger_engine::body::Body;
 use ledger_engine::commit::{COMMIT_SIGNATURES_MAX, CommitSignature};
+use ledger_engine::document::SignedDocument;
 use ledger_engine::domain::case::{Case, PriceClaim};
 use ledger_engine::domain::projection::Cell;
 use ledger_engine::domain::sku::Sku;
@@ -91,7 +92,8 @@ fn judge(name: &str, tables: &dyn Tables, subject: Subject, demands: &Demands<'_
         let why = format!("the genesis gives {id}; pinned is {trust}");
         out.report(Code::LedgerIdMismatch, None, "ledger".into(), why);
     }
-    let mut run = Run { tables, id, chains: BTreeMap::new(), reads: BTreeMap::new(), whole: true };
+    let mut run =
+        Run { tables, id, chains: BTreeMap::new(), reads: BTreeMap::new(), documents: HashMap::new(), whole: true };
     run.registry(&mut known, &mut out)?;
     let stream = subject.stream();
     let home = stream.chain(known.genesis.chains);
@@ -103,14 +105,15 @@ fn judge(name: &str, tables: &dyn Tables, subject: Subject, demands: &Demands<'_
     };
     let own: Vec<(u32, u64)> = run.reads.get(&home).into_iter().flatten().map(|(i, _)| (home, *i)).collect();
     let own: Vec<_> = own.into_iter().filter(|(k, i)| streams.contains(&run.reads[k][i].row.header.stream)).collect();
-    let claims = run.fold(subject, home, &streams, &mut out);
+    let (claims, documents) = run.fold(subject, home, &streams, &mut out);
+    run.documents = documents;
     for claim in claims {
         run.price(&claim, &known, &mut out)?;
     }
     let mut hashes = Vec::new();
     let mut covered = Covered::default();
     for chain in run.reads.keys().copied().collect::<Vec<_>>() {
-        run.chain(chain, &known, demands.anchors, &mut out, &mut covered)?;
+        run.chain((chain, home), &known, demands.anchors, &mut out, &mut covered)?;
     }
     for (chain, index) in &own {
         hashes.extend_from_slice(&run.reads[chain][index].row.digests.hash.0);
@@ -165,6 +168,8 @@ struct Run<'a> {
     chains: BTreeMap<u32, StoredChain<'a>>,
     /// Everything read, by chain and index.
     reads: BTreeMap<u32, Histories>,
+    /// Signed documents of the history, by index.
+    documents: HashMap<u64, SignedDocument>,
     /// Nothing that a link leads to was missing.
     whole: bool,
 }
@@ -251,11 +256,17 @@ impl<'a> Run<'a> {
         Ok(Some(streams))
     }
 
-    /// Step 2.11 along the history. Returns what it says of prices.
-    fn fold(&self, subject: Subject, home: u32, streams: &[String], out: &mut Collector) -> Vec<PriceClaim> {
-        let mut claims = Vec::new();
+    /// Step 2.11 along the history. Returns what it says of prices, and what is signed by itself.
+    fn fold(
+        &self,
+        subject: Subject,
+        home: u32,
+        streams: &[String],
+        out: &mut Collector,
+    ) -> (Vec<PriceClaim>, HashMap<u64, SignedDocument>) {
+        let (mut claims, mut documents) = (Vec::new(), HashMap::new());
         if !self.whole {
-            return claims;
+            return (claims, documents);
         }
         let mut case = Case::new(match subject {
             Subject::Case(case) | Subject::Sku(case) => case,
@@ -263,7 +274,10 @@ impl<'a> Run<'a> {
         let mut sku = None;
         for read in self.entries(home, streams) {
             let applied = occurrence(read, |event| match subject {
-                Subject::Case(_) => case.apply(event).map(|applied| claims.extend(applied.price_claim)),
+                Subject::Case(_) => case.apply(event).map(|applied| {
+                    claims.extend(applied.price_claim);
+                    documents.extend(applied.signed.map(|signed| (event.index, signed)));
+                }),
                 Subject::Sku(_) => Sku::apply(&mut sku, event),
             });
             // A body or a stream that cannot be read is a finding of the entry itself.
@@ -272,7 +286,7 @@ impl<'a> Run<'a> {
                 out.report(Code::IllegalTransition, Some(home.into()), place, e.0);
             }
         }
-        claims
+        (claims, documents)
     }
 
     /// Reads the SKU that an order cites, and compares.
@@ -299,13 +313,15 @@ impl<'a> Run<'a> {
     /// Judges every entry that was read of a chain by itself, and its place under signed roots.
     fn chain(
         &mut self,
-        chain: u32,
+        (chain, home): (u32, u32),
         known: &Known,
         anchors: &[Anchor],
         out: &mut Collector,
         covered: &mut Covered,
     ) -> Result<(), SourceError> {
         let reads = self.reads.remove(&chain).unwrap_or_default();
+        // Of this chain's entries: a history lies on one.
+        let documents = if chain == home { std::mem::take(&mut self.documents) } else { HashMap::new() };
         let stored = self.stored(chain);
         let mut roots = Vec::new();
         if let Some(signed) = checkpoint(stored, known, out)? {
@@ -361,7 +377,13 @@ impl<'a> Run<'a> {
                     let judged = proven(commit, *index).and_then(|c| known.commit(h, &own, &c).map(|()| c));
                     let place = format!("commits/{}", commit.first);
                     if let Some(commit) = out.take(judged, chain, place) {
-                        covered.kids.insert((chain, *index), commit.signatures.into_iter().map(|s| s.kid).collect());
+                        if let Some(document) = documents.get(index) {
+                            let judged = known.document(document, chain, *index, commit.registry_size);
+                            out.take(judged, chain, format!("entries/{index}"));
+                        }
+                        let of_document = documents.get(index).map(|d| d.kid.clone());
+                        let kids = commit.signatures.into_iter().map(|s| s.kid).chain(of_document).collect();
+                        covered.kids.insert((chain, *index), kids);
                     }
                 }
                 Err(Lost::Source(e)) => return Err(e),

@@ -8,6 +8,7 @@ use compact_str::CompactString;
 use ledger_engine::adoption::Adoption;
 use ledger_engine::body::{BODY_BYTES_MAX, Body};
 use ledger_engine::commit::{ALG_ED25519, COMMIT_BYTES_MAX, COMMIT_SIGNATURES_MAX, Statement};
+use ledger_engine::document::{DocumentPlace, SignedDocument};
 use ledger_engine::domain::Occurrence;
 use ledger_engine::domain::money::Money;
 use ledger_engine::domain::projection::{Cell, TABLES, idempotency_row, needs_idempotency_row};
@@ -92,6 +93,8 @@ struct Open {
     bytes: u64,
     /// First revision of the key registry among its entries.
     own_revision: Option<u64>,
+    /// Signed documents of its entries, by index.
+    documents: Vec<(u64, SignedDocument)>,
 }
 
 /// A signature to verify.
@@ -247,7 +250,7 @@ impl<'p, 'a> Walk<'p, 'a> {
     fn signed(&mut self) -> Result<(), Stop> {
         let jobs = std::mem::take(&mut self.jobs);
         let good = jobs.par_iter().all(|j| j.public_key.verify(&j.message, &j.signature));
-        check(good, "a commit's signature")
+        check(good, "the signature of a commit or a document")
     }
 
     /// Private documents come by this channel.
@@ -296,9 +299,9 @@ impl<'p, 'a> Walk<'p, 'a> {
         {
             self.idempotency(&meta.idem, index)?;
         }
-        self.fold(entry)?;
+        let signed = self.fold(entry)?;
         let registry = (entry.stream == Stream::Ledger).then_some(h.revision);
-        self.commit(index, entry.row.leaf, entry.row.hash, bytes, registry)?;
+        self.commit((index, entry.row.leaf, entry.row.hash), bytes, registry, signed)?;
         self.last_hash = entry.row.hash;
         self.last_time_us = h.recorded_at_us;
         self.grow(entry)?;
@@ -370,8 +373,8 @@ impl<'p, 'a> Walk<'p, 'a> {
         Ok(())
     }
 
-    /// Continues the entry's stream and applies its event.
-    fn fold(&mut self, entry: &Prepared) -> Result<(), Stop> {
+    /// Continues the entry's stream and applies its event. Returns the event's signed document.
+    fn fold(&mut self, entry: &Prepared) -> Result<Option<SignedDocument>, Stop> {
         let h = &entry.row.header;
         let continued = |tip: Option<&Tip>| {
             let (index, revision, parent) =
@@ -405,7 +408,7 @@ impl<'p, 'a> Walk<'p, 'a> {
                 let tip = tip_after(tip);
                 self.report.streams += u64::from(h.revision == 1);
                 self.system.insert(entry.stream, tip);
-                return self.system_event(entry, &event);
+                return self.system_event(entry, &event).map(|()| None);
             }
         };
         let held = self.states.get(key, &mut self.prover.sums)?;
@@ -421,6 +424,7 @@ impl<'p, 'a> Walk<'p, 'a> {
                 self.report.streams += 1;
             }
         }
+        let mut signed = None;
         match state {
             State::Sku(sku) => {
                 check(Sku::apply(sku, &event).is_ok(), "a SKU's event")?;
@@ -431,6 +435,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             }
             State::Case(case) => {
                 let Ok(applied) = case.apply(&event) else { return suspect("an event that is not allowed") };
+                signed = applied.signed;
                 if let Some(claim) = applied.price_claim {
                     let listing = price_digest(CaseId::of_sku(&claim.sku_id), claim.revision, &claim.price);
                     if !self.prover.listed.contains(&listing) {
@@ -439,7 +444,7 @@ impl<'p, 'a> Walk<'p, 'a> {
                 }
             }
         }
-        Ok(())
+        Ok(signed)
     }
 
     /// The genesis entry of a chain.
@@ -519,19 +524,26 @@ impl<'p, 'a> Walk<'p, 'a> {
         Ok(())
     }
 
-    fn commit(&mut self, index: u64, leaf: Hash, entry: Hash, bytes: u64, registry: Option<u64>) -> Result<(), Stop> {
+    fn commit(
+        &mut self,
+        (index, leaf, entry): (u64, Hash, Hash),
+        bytes: u64,
+        registry: Option<u64>,
+        signed: Option<SignedDocument>,
+    ) -> Result<(), Stop> {
         if self.open.is_none() {
             let Some(commit) = self.commits.pop_front().as_deref().and_then(read_commit) else {
                 return suspect("an entry in no commit");
             };
             check(commit.first == index, "where a commit begins")?;
             let leaves = Vec::with_capacity(commit.size as usize);
-            self.open = Some(Open { commit, leaves, bytes: 0, own_revision: None });
+            self.open = Some(Open { commit, leaves, bytes: 0, own_revision: None, documents: Vec::new() });
         }
         let Some(open) = &mut self.open else { return suspect("no commit") };
         open.leaves.push(leaf);
         open.bytes += bytes;
         open.own_revision = open.own_revision.or(registry);
+        open.documents.extend(signed.map(|document| (index, document)));
         let complete = open.leaves.len() as u64 == open.commit.size;
         check(registry.is_none() || complete || index == 0, "a change of keys within a commit")?;
         if complete && let Some(open) = self.open.take() {
@@ -579,6 +591,15 @@ impl<'p, 'a> Walk<'p, 'a> {
             kids.push(kid.to_owned());
             let message = statement.to_bytes(ALG_ED25519, kid);
             self.jobs.push(Signed { public_key: key.public_key.clone(), message, signature: signature.to_vec() });
+        }
+        for (index, document) in open.documents {
+            let (ledger_id, chain) = (&self.prover.ledger_id, self.chain);
+            let place = DocumentPlace { ledger_id, chain, index, registry_size };
+            let Ok((key, message)) = document.claim(registry, place) else {
+                return suspect("the key of a signed document");
+            };
+            let (public_key, signature) = (key.public_key.clone(), document.signature);
+            self.jobs.push(Signed { public_key, message, signature });
         }
         check((1..=COMMIT_SIGNATURES_MAX).contains(&kids.len()), "the number of a commit's signatures")?;
         self.report.commits += 1;
