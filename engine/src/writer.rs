@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use lru::LruCache;
@@ -25,10 +25,11 @@ use crate::hash::{EventId, Hash, body_hash, entry_hash, sha256};
 use crate::header::{FORMAT_VERSION, HEADER_BYTES_MAX, Header};
 use crate::ledger::{AppendError, Appended, EntryRef};
 use crate::merkle::{self, TILE_BYTES, TILE_WIDTH};
+use crate::reader::StoredNodes;
 use crate::registry::Registry;
 use crate::runs::{RUN_ENTRIES, event_id_run};
 use crate::signer::Signer;
-use crate::store::{ChainHead, CommitBatch, Entry, Settled, Store, StoreError, StreamHead, Tile};
+use crate::store::{ChainHead, CheckpointRow, CommitBatch, Entry, Settled, Store, StoreError, StreamHead, Tile};
 use crate::stream::{CaseId, Stream};
 
 /// Cases kept folded in memory, for each chain. A case takes about a kilobyte.
@@ -85,6 +86,33 @@ pub(crate) struct Shared {
     pub(crate) closing: std::sync::atomic::AtomicBool,
     /// Set once, when the store lost what it had acknowledged: then no chain takes another entry.
     pub(crate) went_back: std::sync::OnceLock<String>,
+    /// The last checkpoint that was signed here, by chain.
+    pub(crate) published: Mutex<HashMap<u32, CheckpointRow>>,
+}
+
+impl Shared {
+    /// No chain takes another entry. The first reason stays.
+    pub(crate) fn stop(&self, why: String) -> StoreError {
+        StoreError::WentBack(self.went_back.get_or_init(|| why).clone())
+    }
+
+    pub(crate) fn published(&self, chain: u32) -> Option<CheckpointRow> {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).get(&chain).cloned()
+    }
+}
+
+/// Whether the tree that was recorded is a prefix of the tree of `size` entries that is stored.
+pub(crate) fn is_prefix(
+    store: &dyn Store,
+    chain: u32,
+    recorded: &CheckpointRow,
+    size: u64,
+) -> Result<bool, StoreError> {
+    Ok(recorded.size <= size && merkle::root_at(&StoredNodes { store, chain }, recorded.size)? == recorded.root)
+}
+
+pub(crate) fn no_continuation(chain: u32, size: u64, last: &CheckpointRow) -> String {
+    format!("chain {chain} has {size} entries and is no continuation of the {} of its last checkpoint", last.size)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -353,7 +381,10 @@ impl Writer {
                     last.jobs.extend(jobs);
                     last.outcomes.extend(outcomes);
                 }
-                None => jobs.into_iter().zip(outcomes).for_each(|(job, outcome)| answer(job, outcome)),
+                None if self.confirm(&outcomes).is_ok() => {
+                    jobs.into_iter().zip(outcomes).for_each(|(job, outcome)| answer(job, outcome));
+                }
+                None => return self.recover(jobs.into(), open),
             }
             return self.fill(open, in_flight);
         };
@@ -430,6 +461,7 @@ impl Writer {
         if let Some(why) = self.shared.went_back.get() {
             return Err(StoreError::WentBack(why.clone()));
         }
+        self.check_published()?;
         let Some((size, hash)) = self.acknowledged else { return Ok(()) };
         let stored = if size == self.head.size() {
             Some(self.head.hash)
@@ -439,12 +471,20 @@ impl Writer {
         if stored == Some(hash) {
             return Ok(());
         }
-        let why = format!(
+        Err(self.shared.stop(format!(
             "chain {} has {} entries and does not continue the {size} that were acknowledged",
             self.chain,
             self.head.size()
-        );
-        Err(StoreError::WentBack(self.shared.went_back.get_or_init(|| why).clone()))
+        )))
+    }
+
+    /// Compares the chain with the last checkpoint that this process signed, which other processes' entries may be under.
+    fn check_published(&self) -> Result<(), StoreError> {
+        let Some(last) = self.shared.published(self.chain) else { return Ok(()) };
+        if is_prefix(&*self.shared.store, self.chain, &last, self.head.size())? {
+            return Ok(());
+        }
+        Err(self.shared.stop(no_continuation(self.chain, self.head.size(), &last)))
     }
 
     fn load_tail(&mut self) -> Result<(), StoreError> {
@@ -531,7 +571,10 @@ impl Writer {
 
     fn commit_linked(&mut self, waiting: &VecDeque<Job>) -> Result<(usize, Vec<Outcome>), CommitError> {
         let (taken, outcomes, batch, now_us) = self.prepare(waiting)?;
-        let Some(batch) = batch else { return Ok((taken, outcomes)) };
+        let Some(batch) = batch else {
+            self.confirm(&outcomes)?;
+            return Ok((taken, outcomes));
+        };
         let store = Arc::clone(&self.shared.store);
         store_settled(&*store, &batch)?;
         self.acknowledged = Some((batch.after.size(), batch.after.hash));
@@ -563,11 +606,34 @@ impl Writer {
                 ));
             }
         };
-        let Some(batch) = batch else { return Ok((taken, outcomes)) };
+        let Some(batch) = batch else {
+            self.confirm(&outcomes)?;
+            return Ok((taken, outcomes));
+        };
         settle(&*store, &batch, result)?;
         self.acknowledged = Some((batch.after.size(), batch.after.hash));
         self.advance(&batch, now_us);
         Ok((taken, outcomes))
+    }
+
+    /// An answer that is given again must be durable too, and what was read need not be: a commit that waits for a standby
+    /// can be read once its wait is cut short, or once the server is back from a crash. Answers that come with a commit wait
+    /// for that; these have none.
+    fn confirm(&mut self, outcomes: &[Outcome]) -> Result<(), StoreError> {
+        let repeated = outcomes.iter().filter_map(|o| match o {
+            Outcome::Appended(a) if a.repeated => a.entries.last().map(|e| e.index),
+            _ => None,
+        });
+        let Some(last) = repeated.max().filter(|last| self.acknowledged.is_none_or(|(size, _)| *last >= size)) else {
+            return Ok(());
+        };
+        let (size, hash) = (self.head.size(), self.head.hash);
+        if last < size && self.shared.store.confirm(self.chain, size, &hash)? {
+            self.acknowledged = Some((size, hash));
+            return Ok(());
+        }
+        // It is another process's, or gone: decide again from what is stored.
+        Err(StoreError::HeadMoved(Box::new(self.head.clone())))
     }
 
     fn advance(&mut self, batch: &CommitBatch, now_us: i64) {
@@ -851,7 +917,7 @@ impl Writer {
 
     fn finish(&mut self, draft: Draft) -> Result<CommitBatch, CommitError> {
         let (registry_size, registry_head) = {
-            let registry = self.shared.registry.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let registry = self.shared.registry.read().unwrap_or_else(PoisonError::into_inner);
             // Only the very first commit of the ledger names no registry: its keys are those of its own genesis.
             let size = if self.chain == 0 && draft.before.size() == 0 { 0 } else { registry.size() };
             (size, registry.head(size).unwrap_or_default())

@@ -79,12 +79,17 @@ fn entry(row: &SqlRow, ledger_id: Hash) -> Result<Entry, StoreError> {
     })
 }
 
-pub(super) async fn entries(session: &Session, chain: u32, from: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
-    let Some(id) = ledger_id(session).await? else { return Ok(Vec::new()) };
+pub(super) async fn entries(
+    session: &Session,
+    ledger_id: Hash,
+    chain: u32,
+    from: u64,
+    limit: usize,
+) -> Result<Vec<Entry>, StoreError> {
     let text =
         format!("SELECT {ENTRY_COLUMNS} FROM ledger.entries WHERE chain = $1 AND idx >= $2 ORDER BY idx LIMIT $3");
     let rows = query(session, &text, &[&(chain as i32), &(from as i64), &(limit as i64)]).await?;
-    rows.iter().map(|row| entry(row, id)).collect()
+    rows.iter().map(|row| entry(row, ledger_id)).collect()
 }
 
 /// Follows the stream's links back from its head: each step finds one row by the primary key, so that no index of stream
@@ -95,11 +100,15 @@ pub(super) const STREAM: &str = "WITH RECURSIVE back AS ( \
      UNION ALL \
      SELECT e.* FROM back b JOIN ledger.entries e ON e.chain = b.chain AND e.idx = b.parent_index AND b.parent_index < b.idx) ";
 
-pub(super) async fn stream(session: &Session, chain: u32, stream: &str) -> Result<Vec<Entry>, StoreError> {
-    let Some(id) = ledger_id(session).await? else { return Ok(Vec::new()) };
+pub(super) async fn stream(
+    session: &Session,
+    ledger_id: Hash,
+    chain: u32,
+    stream: &str,
+) -> Result<Vec<Entry>, StoreError> {
     let text = format!("{STREAM} SELECT {ENTRY_COLUMNS} FROM back ORDER BY idx");
     let rows = query(session, &text, &[&(chain as i32), &stream]).await?;
-    let entries: Vec<Entry> = rows.iter().map(|row| entry(row, id)).collect::<Result<_, _>>()?;
+    let entries: Vec<Entry> = rows.iter().map(|row| entry(row, ledger_id)).collect::<Result<_, _>>()?;
     let whole = entries.iter().zip(1..).all(|(e, n)| e.header.stream == stream && e.header.revision == n);
     if !whole {
         let text = format!("stream {stream} of chain {chain} does not hold together; verify the ledger");
