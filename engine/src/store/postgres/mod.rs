@@ -11,11 +11,13 @@
 //! transaction that held the lock, and its own commit waits for the standby as theirs should have.
 
 mod migrate;
+mod queries;
 mod read;
 mod session;
 mod write;
 
 pub use migrate::{Migrated, SCHEMA_VERSION, migrate};
+pub use queries::texts as lookup_texts;
 pub use session::PostgresOptions;
 
 use std::path::Path;

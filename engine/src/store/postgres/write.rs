@@ -13,8 +13,11 @@ use crate::hash::Hash;
 use crate::merkle::CompactRange;
 use crate::store::{ChainHead, CheckpointRow, CommitBatch, Entry, StoreError};
 
-const LOCK_HEAD: &str = "SELECT chain, size, head_hash, compact_range, \
+pub(super) const LOCK_HEAD: &str = "SELECT chain, size, head_hash, compact_range, \
      (extract(epoch FROM clock_timestamp()) * 1000000)::bigint FROM ledger.chain_heads WHERE chain = $1 FOR UPDATE";
+pub(super) const CONFIRM: &str = "SELECT entry_hash FROM ledger.entries WHERE chain = $1 AND idx = $2";
+pub(super) const RECORDED: &str = "SELECT c.root FROM ledger.checkpoints c JOIN ledger.chain_heads h ON h.chain = c.chain AND h.size >= c.size \
+     WHERE c.chain = $1 AND c.size = $2";
 
 /// Begins a transaction and locks the chain's head: one round trip. READ COMMITTED, and the lock is a statement of its
 /// own, so that what follows sees everything that was committed before.
@@ -331,8 +334,7 @@ async fn confirmed<T>(
 pub(super) async fn confirmed_hash(session: &Session, chain: u32, index: u64) -> Result<Option<Hash>, StoreError> {
     let (chain, index) = (chain as i32, index as i64);
     let stored = confirmed(session, chain, async |session| {
-        let text = "SELECT entry_hash FROM ledger.entries WHERE chain = $1 AND idx = $2";
-        let row = session.query_opt(text, &[&chain, &index]).await?;
+        let row = session.query_opt(CONFIRM, &[&chain, &index]).await?;
         row.map(|r| r.try_get::<_, Vec<u8>>(0)).transpose()
     });
     Ok(stored.await?.as_deref().and_then(Hash::from_slice))
@@ -361,9 +363,7 @@ pub(super) async fn record_checkpoint(session: &Session, row: &CheckpointRow) ->
     let recorded = confirmed(session, chain, async |session| {
         let text = "INSERT INTO ledger.checkpoints (chain, size, root) VALUES ($1, $2, $3) ON CONFLICT (chain, size) DO NOTHING";
         session.execute(text, &[&chain, &size, &&row.root.0[..]]).await?;
-        let text = "SELECT c.root FROM ledger.checkpoints c JOIN ledger.chain_heads h ON h.chain = c.chain AND h.size >= c.size \
-                    WHERE c.chain = $1 AND c.size = $2";
-        let stored = session.query_opt(text, &[&chain, &size]).await?;
+        let stored = session.query_opt(RECORDED, &[&chain, &size]).await?;
         stored.map(|r| r.try_get::<_, Vec<u8>>(0)).transpose()
     });
     if recorded.await?.as_deref() == Some(&row.root.0[..]) {
