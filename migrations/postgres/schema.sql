@@ -3,8 +3,6 @@
 
 CREATE SCHEMA ledger;
 
-ALTER SCHEMA ledger OWNER TO postgres;
-
 CREATE FUNCTION ledger.refuse() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
