@@ -13,15 +13,21 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ToSql, params, params_from_iter};
 
 /// A store that keeps every commit it stores, so that they can be written again raw.
-pub struct Recorder {
-    store: SqliteStore,
+pub struct Recorder<S> {
+    store: S,
     batches: Mutex<Vec<CommitBatch>>,
 }
 
-impl Recorder {
+impl Recorder<SqliteStore> {
     /// Records what goes into a new store in `dir`.
-    pub fn new(dir: &Path) -> Arc<Recorder> {
-        let store = SqliteStore::create(dir, SqliteOptions::default()).expect("an empty directory");
+    pub fn new(dir: &Path) -> Arc<Recorder<SqliteStore>> {
+        Recorder::around(SqliteStore::create(dir, SqliteOptions::default()).expect("an empty directory"))
+    }
+}
+
+impl<S> Recorder<S> {
+    /// Records what goes into a store.
+    pub fn around(store: S) -> Arc<Recorder<S>> {
         Arc::new(Recorder { store, batches: Mutex::new(Vec::new()) })
     }
 
@@ -38,7 +44,7 @@ macro_rules! delegate {
     };
 }
 
-impl Store for Recorder {
+impl<S: Store> Store for Recorder<S> {
     fn append(&self, batch: &CommitBatch) -> Result<(), StoreError> {
         self.batches.lock().unwrap_or_else(PoisonError::into_inner).push(batch.clone());
         self.store.append(batch)

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
@@ -28,11 +28,11 @@ use crate::hash::{EventId, Hash, body_hash, entry_hash, sha256};
 use crate::header::{FORMAT_VERSION, HEADER_BYTES_MAX, Header};
 use crate::ledger::{AppendError, Appended, EntryRef};
 use crate::merkle::{self, TILE_BYTES, TILE_WIDTH};
-use crate::reader::load_registry;
+use crate::reader::{StoredNodes, load_registry};
 use crate::registry::{Purpose, Registry, RegistryPlace};
 use crate::runs::{RUN_ENTRIES, event_id_run};
 use crate::signer::{Signer, SignerError};
-use crate::store::{ChainHead, CommitBatch, Entry, Settled, Store, StoreError, StreamHead, Tile};
+use crate::store::{ChainHead, CheckpointRow, CommitBatch, Entry, Settled, Store, StoreError, StreamHead, Tile};
 use crate::stream::{CaseId, LEDGER_STREAM, Stream};
 
 /// Cases kept folded in memory, for each chain. A case takes about a kilobyte.
@@ -96,6 +96,8 @@ pub(crate) struct Shared {
     /// Set once, when the store lost what it had acknowledged: then no chain takes another entry.
     pub(crate) went_back: std::sync::OnceLock<String>,
     pub(crate) counters: Counters,
+    /// The last checkpoint that was signed here, by chain.
+    pub(crate) published: Mutex<HashMap<u32, CheckpointRow>>,
 }
 
 impl Shared {
@@ -111,6 +113,29 @@ impl Shared {
         }
         Ok(())
     }
+
+    /// No chain takes another entry. The first reason stays.
+    pub(crate) fn stop(&self, why: String) -> StoreError {
+        StoreError::WentBack(self.went_back.get_or_init(|| why).clone())
+    }
+
+    pub(crate) fn published(&self, chain: u32) -> Option<CheckpointRow> {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).get(&chain).cloned()
+    }
+}
+
+/// Whether the tree that was recorded is a prefix of the tree of `size` entries that is stored.
+pub(crate) fn is_prefix(
+    store: &dyn Store,
+    chain: u32,
+    recorded: &CheckpointRow,
+    size: u64,
+) -> Result<bool, StoreError> {
+    Ok(recorded.size <= size && merkle::root_at(&StoredNodes { store, chain }, recorded.size)? == recorded.root)
+}
+
+pub(crate) fn no_continuation(chain: u32, size: u64, last: &CheckpointRow) -> String {
+    format!("chain {chain} has {size} entries and is no continuation of the {} of its last checkpoint", last.size)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -404,7 +429,10 @@ impl Writer {
                     last.jobs.extend(jobs);
                     last.outcomes.extend(outcomes);
                 }
-                None => jobs.into_iter().zip(outcomes).for_each(|(job, outcome)| answer(job, outcome)),
+                None if self.confirm(&outcomes).is_ok() => {
+                    jobs.into_iter().zip(outcomes).for_each(|(job, outcome)| answer(job, outcome));
+                }
+                None => return self.recover(jobs.into(), open),
             }
             return self.fill(open, in_flight);
         };
@@ -481,6 +509,7 @@ impl Writer {
         if let Some(why) = self.shared.went_back.get() {
             return Err(StoreError::WentBack(why.clone()));
         }
+        self.check_published()?;
         let Some((size, hash)) = self.acknowledged else { return Ok(()) };
         let stored = if size == self.head.size() {
             Some(self.head.hash)
@@ -490,12 +519,20 @@ impl Writer {
         if stored == Some(hash) {
             return Ok(());
         }
-        let why = format!(
+        Err(self.shared.stop(format!(
             "chain {} has {} entries and does not continue the {size} that were acknowledged",
             self.chain,
             self.head.size()
-        );
-        Err(StoreError::WentBack(self.shared.went_back.get_or_init(|| why).clone()))
+        )))
+    }
+
+    /// Compares the chain with the last checkpoint that this process signed, which other processes' entries may be under.
+    fn check_published(&self) -> Result<(), StoreError> {
+        let Some(last) = self.shared.published(self.chain) else { return Ok(()) };
+        if is_prefix(&*self.shared.store, self.chain, &last, self.head.size())? {
+            return Ok(());
+        }
+        Err(self.shared.stop(no_continuation(self.chain, self.head.size(), &last)))
     }
 
     fn load_tail(&mut self) -> Result<(), StoreError> {
@@ -584,7 +621,10 @@ impl Writer {
 
     fn commit_linked(&mut self, waiting: &VecDeque<Job>) -> Result<(usize, Vec<Outcome>), CommitError> {
         let (taken, outcomes, batch, now_us) = self.prepare(waiting)?;
-        let Some(batch) = batch else { return Ok((taken, outcomes)) };
+        let Some(batch) = batch else {
+            self.confirm(&outcomes)?;
+            return Ok((taken, outcomes));
+        };
         store_settled(&self.shared, &batch)?;
         self.acknowledged = Some((batch.after.size(), batch.after.hash));
         self.advance(&batch, now_us);
@@ -615,12 +655,35 @@ impl Writer {
                 ));
             }
         };
-        let Some(batch) = batch else { return Ok((taken, outcomes)) };
+        let Some(batch) = batch else {
+            self.confirm(&outcomes)?;
+            return Ok((taken, outcomes));
+        };
         settle(&*store, &batch, result)?;
         self.shared.counters.stored(&batch, start.elapsed());
         self.acknowledged = Some((batch.after.size(), batch.after.hash));
         self.advance(&batch, now_us);
         Ok((taken, outcomes))
+    }
+
+    /// An answer that is given again must be durable too, and what was read need not be: a commit that waits for a standby
+    /// can be read once its wait is cut short, or once the server is back from a crash. Answers that come with a commit wait
+    /// for that; these have none.
+    fn confirm(&mut self, outcomes: &[Outcome]) -> Result<(), StoreError> {
+        let repeated = outcomes.iter().filter_map(|o| match o {
+            Outcome::Appended(a) if a.repeated => a.entries.last().map(|e| e.index),
+            _ => None,
+        });
+        let Some(last) = repeated.max().filter(|last| self.acknowledged.is_none_or(|(size, _)| *last >= size)) else {
+            return Ok(());
+        };
+        let (size, hash) = (self.head.size(), self.head.hash);
+        if last < size && self.shared.store.confirm(self.chain, size, &hash)? {
+            self.acknowledged = Some((size, hash));
+            return Ok(());
+        }
+        // It is another process's, or gone: decide again from what is stored.
+        Err(StoreError::HeadMoved(Box::new(self.head.clone())))
     }
 
     fn advance(&mut self, batch: &CommitBatch, now_us: i64) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ledger_engine::store::StoreError;
 use ledger_engine::store::postgres::{PostgresOptions, PostgresStore, migrate};
 use support::{code, create_line, create_order, life, list_sku, postgres, send};
-use test_servers::Server;
+use test_servers::{Proxy, Server};
 
 fn name_of(url: &str) -> &str {
     url.rsplit('/').next().unwrap()
@@ -176,4 +176,28 @@ fn a_database_out_of_reach_says_what_to_do() {
     let error = |url: &str| PostgresStore::open(PostgresOptions::new(url)).map(drop).unwrap_err();
     assert!(matches!(error("postgres://127.0.0.1:1/x"), StoreError::Unavailable(_)));
     assert!(matches!(error("postgres:/nonsense"), StoreError::Unusable(_)));
+}
+
+/// What one caller waits for: the lock of the head, and the commit. A key or an order that the writer has not seen is looked up
+/// before.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_takes_two_round_trips() {
+    let url = postgres::database();
+    let proxy = Proxy::before(&url);
+    let ledger = postgres::create(&proxy.url(&url), 1).await;
+    list_sku(&ledger, "s").await;
+    // Connections and statements are there afterwards.
+    let first = create_order(&ledger, "ann", "s").await;
+    for line in life(&first) {
+        send(&ledger, &line).await.unwrap();
+    }
+    let (order, _, trips) = proxy.cost(create_order(&ledger, "bob", "s")).await;
+    assert_eq!(trips, 3, "a new order");
+    for line in life(&order) {
+        let (answer, messages, trips) = proxy.cost(send(&ledger, &line)).await;
+        answer.unwrap();
+        let keyed = u64::from(line.contains("idempotency_key"));
+        assert_eq!(trips, 2 + keyed, "{line}");
+        assert!(messages < 60, "{messages} messages: {line}");
+    }
 }

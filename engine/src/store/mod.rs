@@ -194,6 +194,11 @@ pub trait Store: Send + Sync {
     fn append_locked(&self, chain: u32, make: &mut MakeCommit<'_>) -> Result<(), StoreError>;
     /// After [`StoreError::Unknown`]: locks the head and compares it with the batch.
     fn settle(&self, batch: &CommitBatch) -> Result<Settled, StoreError>;
+    /// Whether the first `size` entries of a chain, at least one, end with this entry hash; `true` only once they are durable.
+    /// Where a commit can be read before it is durable, this waits.
+    fn confirm(&self, chain: u32, size: u64, hash: &Hash) -> Result<bool, StoreError> {
+        Ok(self.entry(chain, size - 1)?.is_some_and(|e| e.entry_hash == *hash))
+    }
 
     /// One entry.
     fn entry(&self, chain: u32, index: u64) -> Result<Option<Entry>, StoreError>;
@@ -242,7 +247,8 @@ pub trait Store: Send + Sync {
 
     /// The checkpoint of the largest recorded size.
     fn last_checkpoint(&self, chain: u32) -> Result<Option<CheckpointRow>, StoreError>;
-    /// Records size and root before they are signed. Keeps a row that is there.
+    /// Records size and root before they are signed. Keeps a row that is there. When it returns `Ok`, the row and the entries
+    /// before that size are durable.
     fn record_checkpoint(&self, row: &CheckpointRow) -> Result<(), StoreError>;
     /// Stores the signed note of a recorded checkpoint.
     fn sign_checkpoint(&self, row: &CheckpointRow) -> Result<(), StoreError>;

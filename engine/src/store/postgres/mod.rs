@@ -11,14 +11,17 @@
 //! transaction that held the lock, and its own commit waits for the standby as theirs should have.
 
 mod migrate;
+mod queries;
 mod read;
 mod session;
 mod write;
 
 pub use migrate::{Migrated, SCHEMA_VERSION, migrate};
+pub use queries::texts as lookup_texts;
 pub use session::PostgresOptions;
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use session::{Session, Sessions};
 
@@ -32,13 +35,15 @@ use crate::runs::{RUN_ENTRIES, find_in_run};
 /// The store in PostgreSQL.
 pub struct PostgresStore {
     sessions: Sessions,
+    /// Once there is a ledger: it never changes.
+    ledger_id: OnceLock<Hash>,
 }
 
 impl PostgresStore {
     /// Opens the schema for writing. Every connection goes to a server that accepts writes. The server's settings are
     /// checked: those without which an answer would not mean durable are refused.
     pub fn open(options: PostgresOptions) -> Result<PostgresStore, StoreError> {
-        let store = PostgresStore { sessions: Sessions::new(options, true)? };
+        let store = PostgresStore { sessions: Sessions::new(options, true)?, ledger_id: OnceLock::new() };
         store.sessions.run(async |s| {
             migrate::check_schema(s).await?;
             migrate::check_server(s).await
@@ -48,7 +53,7 @@ impl PostgresStore {
 
     /// Opens the schema for reading, on a replica too. The role of auditors may do it.
     pub fn open_read_only(options: PostgresOptions) -> Result<PostgresStore, StoreError> {
-        let store = PostgresStore { sessions: Sessions::new(options, false)? };
+        let store = PostgresStore { sessions: Sessions::new(options, false)?, ledger_id: OnceLock::new() };
         store.sessions.run(async |s| migrate::check_schema(s).await)?;
         Ok(store)
     }
@@ -60,7 +65,11 @@ impl Store for PostgresStore {
     }
 
     fn ledger_id(&self) -> Result<Option<Hash>, StoreError> {
-        self.sessions.run(read::ledger_id)
+        if let Some(id) = self.ledger_id.get() {
+            return Ok(Some(*id));
+        }
+        let found = self.sessions.run(read::ledger_id)?;
+        Ok(found.map(|id| *self.ledger_id.get_or_init(|| id)))
     }
 
     fn append(&self, batch: &CommitBatch) -> Result<(), StoreError> {
@@ -85,7 +94,14 @@ impl Store for PostgresStore {
     }
 
     fn settle(&self, batch: &CommitBatch) -> Result<Settled, StoreError> {
-        self.sessions.write(async |session| write::settle(session, batch).await)
+        let (size, hash) = (batch.after.size(), &batch.after.hash);
+        let committed = self.confirm(batch.before.chain, size, hash)?;
+        Ok(if committed { Settled::Committed } else { Settled::NotCommitted })
+    }
+
+    fn confirm(&self, chain: u32, size: u64, hash: &Hash) -> Result<bool, StoreError> {
+        let stored = self.sessions.write(async |session| write::confirmed_hash(session, chain, size - 1).await)?;
+        Ok(stored == Some(*hash))
     }
 
     fn entry(&self, chain: u32, index: u64) -> Result<Option<Entry>, StoreError> {
@@ -93,11 +109,13 @@ impl Store for PostgresStore {
     }
 
     fn entries(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
-        self.sessions.run(async |s| read::entries(s, chain, from, limit).await)
+        let Some(id) = self.ledger_id()? else { return Ok(Vec::new()) };
+        self.sessions.run(async |s| read::entries(s, id, chain, from, limit).await)
     }
 
     fn stream(&self, chain: u32, stream: &str) -> Result<Vec<Entry>, StoreError> {
-        self.sessions.run(async |s| read::stream(s, chain, stream).await)
+        let Some(id) = self.ledger_id()? else { return Ok(Vec::new()) };
+        self.sessions.run(async |s| read::stream(s, id, chain, stream).await)
     }
 
     fn stream_head(&self, chain: u32, stream: &str) -> Result<Option<StreamHead>, StoreError> {
