@@ -723,7 +723,7 @@ impl Writer {
             // The signature was checked before the command was queued; whether the key may sign can have changed.
             Some((checked, good)) if checked == document => {
                 let claimed = document.claim(&registry, place).map(drop);
-                claimed.and_then(|()| if *good { Ok(()) } else { Err(DocumentFault::Signature) })
+                claimed.and(if *good { Ok(()) } else { Err(DocumentFault::Signature) })
             }
             _ => document.check(&registry, place),
         };
