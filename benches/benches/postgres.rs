@@ -15,6 +15,7 @@ use ledger_benches::{
     ENTRIES_PER_ORDER, create_on, create_with, open_on, order, orders_of_chain, parsed, run_parsed, tiny,
 };
 use ledger_engine::ledger::Ledger;
+use ledger_engine::store::Store as _;
 use ledger_engine::store::postgres::{PostgresOptions, PostgresStore, migrate};
 use test_servers::Server;
 
@@ -236,6 +237,50 @@ fn processes(server: &Server) {
     );
 }
 
+/// A stream of ten events, read from a table of ten million entries by its name; then by a name that is not there.
+fn read(server: &Server) {
+    let (entries, reads) = if tiny() { (10_000, 20) } else { (10_000_000, 5000) };
+    let url = database(server);
+    let rt = runtime();
+    rt.block_on(create_on(Arc::new(store(&url))));
+    // Entries of chain 1, which is none of the ledger's: ten events of one stream lie 1,000 entries apart, as those of an order that
+    // takes its time do.
+    let hash = "decode(md5(n::text) || md5(n::text), 'hex')";
+    let stream = "'order-' || md5((n / 10000 * 1000 + n % 1000)::text)";
+    let revision = "n % 10000 / 1000";
+    let client = rt.block_on(connect(&url));
+    let fill = format!(
+        "SET synchronous_commit = off;
+         INSERT INTO ledger.entries SELECT 1, n, {hash}, {stream}, {revision} + 1, {hash}, decode(md5(n::text), 'hex'), 'order.created', 1, n, \
+         {hash}, {hash}, {hash}, CASE WHEN {revision} > 0 THEN n - 1000 END, {hash} FROM generate_series(0, {entries} - 1) n;
+         INSERT INTO ledger.stream_heads SELECT 1, {stream}, 10, {hash}, n, n - 9000 FROM generate_series(0, {entries} - 1) n \
+         WHERE {revision} = 9;
+         ANALYZE ledger.entries; ANALYZE ledger.stream_heads; CHECKPOINT"
+    );
+    rt.block_on(client.batch_execute(&fill)).expect("room for it");
+    let size = rt.block_on(client.query_one("SELECT pg_size_pretty(pg_relation_size('ledger.entries'))", &[]));
+    let size: String = size.expect("a table").get(0);
+    let store = store(&url);
+    let names = "SELECT stream FROM ledger.stream_heads WHERE chain = 1 ORDER BY md5(stream) LIMIT $1";
+    let names = rt.block_on(client.query(names, &[&(reads as i64)])).expect("streams");
+    let mut spent = Vec::new();
+    for row in &names {
+        let start = Instant::now();
+        let found = store.stream(1, row.get(0)).expect("a stream");
+        spent.push(start.elapsed().as_secs_f64() * 1e6);
+        assert_eq!(found.len(), 10);
+    }
+    spent.sort_by(f64::total_cmp);
+    let at = |share: f64| spent[((spent.len() - 1) as f64 * share) as usize];
+    println!(
+        "read: a stream of 10 events among {entries} entries ({size}): median {:.0} µs, 99 of 100 within {:.0} µs",
+        at(0.5),
+        at(0.99)
+    );
+}
+
+type Question = (&'static str, fn(&Server));
+
 fn main() {
     if let Ok(task) = std::env::var(WORKER) {
         let parts: Vec<&str> = task.split(' ').collect();
@@ -244,7 +289,7 @@ fn main() {
     }
     let asked = std::env::args().skip(1).find(|a| !a.starts_with('-'));
     let server = Server::start_durable(SETTINGS);
-    let questions: [(&str, fn(&Server)); 3] = [("callers", callers), ("one", one), ("processes", processes)];
+    let questions: [Question; 4] = [("callers", callers), ("one", one), ("processes", processes), ("read", read)];
     for (name, question) in questions {
         if asked.as_ref().is_none_or(|a| a == name) {
             question(&server);

@@ -7,7 +7,8 @@ use ledger_engine::domain::projection::{Cell, Row, Table};
 use ledger_engine::hash::{EventId, Hash};
 use ledger_engine::store::sqlite::{DATABASE_FILE, MIGRATIONS, SqliteOptions, SqliteStore};
 use ledger_engine::store::{
-    ChainHead, CheckpointRow, CommitBatch, Entry, MakeCommit, Settled, Store, StoreError, StoredCommit, StreamHead,
+    ChainHead, CheckpointRow, CommitBatch, Entry, LookedUp, MakeCommit, Settled, Store, StoreError, StoredCommit,
+    StreamHead,
 };
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ToSql, params, params_from_iter};
@@ -64,6 +65,8 @@ impl<S: Store> Store for Recorder<S> {
         private_documents(chain: u32, from: u64, limit: usize) -> Vec<(u64, Vec<u8>)>;
         private(chain: u32, index: u64) -> Option<Vec<u8>>;
         idempotency(chain: u32, key: &Hash) -> Option<u64>;
+        look_up(chain: u32, keys: &[Hash], streams: &[String]) -> LookedUp;
+        confirm(chain: u32, size: u64, hash: &Hash) -> bool;
         tile(chain: u32, level: u32, n: u64) -> Option<Vec<u8>>;
         row(table: &'static Table, chain: u32, index: u64) -> Option<Row>;
         rows(table: &'static Table, chain: u32) -> Vec<Row>;

@@ -3,6 +3,7 @@
 use std::pin::pin;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use futures_util::future::{BoxFuture, FutureExt as _, try_join_all};
 use ledger_engine::domain::projection::{Cell, Row, TABLES, Table};
 use ledger_engine::hash::{sha256, to_hex};
 use ledger_engine::registry::Purpose;
@@ -107,25 +108,31 @@ impl Raw {
         written
     }
 
+    /// All statements are sent together, as the ledger does: the floor must not wait for answers that nobody needs.
     async fn write_batch(&self, batch: &CommitBatch) -> Result<(), Error> {
-        self.client.batch_execute("BEGIN").await?;
+        let mut calls: Vec<BoxFuture<'_, Result<(), Error>>> = vec![self.client.batch_execute("BEGIN").boxed()];
         for (table, target) in &self.targets {
             let rows = rows_of(table, batch);
             if rows.is_empty() {
                 continue;
             }
-            let sink = self.client.copy_in(&target.copy).await?;
-            let mut writer = pin!(BinaryCopyInWriter::new(sink, &target.types));
-            for row in &rows {
-                let row: Vec<&(dyn ToSql + Sync)> = row.iter().map(|v| &**v as &(dyn ToSql + Sync)).collect();
-                writer.as_mut().write(&row).await?;
-            }
-            writer.finish().await?;
+            calls.push(self.copy(target, rows).boxed());
             if let Some(merge) = &target.merge {
-                self.client.execute(merge, &[]).await?;
+                calls.push(async move { self.client.execute(merge, &[]).await.map(drop) }.boxed());
             }
         }
-        self.client.batch_execute("COMMIT").await
+        calls.push(self.client.batch_execute("COMMIT").boxed());
+        try_join_all(calls).await.map(drop)
+    }
+
+    async fn copy(&self, target: &Target, rows: Vec<Vec<Value>>) -> Result<(), Error> {
+        let sink = self.client.copy_in(&target.copy).await?;
+        let mut writer = pin!(BinaryCopyInWriter::new(sink, &target.types));
+        for row in &rows {
+            let row: Vec<&(dyn ToSql + Sync)> = row.iter().map(|v| &**v as &(dyn ToSql + Sync)).collect();
+            writer.as_mut().write(&row).await?;
+        }
+        writer.finish().await.map(drop)
     }
 }
 

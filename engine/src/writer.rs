@@ -32,7 +32,9 @@ use crate::reader::{StoredNodes, load_registry};
 use crate::registry::{Purpose, Registry, RegistryPlace};
 use crate::runs::{RUN_ENTRIES, event_id_run};
 use crate::signer::{Signer, SignerError};
-use crate::store::{ChainHead, CheckpointRow, CommitBatch, Entry, Settled, Store, StoreError, StreamHead, Tile};
+use crate::store::{
+    ChainHead, CheckpointRow, CommitBatch, Entry, LookedUp, Settled, Store, StoreError, StreamHead, Tile,
+};
 use crate::stream::{CaseId, LEDGER_STREAM, Stream};
 
 /// Cases kept folded in memory, for each chain. A case takes about a kilobyte.
@@ -255,6 +257,8 @@ pub(crate) struct Writer {
     acknowledged: Option<(u64, Hash)>,
     last_time_us: i64,
     cases: LruCache<Key, Cached>,
+    /// What waiting commands asked for together, and the answer.
+    looked_up: Option<(HashSet<Hash>, LookedUp)>,
     /// Hashes of the incomplete tile of each level.
     partial: Vec<Vec<Hash>>,
     stale: bool,
@@ -308,6 +312,7 @@ impl Writer {
             acknowledged: None,
             last_time_us: 0,
             cases,
+            looked_up: None,
             partial: Vec::new(),
             stale: true,
             outstanding: 0,
@@ -323,17 +328,29 @@ impl Writer {
         let mut open = Open::default();
         let mut in_flight: VecDeque<InFlight> = VecDeque::with_capacity(2);
         let mut failed: VecDeque<Job> = VecDeque::new();
+        let mut next = None;
         loop {
             let full = open.jobs.len() >= self.share || !open.queue.is_empty();
             let may_flush = open.has_work() && (in_flight.is_empty() || (in_flight.len() == 1 && full && !self.stale));
-            let message = match (may_flush, full) {
-                (true, true) => None,
-                (true, false) => inbox.try_recv().ok(),
-                (false, _) => inbox.blocking_recv(),
+            let message = match (next.take(), may_flush, full) {
+                (Some(message), _, _) => Some(message),
+                (None, true, true) => None,
+                (None, true, false) => inbox.try_recv().ok(),
+                (None, false, _) => inbox.blocking_recv(),
             };
             match message {
                 Some(Message::Job(job)) => {
                     open.queue.push_back(job);
+                    // All that wait are looked at together.
+                    while open.queue.len() < self.share {
+                        match inbox.try_recv() {
+                            Ok(Message::Job(job)) => open.queue.push_back(job),
+                            other => {
+                                next = other.ok();
+                                break;
+                            }
+                        }
+                    }
                     self.fill(&mut open, &in_flight);
                 }
                 Some(Message::Stored(result)) => {
@@ -350,7 +367,7 @@ impl Writer {
                 None => return,
             }
             let closing = self.shared.closing.load(std::sync::atomic::Ordering::Acquire);
-            if closing && in_flight.is_empty() && !open.has_work() && inbox.is_empty() {
+            if closing && in_flight.is_empty() && !open.has_work() && inbox.is_empty() && next.is_none() {
                 return;
             }
         }
@@ -385,6 +402,10 @@ impl Writer {
             // The next commit starts from what is stored; a failure is found again by the slow path.
             let _ = self.reload();
         }
+        let room = self.share.saturating_sub(open.jobs.len());
+        if !self.stale && room > 0 {
+            self.look_up(open.queue.iter().take(room));
+        }
         while !self.stale && !open.queue.is_empty() {
             // Made no earlier than its first job, since it reads the clock.
             let draft = open.draft.get_or_insert_with(|| self.new_draft());
@@ -404,6 +425,43 @@ impl Writer {
                 }
             }
             open.jobs.push(job);
+        }
+    }
+
+    /// Asks the store once for what waiting commands would ask one by one. What it says holds until the head moves, as far
+    /// as no commit of this writer changes it, and those are looked at first.
+    fn look_up<'a>(&mut self, waiting: impl Iterator<Item = &'a Job>) {
+        self.looked_up = None;
+        let (mut keys, mut streams, mut new) = (Vec::new(), Vec::new(), Vec::new());
+        for job in waiting {
+            let Work::Command(submission) = &job.work else { continue };
+            let Submission { meta, case, action, .. } = &**submission;
+            let order = Stream::Order(*case);
+            keys.extend(meta.map(|m| m.idem).filter(|idem| needs_idempotency_row(order, 1, idem)));
+            if matches!(action, Action::CreateOrder { .. }) && !self.cases.contains(&Key::Order(*case)) {
+                streams.push(order.to_string());
+                new.push(*case);
+            }
+        }
+        if keys.len() + streams.len() < 2 {
+            return;
+        }
+        // A failure is found again by whoever needs the answer.
+        let Ok(found) = self.shared.store.look_up(self.chain, &keys, &streams) else { return };
+        for (case, stream) in new.into_iter().zip(&streams) {
+            if !found.streams.contains(stream) {
+                let state = State::Case(Box::new(Case::new(case)));
+                self.cases.put(Key::Order(case), Cached { state, heads: HashMap::new() });
+            }
+        }
+        self.looked_up = Some((keys.into_iter().collect(), found));
+    }
+
+    /// Index of the first entry with an idempotency hash.
+    fn first_with(&self, key: &Hash) -> Result<Option<u64>, StoreError> {
+        match &self.looked_up {
+            Some((asked, found)) if asked.contains(key) => Ok(found.keys.get(key).copied()),
+            _ => self.shared.store.idempotency(self.chain, key),
         }
     }
 
@@ -497,6 +555,7 @@ impl Writer {
     fn reload(&mut self) -> Result<(), StoreError> {
         self.stale = true;
         self.cases.clear();
+        self.looked_up = None;
         let store = &self.shared.store;
         let empty = ChainHead { chain: self.chain, hash: Hash::ZERO, range: merkle::CompactRange::default() };
         self.head = store.heads()?.into_iter().find(|h| h.chain == self.chain).unwrap_or(empty);
@@ -640,6 +699,7 @@ impl Writer {
                 self.head = head.clone();
                 self.check_acknowledged()?;
                 self.cases.clear();
+                self.looked_up = None;
                 self.load_tail()?;
                 self.prepare(waiting)
             })();
@@ -808,7 +868,7 @@ impl Writer {
             // The signature was checked before the command was queued; whether the key may sign can have changed.
             Some((checked, good)) if checked == document => {
                 let claimed = document.claim(&registry, place).map(drop);
-                claimed.and_then(|()| if *good { Ok(()) } else { Err(DocumentFault::Signature) })
+                claimed.and(if *good { Ok(()) } else { Err(DocumentFault::Signature) })
             }
             _ => document.check(&registry, place),
         };
@@ -861,7 +921,7 @@ impl Writer {
         }
         let order = Stream::Order(s.case);
         let index = if needs_idempotency_row(order, 1, &meta.idem) {
-            self.shared.store.idempotency(self.chain, &meta.idem)?
+            self.first_with(&meta.idem)?
         } else {
             // The key gave the order's id: if it was used, the order is there.
             self.load(Key::Order(s.case))?;

@@ -125,6 +125,7 @@ async fn use_all_of_it(url: &str) {
         }
         let store = again.store();
         store.stream_head(0, "ledger").unwrap();
+        store.look_up(round % 2, &[ledger_engine::hash::Hash([7; 32])], &["ledger".to_owned()]).unwrap();
         store.commits(round % 2, 0, 10).unwrap();
         store.checkpoints(round % 2, 0, 10).unwrap();
         store.private_documents(round % 2, 0, 10).unwrap();

@@ -5,6 +5,8 @@ pub mod postgres;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
+use std::collections::{HashMap, HashSet};
+
 use crate::body::{Body, BodyError};
 use crate::commit::{CommitSignature, Statement};
 use crate::domain::projection::{Row, Table};
@@ -129,6 +131,15 @@ pub struct StoredCommit {
     pub signatures: Vec<CommitSignature>,
 }
 
+/// What [`Store::look_up`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LookedUp {
+    /// Index of the first entry with each idempotency hash that is known.
+    pub keys: HashMap<Hash, u64>,
+    /// The streams that there are.
+    pub streams: HashSet<String>,
+}
+
 /// Why a store could not do what was asked. The variants tell what the writer may do next.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -236,6 +247,17 @@ pub trait Store: Send + Sync {
     fn private(&self, chain: u32, index: u64) -> Result<Option<Vec<u8>>, StoreError>;
     /// Index of the first entry with an idempotency hash, where a row of its own holds it (FORMAT.md section 9).
     fn idempotency(&self, chain: u32, key: &Hash) -> Result<Option<u64>, StoreError>;
+    /// [`Store::idempotency`] of many keys, and which of many streams there are, at once.
+    fn look_up(&self, chain: u32, keys: &[Hash], streams: &[String]) -> Result<LookedUp, StoreError> {
+        let mut found = LookedUp::default();
+        for key in keys {
+            found.keys.extend(self.idempotency(chain, key)?.map(|index| (*key, index)));
+        }
+        for stream in streams {
+            found.streams.extend(self.stream_head(chain, stream)?.map(|_| stream.clone()));
+        }
+        Ok(found)
+    }
     /// A complete tile's 8,192 bytes.
     fn tile(&self, chain: u32, level: u32, n: u64) -> Result<Option<Vec<u8>>, StoreError>;
     /// The projection row that the entry at `index` made; no row of [`IDEMPOTENCY`](crate::domain::projection::IDEMPOTENCY).

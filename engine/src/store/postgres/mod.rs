@@ -26,7 +26,8 @@ use std::sync::OnceLock;
 use session::{Session, Sessions};
 
 use super::{
-    ChainHead, CheckpointRow, CommitBatch, Entry, MakeCommit, Settled, Store, StoreError, StoredCommit, StreamHead,
+    ChainHead, CheckpointRow, CommitBatch, Entry, LookedUp, MakeCommit, Settled, Store, StoreError, StoredCommit,
+    StreamHead,
 };
 use crate::domain::projection::{Row, Table};
 use crate::hash::{EventId, Hash};
@@ -161,6 +162,10 @@ impl Store for PostgresStore {
 
     fn idempotency(&self, chain: u32, key: &Hash) -> Result<Option<u64>, StoreError> {
         self.sessions.run(async |s| read::idempotency(s, chain, key).await)
+    }
+
+    fn look_up(&self, chain: u32, keys: &[Hash], streams: &[String]) -> Result<LookedUp, StoreError> {
+        self.sessions.run(async |s| read::look_up(s, chain, keys, streams).await)
     }
 
     fn tile(&self, chain: u32, level: u32, n: u64) -> Result<Option<Vec<u8>>, StoreError> {

@@ -53,6 +53,8 @@ queries! {
     LAST_CHECKPOINT: "SELECT size, root, note FROM ledger.checkpoints WHERE chain = $1 ORDER BY size DESC LIMIT 1";
     PRIVATE_DOCUMENTS: "SELECT idx, document FROM ledger.private_documents WHERE chain = $1 AND idx >= $2 ORDER BY idx LIMIT $3";
     IDEMPOTENCY: "SELECT idx FROM ledger.idempotency WHERE chain = $1 AND key = $2";
+    KNOWN_KEYS: "SELECT key, idx FROM ledger.idempotency WHERE chain = $1 AND key = ANY($2)";
+    KNOWN_STREAMS: "SELECT stream FROM ledger.stream_heads WHERE chain = $1 AND stream = ANY($2)";
     TILE: "SELECT hashes FROM ledger.tiles WHERE chain = $1 AND level = $2 AND n = $3";
 }
 

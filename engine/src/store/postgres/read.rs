@@ -10,7 +10,7 @@ use crate::domain::projection::{Cell, Row, Table};
 use crate::hash::Hash;
 use crate::header::{FORMAT_VERSION, Header};
 use crate::merkle::CompactRange;
-use crate::store::{ChainHead, CheckpointRow, Entry, StoreError, StoredCommit, StreamHead};
+use crate::store::{ChainHead, CheckpointRow, Entry, LookedUp, StoreError, StoredCommit, StreamHead};
 
 async fn ask(session: &Session, query: &Query, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<SqlRow>, StoreError> {
     let statement = session.prepare(query.text()).await.map_err(failed)?;
@@ -185,6 +185,27 @@ pub(super) async fn private_documents(
 pub(super) async fn idempotency(session: &Session, chain: u32, key: &Hash) -> Result<Option<u64>, StoreError> {
     let rows = ask(session, &queries::IDEMPOTENCY, &[&(chain as i32), &&key.0[..]]).await?;
     rows.first().map(|row| count(row, 0)).transpose()
+}
+
+/// In one round trip.
+pub(super) async fn look_up(
+    session: &Session,
+    chain: u32,
+    keys: &[Hash],
+    streams: &[String],
+) -> Result<LookedUp, StoreError> {
+    let chain = chain as i32;
+    let keys: Vec<&[u8]> = keys.iter().map(|key| &key.0[..]).collect();
+    let of_keys: [&(dyn ToSql + Sync); 2] = [&chain, &keys];
+    let of_streams: [&(dyn ToSql + Sync); 2] = [&chain, &streams];
+    let (known, there) = futures_util::try_join!(
+        ask(session, &queries::KNOWN_KEYS, &of_keys),
+        ask(session, &queries::KNOWN_STREAMS, &of_streams)
+    )?;
+    Ok(LookedUp {
+        keys: known.iter().map(|row| Ok((hash(row, 0)?, count(row, 1)?))).collect::<Result<_, StoreError>>()?,
+        streams: there.iter().map(|row| get(row, 0)).collect::<Result<_, _>>()?,
+    })
 }
 
 pub(super) async fn tile(session: &Session, chain: u32, level: u32, n: u64) -> Result<Option<Vec<u8>>, StoreError> {
