@@ -67,7 +67,8 @@ struct Cli {
     /// contain it
     #[arg(long, value_name = "FILE|DIR")]
     anchor: Vec<PathBuf>,
-    /// One history of a ledger alone: an order's id, or a stream of an order, a delivery or a SKU. Its cost is that of the history
+    /// One history of a ledger alone: an order's id, or a stream of an order, a delivery or a SKU. Its cost is that of the history;
+    /// an export is read as a whole to find it
     #[arg(long, value_name = "ID", conflicts_with = "save_anchor")]
     stream: Option<String>,
     /// Judge only what came after the anchors, in time that depends on what is new; what was not read again is named
@@ -362,7 +363,7 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
     // What a ledger adopted can be compared however much of it is read again.
     let beside = |format: Option<Format>| cli.since_anchor && !format.is_some_and(Format::is_native);
     if part && (!of(true) || sources.iter().any(|(_, format)| *format != Some(Format::Native) && !beside(*format))) {
-        return Err("--stream is for ledgers, and so is --since-anchor: a directory, a database or a backup".to_owned());
+        return Err("--stream is for ledgers, and so is --since-anchor: a directory, a database, a backup or an export".to_owned());
     }
     let legacy = Legacy::new(cli, legacy)?;
     let mut exits = Vec::new();

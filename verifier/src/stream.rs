@@ -64,6 +64,10 @@ pub fn verify_stream(path: &Path, id: &str, demands: Demands<'_>) -> Report {
             let demands = Demands { trust: demands.trust.or(trust), ..demands };
             let judged = judge(&name, &*tables, subject, &demands);
             let judged = judged.unwrap_or_else(|e| Report::unreadable(&name, &e.to_string())).of_kind(tables.kind());
+            let judged = match tables.export() {
+                Some(export) => judged.of_export(export.to_string()),
+                None => judged,
+            };
             tables.doubt().map_or(judged, |e| Report::unreadable(&name, &e.to_string()))
         }
         Err(e) => Report::unreadable(&name, &e.to_string()),
@@ -71,11 +75,11 @@ pub fn verify_stream(path: &Path, id: &str, demands: Demands<'_>) -> Report {
 }
 
 fn judge(name: &str, tables: &dyn Tables, subject: Subject, demands: &Demands<'_>) -> Result<Report, SourceError> {
-    if tables.export().is_some() {
-        let why = "--stream needs a ledger's directory, its database or a backup: an export has no table by which a stream is found";
-        return Ok(Report::unreadable(name, why));
-    }
     let mut out = Collector::default();
+    if let Some(export) = tables.export() {
+        // To find the streams all lines are read, so what is wrong with the files is known.
+        out.findings = export.findings()?;
+    }
     let mut part = Part::new("stream");
     let mut unchecked = Vec::new();
     let (_, genesis) = tables.ledger_and_genesis()?;
@@ -96,9 +100,12 @@ fn judge(name: &str, tables: &dyn Tables, subject: Subject, demands: &Demands<'_
     let stream = subject.stream();
     let home = stream.chain(known.genesis.chains);
     let Some(streams) = run.subject(subject, home, &mut out)? else {
-        let why = format!(
-            "stream_heads has no {stream}: either there is no such history, or its row was deleted; verify the whole ledger"
-        );
+        let why = match tables.export() {
+            Some(_) => format!("the export has no entry of {stream}: look for it in another, or in the ledger"),
+            None => format!(
+                "stream_heads has no {stream}: either there is no such history, or its row was deleted; verify the whole ledger"
+            ),
+        };
         return Ok(Report::unreadable(name, &why));
     };
     let own: Vec<(u32, u64)> = run.reads.get(&home).into_iter().flatten().map(|(i, _)| (home, *i)).collect();
@@ -137,10 +144,17 @@ fn judge(name: &str, tables: &dyn Tables, subject: Subject, demands: &Demands<'_
     part.checked.push(format!("{cited} entries that they rest on (key registry, price listings), in the same way"));
     part.checked.extend(covered.checked);
     part.not_covered.extend(covered.not_covered);
-    part.not_covered.extend([
-        "later revisions of these streams: a history does not show that its end is missing, nor does stream_heads prove it".to_owned(),
-        format!("all other entries of the ledger (chain {home} claims {total}), their projections, and the database file as a whole"),
-    ]);
+    let others = format!("all other entries of the ledger (chain {home} claims {total})");
+    part.not_covered.extend(match tables.export() {
+        Some(_) => [
+            "later revisions of these streams: a history does not show that its end is missing, nor does a manifest that is not signed".to_owned(),
+            format!("{others}; verify the export without --stream"),
+        ],
+        None => [
+            "later revisions of these streams: a history does not show that its end is missing, nor does stream_heads prove it".to_owned(),
+            format!("{others}, their projections, and the database file as a whole"),
+        ],
+    });
     let origin = Some(known.genesis.origin.clone());
     let digest = sha256(&[b"ledger/stream/v1\0", &id.0, &hashes]);
     let keys = KeyReport::all(&known.registry);

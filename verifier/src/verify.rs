@@ -1,23 +1,25 @@
 //! The whole judgement, in the steps of FORMAT.md 10.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
-use ledger_engine::body::Body;
+use ledger_engine::body::{BODY_BYTES_MAX, Body};
 use ledger_engine::domain::projection::{Cell, TABLES};
 use ledger_engine::genesis::{CHAINS_MAX, Genesis};
-use ledger_engine::hash::{Hash, body_hash};
+use ledger_engine::hash::{Hash, body_hash, sha256};
 use ledger_engine::registry::{Registry, cut_of};
 
 use crate::anchor::Anchor;
-use crate::chain::{Chain, Prices, Reader};
+use crate::chain::{Chain, Prices, Reader, gap_of};
 use crate::commits::Keys;
-use crate::derived;
+use crate::derived::Derived;
 use crate::finding::{Code, Finding};
 use crate::fold::Context;
 use crate::prove::{Stop, prove};
 use crate::report::{ChainReport, KeyReport, Part, Report, Verdict};
 use crate::row::{blob, hash, number};
+use crate::seen::{Document, Documents};
 use crate::source::{SourceError, Tables, table_names};
+use crate::spill::{Log, Trouble};
 
 /// Takes findings as they are made.
 #[derive(Default)]
@@ -28,6 +30,11 @@ pub(crate) struct Collector {
 impl Collector {
     pub(crate) fn report(&mut self, code: Code, chain: Option<u64>, place: String, evidence: String) {
         self.findings.push(Finding { code, chain, place, evidence });
+    }
+
+    /// Takes all that another collector has.
+    pub(crate) fn append(&mut self, other: &mut Collector) {
+        self.findings.append(&mut other.findings);
     }
 
     pub(crate) fn entry_missing(&mut self, chain: u64, from: u64, to: u64) {
@@ -125,7 +132,8 @@ fn tail(chains: &[ChainReport], looked_up: u64) -> Part {
     part
 }
 
-/// Judges one source, placing and naming every fault. Takes several passes and memory for every entry.
+/// Judges one source, placing and naming every fault. Takes several passes; what has to be
+/// remembered of every entry lies in temporary files.
 pub fn explain(name: &str, tables: &dyn Tables, demands: Demands<'_>) -> Report {
     judge(name, tables, &demands).unwrap_or_else(|e| Report::unreadable(name, &e.to_string()))
 }
@@ -192,46 +200,49 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
     for n in numbers.into_iter().filter(|n| *n >= count) {
         out.report(Code::ChainUnknown, Some(n), "chains".into(), format!("the ledger has {count} chains"));
     }
+    let trouble = Trouble::default();
     let mut prices = Prices::new();
     let mut chains: Vec<Chain> = Vec::new();
     for n in 0..count {
         let chains_known = identity.genesis.as_ref().map(|g| g.chains);
-        let mut reader = Reader { ledger_id: identity.id, chains: chains_known, prices: &mut prices };
+        let mut reader = Reader { ledger_id: identity.id, chains: chains_known, prices: &mut prices, trouble: &trouble };
         let mut chain = reader.read(tables, n)?;
-        chain.documents = documents(tables, n)?;
+        documents(tables, n, &mut chain.documents)?;
         chains.push(chain);
     }
+    let mut units: Vec<_> = chains.iter_mut().map(|chain| std::mem::take(&mut chain.units)).collect();
     let context = Context {
         ledger_id: identity.id,
         genesis: identity.genesis.as_ref(),
         genesis_invalid: identity.authentic && identity.genesis.is_none(),
         chains: &chains,
         prices: &prices,
+        trouble: &trouble,
     };
     let mut registry = identity.genesis.as_ref().map(|g| Registry::new(g.chains, g.keys(), identity.hash));
     let mut folds = Vec::new();
-    for chain in &chains {
-        folds.push(context.judge(tables, chain, &mut registry, &mut out)?);
-        private_rows(tables, chain, &mut out)?;
+    for (chain, units) in chains.iter().zip(&mut units) {
+        folds.push(context.judge(tables, chain, units, &mut registry, &mut out)?);
+        private_rows(tables, chain, &trouble, &mut out)?;
     }
     let adopted = folds.first().map(|folded| folded.adopted.clone()).unwrap_or_default();
     let mut reports = Vec::new();
-    for (chain, folded) in chains.iter().zip(&folds) {
+    for ((chain, folded), units) in chains.iter().zip(folds).zip(units) {
         let mut report = ChainReport {
             chain: chain.number,
             entries: chain.rows,
-            streams: chain.streams.len() as u64,
+            streams: chain.streams,
             private_present: folded.private_present,
             private_redacted: folded.private_redacted,
-            head: chain.at.last_key_value().filter(|_| !chain.tainted).map(|(_, s)| s.hash),
-            root: chain.tree.root(chain.end).filter(|_| chain.intact == chain.end),
+            head: chain.head().filter(|_| !chain.tainted),
+            root: chain.root(chain.end).filter(|_| chain.intact == chain.end),
             by_type: folded.counted.by_type.clone(),
             by_day: folded.counted.by_day.clone(),
             ..ChainReport::default()
         };
         if let (Some(genesis), Some(registry)) = (&identity.genesis, &registry) {
-            let keys = Keys { ledger_id: identity.id, genesis, registry, first: &chains[0] };
-            (report.commits, report.signatures) = keys.commits(tables, chain, folded, &mut out)?;
+            let keys = Keys { ledger_id: identity.id, genesis, registry, first: &chains[0], trouble: &trouble };
+            (report.commits, report.signatures) = keys.commits(tables, chain, &folded, &mut out)?;
             (report.checkpoints, report.covered) = keys.checkpoints(tables, chain, &mut out)?;
         }
         if let Some(export) = tables.export() {
@@ -244,7 +255,8 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
                 out.report(Code::ExportManifestMismatch, Some(chain.number), place, evidence);
             }
         } else if !chain.tainted {
-            report.projection_rows = Some(derived::compare(tables, chain, folded, &identity.id, &mut out)?);
+            let derived = Derived { tables, chain, units, id: &identity.id, trouble: &trouble };
+            report.projection_rows = Some(derived.compare(folded, &mut out)?);
         }
         reports.push(report);
     }
@@ -257,6 +269,7 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
         _ => Vec::new(),
     };
     let origin = identity.genesis.map(|g| g.origin);
+    trouble.check()?;
     // Findings of one chain in the order of the steps: the sort is stable.
     out.findings.sort_by_key(|f| f.chain.map_or(0, |c| c + 1));
     let keys = registry.as_ref().map(KeyReport::all).unwrap_or_default();
@@ -303,8 +316,8 @@ fn anchors(
         if size > chain.known_end {
             let text = format!("{} covers {size} entries, the chain ends at {}", anchor.name, chain.known_end);
             out.report(Code::AnchorBeyondTail, Some(k.into()), place, text);
-        } else if size <= chain.intact && chain.tree.root(size) != Some(anchor.root()) {
-            let text = format!("{} has the root {}, found {:?}", anchor.name, anchor.root(), chain.tree.root(size));
+        } else if size <= chain.intact && chain.root(size) != Some(anchor.root()) {
+            let text = format!("{} has the root {}, found {:?}", anchor.name, anchor.root(), chain.root(size));
             out.report(Code::AnchorMismatch, Some(k.into()), place, text);
         } else if size <= chain.intact {
             report.anchored = report.anchored.max(Some(size));
@@ -313,53 +326,62 @@ fn anchors(
     unusable
 }
 
-fn documents(tables: &dyn Tables, chain: u64) -> Result<HashMap<u64, Option<Vec<u8>>>, SourceError> {
-    let mut documents = HashMap::new();
+fn documents(tables: &dyn Tables, chain: u64, documents: &mut Documents) -> Result<(), SourceError> {
+    let mut last = None;
     tables.rows("private_documents", Some(chain), &mut |piece| {
         for cells in piece {
-            if let Some(index) = number(&cells[1]) {
-                documents.entry(index).or_insert_with(|| blob(&cells[2]).map(<[u8]>::to_vec));
-            }
+            let Some(index) = number(&cells[1]).filter(|index| last != Some(*index)) else { continue };
+            last = Some(index);
+            let bytes = blob(&cells[2]);
+            let sha256 = bytes.filter(|b| b.len() <= BODY_BYTES_MAX).map(|b| sha256(&[b]));
+            let len = bytes.map_or(0, |b| u32::try_from(b.len()).unwrap_or(u32::MAX));
+            documents.push(index, &Document { len, sha256 });
         }
-    })?;
-    Ok(documents)
+    })
 }
 
 /// Step 3.
-fn private_rows(tables: &dyn Tables, chain: &Chain, out: &mut Collector) -> Result<(), SourceError> {
-    if chain.documents.is_empty() && tables.all("private_documents", Some(chain.number))?.is_empty() {
-        return Ok(());
-    }
+fn private_rows(
+    tables: &dyn Tables,
+    chain: &Chain,
+    trouble: &Trouble,
+    out: &mut Collector,
+) -> Result<(), SourceError> {
     // Which entries name a private document is in their bodies; those with one are few, so they are read again.
-    let mut named = BTreeSet::new();
-    tables.rows("entries", Some(chain.number), &mut |piece| {
-        for cells in &piece {
-            if let (Some(index), Some(body)) = (number(&cells[1]), blob(&cells[14]))
-                && chain.documents.contains_key(&index)
-                && Body::decode(body).map_or(true, |b| b.private_sha256.is_some())
-            {
-                named.insert(index);
+    let mut named = Log::<8>::new(trouble);
+    let mut documents = chain.documents.forward();
+    if documents.any() {
+        tables.rows("entries", Some(chain.number), &mut |piece| {
+            for cells in &piece {
+                if let (Some(index), Some(body)) = (number(&cells[1]), blob(&cells[14]))
+                    && documents.at(index).is_some()
+                    && Body::decode(body).map_or(true, |b| b.private_sha256.is_some())
+                {
+                    named.push(&index.to_le_bytes());
+                }
+            }
+        })?;
+    }
+    let (mut named, mut seen) = (named.forward(), chain.seen.forward());
+    let mut gaps = chain.gaps.forward().map(gap_of).peekable();
+    let mut last = None;
+    tables.rows("private_documents", Some(chain.number), &mut |piece| {
+        for cells in piece {
+            let index = number(&cells[1]);
+            let fresh = index.is_some() && index != last;
+            last = index.or(last);
+            let belongs = index.filter(|_| fresh).is_some_and(|i| {
+                while gaps.next_if(|(_, to)| *to <= i).is_some() {}
+                let missing = gaps.peek().is_some_and(|(from, _)| *from <= i);
+                missing || seen.at(i).is_some_and(|s| s.spoiled) || named.at(i).is_some()
+            });
+            if !belongs {
+                let place = index.map_or_else(|| "?".to_owned(), |i| i.to_string());
+                let place = format!("private_documents/{place}");
+                out.report(Code::PrivateUnexpected, Some(chain.number), place, String::new());
             }
         }
-    })?;
-    let mut seen = BTreeSet::new();
-    for cells in tables.all("private_documents", Some(chain.number))? {
-        let index = number(&cells[1]);
-        let excused = index.is_some_and(|i| {
-            chain.damaged.contains(&i) || chain.gaps.iter().any(|(from, to)| (*from..*to).contains(&i))
-        });
-        let fresh = index.is_some_and(|i| seen.insert(i));
-        if !fresh || (!excused && !index.is_some_and(|i| named.contains(&i))) {
-            let place = index.map_or_else(|| "?".to_owned(), |i| i.to_string());
-            out.report(
-                Code::PrivateUnexpected,
-                Some(chain.number),
-                format!("private_documents/{place}"),
-                String::new(),
-            );
-        }
-    }
-    Ok(())
+    })
 }
 
 /// Rows whose chain is not a number from 0.
