@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::finding::Code;
 use crate::row::{BodyRow, EntryRow, number, read_entry};
 use crate::seen::{Documents, Seen, SeenLog};
-use crate::source::{SourceError, Tables};
+use crate::source::{SourceError, Tables, watched};
 use crate::spill::{Log, Shelf, Trouble};
 use crate::tree::Tree;
 
@@ -198,6 +198,8 @@ pub(crate) struct Reader<'a> {
     pub(crate) chains: Option<u32>,
     pub(crate) prices: &'a mut Prices,
     pub(crate) trouble: &'a Trouble,
+    /// Told how many entries of the chain were read; `false` stops.
+    pub(crate) told: &'a dyn Fn(u64) -> bool,
 }
 
 impl Reader<'_> {
@@ -214,7 +216,7 @@ impl Reader<'_> {
             ..Chain::default()
         };
         let id = self.ledger_id;
-        tables.rows("entries", Some(chain_number), &mut |piece| {
+        watched(tables, "entries", chain_number, self.told, &mut |piece| {
             let rows: Vec<(Option<u64>, Option<BodyRow<'_>>)> =
                 piece.par_iter().map(|cells| (place(cells), read_entry(cells, &id))).collect();
             for (idx, row) in rows {

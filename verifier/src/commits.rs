@@ -14,13 +14,13 @@ use ledger_engine::registry::{KeyFault, Registry, cut_of};
 use rayon::prelude::*;
 
 use crate::chain::Chain;
+use crate::collector::Collector;
 use crate::finding::Code;
 use crate::fold::Folded;
 use crate::row::{blob, hash, number, text};
 use crate::seen::Seen;
 use crate::source::{Cursor, SourceError, Tables};
 use crate::spill::{Log, Sorter, Trouble};
-use crate::verify::Collector;
 
 /// A commit row that can be read.
 #[derive(Clone, Copy, Debug)]
@@ -85,8 +85,10 @@ impl Keys<'_> {
         folded: &Folded,
         out: &mut Collector,
     ) -> Result<(u64, u64), SourceError> {
-        let mut orphans = Orphans { chain: chain.number, found: Collector::default(), candidates: Log::new(self.trouble) };
-        let mut tiling = Tiling { keys: self, chain, folded, floor: 0, before: Some(0), expected: Some(0), clean: true };
+        let mut orphans =
+            Orphans { chain: chain.number, found: Collector::default(), candidates: Log::new(self.trouble) };
+        let mut tiling =
+            Tiling { keys: self, chain, folded, floor: 0, before: Some(0), expected: Some(0), clean: true };
         let (mut found, mut gaps) = (Collector::default(), Collector::default());
         let (mut commits, mut signatures) = (0, 0);
         tables.side_by_side(chain.number, &["commits", "commit_signatures"], &mut |cursors| {
@@ -106,7 +108,8 @@ impl Keys<'_> {
                 let judged: Vec<(Row, Option<Entries>)> = piece
                     .into_par_iter()
                     .map(|row| {
-                        let entries = row.commit.as_ref().and_then(|commit| self.entries(chain, commit, &row.signatures));
+                        let entries =
+                            row.commit.as_ref().and_then(|commit| self.entries(chain, commit, &row.signatures));
                         (row, entries)
                     })
                     .collect();
@@ -128,14 +131,14 @@ impl Keys<'_> {
         })?;
         tiling.end(&mut gaps);
         self.name_orphans(tables, orphans, out)?;
-        out.append(&mut found);
-        out.append(&mut gaps);
+        out.append(found)?;
+        out.append(gaps)?;
         Ok((commits, signatures))
     }
 
     /// Reports signatures without a commit. Where commits leave a gap that starts there, the missing commit row is the fault.
     fn name_orphans(&self, tables: &dyn Tables, orphans: Orphans, out: &mut Collector) -> Result<(), SourceError> {
-        let Orphans { chain, mut found, candidates } = orphans;
+        let Orphans { chain, found, candidates } = orphans;
         let mut excused = candidates.forward().map(u64::from_le_bytes).peekable();
         let mut ends = Sorter::<8>::new();
         if excused.peek().is_some() {
@@ -165,8 +168,7 @@ impl Keys<'_> {
                 out.report(Code::CommitSignatureOrphan, Some(chain), place, String::new());
             }
         }
-        out.append(&mut found);
-        Ok(())
+        out.append(found)
     }
 
     /// Step 4.4: whether the registry position is wrong.
@@ -183,12 +185,7 @@ impl Keys<'_> {
     }
 
     /// What the entries of a commit say, steps 4.5 and 4.6 with it; `None` if one is damaged or missing.
-    fn entries(
-        &self,
-        chain: &Chain,
-        commit: &Commit,
-        signatures: &BTreeMap<String, (Cell, Cell)>,
-    ) -> Option<Entries> {
+    fn entries(&self, chain: &Chain, commit: &Commit, signatures: &BTreeMap<String, (Cell, Cell)>) -> Option<Entries> {
         if commit.end() > chain.end {
             return None;
         }

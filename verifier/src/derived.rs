@@ -9,13 +9,13 @@ use ledger_engine::stream::CaseId;
 use rusqlite::Connection;
 
 use crate::chain::{Chain, Named, Unit, case_of};
+use crate::collector::Collector;
 use crate::finding::Code;
 use crate::fold::Folded;
 use crate::prove::{RowKey, Sum};
 use crate::row::text;
 use crate::source::{SourceError, Tables, cell, columns, value};
 use crate::spill::{Log, Sorter, Trouble};
-use crate::verify::Collector;
 
 /// Rows are added up in so many parts by their keys; only parts whose sums differ are compared row by row.
 const PARTS: usize = 4096;
@@ -187,11 +187,7 @@ impl Scratch {
     }
 
     /// Gives the rows of each key as they should be and as they are, at most two of each.
-    fn each(
-        &self,
-        table: &str,
-        give: &mut dyn FnMut(Vec<Vec<Cell>>, Vec<Vec<Cell>>),
-    ) -> rusqlite::Result<()> {
+    fn each(&self, table: &str, give: &mut dyn FnMut(Vec<Vec<Cell>>, Vec<Vec<Cell>>)) -> rusqlite::Result<()> {
         let (names, key) = columns(table);
         let order = names[..key].join(", ");
         let mut select = self.0.prepare(&format!("SELECT * FROM {table} ORDER BY {order}"))?;

@@ -15,13 +15,13 @@ use ledger_engine::stream::{CaseId, Stream};
 use rayon::prelude::*;
 
 use crate::chain::{Chain, Named, Prices, Unit, case_of, gap_of};
+use crate::collector::Collector;
 use crate::finding::Code;
 use crate::report::ChainReport;
 use crate::row::{EntryRow, read_entry};
 use crate::seen::{Document, Seen};
-use crate::source::{SourceError, Tables};
+use crate::source::{SourceError, Tables, watched};
 use crate::spill::{Sorter, Trouble};
-use crate::verify::Collector;
 
 /// What judging needs of the whole ledger.
 pub(crate) struct Context<'a> {
@@ -33,6 +33,8 @@ pub(crate) struct Context<'a> {
     pub(crate) chains: &'a [Chain],
     pub(crate) prices: &'a Prices,
     pub(crate) trouble: &'a Trouble,
+    /// Told how many entries of the chain were judged; `false` stops.
+    pub(crate) told: &'a dyn Fn(u64) -> bool,
 }
 
 /// What the second pass over a chain learns; the orders themselves are with the chain's units.
@@ -81,7 +83,7 @@ impl Context<'_> {
         let (mut places, mut documents) = (chain.seen.forward(), chain.documents.forward());
         let mut last: Option<(u64, i64, bool)> = None;
         let id = self.ledger_id;
-        tables.rows("entries", Some(chain.number), &mut |piece| {
+        watched(tables, "entries", chain.number, self.told, &mut |piece| {
             let rows: Vec<_> = piece
                 .par_iter()
                 .map(|cells| {
@@ -104,9 +106,9 @@ impl Context<'_> {
                             None
                         } else {
                             {
-                            let place = Place { row: &row, document: documents.at(row.header.index) };
-                            self.fold(chain, units, &place, body, registry, &mut folded)
-                        }
+                                let place = Place { row: &row, document: documents.at(row.header.index) };
+                                self.fold(chain, units, &place, body, registry, &mut folded)
+                            }
                         };
                         let code = match seen.damage {
                             Some(code) => Some((code, evidence(&row, bytes, &seen))),

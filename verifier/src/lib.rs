@@ -5,6 +5,7 @@
 
 mod anchor;
 mod chain;
+mod collector;
 mod commits;
 mod derived;
 mod export;

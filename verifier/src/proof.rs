@@ -6,10 +6,11 @@ use ledger_engine::hash::{Hash, sha256};
 use ledger_engine::proof::{PROOF_BYTES_MAX, Proof, ProvenEntry};
 use ledger_engine::time::rfc3339;
 
+use crate::collector::Collector;
 use crate::finding::Code;
 use crate::report::{KeyReport, Part, Report};
 use crate::single::{Known, included, private_document};
-use crate::verify::{Collector, Demands};
+use crate::verify::Demands;
 
 /// Judges a proof file. A file that cannot be read, or is none, is `could not check`.
 pub fn verify_proof(path: &Path, demands: Demands<'_>) -> Report {
@@ -101,7 +102,12 @@ fn judge(name: &str, proof: &Proof, demands: &Demands<'_>) -> Report {
     ]);
     let (id, origin) = (known.as_ref().map(|k| k.ledger_id), known.as_ref().map(|k| k.genesis.origin.clone()));
     let keys = known.as_ref().map(|k| KeyReport::all(&k.registry)).unwrap_or_default();
-    Report::new(name, id, origin, demands, out.findings, Vec::new(), unchecked).with_keys(keys).of_part(part)
+    match out.complete() {
+        Ok(findings) => {
+            Report::new(name, id, origin, demands, findings, Vec::new(), unchecked).with_keys(keys).of_part(part)
+        }
+        Err(e) => Report::unreadable(name, &e.to_string()),
+    }
 }
 
 /// The ledger's id and keys, from the genesis on. `None`: nothing else can be judged.

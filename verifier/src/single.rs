@@ -12,9 +12,10 @@ use ledger_engine::proof::{ProvenCommit, SignedCheckpoint};
 use ledger_engine::registry::{KeyFault, Registry, RegistryPlace, cut_of};
 use ledger_engine::stream::Stream;
 
+use crate::collector::Collector;
 use crate::commits::CheckpointJudge;
 use crate::finding::Code;
-use crate::verify::{Collector, distinct_keys};
+use crate::verify::distinct_keys;
 
 /// A fault of one thing.
 pub(crate) type Fault = (Code, String);

@@ -31,6 +31,9 @@ pub enum SourceError {
         /// Why, and what to do.
         reason: String,
     },
+    /// Whoever watches asked for it.
+    #[error("stopped when asked to")]
+    Stopped,
 }
 
 /// Columns of the tables that are not projections, in the order of FORMAT.md 8.
@@ -95,6 +98,35 @@ pub(crate) type LedgerAndGenesis = (Vec<Vec<Cell>>, Option<Vec<Cell>>);
 
 /// Takes one cursor for each table that was asked for.
 pub(crate) type Work<'a> = dyn FnMut(&mut [Box<dyn Cursor + '_>]) -> Result<(), SourceError> + 'a;
+
+/// Gives the rows of a table on a chain in pieces, and tells how many were read, until `told` says to stop.
+pub(crate) fn watched(
+    tables: &dyn Tables,
+    table: &str,
+    chain: u64,
+    told: &dyn Fn(u64) -> bool,
+    each: &mut dyn FnMut(Vec<Vec<Cell>>),
+) -> Result<(), SourceError> {
+    tables.side_by_side(chain, &[table], &mut |cursors| {
+        let [rows] = cursors else { return Ok(()) };
+        let mut read = 0;
+        loop {
+            let mut piece = Vec::with_capacity(PIECE);
+            while piece.len() < PIECE {
+                let Some(row) = rows.next()? else { break };
+                piece.push(row);
+            }
+            if piece.is_empty() {
+                return Ok(());
+            }
+            read += piece.len() as u64;
+            each(piece);
+            if !told(read) {
+                return Err(SourceError::Stopped);
+            }
+        }
+    })
+}
 
 /// Rows of a ledger. A missing table is empty; a missing column is null.
 pub trait Tables {

@@ -17,6 +17,7 @@ use ledger_engine::proof::{ProvenCommit, SignedCheckpoint};
 use ledger_engine::stream::{CaseId, Stream};
 
 use crate::anchor::Anchor;
+use crate::collector::Collector;
 use crate::commits::Commit;
 use crate::finding::Code;
 use crate::report::{KeyReport, Part, Report};
@@ -24,7 +25,7 @@ use crate::row::{blob, hash, number, read_entry, text};
 use crate::single::{Fault, Known, Own, fault, included, private_document};
 use crate::source::{SourceError, Tables};
 use crate::stored::{Histories, Lost, Read, StoredChain};
-use crate::verify::{Collector, Demands};
+use crate::verify::Demands;
 
 /// What is asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +79,7 @@ fn judge(name: &str, tables: &dyn Tables, subject: Subject, demands: &Demands<'_
     let mut out = Collector::default();
     if let Some(export) = tables.export() {
         // To find the streams all lines are read, so what is wrong with the files is known.
-        out.findings = export.findings()?;
+        export.findings()?.into_iter().for_each(|finding| out.add(finding));
     }
     let mut part = Part::new("stream");
     let mut unchecked = Vec::new();
@@ -89,7 +90,7 @@ fn judge(name: &str, tables: &dyn Tables, subject: Subject, demands: &Demands<'_
     let known = first.map(|row| Known::from_genesis(&row.header, body));
     let known = known.unwrap_or_else(|| fault(Code::EntryMissing, "the genesis entry"));
     let Some(mut known) = out.take(known, 0, "entries/0".into()) else {
-        return Ok(Report::new(name, None, None, demands, out.findings, Vec::new(), unchecked).of_part(part));
+        return Ok(Report::new(name, None, None, demands, out.complete()?, Vec::new(), unchecked).of_part(part));
     };
     if let Some(trust) = demands.trust.filter(|t| *t != known.ledger_id) {
         let why = format!("the genesis gives {id}; pinned is {trust}");
@@ -158,7 +159,7 @@ fn judge(name: &str, tables: &dyn Tables, subject: Subject, demands: &Demands<'_
     let origin = Some(known.genesis.origin.clone());
     let digest = sha256(&[b"ledger/stream/v1\0", &id.0, &hashes]);
     let keys = KeyReport::all(&known.registry);
-    let report = Report::new(name, Some(id), origin, demands, out.findings, Vec::new(), unchecked);
+    let report = Report::new(name, Some(id), origin, demands, out.complete()?, Vec::new(), unchecked);
     Ok(report.with_keys(keys).of_part(part).with_digest(digest))
 }
 

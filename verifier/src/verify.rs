@@ -1,5 +1,6 @@
 //! The whole judgement, in the steps of FORMAT.md 10.
 
+use std::cell::Cell as Counter;
 use std::collections::BTreeSet;
 
 use ledger_engine::body::{BODY_BYTES_MAX, Body};
@@ -10,38 +11,17 @@ use ledger_engine::registry::{Registry, cut_of};
 
 use crate::anchor::Anchor;
 use crate::chain::{Chain, Prices, Reader, gap_of};
+use crate::collector::{Collector, Findings};
 use crate::commits::Keys;
 use crate::derived::Derived;
-use crate::finding::{Code, Finding};
+use crate::finding::Code;
 use crate::fold::Context;
-use crate::prove::{Stop, prove};
+use crate::prove::{Stop, claimed_size, prove};
 use crate::report::{ChainReport, KeyReport, Part, Report, Verdict};
 use crate::row::{blob, hash, number};
 use crate::seen::{Document, Documents};
 use crate::source::{SourceError, Tables, table_names};
 use crate::spill::{Log, Trouble};
-
-/// Takes findings as they are made.
-#[derive(Default)]
-pub(crate) struct Collector {
-    pub(crate) findings: Vec<Finding>,
-}
-
-impl Collector {
-    pub(crate) fn report(&mut self, code: Code, chain: Option<u64>, place: String, evidence: String) {
-        self.findings.push(Finding { code, chain, place, evidence });
-    }
-
-    /// Takes all that another collector has.
-    pub(crate) fn append(&mut self, other: &mut Collector) {
-        self.findings.append(&mut other.findings);
-    }
-
-    pub(crate) fn entry_missing(&mut self, chain: u64, from: u64, to: u64) {
-        let evidence = format!("{} entries from index {from}", to - from);
-        self.report(Code::EntryMissing, Some(chain), format!("entries/{from}/{to}"), evidence);
-    }
-}
 
 /// Told how many entries were judged, and how many the source says that it has; `false` stops the run.
 pub type Progress<'a> = dyn Fn(u64, u64) -> bool + Sync + 'a;
@@ -68,12 +48,12 @@ pub fn verify(name: &str, tables: &dyn Tables, demands: Demands<'_>) -> Report {
     let proved = || -> Result<Report, Stop> {
         let mut out = Collector::default();
         let identity = identity(tables, demands.trust, &mut out)?;
-        let genesis = identity.genesis.filter(|_| out.findings.is_empty());
+        let genesis = identity.genesis.filter(|_| out.is_empty());
         let Some(genesis) = genesis else { return Err(Stop::Suspect("the ledger's identity".into())) };
         let proved = prove(tables, identity.id, &genesis, identity.hash, &demands)?;
         let (id, origin) = (Some(identity.id), Some(genesis.origin));
         let part = proved.since.map(|looked_up| tail(&proved.chains, looked_up));
-        let report = Report::new(name, id, origin, &demands, Vec::new(), proved.chains, proved.unusable);
+        let report = Report::new(name, id, origin, &demands, Findings::default(), proved.chains, proved.unusable);
         let report = report.with_keys(proved.keys).with_adopted(proved.adopted);
         Ok(match part {
             Some(part) => report.of_part(part),
@@ -82,13 +62,21 @@ pub fn verify(name: &str, tables: &dyn Tables, demands: Demands<'_>) -> Report {
     };
     let report = match proved() {
         Ok(report) => report,
-        Err(Stop::Suspect(what)) => explain(name, tables, demands).judged_again_for(&what),
-        Err(Stop::Spill(what)) => explain(name, tables, demands).judged_again_for(&what),
+        Err(Stop::Suspect(what) | Stop::Spill(what)) => match judge(name, tables, &demands) {
+            Ok(report) => report.judged_again_for(&what),
+            Err(SourceError::Stopped) => {
+                let why = format!(
+                    "stopped when asked to, before faults were named; what does not fit at first sight: {what}"
+                );
+                return Report::unreadable(name, &why);
+            }
+            Err(e) => Report::unreadable(name, &e.to_string()),
+        },
         Err(Stop::Asked(judged)) => {
             let what = format!(
                 "stopped when asked to, after {judged} entries; they hold together, nothing beyond them was judged"
             );
-            return Report::new(name, None, None, &demands, Vec::new(), Vec::new(), vec![what]);
+            return Report::new(name, None, None, &demands, Findings::default(), Vec::new(), vec![what]);
         }
         Err(Stop::Source(e)) => Report::unreadable(name, &e.to_string()),
     };
@@ -180,7 +168,7 @@ pub(crate) fn distinct_keys(genesis: &Genesis) -> bool {
 fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Report, SourceError> {
     let mut out = Collector::default();
     if let Some(export) = tables.export() {
-        out.findings = export.findings()?;
+        export.findings()?.into_iter().for_each(|finding| out.add(finding));
     }
     let identity = identity(tables, demands.trust, &mut out)?;
     let mut numbers: BTreeSet<u64> = BTreeSet::new();
@@ -201,12 +189,23 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
         out.report(Code::ChainUnknown, Some(n), "chains".into(), format!("the ledger has {count} chains"));
     }
     let trouble = Trouble::default();
+    let claimed = claimed_size(tables)?;
+    // Entries are read twice; each time they are counted from the beginning.
+    let (before, told) = (Counter::new(0), demands.progress);
+    let told = |read: u64| told.is_none_or(|told| told(before.get() + read, claimed));
     let mut prices = Prices::new();
     let mut chains: Vec<Chain> = Vec::new();
     for n in 0..count {
         let chains_known = identity.genesis.as_ref().map(|g| g.chains);
-        let mut reader = Reader { ledger_id: identity.id, chains: chains_known, prices: &mut prices, trouble: &trouble };
+        let mut reader = Reader {
+            ledger_id: identity.id,
+            chains: chains_known,
+            prices: &mut prices,
+            trouble: &trouble,
+            told: &told,
+        };
         let mut chain = reader.read(tables, n)?;
+        before.set(before.get() + chain.rows);
         documents(tables, n, &mut chain.documents)?;
         chains.push(chain);
     }
@@ -218,11 +217,14 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
         chains: &chains,
         prices: &prices,
         trouble: &trouble,
+        told: &told,
     };
+    before.set(0);
     let mut registry = identity.genesis.as_ref().map(|g| Registry::new(g.chains, g.keys(), identity.hash));
     let mut folds = Vec::new();
     for (chain, units) in chains.iter().zip(&mut units) {
         folds.push(context.judge(tables, chain, units, &mut registry, &mut out)?);
+        before.set(before.get() + chain.rows);
         private_rows(tables, chain, &trouble, &mut out)?;
     }
     let adopted = folds.first().map(|folded| folded.adopted.clone()).unwrap_or_default();
@@ -247,9 +249,8 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
         }
         if let Some(export) = tables.export() {
             // What is wrong is named where it is; a damaged chain adds up to something else, of course.
-            let of_chain = |f: &&Finding| f.chain == Some(chain.number) && f.code != Code::ExportDigestMismatch;
             if let Err(evidence) = export.describes(&report)
-                && !out.findings.iter().any(|f| of_chain(&f))
+                && !out.is_faulty(chain.number)
             {
                 let place = format!("manifest/chains/{}", chain.number);
                 out.report(Code::ExportManifestMismatch, Some(chain.number), place, evidence);
@@ -270,10 +271,8 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
     };
     let origin = identity.genesis.map(|g| g.origin);
     trouble.check()?;
-    // Findings of one chain in the order of the steps: the sort is stable.
-    out.findings.sort_by_key(|f| f.chain.map_or(0, |c| c + 1));
     let keys = registry.as_ref().map(KeyReport::all).unwrap_or_default();
-    let report = Report::new(name, Some(identity.id), origin, demands, out.findings, reports, unchecked);
+    let report = Report::new(name, Some(identity.id), origin, demands, out.complete()?, reports, unchecked);
     Ok(report.with_keys(keys).with_adopted(adopted))
 }
 
@@ -341,12 +340,7 @@ fn documents(tables: &dyn Tables, chain: u64, documents: &mut Documents) -> Resu
 }
 
 /// Step 3.
-fn private_rows(
-    tables: &dyn Tables,
-    chain: &Chain,
-    trouble: &Trouble,
-    out: &mut Collector,
-) -> Result<(), SourceError> {
+fn private_rows(tables: &dyn Tables, chain: &Chain, trouble: &Trouble, out: &mut Collector) -> Result<(), SourceError> {
     // Which entries name a private document is in their bodies; those with one are few, so they are read again.
     let mut named = Log::<8>::new(trouble);
     let mut documents = chain.documents.forward();

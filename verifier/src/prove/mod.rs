@@ -150,7 +150,7 @@ pub(crate) fn prove(
 }
 
 /// How many entries the source claims: for progress only.
-fn claimed_size(tables: &dyn Tables) -> Result<u64, SourceError> {
+pub(crate) fn claimed_size(tables: &dyn Tables) -> Result<u64, SourceError> {
     if let Some(export) = tables.export() {
         return Ok(export.entries());
     }
