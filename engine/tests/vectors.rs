@@ -54,6 +54,9 @@ fn dump(db: &Connection, description: &str, trust: Option<Hash>, exit: u8, findi
     })
 }
 
+/// A parent hash that stays as it is when a writer with the keys signs again.
+const WRONG_PARENT: [u8; 32] = [0xff; 32];
+
 /// What a writer that holds the keys and breaks a rule would have stored: all links, hashes and signatures are made again from
 /// the rows as they are, so that only the broken rule is left to find.
 fn sign_again(db: &Connection, ledger_id: Hash) {
@@ -61,13 +64,13 @@ fn sign_again(db: &Connection, ledger_id: Hash) {
     let mut registry = Vec::new();
     for chain in 0..1u32 {
         let mut s = db
-            .prepare("SELECT idx, stream, revision, event_type, schema_version, recorded_at_us, body FROM entries WHERE chain = ?1 ORDER BY idx")
+            .prepare("SELECT idx, stream, revision, event_type, schema_version, recorded_at_us, body, parent_hash FROM entries WHERE chain = ?1 ORDER BY idx")
             .unwrap();
-        type EntryRow = (u64, String, u64, String, u16, i64, Vec<u8>);
+        type EntryRow = (u64, String, u64, String, u16, i64, Vec<u8>, [u8; 32]);
         let rows: Vec<EntryRow> = s
             .query_map([chain], |r| {
                 let n = |i| r.get::<_, i64>(i).map(|v| v as u64);
-                Ok((n(0)?, r.get(1)?, n(2)?, r.get(3)?, r.get(4)?, r.get(5)?, r.get(6)?))
+                Ok((n(0)?, r.get(1)?, n(2)?, r.get(3)?, r.get(4)?, r.get(5)?, r.get(6)?, r.get(7)?))
             })
             .unwrap()
             .map(Result::unwrap)
@@ -75,8 +78,9 @@ fn sign_again(db: &Connection, ledger_id: Hash) {
         let (mut prev, mut leaves, mut range) = (Hash::ZERO, Vec::new(), CompactRange::default());
         let mut tips: std::collections::BTreeMap<String, (Hash, u64, u64, u64)> = std::collections::BTreeMap::new();
         let mut hashes = Vec::new();
-        for (index, stream, revision, event_type, schema_version, recorded_at_us, body) in rows {
+        for (index, stream, revision, event_type, schema_version, recorded_at_us, body, wanted) in rows {
             let parent = tips.get(&stream).copied();
+            let parent_hash = parent.map_or([0; 32], |p| p.0.0);
             let header = Header {
                 format_version: 1,
                 ledger_id: ledger_id.0,
@@ -85,7 +89,7 @@ fn sign_again(db: &Connection, ledger_id: Hash) {
                 prev_hash: prev.0,
                 stream: stream.clone(),
                 revision,
-                parent_hash: parent.map_or([0; 32], |p| p.0.0),
+                parent_hash: if wanted == WRONG_PARENT { wanted } else { parent_hash },
                 event_id: EventId::derive(&ledger_id, chain, index).0,
                 event_type,
                 schema_version,
@@ -449,6 +453,13 @@ fn changes_of_keys() -> Vec<Change> {
 /// The target entry of most defects: a settlement, in the middle of its stream.
 const SETTLED: &str = "(SELECT min(rowid) FROM entries WHERE event_type = 'order.settled')";
 
+/// An event id follows from the ledger's: all 21 after the genesis are those of another ledger.
+const GENESIS_OF_NO_LEDGER: &[&str] = &{
+    let mut codes = ["event_id_mismatch"; 23];
+    (codes[21], codes[22]) = ("genesis_invalid", "ledger_id_mismatch");
+    codes
+};
+
 /// Defect, what it is, the findings, the SQL, and whether a writer with the keys did it.
 type Defect = (&'static str, &'static str, &'static [&'static str], String, bool);
 
@@ -490,7 +501,7 @@ fn defects() -> Vec<Defect> {
         ("order_row_rewritten", "an order is marked paid in the read model", &["projection_mismatch"], "UPDATE orders SET status = 'paid' WHERE rowid = (SELECT min(rowid) FROM orders)".into(), false),
         ("idempotency_row_deleted", "an idempotency key was forgotten", &["projection_mismatch"], "DELETE FROM idempotency WHERE rowid = (SELECT min(rowid) FROM idempotency)".into(), false),
         ("chain_unknown", "a cursor of chain 9", &["chain_unknown"], "INSERT INTO cursors VALUES ('orders', 9, 0)".into(), false),
-        ("commit_of_no_entries", "a commit claims no entries", &["commit_tiling", "commit_undecodable"], "UPDATE commits SET size = 0 WHERE chain = 0 AND first_index = 2".into(), false),
+        ("commit_of_no_entries", "a commit claims no entries", &["commit_undecodable"], "UPDATE commits SET size = 0 WHERE chain = 0 AND first_index = 2".into(), false),
         ("checkpoint_beyond_tail", "a checkpoint was recorded over entries that are gone", &["checkpoint_beyond_tail"], "INSERT INTO checkpoints VALUES (0, 1000, zeroblob(32), NULL)".into(), false),
         ("checkpoint_of_another_history", "a checkpoint was recorded over another history", &["checkpoint_root_mismatch"], "INSERT INTO checkpoints VALUES (0, 2, zeroblob(32), NULL)".into(), false),
         ("tile_added", "a tile is stored before it is complete", &["tile_mismatch"], "INSERT INTO tiles VALUES (0, 0, 0, x'00')".into(), false),
@@ -498,8 +509,8 @@ fn defects() -> Vec<Defect> {
         ("settled_unpaid", "a writer with the keys settles before payment", &["illegal_transition", "projection_mismatch", "projection_mismatch"], "UPDATE entries SET event_type = 'order.settled', body = (SELECT body FROM entries WHERE event_type = 'order.settled' LIMIT 1) WHERE rowid = (SELECT max(rowid) FROM entries WHERE event_type = 'payment.captured')".into(), true),
         ("time_runs_back", "a writer with the keys backdates an entry", &["projection_mismatch", "time_regression"], "UPDATE entries SET recorded_at_us = 1 WHERE rowid = (SELECT max(rowid) FROM entries WHERE event_type = 'payment.captured')".into(), true),
         ("revision_skipped", "a writer with the keys skips a revision", &["projection_mismatch", "revision_mismatch"], "UPDATE entries SET revision = 3 WHERE rowid = (SELECT max(rowid) FROM entries WHERE event_type = 'payment.captured')".into(), true),
-        ("parent_hash_wrong", "a writer with the keys links a stream to nothing", &["parent_hash_mismatch"], "UPDATE entries SET parent_hash = zeroblob(32) WHERE rowid = (SELECT max(rowid) FROM entries WHERE event_type = 'payment.captured')".into(), true),
-        ("genesis_of_no_ledger", "the genesis says nothing of a ledger", &["genesis_invalid", "ledger_id_mismatch"], "UPDATE entries SET body = CAST('{\"actor_id\":\"system\",\"payload\":{}}' AS BLOB) WHERE idx = 0".into(), true),
+        ("parent_hash_wrong", "a writer with the keys links a stream to nothing", &["parent_hash_mismatch"], format!("UPDATE entries SET parent_hash = x'{}' WHERE rowid = (SELECT max(rowid) FROM entries WHERE event_type = 'payment.captured')", to_hex(&WRONG_PARENT)), true),
+        ("genesis_of_no_ledger", "the genesis says nothing of a ledger, and so gives another id, which every entry should have", GENESIS_OF_NO_LEDGER, "UPDATE entries SET body = CAST('{\"actor_id\":\"system\",\"payload\":{}}' AS BLOB) WHERE idx = 0".into(), true),
         ("body_not_canonical", "a writer with the keys stores white space", &["body_invalid", "projection_mismatch"], "UPDATE entries SET body = CAST(replace(CAST(body AS TEXT), '{\"actor_id\"', '{ \"actor_id\"') AS BLOB) WHERE event_type = 'sku.withdrawn'".into(), true),
         ("event_unknown", "a writer with the keys invents an event", &["illegal_transition", "projection_mismatch"], "UPDATE entries SET event_type = 'sku.gifted' WHERE event_type = 'sku.withdrawn'".into(), true),
         ("stream_unknown", "a writer with the keys invents a stream", &["projection_mismatch", "routing_mismatch"], "UPDATE entries SET stream = 'gifts', revision = 1 WHERE event_type = 'sku.withdrawn'".into(), true),
