@@ -200,7 +200,7 @@ impl Read for Bytes<'_> {
 }
 
 /// All findings of a report.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Findings {
     /// The first, or all.
     pub(crate) first: Vec<Finding>,
@@ -208,12 +208,6 @@ pub(crate) struct Findings {
     /// Where there are more, the ones that are not in the file.
     held: Vec<Finding>,
     more: Arc<More>,
-}
-
-impl Default for Findings {
-    fn default() -> Findings {
-        Findings { first: Vec::new(), total: 0, held: Vec::new(), more: Arc::default() }
-    }
 }
 
 /// Reports are compared by what they hold in memory.

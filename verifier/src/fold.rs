@@ -54,6 +54,8 @@ pub(crate) struct Folded {
 /// A row with what other passes know of its place.
 struct Place<'a> {
     row: &'a EntryRow,
+    /// `None`: its name is no stream's.
+    stream: Option<Stream>,
     document: Option<Document>,
 }
 
@@ -106,7 +108,9 @@ impl Context<'_> {
                             None
                         } else {
                             {
-                                let place = Place { row: &row, document: documents.at(row.header.index) };
+                                let (stream, document) =
+                                    (Stream::parse(&row.header.stream), documents.at(row.header.index));
+                                let place = Place { row: &row, stream, document };
                                 self.fold(chain, units, &place, body, registry, &mut folded)
                             }
                         };
@@ -162,7 +166,7 @@ impl Context<'_> {
             Err(e) => return Some((Code::BodyInvalid, e.to_string())),
         };
         let h = &row.header;
-        let stream = Stream::parse(&h.stream);
+        let stream = place.stream;
         let needs_row = |idem| stream.is_none_or(|s| needs_idempotency_row(s, h.revision, idem));
         if let Some(meta) = body.meta.as_ref().filter(|m| needs_row(&m.idem)) {
             let mut record = [0; 40];
@@ -175,10 +179,7 @@ impl Context<'_> {
             return Some((Code::RoutingMismatch, format!("stream {} belongs on chain {home:?}", h.stream)));
         }
         let (judged, tainted) = units.with(&case_of(&h.stream), |unit| {
-            let judged = match stream {
-                Some(stream) => self.transition(chain, unit, row, &body, stream, registry, folded),
-                None => Ok(()),
-            };
+            let judged = self.transition(chain, unit, place, &body, registry, folded);
             (judged, unit.tainted)
         });
         let registry_event = h.event_type.starts_with("key.");
@@ -208,12 +209,12 @@ impl Context<'_> {
         &self,
         chain: &Chain,
         unit: &mut Unit,
-        row: &EntryRow,
+        place: &Place<'_>,
         body: &Body,
-        stream: Stream,
         registry: &mut Option<Registry>,
         folded: &mut Folded,
     ) -> Result<(), Illegal> {
+        let (row, Some(stream)) = (place.row, place.stream) else { return Ok(()) };
         let h = &row.header;
         let event = Occurrence {
             stream,

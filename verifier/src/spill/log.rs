@@ -134,7 +134,7 @@ impl<const N: usize> Forward<'_, N> {
         while let Some(record) = self.peek() {
             let found = number_of(record);
             if found >= number {
-                return (found == number).then(|| *record);
+                return (found == number).then_some(*record);
             }
             self.block.next();
         }
