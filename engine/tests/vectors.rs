@@ -6,6 +6,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use audit_verify::legacy::{File, Signers as LegacySigners, verify_legacy};
@@ -59,6 +60,9 @@ fn dump(db: &Connection, description: &str, trust: Option<Hash>, exit: u8, findi
     })
 }
 
+/// A parent hash that stays as it is when a writer with the keys signs again.
+const WRONG_PARENT: [u8; 32] = [0xff; 32];
+
 /// What a writer that holds the keys and breaks a rule would have stored: all links, hashes and signatures are made again from
 /// the rows as they are, so that only the broken rule is left to find.
 fn sign_again(db: &Connection, ledger_id: Hash) {
@@ -66,13 +70,13 @@ fn sign_again(db: &Connection, ledger_id: Hash) {
     let mut registry = Vec::new();
     for chain in 0..1u32 {
         let mut s = db
-            .prepare("SELECT idx, stream, revision, event_type, schema_version, recorded_at_us, body FROM entries WHERE chain = ?1 ORDER BY idx")
+            .prepare("SELECT idx, stream, revision, event_type, schema_version, recorded_at_us, body, parent_hash FROM entries WHERE chain = ?1 ORDER BY idx")
             .unwrap();
-        type EntryRow = (u64, String, u64, String, u16, i64, Vec<u8>);
+        type EntryRow = (u64, String, u64, String, u16, i64, Vec<u8>, [u8; 32]);
         let rows: Vec<EntryRow> = s
             .query_map([chain], |r| {
                 let n = |i| r.get::<_, i64>(i).map(|v| v as u64);
-                Ok((n(0)?, r.get(1)?, n(2)?, r.get(3)?, r.get(4)?, r.get(5)?, r.get(6)?))
+                Ok((n(0)?, r.get(1)?, n(2)?, r.get(3)?, r.get(4)?, r.get(5)?, r.get(6)?, r.get(7)?))
             })
             .unwrap()
             .map(Result::unwrap)
@@ -80,8 +84,9 @@ fn sign_again(db: &Connection, ledger_id: Hash) {
         let (mut prev, mut leaves, mut range) = (Hash::ZERO, Vec::new(), CompactRange::default());
         let mut tips: std::collections::BTreeMap<String, (Hash, u64, u64, u64)> = std::collections::BTreeMap::new();
         let mut hashes = Vec::new();
-        for (index, stream, revision, event_type, schema_version, recorded_at_us, body) in rows {
+        for (index, stream, revision, event_type, schema_version, recorded_at_us, body, wanted) in rows {
             let parent = tips.get(&stream).copied();
+            let parent_hash = parent.map_or([0; 32], |p| p.0.0);
             let header = Header {
                 format_version: 1,
                 ledger_id: ledger_id.0,
@@ -90,7 +95,7 @@ fn sign_again(db: &Connection, ledger_id: Hash) {
                 prev_hash: prev.0,
                 stream: stream.clone(),
                 revision,
-                parent_hash: parent.map_or([0; 32], |p| p.0.0),
+                parent_hash: if wanted == WRONG_PARENT { wanted } else { parent_hash },
                 event_id: EventId::derive(&ledger_id, chain, index).0,
                 event_type,
                 schema_version,
@@ -700,6 +705,13 @@ fn documents() -> Vec<Change> {
 /// The target entry of most defects: a settlement, in the middle of its stream.
 const SETTLED: &str = "(SELECT min(rowid) FROM entries WHERE event_type = 'order.settled')";
 
+/// An event id follows from the ledger's: all 21 after the genesis are those of another ledger.
+const GENESIS_OF_NO_LEDGER: &[&str] = &{
+    let mut codes = ["event_id_mismatch"; 23];
+    (codes[21], codes[22]) = ("genesis_invalid", "ledger_id_mismatch");
+    codes
+};
+
 /// Defect, what it is, the findings, the SQL, and whether a writer with the keys did it.
 type Defect = (&'static str, &'static str, &'static [&'static str], String, bool);
 
@@ -741,9 +753,16 @@ fn defects() -> Vec<Defect> {
         ("order_row_rewritten", "an order is marked paid in the read model", &["projection_mismatch"], "UPDATE orders SET status = 'paid' WHERE rowid = (SELECT min(rowid) FROM orders)".into(), false),
         ("idempotency_row_deleted", "an idempotency key was forgotten", &["projection_mismatch"], "DELETE FROM idempotency WHERE rowid = (SELECT min(rowid) FROM idempotency)".into(), false),
         ("chain_unknown", "a cursor of chain 9", &["chain_unknown"], "INSERT INTO cursors VALUES ('orders', 9, 0)".into(), false),
+        ("commit_of_no_entries", "a commit claims no entries", &["commit_undecodable"], "UPDATE commits SET size = 0 WHERE chain = 0 AND first_index = 2".into(), false),
+        ("checkpoint_beyond_tail", "a checkpoint was recorded over entries that are gone", &["checkpoint_beyond_tail"], "INSERT INTO checkpoints VALUES (0, 1000, zeroblob(32), NULL)".into(), false),
+        ("checkpoint_of_another_history", "a checkpoint was recorded over another history", &["checkpoint_root_mismatch"], "INSERT INTO checkpoints VALUES (0, 2, zeroblob(32), NULL)".into(), false),
+        ("tile_added", "a tile is stored before it is complete", &["tile_mismatch"], "INSERT INTO tiles VALUES (0, 0, 0, x'00')".into(), false),
+        ("event_id_run_added", "a run of event ids is stored before it is complete", &["event_index_mismatch"], "INSERT INTO event_id_runs VALUES (0, 0, x'00')".into(), false),
         ("settled_unpaid", "a writer with the keys settles before payment", &["illegal_transition", "projection_mismatch", "projection_mismatch"], "UPDATE entries SET event_type = 'order.settled', body = (SELECT body FROM entries WHERE event_type = 'order.settled' LIMIT 1) WHERE rowid = (SELECT max(rowid) FROM entries WHERE event_type = 'payment.captured')".into(), true),
         ("time_runs_back", "a writer with the keys backdates an entry", &["projection_mismatch", "time_regression"], "UPDATE entries SET recorded_at_us = 1 WHERE rowid = (SELECT max(rowid) FROM entries WHERE event_type = 'payment.captured')".into(), true),
         ("revision_skipped", "a writer with the keys skips a revision", &["projection_mismatch", "revision_mismatch"], "UPDATE entries SET revision = 3 WHERE rowid = (SELECT max(rowid) FROM entries WHERE event_type = 'payment.captured')".into(), true),
+        ("parent_hash_wrong", "a writer with the keys links a stream to nothing", &["parent_hash_mismatch"], format!("UPDATE entries SET parent_hash = x'{}' WHERE rowid = (SELECT max(rowid) FROM entries WHERE event_type = 'payment.captured')", to_hex(&WRONG_PARENT)), true),
+        ("genesis_of_no_ledger", "the genesis says nothing of a ledger, and so gives another id, which every entry should have", GENESIS_OF_NO_LEDGER, "UPDATE entries SET body = CAST('{\"actor_id\":\"system\",\"payload\":{}}' AS BLOB) WHERE idx = 0".into(), true),
         ("body_not_canonical", "a writer with the keys stores white space", &["body_invalid", "projection_mismatch"], "UPDATE entries SET body = CAST(replace(CAST(body AS TEXT), '{\"actor_id\"', '{ \"actor_id\"') AS BLOB) WHERE event_type = 'sku.withdrawn'".into(), true),
         ("event_unknown", "a writer with the keys invents an event", &["illegal_transition", "projection_mismatch"], "UPDATE entries SET event_type = 'sku.gifted' WHERE event_type = 'sku.withdrawn'".into(), true),
         ("stream_unknown", "a writer with the keys invents a stream", &["projection_mismatch", "routing_mismatch"], "UPDATE entries SET stream = 'gifts', revision = 1 WHERE event_type = 'sku.withdrawn'".into(), true),
@@ -876,6 +895,39 @@ async fn the_example_in_the_format_is_real() {
     } else {
         assert_eq!(found, example);
     }
+}
+
+/// Findings of all expectations below a folder: codes as they are, or `kind row` of a legacy chain.
+fn expected_below(folder: &Path, found: &mut BTreeSet<String>) {
+    for file in std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()) {
+        if file.is_dir() {
+            expected_below(&file, found);
+            continue;
+        }
+        let Ok(value) = serde_json::from_slice::<Value>(&std::fs::read(&file).unwrap()) else { continue };
+        let legacy = file.strip_prefix(fixtures()).is_ok_and(|p| p.starts_with("broken/legacy"));
+        let list = [&value["expect"]["findings"], &value["findings"], &value["notes"]];
+        for text in list.into_iter().filter_map(Value::as_array).flatten().filter_map(Value::as_str) {
+            let kind = text.split(' ').next().unwrap_or_default();
+            found.insert(if legacy { format!("legacy_{kind}") } else { kind.to_owned() });
+        }
+    }
+}
+
+/// A finding without a case in the corpus would be one that nobody has seen.
+#[test]
+fn every_code_has_a_case() {
+    /// Needs more than files can hold or say: 16 MiB of entries (`damaged_file.rs`), something that was kept (`anchors.rs`,
+    /// `exports.rs`).
+    const ELSEWHERE: [&str; 3] = ["commit_too_large", "anchor_beyond_tail", "anchor_mismatch"];
+    let mut found: BTreeSet<String> = ELSEWHERE.iter().map(|code| (*code).to_owned()).collect();
+    expected_below(&fixtures().join("broken"), &mut found);
+    // Notes are no faults; tests of legacy reports read them.
+    let notes = ["legacy_adoption_as_of", "legacy_adoption_registry", "legacy_outside_window"];
+    let is_note = |code: &str| code.ends_with("_not_covered") || notes.contains(&code);
+    let faults = audit_verify::Code::ALL.iter().map(|c| c.as_str()).filter(|code| !is_note(code));
+    let missing: Vec<_> = faults.filter(|code| !found.contains(*code)).collect();
+    assert_eq!(missing, [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,7 @@
 
 mod anchor;
 mod chain;
+mod collector;
 mod commits;
 mod derived;
 mod export;
@@ -18,8 +19,10 @@ mod proof;
 mod prove;
 mod report;
 mod row;
+mod seen;
 mod single;
 mod source;
+mod spill;
 mod stored;
 mod stream;
 mod tree;

@@ -2,7 +2,7 @@
 
 mod bar;
 
-use std::io::{Read as _, Write as _};
+use std::io::{Read as _, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -69,7 +69,8 @@ struct Cli {
     /// contain it
     #[arg(long, value_name = "FILE|DIR")]
     anchor: Vec<PathBuf>,
-    /// One history of a ledger alone: an order's id, or a stream of an order, a delivery or a SKU. Its cost is that of the history
+    /// One history of a ledger alone: an order's id, or a stream of an order, a delivery or a SKU. Its cost is that of the history;
+    /// an export is read as a whole to find it
     #[arg(long, value_name = "ID", conflicts_with = "save_anchor")]
     stream: Option<String>,
     /// Judge only what came after the anchors, in time that depends on what is new; what was not read again is named
@@ -133,15 +134,20 @@ impl Outcome {
         }
     }
 
-    fn text(&self, cli: &Cli) -> String {
-        match self {
-            Outcome::Native(report) if cli.json => report.to_json().to_string(),
+    fn print(&self, cli: &Cli, out: &mut dyn Write) -> std::io::Result<()> {
+        let text = match self {
+            Outcome::Native(report) if cli.json => {
+                report.write_json(out)?;
+                String::new()
+            }
             Outcome::Native(report) if cli.quiet => report.headline(),
-            Outcome::Native(report) => report.to_text(),
+            // A list of findings can be longer than memory.
+            Outcome::Native(report) => return report.write_text(out),
             Outcome::Legacy(report) if cli.json => report.to_json().to_string(),
             Outcome::Legacy(report) if cli.quiet => report.headline(),
             Outcome::Legacy(report) => report.to_text(),
-        }
+        };
+        writeln!(out, "{}", text.trim_end())
     }
 
     fn html(&self) -> String {
@@ -365,7 +371,7 @@ static STOP: AtomicBool = AtomicBool::new(false);
 /// Something was read that there is a word to say about.
 static READING: AtomicBool = AtomicBool::new(false);
 
-fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
+fn run(cli: &Cli, out: &mut dyn Write) -> Result<u8, String> {
     let trust = cli.trust.as_deref().map(read_trust).transpose()?;
     let mut sources = sources(cli)?;
     let (native, legacy) = anchors(cli)?;
@@ -379,7 +385,10 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
     // What a ledger adopted can be compared however much of it is read again.
     let beside = |format: Option<Format>| cli.since_anchor && !format.is_some_and(Format::is_native);
     if part && (!of(true) || sources.iter().any(|(_, format)| *format != Some(Format::Native) && !beside(*format))) {
-        return Err("--stream is for ledgers, and so is --since-anchor: a directory, a database or a backup".to_owned());
+        return Err(
+            "--stream is for ledgers, and so is --since-anchor: a directory, a database, a backup or an export"
+                .to_owned(),
+        );
     }
     let licence = cli.licence.as_deref().map(read_licence).transpose()?;
     if licence.is_some() && !matches!(sources[..], [(_, Some(Format::Proof))]) {
@@ -426,7 +435,12 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
             format => Outcome::Legacy(Box::new(legacy.verify(source, *format, &adopted, &bar))),
         };
         drop(bar);
-        print(outcome.text(cli));
+        match outcome.print(cli, out).and_then(|()| out.flush()) {
+            Ok(()) => {}
+            // A reader that has seen enough closes the pipe; the exit status still says what was found.
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
+            Err(e) => return Err(format!("the report could not be printed to its end: {e}")),
+        }
         exits.push(outcome.exit());
         if let Outcome::Legacy(report) = &outcome
             && outcome.exit() == 1
@@ -449,11 +463,10 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let mut out = std::io::stdout().lock();
-    // A reader that has seen enough closes the pipe; the exit status still says what was found.
-    let mut print = |text: String| drop(writeln!(out, "{}", text.trim_end()));
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     if cli.list_codes {
-        Code::ALL.iter().for_each(|c| print(format!("{:<30} {}", c.as_str(), c.meaning())));
+        // A closed pipe is no fault.
+        let _ = Code::ALL.iter().try_for_each(|c| writeln!(out, "{:<30} {}", c.as_str(), c.meaning()));
         return ExitCode::SUCCESS;
     }
     let stop = || {
@@ -464,7 +477,7 @@ fn main() -> ExitCode {
     if let Err(e) = ctrlc::set_handler(stop) {
         eprintln!("audit-verify: Ctrl-C will end it at once: {e}");
     }
-    match run(&cli, &mut print) {
+    match run(&cli, &mut out) {
         Ok(exit) => ExitCode::from(exit),
         Err(e) => {
             eprintln!("audit-verify: {e}");

@@ -13,10 +13,11 @@ use ledger_engine::registry::Purpose;
 use ledger_engine::stream::Stream;
 use ledger_engine::time::rfc3339;
 
+use crate::collector::Collector;
 use crate::finding::Code;
 use crate::report::{KeyReport, Part, Report};
 use crate::single::{Known, Own, fault, included, key_code, private_document};
-use crate::verify::{Collector, Demands};
+use crate::verify::Demands;
 
 /// Judges a proof file. A file that cannot be read, or is none, is `could not check`.
 pub fn verify_proof(path: &Path, demands: Demands<'_>) -> Report {
@@ -130,7 +131,12 @@ fn judge(name: &str, proof: &Proof, licence: Option<&[u8]>, demands: &Demands<'_
     ]);
     let (id, origin) = (known.as_ref().map(|k| k.ledger_id), known.as_ref().map(|k| k.genesis.origin.clone()));
     let keys = known.as_ref().map(|k| KeyReport::all(&k.registry)).unwrap_or_default();
-    Report::new(name, id, origin, demands, out.findings, Vec::new(), unchecked).with_keys(keys).of_part(part)
+    match out.complete() {
+        Ok(findings) => {
+            Report::new(name, id, origin, demands, findings, Vec::new(), unchecked).with_keys(keys).of_part(part)
+        }
+        Err(e) => Report::unreadable(name, &e.to_string()),
+    }
 }
 
 /// A document of the entry that is signed by itself.
@@ -211,7 +217,7 @@ fn compare(
     unchecked: &mut Vec<String>,
 ) {
     let Some(Signed::Licence(licence)) = signed else {
-        if out.findings.is_empty() {
+        if out.is_empty() {
             unchecked.push("the licence that was given: the entry of this file holds none that is signed".into());
         }
         return;

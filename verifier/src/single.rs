@@ -13,9 +13,10 @@ use ledger_engine::proof::{ProvenCommit, SignedCheckpoint};
 use ledger_engine::registry::{KeyFault, Registry, RegistryPlace, cut_of};
 use ledger_engine::stream::Stream;
 
+use crate::collector::Collector;
 use crate::commits::CheckpointJudge;
 use crate::finding::Code;
-use crate::verify::{Collector, distinct_keys};
+use crate::verify::distinct_keys;
 
 /// The code of a document whose signature does not count (FORMAT.md 10, step 4.7).
 pub(crate) fn document_code(fault: DocumentFault) -> Code {

@@ -18,6 +18,7 @@ use ledger_engine::proof::{ProvenCommit, SignedCheckpoint};
 use ledger_engine::stream::{CaseId, Stream};
 
 use crate::anchor::Anchor;
+use crate::collector::Collector;
 use crate::commits::Commit;
 use crate::finding::Code;
 use crate::report::{KeyReport, Part, Report};
@@ -25,7 +26,7 @@ use crate::row::{blob, hash, number, read_entry, text};
 use crate::single::{Fault, Known, Own, fault, included, private_document};
 use crate::source::{SourceError, Tables};
 use crate::stored::{Histories, Lost, Read, StoredChain};
-use crate::verify::{Collector, Demands};
+use crate::verify::Demands;
 
 /// What is asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +66,10 @@ pub fn verify_stream(path: &Path, id: &str, demands: Demands<'_>) -> Report {
             let demands = Demands { trust: demands.trust.or(trust), ..demands };
             let judged = judge(&name, &*tables, subject, &demands);
             let judged = judged.unwrap_or_else(|e| Report::unreadable(&name, &e.to_string())).of_kind(tables.kind());
+            let judged = match tables.export() {
+                Some(export) => judged.of_export(export.to_string()),
+                None => judged,
+            };
             tables.doubt().map_or(judged, |e| Report::unreadable(&name, &e.to_string()))
         }
         Err(e) => Report::unreadable(&name, &e.to_string()),
@@ -72,11 +77,11 @@ pub fn verify_stream(path: &Path, id: &str, demands: Demands<'_>) -> Report {
 }
 
 fn judge(name: &str, tables: &dyn Tables, subject: Subject, demands: &Demands<'_>) -> Result<Report, SourceError> {
-    if tables.export().is_some() {
-        let why = "--stream needs a ledger's directory, its database or a backup: an export has no table by which a stream is found";
-        return Ok(Report::unreadable(name, why));
-    }
     let mut out = Collector::default();
+    if let Some(export) = tables.export() {
+        // To find the streams all lines are read, so what is wrong with the files is known.
+        export.findings()?.into_iter().for_each(|finding| out.add(finding));
+    }
     let mut part = Part::new("stream");
     let mut unchecked = Vec::new();
     let (_, genesis) = tables.ledger_and_genesis()?;
@@ -86,7 +91,7 @@ fn judge(name: &str, tables: &dyn Tables, subject: Subject, demands: &Demands<'_
     let known = first.map(|row| Known::from_genesis(&row.header, body));
     let known = known.unwrap_or_else(|| fault(Code::EntryMissing, "the genesis entry"));
     let Some(mut known) = out.take(known, 0, "entries/0".into()) else {
-        return Ok(Report::new(name, None, None, demands, out.findings, Vec::new(), unchecked).of_part(part));
+        return Ok(Report::new(name, None, None, demands, out.complete()?, Vec::new(), unchecked).of_part(part));
     };
     if let Some(trust) = demands.trust.filter(|t| *t != known.ledger_id) {
         let why = format!("the genesis gives {id}; pinned is {trust}");
@@ -98,9 +103,12 @@ fn judge(name: &str, tables: &dyn Tables, subject: Subject, demands: &Demands<'_
     let stream = subject.stream();
     let home = stream.chain(known.genesis.chains);
     let Some(streams) = run.subject(subject, home, &mut out)? else {
-        let why = format!(
-            "stream_heads has no {stream}: either there is no such history, or its row was deleted; verify the whole ledger"
-        );
+        let why = match tables.export() {
+            Some(_) => format!("the export has no entry of {stream}: look for it in another, or in the ledger"),
+            None => format!(
+                "stream_heads has no {stream}: either there is no such history, or its row was deleted; verify the whole ledger"
+            ),
+        };
         return Ok(Report::unreadable(name, &why));
     };
     let own: Vec<(u32, u64)> = run.reads.get(&home).into_iter().flatten().map(|(i, _)| (home, *i)).collect();
@@ -140,14 +148,21 @@ fn judge(name: &str, tables: &dyn Tables, subject: Subject, demands: &Demands<'_
     part.checked.push(format!("{cited} entries that they rest on (key registry, price listings), in the same way"));
     part.checked.extend(covered.checked);
     part.not_covered.extend(covered.not_covered);
-    part.not_covered.extend([
-        "later revisions of these streams: a history does not show that its end is missing, nor does stream_heads prove it".to_owned(),
-        format!("all other entries of the ledger (chain {home} claims {total}), their projections, and the database file as a whole"),
-    ]);
+    let others = format!("all other entries of the ledger (chain {home} claims {total})");
+    part.not_covered.extend(match tables.export() {
+        Some(_) => [
+            "later revisions of these streams: a history does not show that its end is missing, nor does a manifest that is not signed".to_owned(),
+            format!("{others}; verify the export without --stream"),
+        ],
+        None => [
+            "later revisions of these streams: a history does not show that its end is missing, nor does stream_heads prove it".to_owned(),
+            format!("{others}, their projections, and the database file as a whole"),
+        ],
+    });
     let origin = Some(known.genesis.origin.clone());
     let digest = sha256(&[b"ledger/stream/v1\0", &id.0, &hashes]);
     let keys = KeyReport::all(&known.registry);
-    let report = Report::new(name, Some(id), origin, demands, out.findings, Vec::new(), unchecked);
+    let report = Report::new(name, Some(id), origin, demands, out.complete()?, Vec::new(), unchecked);
     Ok(report.with_keys(keys).of_part(part).with_digest(digest))
 }
 

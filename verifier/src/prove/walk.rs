@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, sync_channel};
 
 use compact_str::CompactString;
 use ledger_engine::adoption::Adoption;
@@ -34,6 +34,8 @@ use crate::export::{Fed, Item};
 use crate::report::ChainReport;
 use crate::row::{Digests, blob, number, read_entry, text};
 
+/// Pieces whose signatures may still be on their way.
+const VERDICTS: usize = 8;
 /// Entry hashes kept, for what `chain.heads` says of its own chain.
 const RECENT: usize = 16_384;
 
@@ -124,6 +126,8 @@ pub(super) struct Walk<'p, 'a> {
     checkpoints: VecDeque<Vec<Cell>>,
     open: Option<Open>,
     jobs: Vec<Signed>,
+    /// Whether the signatures of earlier pieces are good, in turn.
+    verdicts: VecDeque<Receiver<bool>>,
     /// Idempotency keys with a row, by a hash under a secret of this run.
     keys: HashSet<u64>,
     secret: RandomState,
@@ -166,6 +170,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             checkpoints: VecDeque::new(),
             open: None,
             jobs: Vec::new(),
+            verdicts: VecDeque::new(),
             keys: HashSet::new(),
             secret: RandomState::new(),
             last_key: None,
@@ -246,11 +251,28 @@ impl<'p, 'a> Walk<'p, 'a> {
         self.signed()
     }
 
-    /// Verifies the signatures that wait.
+    /// Has the signatures verified that wait, by others: nothing else depends on what they find. All of it is known in the end.
     fn signed(&mut self) -> Result<(), Stop> {
         let jobs = std::mem::take(&mut self.jobs);
-        let good = jobs.par_iter().all(|j| j.public_key.verify(&j.message, &j.signature));
-        check(good, "the signature of a commit or a document")
+        if !jobs.is_empty() {
+            let (sender, receiver) = sync_channel(1);
+            rayon::spawn(move || {
+                let good = jobs.par_iter().all(|j| j.public_key.verify(&j.message, &j.signature));
+                // Nobody waits for it if the walk has stopped.
+                let _ = sender.send(good);
+            });
+            self.verdicts.push_back(receiver);
+        }
+        self.await_verdicts(VERDICTS)
+    }
+
+    /// Waits until at most `open` pieces' signatures are not verified.
+    fn await_verdicts(&mut self, open: usize) -> Result<(), Stop> {
+        while self.verdicts.len() > open {
+            let Some(first) = self.verdicts.pop_front() else { break };
+            check(first.recv() == Ok(true), "the signature of a commit or a document")?;
+        }
+        Ok(())
     }
 
     /// Private documents come by this channel.
@@ -282,8 +304,11 @@ impl<'p, 'a> Walk<'p, 'a> {
     /// Tells how far it is. `Err`: the caller asked to stop.
     pub(super) fn tell(&mut self) -> Result<(), Stop> {
         let judged = self.prover.judged + self.size();
-        let go_on = self.prover.progress.is_none_or(|told| told(judged, self.prover.claimed_size));
-        if go_on { Ok(()) } else { Err(Stop::Asked(judged)) }
+        if self.prover.progress.is_none_or(|told| told(judged, self.prover.claimed_size)) {
+            return Ok(());
+        }
+        self.await_verdicts(0)?;
+        Err(Stop::Asked(judged))
     }
 
     fn entry(&mut self, entry: &Prepared) -> Result<(), Stop> {
@@ -637,6 +662,7 @@ impl<'p, 'a> Walk<'p, 'a> {
     /// The end of the chain: nothing may be left over, and its rows of the derived tables are complete.
     pub(super) fn finish(mut self) -> Result<ChainReport, Stop> {
         self.at_size()?;
+        self.await_verdicts(0)?;
         self.await_document()?;
         check(self.size() > 0 && self.open.is_none(), "the end of the chain")?;
         let compromised = |r: &KeyRecord| r.retired.as_ref().is_some_and(|r| r.compromised_since.is_some());
