@@ -165,13 +165,14 @@ async fn rows_are_found_by_an_index() {
         let large: Vec<_> = read.iter().filter(|table| !SMALL.contains(&&table[..])).collect();
         assert!(large.is_empty(), "reads all of {large:?}: {text}");
     }
+    // Among others of the same commit.
     for kind in [
         "INSERT INTO ledger.entries",
         "INSERT INTO ledger.orders",
         "DELETE FROM ledger.orders",
         "DELETE FROM ledger.private",
     ] {
-        assert!(seen.keys().any(|text| text.starts_with(kind)), "never run: {kind}");
+        assert!(seen.keys().any(|text| text.contains(kind)), "never run: {kind}");
     }
 }
 

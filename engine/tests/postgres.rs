@@ -198,6 +198,6 @@ async fn an_event_takes_two_round_trips() {
         answer.unwrap();
         let keyed = u64::from(line.contains("idempotency_key"));
         assert_eq!(trips, 2 + keyed, "{line}");
-        assert!(messages < 60, "{messages} messages: {line}");
+        assert!(messages < 20, "{messages} messages: {line}");
     }
 }
