@@ -88,6 +88,10 @@ fn plans(log: &str) -> Vec<(String, BTreeSet<String>)> {
 fn scanned(node: &Value, into: &mut BTreeSet<String>) {
     let name = node["Relation Name"].as_str().filter(|name| !name.starts_with("pg_"));
     into.extend(name.filter(|_| node["Node Type"] == "Seq Scan").map(str::to_owned));
+    // These read a table whole by whatever way.
+    into.extend(
+        node["Node Type"].as_str().filter(|kind| matches!(*kind, "Hash Join" | "Merge Join")).map(str::to_owned),
+    );
     for child in node["Plans"].as_array().into_iter().flatten() {
         scanned(child, into);
     }
@@ -143,19 +147,25 @@ async fn use_all_of_it(url: &str) {
     again.export(options, &out.path().join("export")).await.unwrap();
 }
 
+/// Plans are kept for a connection, so those that were made while tables are empty must suit them when they are large, too.
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_are_found_by_an_index() {
     let server = tokio::task::spawn_blocking(|| Server::start_durable(EXPLAINED)).await.unwrap();
-    let url = server.database();
-    postgres::migrate_away(&url);
-    let name = url.rsplit('/').next().unwrap();
-    fill(&server, name);
-    let filled = server.log().len();
-    use_all_of_it(&url).await;
-    let used = server.log().split_off(filled);
-    let plans = plans(&used);
+    for filled in [false, true] {
+        let url = server.database();
+        postgres::migrate_away(&url);
+        if filled {
+            fill(&server, url.rsplit('/').next().unwrap());
+        }
+        let before = server.log().len();
+        use_all_of_it(&url).await;
+        check(&server.log().split_off(before), filled);
+    }
+}
+
+fn check(log: &str, filled: bool) {
     let mut seen: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for (text, read) in plans.into_iter().filter(|(text, _)| text.contains("ledger.")) {
+    for (text, read) in plans(log).into_iter().filter(|(text, _)| text.contains("ledger.")) {
         seen.entry(text).or_default().extend(read);
     }
     for text in lookup_texts().iter().filter(|text| !text.contains("event_id_runs")) {
@@ -163,15 +173,17 @@ async fn rows_are_found_by_an_index() {
     }
     for (text, read) in &seen {
         let large: Vec<_> = read.iter().filter(|table| !SMALL.contains(&&table[..])).collect();
-        assert!(large.is_empty(), "reads all of {large:?}: {text}");
+        assert!(large.is_empty(), "filled: {filled}: reads all of {large:?}: {text}");
     }
-    for kind in [
+    // Among others of the same commit.
+    let written = [
         "INSERT INTO ledger.entries",
         "INSERT INTO ledger.orders",
         "DELETE FROM ledger.orders",
         "DELETE FROM ledger.private",
-    ] {
-        assert!(seen.keys().any(|text| text.starts_with(kind)), "never run: {kind}");
+    ];
+    for kind in written {
+        assert!(seen.keys().any(|text| text.contains(kind)), "never run: {kind}");
     }
 }
 
@@ -205,7 +217,8 @@ async fn the_verifier_looks_rows_up_by_an_index() {
     .unwrap();
     let mut lookups = 0;
     for (text, read) in plans(&server.log().split_off(filled)) {
-        let large: Vec<_> = read.iter().filter(|table| !SMALL.contains(&&table[..])).collect();
+        let large: Vec<_> =
+            read.iter().filter(|table| !SMALL.contains(&&table[..]) && !table.ends_with("Join")).collect();
         lookups += u32::from(text.contains("$1"));
         // Counting without indexes is meant to.
         let meant = text.contains("count(*)");

@@ -1,7 +1,7 @@
 //! The production store: PostgreSQL 15 or newer, shared by any number of processes.
 //!
 //! An append is one short transaction in two round trips: `BEGIN` and the lock of the chain's head row; then, if the head
-//! is still the one that the commit was linked to, one statement for each table and `COMMIT`, sent together. Nothing of the commit
+//! is still the one that the commit was linked to, one statement that writes all tables and `COMMIT`, sent together. Nothing of the commit
 //! is sent before the lock is held, so whoever locks the head afterwards sees it whole or never. What is appended to one
 //! chain waits for no other: no row is shared by two chains.
 //!

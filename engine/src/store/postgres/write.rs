@@ -51,6 +51,24 @@ impl<'a> Step<'a> {
         self.statements.push((text.into(), parameters));
     }
 
+    /// All as one statement, for statements of different tables: the server answers each one by itself, and a lone caller would
+    /// wait longer for the answers than for the work. None of them sees what another one writes.
+    fn as_one(self) -> Step<'a> {
+        let (mut text, mut all) = (String::new(), Vec::new());
+        let last = self.statements.len().saturating_sub(1);
+        for (at, (statement, parameters)) in self.statements.into_iter().enumerate() {
+            let statement = renumbered(&statement, all.len());
+            let (opening, closing) = match (at, at == last) {
+                (_, true) => (" ".to_owned(), ""),
+                (0, _) => ("WITH s0 AS (".to_owned(), ")"),
+                _ => (format!(", s{at} AS ("), ")"),
+            };
+            text += &format!("{opening}{statement}{closing}");
+            all.extend(parameters);
+        }
+        Step { statements: vec![(text, all)] }
+    }
+
     /// Sends all with `COMMIT` behind them. The outcome of the transaction follows from what each was answered.
     async fn commit(self, session: &Session) -> Result<(), StoreError> {
         // Known already, but for the first commit of a connection.
@@ -79,6 +97,19 @@ impl<'a> Step<'a> {
         }
         Ok(())
     }
+}
+
+/// Moves the numbers of a statement's parameters.
+fn renumbered(statement: &str, by: usize) -> String {
+    let mut pieces = statement.split('$');
+    let mut text = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        let digits = piece.find(|c: char| !c.is_ascii_digit()).unwrap_or(piece.len());
+        let (number, rest) = piece.split_at(digits);
+        // Texts are ours: a dollar is always a parameter.
+        text += &format!("${}{rest}", number.parse::<usize>().unwrap_or_default() + by);
+    }
+    text
 }
 
 fn unknown(e: &Error) -> StoreError {
@@ -181,7 +212,7 @@ pub(super) async fn commit(session: &Session, batch: &CommitBatch) -> Result<(),
     }
     add_rows(&mut step, chain, &batch.rows);
     add_cursors(&mut step, chain, batch.after.size());
-    step.commit(session).await
+    step.as_one().commit(session).await
 }
 
 fn add_entries<'a>(step: &mut Step<'a>, chain: i32, entries: &'a [Entry]) {
