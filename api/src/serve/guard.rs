@@ -8,6 +8,7 @@ use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{ALLOW, AUTHORIZATION};
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage as _};
+use tokio::sync::SemaphorePermit;
 
 use super::access::{Access, RULES, Rule, Verb, rule};
 use super::auth::{Caller, recognise};
@@ -16,6 +17,9 @@ use super::state::{self, State};
 
 /// The pattern of the route that a request found, for logs and metrics.
 pub(crate) struct Route(pub(crate) &'static str);
+
+/// A request's place among those under way, and among those of strangers if it is of one.
+type Permits<'s> = (SemaphorePermit<'s>, Option<SemaphorePermit<'s>>);
 
 /// The middleware.
 pub(crate) async fn guard(req: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse<BoxBody>, Error> {
@@ -35,11 +39,8 @@ pub(crate) async fn guard(req: ServiceRequest, next: Next<BoxBody>) -> Result<Se
     next.call(req).await
 }
 
-/// Admits a request or says why not; of one that is admitted, the permit that it holds until it is answered.
-async fn admit<'s>(
-    req: &ServiceRequest,
-    state: &'s State,
-) -> Result<Option<tokio::sync::SemaphorePermit<'s>>, ApiError> {
+/// Admits a request or says why not; of one that is admitted, the permits that it holds until it is answered.
+async fn admit<'s>(req: &ServiceRequest, state: &'s State) -> Result<Option<Permits<'s>>, ApiError> {
     let Some(pattern) = req.match_pattern() else {
         state.rates.admit_stranger(req.peer_addr().map(|a| a.ip()))?;
         return Err(ApiError::not_found("there is no such path; GET /openapi.json lists them"));
@@ -61,6 +62,7 @@ async fn admit<'s>(
         Some(caller) => state.rates.admit(caller)?,
         None => state.rates.admit_stranger(req.peer_addr().map(|a| a.ip()))?,
     }
+    let is_stranger = caller.is_none();
     if let Some(caller) = caller {
         req.extensions_mut().insert(Rc::new(caller));
     }
@@ -71,7 +73,8 @@ async fn admit<'s>(
         return Err(ApiError::new(Code::ShuttingDown, "the server is shutting down; try again"));
     }
     let busy = |_| ApiError::new(Code::Overloaded, "too many requests are under way; try again");
-    state.requests.try_acquire().map(Some).map_err(busy)
+    let stranger = is_stranger.then(|| state.strangers.try_acquire()).transpose().map_err(busy)?;
+    Ok(Some((state.requests.try_acquire().map_err(busy)?, stranger)))
 }
 
 async fn authorise(req: &ServiceRequest, state: &State, rule: &Rule) -> Result<Option<Caller>, ApiError> {
