@@ -53,7 +53,7 @@ impl<'a> Step<'a> {
 
     /// All as one statement, for statements of different tables: the server answers each one by itself, and a lone caller would
     /// wait longer for the answers than for the work. None of them sees what another one writes.
-    fn as_one(self) -> Step<'a> {
+    fn into_one(self) -> Step<'a> {
         let (mut text, mut all) = (String::new(), Vec::new());
         let last = self.statements.len().saturating_sub(1);
         for (at, (statement, parameters)) in self.statements.into_iter().enumerate() {
@@ -212,7 +212,7 @@ pub(super) async fn commit(session: &Session, batch: &CommitBatch) -> Result<(),
     }
     add_rows(&mut step, chain, &batch.rows);
     add_cursors(&mut step, chain, batch.after.size());
-    step.as_one().commit(session).await
+    step.into_one().commit(session).await
 }
 
 fn add_entries<'a>(step: &mut Step<'a>, chain: i32, entries: &'a [Entry]) {
