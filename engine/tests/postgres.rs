@@ -12,10 +12,6 @@ use ledger_engine::store::postgres::{PostgresOptions, PostgresStore, migrate};
 use support::{code, create_line, create_order, life, list_sku, postgres, send};
 use test_servers::{Proxy, Server};
 
-fn name_of(url: &str) -> &str {
-    url.rsplit('/').next().unwrap()
-}
-
 /// Tries SQL as a role and gives the error's code, or `ok`; nothing of it stays.
 fn attempt(name: &str, role: &str, sql: &str) -> String {
     let block = format!(
@@ -33,7 +29,7 @@ async fn each_role_may_do_its_part_and_nobody_may_rewrite() {
         list_sku(&ledger, "s").await;
         create_order(&ledger, "ann", "s").await;
         ledger.checkpoint().await.unwrap();
-        let name = name_of(&url);
+        let name = postgres::name_of(&url);
         for table in ["entries", "commits", "commit_signatures", "checkpoints", "ledger", "chain_heads"] {
             for role in ["ledger_writer", "ledger_auditor", "ledger_owner", "postgres"] {
                 let deleted = attempt(name, role, &format!("DELETE FROM ledger.{table}"));
@@ -68,7 +64,7 @@ async fn every_key_begins_with_the_chain() {
                    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
                    WHERE c.relnamespace = 'ledger'::regnamespace AND a.attname <> 'chain' ORDER BY 1";
         // The ledger's one row and the list of schema steps belong to no chain.
-        let others = Server::shared().psql(name_of(&url), sql);
+        let others = Server::shared().psql(postgres::name_of(&url), sql);
         assert_eq!(others, "ledger.ledger_id\nschema_history.version");
     }
 }
@@ -84,14 +80,14 @@ async fn a_schema_that_is_not_ours_stops_the_start() {
     let migrated = std::thread::scope(|s| s.spawn(|| (migrate(&url).unwrap(), migrate(&url).unwrap())).join().unwrap());
     assert_eq!((migrated.0.applied.len(), migrated.1.applied.len()), (1, 0));
     assert_eq!(open(&url), "opened");
-    let change = |sql: &str| Server::shared().psql(name_of(&url), sql);
+    let change = |sql: &str| Server::shared().psql(postgres::name_of(&url), sql);
     change("INSERT INTO ledger.schema_history VALUES (2, 'later', '2026-01-01T00:00:00Z', '1')");
     assert!(open(&url).contains("newer"), "{}", open(&url));
     change("DELETE FROM ledger.schema_history WHERE version = 2; UPDATE ledger.schema_history SET checksum = '1'");
     assert!(open(&url).contains("changed by hand"), "{}", open(&url));
     change("DELETE FROM ledger.schema_history");
     assert!(open(&url).contains("0 of 1"), "{}", open(&url));
-    let name = name_of(&url).to_owned();
+    let name = postgres::name_of(&url).to_owned();
     let url = Server::shared().url_of("nobody", &name);
     assert!(open(&url).contains("nobody"), "{}", open(&url));
 }
@@ -165,7 +161,7 @@ async fn a_history_that_went_back_stops_all_writing() {
             "SET session_replication_role = replica; UPDATE ledger.chain_heads \
              SET size = 1, head_hash = '\\x{hash}', compact_range = '\\x{leaf}' WHERE chain = {chain}"
         );
-        Server::shared().psql(name_of(&url), &sql);
+        Server::shared().psql(postgres::name_of(&url), &sql);
     }
     for key in ["eve", "fay", "gus", "hal", "ida", "jon"] {
         let error = send(&ledger, &create_line(key, "s")).await.unwrap_err();
@@ -184,7 +180,7 @@ async fn a_history_that_is_another_stops_all_writing() {
         "SET session_replication_role = replica; UPDATE ledger.chain_heads SET head_hash = '\\x{other}'; \
          UPDATE ledger.entries SET entry_hash = '\\x{other}' WHERE idx = 1"
     );
-    Server::shared().psql(name_of(&url), &sql);
+    Server::shared().psql(postgres::name_of(&url), &sql);
     for key in ["ann", "bob"] {
         let error = send(&ledger, &create_line(key, "s")).await.unwrap_err();
         assert_eq!(error.code(), "HISTORY_WENT_BACK", "{error}");
@@ -212,7 +208,7 @@ async fn a_history_shorter_than_published_stops_all_writing() {
         entries[2].entry_hash.to_hex(),
         to_hex(&range.to_bytes()),
     );
-    Server::shared().psql(name_of(&url), &sql);
+    Server::shared().psql(postgres::name_of(&url), &sql);
     let error = send(&publisher, &create_line("dan", "s")).await.unwrap_err();
     assert_eq!(error.code(), "HISTORY_WENT_BACK", "{error}");
     assert!(error.to_string().contains("of its last checkpoint"), "{error}");

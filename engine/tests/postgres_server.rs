@@ -8,10 +8,6 @@ use ledger_engine::store::postgres::PostgresStore;
 use support::{config, create_order, genesis, list_sku, postgres};
 use test_servers::Server;
 
-fn name_of(url: &str) -> &str {
-    url.rsplit('/').next().unwrap()
-}
-
 fn open(url: &str) -> Result<PostgresStore, StoreError> {
     PostgresStore::open(postgres::options(url))
 }
@@ -28,15 +24,15 @@ fn the_steps_lead_to_the_schema() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../migrations/postgres/schema.sql");
     let migrated = server.database();
     postgres::migrate_away(&migrated);
-    let steps = server.schema_of(name_of(&migrated));
+    let steps = server.schema_of(postgres::name_of(&migrated));
     if std::env::var_os("UPDATE_SCHEMA").is_some() {
         let head = "-- The current schema, which the steps lead to; a test compares them. For reading, and for tools that compare schemas: \
                     `ledger migrate`\n-- makes it, with the roles that it needs.\n\n";
         std::fs::write(path, format!("{head}{}\n", steps.trim_end())).unwrap();
     }
     let whole = server.database();
-    server.psql(name_of(&whole), &std::fs::read_to_string(path).unwrap());
-    assert_eq!(server.schema_of(name_of(&whole)), steps);
+    server.psql(postgres::name_of(&whole), &std::fs::read_to_string(path).unwrap());
+    assert_eq!(server.schema_of(postgres::name_of(&whole)), steps);
     assert!(steps.contains("CREATE TRIGGER append_only BEFORE DELETE OR UPDATE ON ledger.entries"), "{steps}");
 }
 
@@ -46,7 +42,7 @@ fn the_steps_lead_to_the_schema() {
 fn settings_are_made_and_checked() {
     let server = Server::start_durable("");
     let url = server.database();
-    let name = name_of(&url);
+    let name = postgres::name_of(&url);
     postgres::migrate_away(&url);
     let made = server.psql(
         name,
@@ -101,7 +97,7 @@ fn settings_are_made_and_checked() {
 async fn the_server_must_be_the_one_that_is_meant() {
     let server = tokio::task::spawn_blocking(|| Server::start_tls_with("")).await.unwrap();
     server.psql("postgres", "CREATE ROLE secure LOGIN SUPERUSER");
-    let name = name_of(&server.database()).to_owned();
+    let name = postgres::name_of(&server.database()).to_owned();
     let [ca, other] = server.roots();
     let base = server.url_of("secure", &name);
     let url = format!("{base}?sslmode=verify-full&sslrootcert={ca}");

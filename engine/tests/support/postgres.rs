@@ -10,6 +10,11 @@ use test_servers::Server;
 
 use super::{config, genesis};
 
+/// The last part of a URL.
+pub fn name_of(url: &str) -> &str {
+    url.rsplit('/').next().unwrap()
+}
+
 /// A new database with the schema.
 pub fn database() -> String {
     let url = Server::shared().database();
@@ -25,7 +30,7 @@ pub fn migrate_away(url: &str) {
 /// A new database whose entries lie in three ranges.
 pub fn partitioned_database() -> String {
     let url = database();
-    let name = url.rsplit('/').next().unwrap();
+    let name = name_of(&url);
     let sql = include_str!("../../../migrations/postgres/partitioned.sql")
         .replace("20000000", "60")
         .replace("10000000", "20");

@@ -34,13 +34,16 @@ queries! {
     LEDGER_ID: "SELECT ledger_id FROM ledger.ledger";
     ENTRIES: concat!("SELECT ", entry_columns!(), " FROM ledger.entries WHERE chain = $1 AND idx >= $2 ORDER BY idx LIMIT $3");
     /// Follows the stream's links back from its head: each step finds one row by the primary key, so that no index of stream
-    /// names has to grow with every entry.
+    /// names has to grow with every entry. LIMIT keeps each step a look-up: as a join, it may read the whole chain.
     STREAM: concat!(
         "WITH RECURSIVE back AS ( \
-         SELECT e.* FROM ledger.stream_heads h JOIN ledger.entries e ON e.chain = h.chain AND e.idx = h.head_index \
+         SELECT e.* FROM ledger.stream_heads h \
+         CROSS JOIN LATERAL (SELECT * FROM ledger.entries WHERE chain = $1 AND idx = h.head_index LIMIT 1) e \
          WHERE h.chain = $1 AND h.stream = $2 \
          UNION ALL \
-         SELECT e.* FROM back b JOIN ledger.entries e ON e.chain = b.chain AND e.idx = b.parent_index AND b.parent_index < b.idx) \
+         SELECT e.* FROM back b \
+         CROSS JOIN LATERAL (SELECT * FROM ledger.entries WHERE chain = $1 AND idx = b.parent_index LIMIT 1) e \
+         WHERE b.parent_index < b.idx) \
          SELECT ", entry_columns!(), " FROM back ORDER BY idx"
     );
     STREAM_HEAD: "SELECT revision, head_hash, head_index, first_index FROM ledger.stream_heads WHERE chain = $1 AND stream = $2";
@@ -53,8 +56,10 @@ queries! {
     LAST_CHECKPOINT: "SELECT size, root, note FROM ledger.checkpoints WHERE chain = $1 ORDER BY size DESC LIMIT 1";
     PRIVATE_DOCUMENTS: "SELECT idx, document FROM ledger.private_documents WHERE chain = $1 AND idx >= $2 ORDER BY idx LIMIT $3";
     IDEMPOTENCY: "SELECT idx FROM ledger.idempotency WHERE chain = $1 AND key = $2";
-    KNOWN_KEYS: "SELECT key, idx FROM ledger.idempotency WHERE chain = $1 AND key = ANY($2)";
-    KNOWN_STREAMS: "SELECT stream FROM ledger.stream_heads WHERE chain = $1 AND stream = ANY($2)";
+    /// With NULL for keys that are not there. A list would be compared with all keys of the chain, if there were few when this was planned.
+    KNOWN_KEYS: "SELECT asked, (SELECT idx FROM ledger.idempotency WHERE chain = $1 AND key = asked) FROM unnest($2::bytea[]) asked";
+    KNOWN_STREAMS: "SELECT asked, (SELECT revision FROM ledger.stream_heads WHERE chain = $1 AND stream = asked COLLATE \"C\") \
+                    FROM unnest($2::text[]) asked";
     TILE: "SELECT hashes FROM ledger.tiles WHERE chain = $1 AND level = $2 AND n = $3";
 }
 

@@ -202,10 +202,18 @@ pub(super) async fn look_up(
         ask(session, &queries::KNOWN_KEYS, &of_keys),
         ask(session, &queries::KNOWN_STREAMS, &of_streams)
     )?;
-    Ok(LookedUp {
-        keys: known.iter().map(|row| Ok((hash(row, 0)?, count(row, 1)?))).collect::<Result<_, StoreError>>()?,
-        streams: there.iter().map(|row| get(row, 0)).collect::<Result<_, _>>()?,
-    })
+    let mut found = LookedUp::default();
+    for row in &known {
+        if let Some(index) = get::<Option<i64>>(row, 1)? {
+            found.keys.insert(hash(row, 0)?, index as u64);
+        }
+    }
+    for row in &there {
+        if get::<Option<i64>>(row, 1)?.is_some() {
+            found.streams.insert(get(row, 0)?);
+        }
+    }
+    Ok(found)
 }
 
 pub(super) async fn tile(session: &Session, chain: u32, level: u32, n: u64) -> Result<Option<Vec<u8>>, StoreError> {

@@ -16,7 +16,7 @@ use crate::store::{ChainHead, CheckpointRow, CommitBatch, Entry, StoreError};
 pub(super) const LOCK_HEAD: &str = "SELECT chain, size, head_hash, compact_range, \
      (extract(epoch FROM clock_timestamp()) * 1000000)::bigint FROM ledger.chain_heads WHERE chain = $1 FOR UPDATE";
 pub(super) const CONFIRM: &str = "SELECT entry_hash FROM ledger.entries WHERE chain = $1 AND idx = $2";
-pub(super) const RECORDED: &str = "SELECT c.root FROM ledger.checkpoints c JOIN ledger.chain_heads h ON h.chain = c.chain AND h.size >= c.size \
+pub(super) const RECORDED: &str = "SELECT c.root, (SELECT h.size FROM ledger.chain_heads h WHERE h.chain = $1) FROM ledger.checkpoints c \
      WHERE c.chain = $1 AND c.size = $2";
 
 /// Begins a transaction and locks the chain's head: one round trip. READ COMMITTED, and the lock is a statement of its
@@ -395,9 +395,9 @@ pub(super) async fn record_checkpoint(session: &Session, row: &CheckpointRow) ->
         let text = "INSERT INTO ledger.checkpoints (chain, size, root) VALUES ($1, $2, $3) ON CONFLICT (chain, size) DO NOTHING";
         session.execute(text, &[&chain, &size, &&row.root.0[..]]).await?;
         let stored = session.query_opt(RECORDED, &[&chain, &size]).await?;
-        stored.map(|r| r.try_get::<_, Vec<u8>>(0)).transpose()
+        stored.map(|r| Ok((r.try_get::<_, Vec<u8>>(0)?, r.try_get::<_, Option<i64>>(1)?))).transpose()
     });
-    if recorded.await?.as_deref() == Some(&row.root.0[..]) {
+    if recorded.await?.is_some_and(|(root, now)| root == row.root.0 && now >= Some(size)) {
         return Ok(());
     }
     Err(StoreError::WentBack(format!(
