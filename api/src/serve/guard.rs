@@ -2,23 +2,30 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix_web::body::BoxBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::Version;
 use actix_web::http::header::ALLOW;
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage as _};
+use futures_util::StreamExt as _;
 
 use super::access::{Access, RULES, Rule, Verb, rule};
 use super::auth::{Caller, Role, recognise};
 use super::error::{ApiError, Code};
 use super::state::{self, State};
 
+/// Bytes and time that the body of a refused request may take.
+const DRAIN_BYTES_MAX: usize = 64 * 1024;
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// The pattern of the route that a request found, for logs and metrics.
 pub(crate) struct Route(pub(crate) &'static str);
 
 /// The middleware.
-pub(crate) async fn guard(req: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse<BoxBody>, Error> {
+pub(crate) async fn guard(mut req: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse<BoxBody>, Error> {
     let state = Arc::clone(state::of(req.request()));
     // As the router reads it: decoded. A pattern of the raw path could be another route's.
     let pattern = req.resource_map().match_pattern(req.match_info().as_str());
@@ -31,10 +38,30 @@ pub(crate) async fn guard(req: ServiceRequest, next: Next<BoxBody>) -> Result<Se
             {
                 response.headers_mut().insert(ALLOW, value);
             }
+            drain(&mut req).await;
             return Ok(req.into_response(response));
         }
     };
     next.call(req).await
+}
+
+/// Takes the rest of a small body that nobody will look at. An HTTP/2 stream that is answered before its end is reset (RFC 9113
+/// 8.1), and some clients lose the answer with that, such as curl 7.88.
+async fn drain(req: &mut ServiceRequest) {
+    if req.version() != Version::HTTP_2 {
+        return;
+    }
+    let mut payload = req.take_payload();
+    let read = async {
+        let mut left = DRAIN_BYTES_MAX;
+        while let Some(Ok(chunk)) = payload.next().await {
+            match left.checked_sub(chunk.len()) {
+                Some(rest) => left = rest,
+                None => break,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, read).await;
 }
 
 /// Admits a request or says why not; of one that is admitted, the permit that it holds until it is answered.

@@ -63,7 +63,7 @@ fn every_bad_value_is_named_in_one_line() {
         std::fs::write(&file, format!("{name} = {bad:?}\n")).unwrap();
         named(&["--config", file.to_str().unwrap()], &[], &name);
         named(&[], &[(variable, bad)], &name);
-        named(&[flag, bad], &[], &name);
+        named(&[&format!("{flag}={bad}")], &[], &name);
     }
     named(&[], &[("PORT", "70000")], "port");
     let secret = named(&[], &[("PAYMENT_WEBHOOK_SECRET", "hunter2")], "payment_webhook_secret");

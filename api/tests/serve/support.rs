@@ -43,7 +43,7 @@ impl Start {
     pub(crate) fn dev(dir: &Path) -> Start {
         let mut command = ledger();
         command.arg("--dir").arg(dir).args(["serve", "--dev", "--listen", "127.0.0.1:0"]);
-        command.args(["--rate-limit", "0", "--rate-limit-service", "0"]);
+        command.envs([("RATE_LIMIT", "0"), ("RATE_LIMIT_SERVICE", "0")]);
         Start { command, dir: dir.to_owned() }
     }
 

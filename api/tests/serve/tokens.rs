@@ -289,7 +289,9 @@ fn keys_at_a_url_come_and_go() {
     place.publish("200 OK", &set(&[&b, &c]), Duration::from_secs(1));
     std::thread::scope(|scope| {
         let tasks: Vec<_> = (0..8).map(|_| scope.spawn(|| until(&server, &by_c, 200))).collect();
-        tasks.into_iter().for_each(|t| drop(t.join().unwrap()));
+        for task in tasks {
+            task.join().unwrap();
+        }
     });
 }
 
