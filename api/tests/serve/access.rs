@@ -177,7 +177,7 @@ fn every_route_answers_those_who_may_and_nobody_else() {
         assert!(matches!(world.call("get", path, &[], &[]).status, 200 | 302), "{path}");
         assert_eq!(world.call("post", path, auditor, &[]).status, 405, "{path}");
     }
-    for path in ["/", "/order", "/order/", "/admin", "/audit", "/audit/events/", "/metrics/x", "/docsx", "/keys", "*"] {
+    for path in ["/", "/order", "/order/", "/admin", "/audit", "/audit/events/", "/metrics/x", "/docsx", "/keys"] {
         let got = world.call("get", path, auditor, &[]);
         assert_eq!(got.status, 404, "{path}");
     }
