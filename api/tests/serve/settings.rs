@@ -5,13 +5,13 @@ use std::path::Path;
 
 use crate::issuer::{Issuer, production, set};
 use crate::pki::Authority;
-use crate::support::{Server, Start, ledger};
+use crate::support::{Server, Start, ledger, run_to_end};
 
 /// `ledger serve --dev` with arguments and variables: exit status, standard output and error.
 fn serve(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> (i32, String, String) {
     let mut command = ledger();
     command.arg("--dir").arg(dir).args(["serve", "--dev"]).args(args).envs(env.iter().copied());
-    let out = command.output().unwrap();
+    let out = run_to_end(&mut command);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (out.status.code().unwrap(), text(&out.stdout), text(&out.stderr))
 }
