@@ -69,7 +69,7 @@ fn no_reading_of_a_path_goes_round_the_table() {
             format!("\\{closed}"),
             format!("http://other.example/{closed}"),
             format!("http://other.example//{closed}"),
-            format!("{closed}"),
+            closed.to_owned(),
         ] {
             for headers in ["", &bob] {
                 let answer = get(&server, &target, headers);
