@@ -2,12 +2,13 @@
 
 pub mod legacy;
 pub mod raw;
+pub mod raw_postgres;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ledger_engine::domain::command::Command;
+use ledger_engine::domain::command::{Command, idempotency_hash};
 use ledger_engine::environment::SystemEnvironment;
 use ledger_engine::genesis::{Genesis, Limits};
 use ledger_engine::keys::PseudonymKey;
@@ -16,6 +17,7 @@ use ledger_engine::registry::Purpose;
 use ledger_engine::signer::{LocalSigner, Signer as _};
 use ledger_engine::store::Store;
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
+use ledger_engine::stream::CaseId;
 
 /// Entries that one order of the workload makes.
 pub const ENTRIES_PER_ORDER: u64 = 9;
@@ -75,10 +77,15 @@ pub async fn create(dir: &Path) -> Arc<Ledger> {
 
 /// Makes a ledger with one SKU on a store.
 pub async fn create_on(store: Arc<dyn Store>) -> Arc<Ledger> {
+    create_with(store, 1).await
+}
+
+/// The same, of several chains.
+pub async fn create_with(store: Arc<dyn Store>, chains: u32) -> Arc<Ledger> {
     let key = |purpose, seed| LocalSigner::from_seed(purpose, &[seed; 32]).key().clone();
     let genesis = Genesis {
         origin: "ledger.example/bench".into(),
-        chains: 1,
+        chains,
         limits: Limits::default(),
         governance_key: key(Purpose::Governance, 1),
         commit_key: key(Purpose::Commit, 2),
@@ -93,14 +100,36 @@ pub async fn create_on(store: Arc<dyn Store>) -> Arc<Ledger> {
 
 /// Opens the ledger in `dir`.
 pub async fn open(dir: &Path) -> Arc<Ledger> {
-    let store = SqliteStore::open(dir, SqliteOptions::default()).expect("a ledger");
-    Arc::new(Ledger::open(config(Arc::new(store))).await.expect("a ledger"))
+    open_on(Arc::new(SqliteStore::open(dir, SqliteOptions::default()).expect("a ledger"))).await
+}
+
+/// Opens the ledger on a store.
+pub async fn open_on(store: Arc<dyn Store>) -> Arc<Ledger> {
+    Arc::new(Ledger::open(config(store)).await.expect("a ledger"))
 }
 
 /// The commands of `orders` orders from order `first`, parsed.
 pub fn parsed(seed: u64, first: u64, orders: u64) -> Vec<Vec<Command>> {
     let parse = |line: &String| Command::parse(line.as_bytes()).expect("a command");
     (first..first + orders).map(|i| order(seed, i).iter().map(parse).collect()).collect()
+}
+
+/// The commands of `orders` orders from order `first` that one chain of a ledger takes, parsed, and the order to go on from.
+pub fn orders_of_chain(seed: u64, first: u64, orders: u64, chain: u32, chains: u32) -> (Vec<Vec<Command>>, u64) {
+    let pseudonyms = PseudonymKey::new([9; 32]);
+    let (mut found, mut next) = (Vec::new(), first);
+    while (found.len() as u64) < orders {
+        let commands = parsed(seed, next, 1).swap_remove(0);
+        next += 1;
+        let create = &commands[0];
+        let actor = pseudonyms.actor_id(&create.actor);
+        let key = create.idempotency_key.as_deref().unwrap_or_default();
+        let case = CaseId::of_idempotency(&idempotency_hash(&actor, "SUBMIT", create.name, key));
+        if case.route(chains) == chain {
+            found.push(commands);
+        }
+    }
+    (found, next)
 }
 
 /// Runs whole orders by `callers` concurrent callers, each waiting for every answer.

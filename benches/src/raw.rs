@@ -7,21 +7,28 @@ use ledger_engine::domain::projection::{Cell, Row, Table};
 use ledger_engine::hash::{EventId, Hash};
 use ledger_engine::store::sqlite::{DATABASE_FILE, MIGRATIONS, SqliteOptions, SqliteStore};
 use ledger_engine::store::{
-    ChainHead, CheckpointRow, CommitBatch, Entry, MakeCommit, Settled, Store, StoreError, StoredCommit, StreamHead,
+    ChainHead, CheckpointRow, CommitBatch, Entry, LookedUp, MakeCommit, Settled, Store, StoreError, StoredCommit,
+    StreamHead,
 };
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ToSql, params, params_from_iter};
 
 /// A store that keeps every commit it stores, so that they can be written again raw.
-pub struct Recorder {
-    store: SqliteStore,
+pub struct Recorder<S> {
+    store: S,
     batches: Mutex<Vec<CommitBatch>>,
 }
 
-impl Recorder {
+impl Recorder<SqliteStore> {
     /// Records what goes into a new store in `dir`.
-    pub fn new(dir: &Path) -> Arc<Recorder> {
-        let store = SqliteStore::create(dir, SqliteOptions::default()).expect("an empty directory");
+    pub fn new(dir: &Path) -> Arc<Recorder<SqliteStore>> {
+        Recorder::around(SqliteStore::create(dir, SqliteOptions::default()).expect("an empty directory"))
+    }
+}
+
+impl<S> Recorder<S> {
+    /// Records what goes into a store.
+    pub fn around(store: S) -> Arc<Recorder<S>> {
         Arc::new(Recorder { store, batches: Mutex::new(Vec::new()) })
     }
 
@@ -38,7 +45,7 @@ macro_rules! delegate {
     };
 }
 
-impl Store for Recorder {
+impl<S: Store> Store for Recorder<S> {
     fn append(&self, batch: &CommitBatch) -> Result<(), StoreError> {
         self.batches.lock().unwrap_or_else(PoisonError::into_inner).push(batch.clone());
         self.store.append(batch)
@@ -58,6 +65,8 @@ impl Store for Recorder {
         private_documents(chain: u32, from: u64, limit: usize) -> Vec<(u64, Vec<u8>)>;
         private(chain: u32, index: u64) -> Option<Vec<u8>>;
         idempotency(chain: u32, key: &Hash) -> Option<u64>;
+        look_up(chain: u32, keys: &[Hash], streams: &[String]) -> LookedUp;
+        confirm(chain: u32, size: u64, hash: &Hash) -> bool;
         tile(chain: u32, level: u32, n: u64) -> Option<Vec<u8>>;
         row(table: &'static Table, chain: u32, index: u64) -> Option<Row>;
         rows(table: &'static Table, chain: u32) -> Vec<Row>;

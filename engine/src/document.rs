@@ -6,7 +6,7 @@ use crate::public_key::Algorithm;
 use crate::registry::{Key, KeyFault, Purpose, Registry};
 
 /// A signed document of an entry.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SignedDocument {
     /// What the key must be for.
     pub purpose: Purpose,
@@ -21,7 +21,7 @@ pub struct SignedDocument {
 }
 
 /// What is signed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Content {
     /// A licence: the ledger that it names, and SHA-256 of it without its signature.
     Licence {

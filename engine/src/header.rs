@@ -95,10 +95,17 @@ impl<S: Text> Header<S> {
 
     /// Checks ranges and grammars of all fields.
     pub fn check(&self) -> Result<(), HeaderError> {
+        if !is_stream_name(self.stream.as_ref()) {
+            return Err(HeaderError::Field("stream"));
+        }
+        self.check_beside_stream()
+    }
+
+    /// Like [`Header::check`], for whoever parses the stream's name anyway.
+    pub fn check_beside_stream(&self) -> Result<(), HeaderError> {
         let field = |ok: bool, name| if ok { Ok(()) } else { Err(HeaderError::Field(name)) };
         field(self.format_version == FORMAT_VERSION, "format_version")?;
         field(self.index <= COUNT_MAX, "index")?;
-        field(is_stream_name(self.stream.as_ref()), "stream")?;
         field((1..=COUNT_MAX).contains(&self.revision), "revision")?;
         field(is_event_type(self.event_type.as_ref()), "event_type")?;
         field(self.schema_version == 1, "schema_version")?;

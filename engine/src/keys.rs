@@ -115,7 +115,7 @@ pub fn parse_key(pem: &str) -> Result<SigningKey, String> {
 /// A private key of either algorithm: whoever enrols it proves that he has it.
 pub enum PrivateKey {
     /// Ed25519.
-    Ed25519(SigningKey),
+    Ed25519(Box<SigningKey>),
     /// RSA, which signs with PKCS#1 v1.5 here.
     Rsa(Box<RsaKeyPair>),
 }
@@ -130,7 +130,7 @@ impl PrivateKey {
     /// Reads the text of such a file. `Err` says why it is none.
     pub fn parse(pem: &str) -> Result<PrivateKey, String> {
         if let Ok(key) = parse_key(pem) {
-            return Ok(PrivateKey::Ed25519(key));
+            return Ok(PrivateKey::Ed25519(Box::new(key)));
         }
         const FORM: &str = "not an unencrypted PKCS#8 PEM key (-----BEGIN PRIVATE KEY-----); `openssl pkey` makes one";
         let (label, der) = SecretDocument::from_pem(pem).map_err(|_| FORM.to_owned())?;

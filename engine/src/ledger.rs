@@ -1,6 +1,6 @@
 //! The engine: a ledger that takes commands, answers when they are durable, and can be read.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, oneshot};
@@ -17,15 +17,15 @@ use crate::genesis::Genesis;
 use crate::hash::{EventId, Hash};
 use crate::json::{Object, Value};
 use crate::keys::PseudonymKey;
-use crate::merkle;
 use crate::note::{Checkpoint, Note};
-use crate::reader::{Reader, StoredNodes, blocking, load_registry};
+use crate::reader::{Reader, blocking, load_registry};
 use crate::registry::{self, Key, Purpose, Registry, govern_payload};
 use crate::signer::{Signer, SignerError};
 use crate::store::{ChainHead, CheckpointRow, Entry, Store, StoreError};
 use crate::stream::{CaseId, HEADS_STREAM, Stream};
 use crate::writer::{
-    Counters, Job, Message, Shared, Submission, SystemEvent, Work, Writer, load_sku, registry_changed, run_storer,
+    Counters, Job, Message, Shared, Submission, SystemEvent, Work, Writer, is_prefix, load_sku, no_continuation,
+    registry_changed, run_storer,
 };
 
 /// Commands that may wait for one chain's writer before callers are held back.
@@ -203,7 +203,7 @@ pub struct Ledger {
     pub(crate) orders: AskedOrders,
     pseudonyms: PseudonymKey,
     queues: RwLock<Vec<mpsc::Sender<Message>>>,
-    writers: std::sync::Mutex<Vec<JoinHandle<()>>>,
+    writers: Mutex<Vec<JoinHandle<()>>>,
     checkpointing: tokio::sync::Mutex<()>,
 }
 
@@ -306,7 +306,7 @@ impl Ledger {
             orders: AskedOrders::default(),
             pseudonyms: config.pseudonyms,
             queues: RwLock::new(queues),
-            writers: std::sync::Mutex::new(writers),
+            writers: Mutex::new(writers),
             checkpointing: tokio::sync::Mutex::new(()),
         })
     }
@@ -559,9 +559,9 @@ impl Ledger {
     }
 
     async fn checkpoint_chain(&self, chain: u32) -> Result<Note, CheckpointError> {
-        let (store, signer) = (Arc::clone(&self.shared.store), Arc::clone(&self.checkpoint_signer));
-        let (base, ledger_id) = (self.genesis().origin.clone(), self.shared.ledger_id);
-        tokio::task::spawn_blocking(move || sign_checkpoint(&*store, &*signer, &base, &ledger_id, chain))
+        let (shared, signer) = (Arc::clone(&self.shared), Arc::clone(&self.checkpoint_signer));
+        let base = self.genesis().origin.clone();
+        tokio::task::spawn_blocking(move || sign_checkpoint(&shared, &*signer, &base, chain))
             .await
             .unwrap_or_else(|e| Err(StoreError::Unavailable(format!("the checkpoint task died: {e}")).into()))
     }
@@ -628,6 +628,7 @@ fn shared(config: &Config, ledger_id: Hash, genesis: &Genesis, registry: Registr
         closing: std::sync::atomic::AtomicBool::new(false),
         went_back: std::sync::OnceLock::new(),
         counters: Counters::default(),
+        published: Mutex::default(),
     })
 }
 
@@ -654,11 +655,6 @@ fn heads_sizes(payload: &Object) -> Vec<u64> {
     items.iter().map(|item| size(item).unwrap_or(0)).collect()
 }
 
-/// Whether the tree that was recorded is a prefix of the tree of `size` entries that is stored.
-fn is_prefix(store: &dyn Store, chain: u32, recorded: &CheckpointRow, size: u64) -> Result<bool, StoreError> {
-    Ok(recorded.size <= size && merkle::root_at(&StoredNodes { store, chain }, recorded.size)? == recorded.root)
-}
-
 /// Refuses to go on from a history that is shorter or other than what was published.
 fn check_published(store: &dyn Store, heads: &[ChainHead]) -> Result<(), StoreError> {
     for head in heads {
@@ -666,11 +662,7 @@ fn check_published(store: &dyn Store, heads: &[ChainHead]) -> Result<(), StoreEr
         if let Some(last) = store.last_checkpoint(chain)?
             && !is_prefix(store, chain, &last, head.size())?
         {
-            return Err(StoreError::WentBack(format!(
-                "chain {chain} has {} entries and is no continuation of the {} of its last checkpoint",
-                head.size(),
-                last.size
-            )));
+            return Err(StoreError::WentBack(no_continuation(chain, head.size(), &last)));
         }
     }
     Ok(())
@@ -678,20 +670,18 @@ fn check_published(store: &dyn Store, heads: &[ChainHead]) -> Result<(), StoreEr
 
 /// Records, signs and stores the checkpoint of what is durable now. Recording comes first: a signer that dies after
 /// signing must not sign another root for the same size when it is back.
-fn sign_checkpoint(
-    store: &dyn Store,
-    signer: &dyn Signer,
-    base: &str,
-    ledger_id: &Hash,
-    chain: u32,
-) -> Result<Note, CheckpointError> {
+fn sign_checkpoint(shared: &Shared, signer: &dyn Signer, base: &str, chain: u32) -> Result<Note, CheckpointError> {
+    let store = &*shared.store;
     let head = store.heads()?.into_iter().find(|h| h.chain == chain);
     let head = head.ok_or_else(|| StoreError::Corrupt(format!("chain {chain} has no head row")))?;
     let mut row = CheckpointRow { chain, size: head.size(), root: head.range.root(), note: None };
     let checkpoint =
-        Checkpoint { origin: Checkpoint::origin_of(base, ledger_id, chain), size: row.size, root: row.root };
-    if let Some(last) = store.last_checkpoint(chain)? {
-        if !is_prefix(store, chain, &last, row.size)? {
+        Checkpoint { origin: Checkpoint::origin_of(base, &shared.ledger_id, chain), size: row.size, root: row.root };
+    let stored = store.last_checkpoint(chain)?;
+    // The store may have lost what was signed together with what it was signed for.
+    for last in shared.published(chain).iter().chain(&stored) {
+        if !is_prefix(store, chain, last, row.size)? {
+            shared.stop(no_continuation(chain, row.size, last));
             return Err(CheckpointError::HistoryWentBack {
                 chain,
                 size: row.size,
@@ -700,13 +690,15 @@ fn sign_checkpoint(
                 recorded_root: last.root,
             });
         }
-        if last.size == row.size
-            && let Some(note) = last.note
-        {
-            return Note::parse(note.as_bytes()).map_err(|e| StoreError::Corrupt(e.to_string()).into());
-        }
     }
-    store.record_checkpoint(&row)?;
+    if let Some(note) = stored.filter(|last| last.size == row.size).and_then(|last| last.note) {
+        return Note::parse(note.as_bytes()).map_err(|e| StoreError::Corrupt(e.to_string()).into());
+    }
+    store.record_checkpoint(&row).inspect_err(|e| {
+        if let StoreError::WentBack(why) = e {
+            shared.stop(why.clone());
+        }
+    })?;
     let signature = signer.sign(checkpoint.to_text().as_bytes())?;
     let public_key = signer.key().public_key.ed25519().ok_or_else(|| SignerError {
         kid: signer.key().kid.clone(),
@@ -714,6 +706,7 @@ fn sign_checkpoint(
     })?;
     let note = checkpoint.to_note(public_key, signature.to_vec());
     row.note = Some(note.to_string());
+    shared.published.lock().unwrap_or_else(PoisonError::into_inner).insert(chain, row.clone());
     store.sign_checkpoint(&row)?;
     Ok(note)
 }

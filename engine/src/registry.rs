@@ -8,7 +8,7 @@ use crate::json::{Object, Value};
 use crate::public_key::{Algorithm, PublicKey};
 
 /// What a key may sign. A key has one purpose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[allow(missing_docs, reason = "the purposes of FORMAT.md 6, name by name")]
 pub enum Purpose {
     Governance,

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
@@ -28,11 +28,13 @@ use crate::hash::{EventId, Hash, body_hash, entry_hash, sha256};
 use crate::header::{FORMAT_VERSION, HEADER_BYTES_MAX, Header};
 use crate::ledger::{AppendError, Appended, EntryRef};
 use crate::merkle::{self, TILE_BYTES, TILE_WIDTH};
-use crate::reader::load_registry;
+use crate::reader::{StoredNodes, load_registry};
 use crate::registry::{Purpose, Registry, RegistryPlace};
 use crate::runs::{RUN_ENTRIES, event_id_run};
 use crate::signer::{Signer, SignerError};
-use crate::store::{ChainHead, CommitBatch, Entry, Settled, Store, StoreError, StreamHead, Tile};
+use crate::store::{
+    ChainHead, CheckpointRow, CommitBatch, Entry, LookedUp, Settled, Store, StoreError, StreamHead, Tile,
+};
 use crate::stream::{CaseId, LEDGER_STREAM, Stream};
 
 /// Cases kept folded in memory, for each chain. A case takes about a kilobyte.
@@ -96,6 +98,8 @@ pub(crate) struct Shared {
     /// Set once, when the store lost what it had acknowledged: then no chain takes another entry.
     pub(crate) went_back: std::sync::OnceLock<String>,
     pub(crate) counters: Counters,
+    /// The last checkpoint that was signed here, by chain.
+    pub(crate) published: Mutex<HashMap<u32, CheckpointRow>>,
 }
 
 impl Shared {
@@ -111,6 +115,29 @@ impl Shared {
         }
         Ok(())
     }
+
+    /// No chain takes another entry. The first reason stays.
+    pub(crate) fn stop(&self, why: String) -> StoreError {
+        StoreError::WentBack(self.went_back.get_or_init(|| why).clone())
+    }
+
+    pub(crate) fn published(&self, chain: u32) -> Option<CheckpointRow> {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).get(&chain).cloned()
+    }
+}
+
+/// Whether the tree that was recorded is a prefix of the tree of `size` entries that is stored.
+pub(crate) fn is_prefix(
+    store: &dyn Store,
+    chain: u32,
+    recorded: &CheckpointRow,
+    size: u64,
+) -> Result<bool, StoreError> {
+    Ok(recorded.size <= size && merkle::root_at(&StoredNodes { store, chain }, recorded.size)? == recorded.root)
+}
+
+pub(crate) fn no_continuation(chain: u32, size: u64, last: &CheckpointRow) -> String {
+    format!("chain {chain} has {size} entries and is no continuation of the {} of its last checkpoint", last.size)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -230,6 +257,8 @@ pub(crate) struct Writer {
     acknowledged: Option<(u64, Hash)>,
     last_time_us: i64,
     cases: LruCache<Key, Cached>,
+    /// What waiting commands asked for together, and the answer.
+    looked_up: Option<(HashSet<Hash>, LookedUp)>,
     /// Hashes of the incomplete tile of each level.
     partial: Vec<Vec<Hash>>,
     stale: bool,
@@ -283,6 +312,7 @@ impl Writer {
             acknowledged: None,
             last_time_us: 0,
             cases,
+            looked_up: None,
             partial: Vec::new(),
             stale: true,
             outstanding: 0,
@@ -298,17 +328,29 @@ impl Writer {
         let mut open = Open::default();
         let mut in_flight: VecDeque<InFlight> = VecDeque::with_capacity(2);
         let mut failed: VecDeque<Job> = VecDeque::new();
+        let mut next = None;
         loop {
             let full = open.jobs.len() >= self.share || !open.queue.is_empty();
             let may_flush = open.has_work() && (in_flight.is_empty() || (in_flight.len() == 1 && full && !self.stale));
-            let message = match (may_flush, full) {
-                (true, true) => None,
-                (true, false) => inbox.try_recv().ok(),
-                (false, _) => inbox.blocking_recv(),
+            let message = match (next.take(), may_flush, full) {
+                (Some(message), _, _) => Some(message),
+                (None, true, true) => None,
+                (None, true, false) => inbox.try_recv().ok(),
+                (None, false, _) => inbox.blocking_recv(),
             };
             match message {
                 Some(Message::Job(job)) => {
                     open.queue.push_back(job);
+                    // All that wait are looked at together.
+                    while open.queue.len() < self.share {
+                        match inbox.try_recv() {
+                            Ok(Message::Job(job)) => open.queue.push_back(job),
+                            other => {
+                                next = other.ok();
+                                break;
+                            }
+                        }
+                    }
                     self.fill(&mut open, &in_flight);
                 }
                 Some(Message::Stored(result)) => {
@@ -325,7 +367,7 @@ impl Writer {
                 None => return,
             }
             let closing = self.shared.closing.load(std::sync::atomic::Ordering::Acquire);
-            if closing && in_flight.is_empty() && !open.has_work() && inbox.is_empty() {
+            if closing && in_flight.is_empty() && !open.has_work() && inbox.is_empty() && next.is_none() {
                 return;
             }
         }
@@ -360,6 +402,10 @@ impl Writer {
             // The next commit starts from what is stored; a failure is found again by the slow path.
             let _ = self.reload();
         }
+        let room = self.share.saturating_sub(open.jobs.len());
+        if !self.stale && room > 0 {
+            self.look_up(open.queue.iter().take(room));
+        }
         while !self.stale && !open.queue.is_empty() {
             // Made no earlier than its first job, since it reads the clock.
             let draft = open.draft.get_or_insert_with(|| self.new_draft());
@@ -379,6 +425,43 @@ impl Writer {
                 }
             }
             open.jobs.push(job);
+        }
+    }
+
+    /// Asks the store once for what waiting commands would ask one by one. What it says holds until the head moves, as far
+    /// as no commit of this writer changes it, and those are looked at first.
+    fn look_up<'a>(&mut self, waiting: impl Iterator<Item = &'a Job>) {
+        self.looked_up = None;
+        let (mut keys, mut streams, mut new) = (Vec::new(), Vec::new(), Vec::new());
+        for job in waiting {
+            let Work::Command(submission) = &job.work else { continue };
+            let Submission { meta, case, action, .. } = &**submission;
+            let order = Stream::Order(*case);
+            keys.extend(meta.map(|m| m.idem).filter(|idem| needs_idempotency_row(order, 1, idem)));
+            if matches!(action, Action::CreateOrder { .. }) && !self.cases.contains(&Key::Order(*case)) {
+                streams.push(order.to_string());
+                new.push(*case);
+            }
+        }
+        if keys.len() + streams.len() < 2 {
+            return;
+        }
+        // A failure is found again by whoever needs the answer.
+        let Ok(found) = self.shared.store.look_up(self.chain, &keys, &streams) else { return };
+        for (case, stream) in new.into_iter().zip(&streams) {
+            if !found.streams.contains(stream) {
+                let state = State::Case(Box::new(Case::new(case)));
+                self.cases.put(Key::Order(case), Cached { state, heads: HashMap::new() });
+            }
+        }
+        self.looked_up = Some((keys.into_iter().collect(), found));
+    }
+
+    /// Index of the first entry with an idempotency hash.
+    fn first_with(&self, key: &Hash) -> Result<Option<u64>, StoreError> {
+        match &self.looked_up {
+            Some((asked, found)) if asked.contains(key) => Ok(found.keys.get(key).copied()),
+            _ => self.shared.store.idempotency(self.chain, key),
         }
     }
 
@@ -404,7 +487,10 @@ impl Writer {
                     last.jobs.extend(jobs);
                     last.outcomes.extend(outcomes);
                 }
-                None => jobs.into_iter().zip(outcomes).for_each(|(job, outcome)| answer(job, outcome)),
+                None if self.confirm(&outcomes).is_ok() => {
+                    jobs.into_iter().zip(outcomes).for_each(|(job, outcome)| answer(job, outcome));
+                }
+                None => return self.recover(jobs.into(), open),
             }
             return self.fill(open, in_flight);
         };
@@ -469,6 +555,7 @@ impl Writer {
     fn reload(&mut self) -> Result<(), StoreError> {
         self.stale = true;
         self.cases.clear();
+        self.looked_up = None;
         let store = &self.shared.store;
         let empty = ChainHead { chain: self.chain, hash: Hash::ZERO, range: merkle::CompactRange::default() };
         self.head = store.heads()?.into_iter().find(|h| h.chain == self.chain).unwrap_or(empty);
@@ -481,6 +568,7 @@ impl Writer {
         if let Some(why) = self.shared.went_back.get() {
             return Err(StoreError::WentBack(why.clone()));
         }
+        self.check_published()?;
         let Some((size, hash)) = self.acknowledged else { return Ok(()) };
         let stored = if size == self.head.size() {
             Some(self.head.hash)
@@ -490,12 +578,20 @@ impl Writer {
         if stored == Some(hash) {
             return Ok(());
         }
-        let why = format!(
+        Err(self.shared.stop(format!(
             "chain {} has {} entries and does not continue the {size} that were acknowledged",
             self.chain,
             self.head.size()
-        );
-        Err(StoreError::WentBack(self.shared.went_back.get_or_init(|| why).clone()))
+        )))
+    }
+
+    /// Compares the chain with the last checkpoint that this process signed, which other processes' entries may be under.
+    fn check_published(&self) -> Result<(), StoreError> {
+        let Some(last) = self.shared.published(self.chain) else { return Ok(()) };
+        if is_prefix(&*self.shared.store, self.chain, &last, self.head.size())? {
+            return Ok(());
+        }
+        Err(self.shared.stop(no_continuation(self.chain, self.head.size(), &last)))
     }
 
     fn load_tail(&mut self) -> Result<(), StoreError> {
@@ -584,7 +680,10 @@ impl Writer {
 
     fn commit_linked(&mut self, waiting: &VecDeque<Job>) -> Result<(usize, Vec<Outcome>), CommitError> {
         let (taken, outcomes, batch, now_us) = self.prepare(waiting)?;
-        let Some(batch) = batch else { return Ok((taken, outcomes)) };
+        let Some(batch) = batch else {
+            self.confirm(&outcomes)?;
+            return Ok((taken, outcomes));
+        };
         store_settled(&self.shared, &batch)?;
         self.acknowledged = Some((batch.after.size(), batch.after.hash));
         self.advance(&batch, now_us);
@@ -600,6 +699,7 @@ impl Writer {
                 self.head = head.clone();
                 self.check_acknowledged()?;
                 self.cases.clear();
+                self.looked_up = None;
                 self.load_tail()?;
                 self.prepare(waiting)
             })();
@@ -615,12 +715,35 @@ impl Writer {
                 ));
             }
         };
-        let Some(batch) = batch else { return Ok((taken, outcomes)) };
+        let Some(batch) = batch else {
+            self.confirm(&outcomes)?;
+            return Ok((taken, outcomes));
+        };
         settle(&*store, &batch, result)?;
         self.shared.counters.stored(&batch, start.elapsed());
         self.acknowledged = Some((batch.after.size(), batch.after.hash));
         self.advance(&batch, now_us);
         Ok((taken, outcomes))
+    }
+
+    /// An answer that is given again must be durable too, and what was read need not be: a commit that waits for a standby
+    /// can be read once its wait is cut short, or once the server is back from a crash. Answers that come with a commit wait
+    /// for that; these have none.
+    fn confirm(&mut self, outcomes: &[Outcome]) -> Result<(), StoreError> {
+        let repeated = outcomes.iter().filter_map(|o| match o {
+            Outcome::Appended(a) if a.repeated => a.entries.last().map(|e| e.index),
+            _ => None,
+        });
+        let Some(last) = repeated.max().filter(|last| self.acknowledged.is_none_or(|(size, _)| *last >= size)) else {
+            return Ok(());
+        };
+        let (size, hash) = (self.head.size(), self.head.hash);
+        if last < size && self.shared.store.confirm(self.chain, size, &hash)? {
+            self.acknowledged = Some((size, hash));
+            return Ok(());
+        }
+        // It is another process's, or gone: decide again from what is stored.
+        Err(StoreError::HeadMoved(Box::new(self.head.clone())))
     }
 
     fn advance(&mut self, batch: &CommitBatch, now_us: i64) {
@@ -745,7 +868,7 @@ impl Writer {
             // The signature was checked before the command was queued; whether the key may sign can have changed.
             Some((checked, good)) if checked == document => {
                 let claimed = document.claim(&registry, place).map(drop);
-                claimed.and_then(|()| if *good { Ok(()) } else { Err(DocumentFault::Signature) })
+                claimed.and(if *good { Ok(()) } else { Err(DocumentFault::Signature) })
             }
             _ => document.check(&registry, place),
         };
@@ -798,7 +921,7 @@ impl Writer {
         }
         let order = Stream::Order(s.case);
         let index = if needs_idempotency_row(order, 1, &meta.idem) {
-            self.shared.store.idempotency(self.chain, &meta.idem)?
+            self.first_with(&meta.idem)?
         } else {
             // The key gave the order's id: if it was used, the order is there.
             self.load(Key::Order(s.case))?;

@@ -112,3 +112,32 @@ async fn a_stopped_run_says_how_far_it_came() {
     assert_eq!((report.verdict(), report.exit(), report.findings().len()), (Verdict::NotAllChecked, 2, 0));
     assert!(report.to_text().contains("stopped when asked to, after "), "{}", report.to_text());
 }
+
+/// Naming faults takes long on a large ledger: it stops too, in each of its passes, and never with a verdict.
+#[tokio::test(flavor = "multi_thread")]
+async fn naming_faults_stops_when_asked_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let id = begin(dir.path()).await;
+    grow(dir.path(), "a").await;
+    let broken = support::tamper(dir.path(), "UPDATE entries SET recorded_at_us = recorded_at_us + 1 WHERE idx = 3");
+    let times = std::sync::atomic::AtomicU64::new(0);
+    let told = |_: u64, _: u64| {
+        times.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        true
+    };
+    let trust = Some(id);
+    let report = verify_path_with(broken.path(), Demands { trust, progress: Some(&told), ..Demands::default() });
+    assert_eq!(report.exit(), 1);
+    let calls = times.into_inner();
+    assert!(calls >= 4, "two passes over each of two chains: {calls}");
+    for stop in 0..calls {
+        let left = std::sync::atomic::AtomicU64::new(stop);
+        let told = |_: u64, _: u64| {
+            use std::sync::atomic::Ordering::Relaxed;
+            left.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1)).is_ok()
+        };
+        let report = verify_path_with(broken.path(), Demands { trust, progress: Some(&told), ..Demands::default() });
+        assert_eq!(report.exit(), 2, "{stop}: {}", report.to_text());
+        assert!(report.to_text().contains("stopped when asked to"), "{}", report.to_text());
+    }
+}

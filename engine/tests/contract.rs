@@ -59,7 +59,7 @@ macro_rules! on_every_store {
     };
 }
 
-on_every_store! { an_order_goes_from_creation_to_download refusals_have_codes_and_leave_nothing one_hundred_retries_make_one_order many_callers_on_several_chains checkpoints_and_proofs_verify two_writers_share_a_ledger streams_of_many_chains erased_documents_leave_the_store }
+on_every_store! { an_order_goes_from_creation_to_download refusals_have_codes_and_leave_nothing one_hundred_retries_make_one_order many_callers_on_several_chains checkpoints_and_proofs_verify two_writers_share_a_ledger streams_of_many_chains retries_after_a_restart erased_documents_leave_the_store }
 
 async fn an_order_goes_from_creation_to_download(home: Home) {
     let ledger = home.create(1).await;
@@ -233,6 +233,38 @@ async fn two_writers_share_a_ledger(home: Home) {
     }
     assert_eq!(first.store().heads().unwrap()[0].size(), 80 * 9 + 2);
     assert!(second.check_projections().await.unwrap().is_empty());
+}
+
+/// Many at once, so that the writer asks for them together, between commands that are new.
+async fn retries_after_a_restart(home: Home) {
+    let ledger = home.create(2).await;
+    list_sku(&ledger, "s").await;
+    let mut lines = Vec::new();
+    for i in 0..20 {
+        let line = create_line(&format!("k{i}"), "s");
+        let created = send(&ledger, &line).await.unwrap();
+        let pay = life(&created.case.unwrap().to_string()).remove(0);
+        let paid = send(&ledger, &pay).await.unwrap();
+        lines.extend([(line, Some(created)), (pay, Some(paid)), (create_line(&format!("new{i}"), "s"), None)]);
+    }
+    ledger.shutdown().await.unwrap();
+    drop(ledger);
+    let ledger = Arc::new(home.open().await);
+    let tasks: Vec<_> = lines
+        .into_iter()
+        .map(|(line, before)| {
+            let ledger = Arc::clone(&ledger);
+            tokio::spawn(async move { (send(&ledger, &line).await.unwrap(), before) })
+        })
+        .collect();
+    for task in tasks {
+        let (answer, before) = task.await.unwrap();
+        assert_eq!(answer.repeated, before.is_some());
+        assert!(before.is_none_or(|before| before.entries == answer.entries));
+    }
+    let another = create_line("k3", "other");
+    assert_eq!(code(&ledger, &another).await, "IDEMPOTENCY_MISMATCH");
+    assert!(ledger.check_projections().await.unwrap().is_empty());
 }
 
 async fn streams_of_many_chains(home: Home) {

@@ -271,6 +271,21 @@ async fn a_view_in_place_of_a_table_is_not_verified() {
     assert_eq!(audit_verify::verify_path(made.0.path(), Some(made.1)).exit(), 0);
 }
 
+/// Rows can be larger than anything that a commit may hold.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_over_the_limit_is_found() {
+    let (dir, id) = sample_directory().await;
+    let db = rusqlite::Connection::open(dir.path().join(DATABASE_FILE)).unwrap();
+    let triggers = "SELECT group_concat('DROP TRIGGER ' || name, ';') FROM sqlite_schema WHERE type = 'trigger'";
+    let drop_all: String = db.query_row(triggers, [], |r| r.get(0)).unwrap();
+    db.execute_batch(&drop_all).unwrap();
+    let one = "rowid = (SELECT min(rowid) FROM private_documents)";
+    db.execute_batch(&format!("UPDATE private_documents SET document = zeroblob({}) WHERE {one}", 17 << 20)).unwrap();
+    drop(db);
+    let report = audit_verify::verify_path(dir.path(), Some(id));
+    assert_eq!(report.codes(), ["commit_too_large", "private_mismatch"], "{}", report.to_text());
+}
+
 async fn sample_directory() -> (tempfile::TempDir, ledger_engine::hash::Hash) {
     let dir = tempfile::tempdir().unwrap();
     let id = support::sample(dir.path(), 1).await;

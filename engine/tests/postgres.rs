@@ -5,10 +5,12 @@ mod support;
 
 use std::sync::Arc;
 
+use ledger_engine::hash::to_hex;
+use ledger_engine::merkle::CompactRange;
 use ledger_engine::store::StoreError;
 use ledger_engine::store::postgres::{PostgresOptions, PostgresStore, migrate};
 use support::{code, create_line, create_order, life, list_sku, postgres, send};
-use test_servers::Server;
+use test_servers::{Proxy, Server};
 
 fn name_of(url: &str) -> &str {
     url.rsplit('/').next().unwrap()
@@ -171,9 +173,80 @@ async fn a_history_that_went_back_stops_all_writing() {
     }
 }
 
+/// Another entry lies where the last acknowledged one lay.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_that_is_another_stops_all_writing() {
+    let url = postgres::database();
+    let ledger = postgres::create(&url, 1).await;
+    list_sku(&ledger, "s").await;
+    let other = "ab".repeat(32);
+    let sql = format!(
+        "SET session_replication_role = replica; UPDATE ledger.chain_heads SET head_hash = '\\x{other}'; \
+         UPDATE ledger.entries SET entry_hash = '\\x{other}' WHERE idx = 1"
+    );
+    Server::shared().psql(name_of(&url), &sql);
+    for key in ["ann", "bob"] {
+        let error = send(&ledger, &create_line(key, "s")).await.unwrap_err();
+        assert_eq!(error.code(), "HISTORY_WENT_BACK", "{error}");
+        assert!(error.to_string().contains("acknowledged"), "{error}");
+    }
+}
+
+/// A process signs a checkpoint over entries of another one; then they are gone, and the record of the checkpoint too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_shorter_than_published_stops_all_writing() {
+    let url = postgres::database();
+    let publisher = postgres::create(&url, 1).await;
+    list_sku(&publisher, "s").await;
+    let writer = postgres::open(&url).await;
+    for key in ["ann", "bob", "cid"] {
+        create_order(&writer, key, "s").await;
+    }
+    publisher.checkpoint().await.unwrap();
+    let entries = publisher.read_chain(0, 0, 3).await.unwrap();
+    let mut range = CompactRange::default();
+    entries.iter().for_each(|e| range.push(e.header.leaf_hash()));
+    let sql = format!(
+        "SET session_replication_role = replica; DELETE FROM ledger.checkpoints; \
+         UPDATE ledger.chain_heads SET size = 3, head_hash = '\\x{}', compact_range = '\\x{}'",
+        entries[2].entry_hash.to_hex(),
+        to_hex(&range.to_bytes()),
+    );
+    Server::shared().psql(name_of(&url), &sql);
+    let error = send(&publisher, &create_line("dan", "s")).await.unwrap_err();
+    assert_eq!(error.code(), "HISTORY_WENT_BACK", "{error}");
+    assert!(error.to_string().contains("of its last checkpoint"), "{error}");
+    let refused = publisher.checkpoint().await.unwrap_err();
+    assert!(refused.to_string().contains("HISTORY_WENT_BACK"), "{refused}");
+}
+
 #[test]
 fn a_database_out_of_reach_says_what_to_do() {
     let error = |url: &str| PostgresStore::open(PostgresOptions::new(url)).map(drop).unwrap_err();
     assert!(matches!(error("postgres://127.0.0.1:1/x"), StoreError::Unavailable(_)));
     assert!(matches!(error("postgres:/nonsense"), StoreError::Unusable(_)));
+}
+
+/// What one caller waits for: the lock of the head, and the commit. A key or an order that the writer has not seen is looked up
+/// before.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_takes_two_round_trips() {
+    let url = postgres::database();
+    let proxy = Proxy::before(&url);
+    let ledger = postgres::create(&proxy.url(&url), 1).await;
+    list_sku(&ledger, "s").await;
+    // Connections and statements are there afterwards.
+    let first = create_order(&ledger, "ann", "s").await;
+    for line in life(&first) {
+        send(&ledger, &line).await.unwrap();
+    }
+    let (order, _, trips) = proxy.cost(create_order(&ledger, "bob", "s")).await;
+    assert_eq!(trips, 3, "a new order");
+    for line in life(&order) {
+        let (answer, messages, trips) = proxy.cost(send(&ledger, &line)).await;
+        answer.unwrap();
+        let keyed = u64::from(line.contains("idempotency_key"));
+        assert_eq!(trips, 2 + keyed, "{line}");
+        assert!(messages < 20, "{messages} messages: {line}");
+    }
 }

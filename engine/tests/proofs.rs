@@ -11,16 +11,19 @@ use std::path::{Path, PathBuf};
 use audit_verify::{Anchor, Demands, Report, Verdict, verify_proof_bytes};
 use ledger_engine::body::Body;
 use ledger_engine::commit::{ALG_ED25519, CommitSignature, Statement};
+use ledger_engine::domain::case::document;
 use ledger_engine::domain::command::Command;
 use ledger_engine::genesis::Genesis;
 use ledger_engine::hash::{EventId, Hash, body_hash, sha256};
 use ledger_engine::header::Header;
+use ledger_engine::licence::Terms;
 use ledger_engine::merkle;
 use ledger_engine::note::Checkpoint;
 use ledger_engine::proof::{Proof, ProofError, ProvenCommit, ProvenEntry, SignedCheckpoint};
 use ledger_engine::prover::ProveError;
 use ledger_engine::registry::{Action, Key, Purpose, govern_payload, govern_statement};
 use ledger_engine::signer::{LocalSigner, Signer as _};
+use ledger_engine::stream::CaseId;
 use serde_json::{Value, json};
 use support::{create, create_line, genesis, life, list_sku, send};
 
@@ -236,6 +239,36 @@ impl Log {
         self.append(&format!("order-{}", "ab".repeat(16)), "order.cancelled", body, by);
     }
 
+    /// Admits the licence key of these vectors.
+    fn enrol_licence_key(&mut self) {
+        let key = signer(Purpose::Licence, 20);
+        let action = Action::Enrol { key: key.key().clone() };
+        self.govern(&action, 1, Some(&key), &signer(Purpose::Commit, 2));
+    }
+
+    /// The entry that issues a licence of the order `order`, as far as `change` leaves its text.
+    fn license(&mut self, order: CaseId, change: impl FnOnce(String) -> String) {
+        let key = signer(Purpose::Licence, 20);
+        let case = CaseId([0xab; 16]);
+        let terms = Terms {
+            order_id: order,
+            sku_id: "s".into(),
+            buyer_id: "p-00".into(),
+            scope: "standard".into(),
+            expires_at_us: Some(1_900_000_000_000_000),
+            issued_at_us: 1_795_000_000_000_000,
+            ledger_id: self.id,
+            signer_kid: key.key().kid.clone(),
+        };
+        let licence = terms.sign(&key).unwrap();
+        let payload = ledger_engine::json::Object::new()
+            .with("license_id", format!("license-{case}"))
+            .with("expires_at", 1_900_000_000_000_000_i64)
+            .with("license", document(&change(licence.to_text())));
+        let body = Body { actor_id: "service:market".into(), payload, private_sha256: None, meta: None };
+        self.append(&format!("order-{case}"), "license.issued", body, &signer(Purpose::Commit, 2));
+    }
+
     /// The proof of an entry, to a checkpoint over all entries by the key of a seed.
     fn proof(&self, index: usize, seed: u8) -> Proof {
         let leaves: Vec<Hash> = self.entries.iter().map(|(h, _)| h.leaf_hash()).collect();
@@ -289,6 +322,18 @@ fn vectors() -> (Hash, Vec<Vector>) {
         compromised_since: Some(vec![1]),
     };
     revoked.govern(&revoke, 1, None, &old);
+    let licensed = |before: bool, order: [u8; 16], change: fn(String) -> String| {
+        let mut log = Log::new();
+        if before {
+            log.enrol_licence_key();
+        }
+        log.license(CaseId(order), change);
+        if !before {
+            log.enrol_licence_key();
+        }
+        log.proof(if before { 2 } else { 1 }, 3).encode().unwrap()
+    };
+    const OWN: [u8; 16] = [0xab; 16];
     let edit = |change: &dyn Fn(&mut Proof)| {
         let mut proof = good.clone();
         change(&mut proof);
@@ -316,6 +361,28 @@ fn vectors() -> (Hash, Vec<Vector>) {
             2,
             &[],
             plain_of(&revoked.proof(1, 3)),
+        ),
+        ("valid/licence", "the entry that issued a licence", 0, &[], licensed(true, OWN, |text| text)),
+        (
+            "broken/licence_rewritten",
+            "the licence is of a wider scope than was signed",
+            1,
+            &["document_signature_invalid"],
+            licensed(true, OWN, |text| text.replace("standard", "everything")),
+        ),
+        (
+            "broken/licence_of_another_order",
+            "the licence is of another order than the entry",
+            1,
+            &["illegal_transition"],
+            licensed(true, [7; 16], |text| text),
+        ),
+        (
+            "broken/licence_by_key_enrolled_later",
+            "the licence was signed before its key was enrolled",
+            1,
+            &["kid_unknown"],
+            licensed(false, OWN, |text| text),
         ),
         (
             "broken/body_rewritten",

@@ -6,8 +6,11 @@ mod support;
 use std::path::Path;
 
 use audit_verify::{Anchor, Demands, Report, Verdict, verify_path, verify_stream};
+use ledger_engine::archive::ExportOptions;
 use ledger_engine::domain::command::Command;
 use ledger_engine::hash::Hash;
+use ledger_engine::reader::Reader;
+use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
 use ledger_engine::stream::{CaseId, Stream};
 use support::{create, create_line, life, list_sku, send, tamper};
 
@@ -142,4 +145,50 @@ async fn what_was_done_to_a_history_is_found() {
     assert_eq!(report.exit(), 0, "{}", report.to_text());
     assert!(report.to_text().contains("not covered: all other entries of the ledger"), "{}", report.to_text());
     assert_eq!(verify_path(copy.path(), Some(id)).exit(), 1);
+}
+
+/// Whoever has an export only can judge one order too; all lines are read for it, so a changed file is found wherever it was changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_history_of_an_export_is_verified() {
+    for (chains, gzip) in [(1, false), (3, true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = dir.path().join("ledger");
+        let (id, order, anchors) = shop(&ledger, chains).await;
+        let store = SqliteStore::open(&ledger, SqliteOptions::default()).unwrap();
+        let (reader, _) = Reader::open(std::sync::Arc::new(store)).await.unwrap();
+        let to = dir.path().join("export");
+        let options = ExportOptions { gzip, withhold_private: false, exported_at_us: 0, tool: "test".into() };
+        reader.export(options, &to).await.unwrap();
+        let order = order.to_string();
+        let report = check(&to, &order, Some(id), &anchors);
+        assert_eq!(report.exit(), 0, "{}", report.to_text());
+        let checked = |report: &Report| report.part().unwrap().checked.clone();
+        assert_eq!(checked(&report), checked(&check(&ledger, &order, Some(id), &anchors)));
+        let not_covered = report.part().unwrap().not_covered.join("\n");
+        assert!(not_covered.contains("verify the export without --stream"), "{not_covered}");
+        assert_eq!(check(&to, &order, None, &[]).verdict(), Verdict::IdentityNotProven);
+        let report = check(&to, &"0".repeat(32), Some(id), &[]);
+        assert_eq!(report.verdict(), Verdict::NotChecked);
+        assert!(report.reason().contains("the export has no entry of order-"), "{}", report.reason());
+        if gzip {
+            continue;
+        }
+        let file = std::fs::read_dir(&to).unwrap().map(|f| f.unwrap().path());
+        let file = file.into_iter().find(|f| f.to_str().unwrap().contains("/entries-")).unwrap();
+        let lines = std::fs::read_to_string(&file).unwrap();
+        for (of, codes) in [
+            (format!("\"stream\":\"order-{order}\""), &["body_hash_mismatch", "export_digest_mismatch"][..]),
+            // Another order's entry: its file is not the one exported.
+            (format!("\"stream\":\"sku-{}\"", CaseId::of_sku("other")), &["export_digest_mismatch"]),
+        ] {
+            let at = lines.find(&of).unwrap();
+            let from = lines[..at].rfind('\n').unwrap() + 1;
+            let mut changed = lines.clone();
+            let actor = from + lines[from..].find("\"actor_id\":\"s").unwrap() + "\"actor_id\":\"".len();
+            changed.replace_range(actor..=actor, "x");
+            std::fs::write(&file, changed).unwrap();
+            let report = check(&to, &order, Some(id), &anchors);
+            assert_eq!((report.codes(), report.exit()), (codes.iter().map(|c| (*c).to_owned()).collect(), 1));
+        }
+    }
 }

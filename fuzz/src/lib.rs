@@ -2,6 +2,7 @@
 //! does nothing else; libFuzzer (`fuzz/run`) and the ordinary tests (`tests/smoke.rs`) drive the same ones.
 
 mod codecs;
+mod documents;
 mod input;
 mod ledger;
 mod legacy;
@@ -27,12 +28,14 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("legacy_links", links::links),
     ("legacy_signers", legacy::signers),
     ("legacy_time", legacy::time),
+    ("licence", documents::licence),
     ("line", codecs::line),
     ("manifest", codecs::manifest),
     ("merkle", proofs::merkle),
     ("name", codecs::name),
     ("note", codecs::note),
     ("proof", proofs::proof),
+    ("public_key", documents::public_key),
     ("registry", registry::registry),
     ("statement", proofs::statement),
     ("verify", ledger::verify),

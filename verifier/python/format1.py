@@ -1,10 +1,13 @@
 """The encodings of ledger format 1 (FORMAT.md sections 2 to 5 and 8), the forms of its events (sections 6 and 9)."""
 import functools, hashlib, json, re, sqlite3, struct, unicodedata
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace as Record
 from urllib.parse import quote
 from blake3 import blake3
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 KINDS = {"": int, "+": str, "*": bytes, "#": bytes}                 # the marks of columns; # is a BLOB of 32 bytes
@@ -45,8 +48,8 @@ EVENTS = {row.split("|")[0].strip(): row.split("|")[1:] for row in """
     payment.captured|provider payment_id total:M|pending payment_failed||paid
     payment.failed|provider payment_id reason|pending payment_failed||payment_failed
     payment.mismatch|provider payment_id total:M|pending payment_failed||
-    order.settled|ledger_proof_id finance_proof?:doc|paid||settled
-    license.issued|license_id expires_at?:int|settled||licensed
+    order.settled|ledger_proof_id finance_proof?:doc finance_signature?:finance|paid||settled
+    license.issued|license_id expires_at?:int license?:licence|settled||licensed
     delivery.requested|delivery_id order_id n:int mode:mode print reissue_of?:int|||requested
     delivery.encrypted|algorithm artifact_sha256:hex64 ciphertext_sha256:hex64|open|requested failed|encrypted
     delivery.ready|proof_id proof?:doc|open|encrypted|ready
@@ -138,9 +141,31 @@ def verifies(public_hex, signature, message):
     except (InvalidSignature, ValueError):
         return False
 
-def parse_body(body):
-    """The value of a body as in section 2.1, else None. Parsing takes names in JCS order only, and keeps it,
-    so printing the value gives the same bytes exactly if the body was canonical."""
+@functools.cache
+def rsa_key(public_hex):
+    """The RSA key of a SubjectPublicKeyInfo in its one encoding, as section 6 takes it, else None."""
+    try:
+        key = serialization.load_der_public_key(der := bytes.fromhex(public_hex))
+        if not isinstance(key, rsa.RSAPublicKey): return None
+        spki, numbers = serialization.PublicFormat.SubjectPublicKeyInfo, key.public_numbers()
+        fits = (2048 <= numbers.n.bit_length() <= 8192 and numbers.n % 2 and numbers.e % 2 and 3 <= numbers.e < 2**33)
+        return key if fits and key.public_bytes(serialization.Encoding.DER, spki) == der else None
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return None
+
+def signed_by(alg, public_hex, signature, message):
+    if alg == "ed25519": return verifies(public_hex, signature, message)
+    for pad in padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=32), padding.PKCS1v15():
+        try:
+            rsa_key(public_hex).verify(signature, message, pad, hashes.SHA256())
+            return True
+        except (InvalidSignature, ValueError):
+            pass
+    return False
+
+def canonical(text, most):
+    """The value of at most so many canonical bytes as section 2.1 takes them, else None. Parsing takes names in JCS order only,
+    and keeps it, so printing the value gives the same bytes exactly if they were canonical."""
     def refuse(what): raise ValueError(what)
     def members(pairs):
         names = [name.encode("utf-16-be") for name, _ in pairs]
@@ -150,13 +175,29 @@ def parse_body(body):
         if type(value) not in (dict, list): return type(value) is not str or "\0" not in value
         inside = [*value, *value.values()] if type(value) is dict else value
         return depth <= 32 and all(plain(v, depth + 1) for v in inside)
-    form = "actor_id:str payload:dict private_sha256?:hex64 meta?:meta"
     try:
-        value = json.loads(body.decode(), object_pairs_hook=members, parse_int=integer, parse_float=refuse,
+        value = json.loads(text.decode(), object_pairs_hook=members, parse_int=integer, parse_float=refuse,
                            parse_constant=refuse)
-        return value if len(body) <= 65536 and jcs(value) == body and plain(value, 1) and shaped(value, form) else None
+        return value if len(text) <= most and jcs(value) == text and plain(value, 1) else None
     except (ValueError, RecursionError):
         return None
+
+def parse_body(body):
+    value = canonical(body, 65536)
+    return value if shaped(value, "actor_id:str payload:dict private_sha256?:hex64 meta?:meta") else None
+
+def parse_licence(text):  # section 15
+    licence = canonical(text.encode(errors="surrogatepass"), 32768)
+    form = "license_id order_id:hex32 sku_id:text1 buyer_id:text1 scope:scope issued_at:time ledger_id:hex64 signer_kid:kid"
+    fits = shaped(licence, form + " signature:hex128") and licence["license_id"] == "license-" + licence["order_id"]
+    return licence if fits else None
+
+def microseconds(text):  # RFC 3339 in the one form of section 15
+    if type(text) is not str or not re.fullmatch("[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}[.][0-9]{6}Z", text): return None
+    later = 400 if text.startswith("0000") else 0      # the calendar repeats, and datetime begins at the year 1
+    try: time = datetime.fromisoformat(f"{int(text[:4]) + later:04}{text[4:-1]}")
+    except ValueError: return None
+    return (time - datetime(1970 + later, 1, 1)) // timedelta(microseconds=1)
 
 @functools.cache
 def members_of(form):
@@ -180,8 +221,15 @@ TYPES = {
     "meta": lambda v: v == {} or shaped(v, "idem:hex64 request:hex64"),
     "M": lambda v: shaped(v, "amount:int currency:currency scale:int") and v["amount"] > 0 and 0 <= v["scale"] <= 4,
     "doc": lambda v: shaped(v, "sha256:hex64 text:str") and sha(v["text"].encode()).hex() == v["sha256"],
-    "key": lambda v: (shaped(v, "alg:str kid:kid public_key:hex64 purpose:str") and v["alg"] == "ed25519"
-                      and v["purpose"] in PURPOSES),
+    "key": lambda v: (shaped(v, "alg:str kid:kid public_key:str purpose:str") and v["purpose"] in PURPOSES and (
+        TYPES["hex64"](v["public_key"]) if v["alg"] == "ed25519"
+        else v["alg"] == "rsa-sha256" and v["purpose"] in ("finance", "kernel")
+        and re.fullmatch("(?:[0-9a-f]{2})+", v["public_key"]) is not None and rsa_key(v["public_key"]) is not None)),
+    "signature": matches("[0-9a-f]{128}|(?:[0-9a-f]{2}){256,1024}"),
+    "finance": lambda v: (shaped(v, "alg:str kid:kid signature:signature")
+                          and v["alg"] == ("ed25519" if len(v["signature"]) == 128 else "rsa-sha256")),
+    "time": lambda v: microseconds(v) is not None, "scope": lambda v: shaped(v, "type:text1 expires_at?:time"),
+    "licence": lambda v: TYPES["doc"](v) and parse_licence(v["text"]) is not None,
     "from1": lambda v: type(v) is int and v > 0, "index": lambda v: type(v) is int and v >= 0,
     "text1": lambda v: v != "" and TYPES["text"](v), "code": matches("[a-z][a-z0-9_]{0,63}"),
     "row": lambda v: shaped(v, "id?:text1 time_us?:int"), "previous": lambda v: shaped(v, "index:index root:hex64"),

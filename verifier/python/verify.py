@@ -56,7 +56,7 @@ class Verifier:
 
     def enrol(self, key, revision):
         self.keys[key["kid"]] = Record(
-            public=key["public_key"], purpose=key["purpose"], enrolled=revision, retired=None, cut=None)
+            public=key["public_key"], alg=key["alg"], purpose=key["purpose"], enrolled=revision, retired=None, cut=None)
 
     def home(self, stream):  # the chain of a stream, None if it is not of section 5
         kind, case, n = parse_stream(stream)
@@ -78,7 +78,7 @@ class Verifier:
         for row in chain.rows:
             placed = type(row.idx) is int and 0 <= row.idx < U63
             if placed and row.idx > chain.end: self.entry_missing(chain, row.idx)
-            row.damage, row.parsed, row.stream_fault = self.damage(chain, row), None, None
+            row.damage, row.parsed, row.stream_fault, row.signed = self.damage(chain, row), None, None, None
             if placed: chain.end, _ = row.idx + 1, chain.at.setdefault(row.idx, row)
             lost, body_only = row.damage == "entry_undecodable", row.damage == "body_hash_mismatch" and (
                 row.hash == row.entry_hash)
@@ -196,7 +196,7 @@ class Verifier:
         if not {"order.created": lambda: p["order_id"] == name and self.price_agrees(p),
                 "payment.captured": lambda: all(equal.values()),
                 "payment.mismatch": lambda: not all(equal.values()),
-                "license.issued": lambda: p["license_id"] == "license-" + name,
+                "license.issued": lambda: p["license_id"] == "license-" + name and self.licence_fits(order, name, p),
                 "delivery.requested": lambda: (
                     p["mode"] == order["delivery_mode"]
                     and (p["delivery_id"], p["order_id"], p["n"]) == (row.stream, name, n)
@@ -224,9 +224,41 @@ class Verifier:
         elif event in ("delivery.encrypted", "delivery.ready"):
             current.update(p, proof_index=row.idx if "proof_id" in p else None)
         elif event == "delivery.downloaded": current["downloads"] += 1
+        row.signed = self.signed(order, name, p)
         case.reissuing, target = event == "delivery.reissued", order if kind == "order" else current
         target.update(status=reached or status, revision=row.revision, updated_at_us=row.recorded_at_us)
         return True
+
+    def licence_fits(self, order, name, p):
+        if "license" not in p: return True
+        licence = parse_licence(p["license"]["text"])
+        expires_at = licence["scope"].get("expires_at")
+        return (licence["order_id"], licence["sku_id"], licence["buyer_id"], expires_at and microseconds(expires_at)) == (
+            name, order["sku_id"], order["buyer"], p.get("expires_at"))
+
+    def signed(self, order, name, p):  # purpose, algorithm, kid, signature and message of a signed document (sections 15, 16)
+        if "license" in p:
+            terms = parse_licence(p["license"]["text"])
+            signature = bytes.fromhex(terms.pop("signature"))
+            own = bytes.fromhex(terms["ledger_id"]) == self.id
+            message = b"ledger/licence/v1\0" + self.id + sha(jcs(terms)) if own else None
+            return "licence", "ed25519", terms["signer_kid"], signature, message
+        if "finance_signature" not in p: return None
+        f = p["finance_signature"]
+        statement = {"amount": order["amount"], "currency": order["currency"], "ledger_proof_id": p["ledger_proof_id"],
+                     "order_id": name, "scale": order["scale"], "type": "finance-proof/v1"}
+        return "finance", f["alg"], f["kid"], bytes.fromhex(f["signature"]), jcs(statement)
+
+    def document(self, c, e):  # step 4.7
+        purpose, alg, kid, signature, message = e.signed
+        key = self.keys.get(kid)
+        if not key: return None if self.registry_damaged else "kid_unknown"
+        if key.enrolled > max(1, c.registry_size): return "kid_unknown"
+        if key.purpose != purpose: return "kid_wrong_purpose"
+        if key.alg != alg: return "algorithm_mismatch"
+        if key.retired and (key.retired <= c.registry_size or e.idx >= key.cut[c.chain]): return "kid_not_valid"
+        good = message is not None and signed_by(alg, key.public, signature, message)
+        return None if good else "document_signature_invalid"
 
     def price_agrees(self, p):
         stream = sku_stream(p["sku_id"])
@@ -255,7 +287,7 @@ class Verifier:
     def registry_event(self, row, p):  # section 6, but for "is the last of its commit", which see in commits
         action, (kind, form) = p.get("action"), ACTIONS.get(row.event_type, ("", "type"))
         signed = "action:dict governance_kid:kid governance_signature:hex128"
-        signed += " possession_signature:hex128" if "key:key" in form else ""
+        signed += " possession_signature:signature" if "key:key" in form else ""
         if not shaped(action, form) or action["type"] != kind or not shaped(p, signed): return False
         message = b"ledger/govern/v1\0" + self.id + struct.pack("<Q", row.revision) + row.parent_hash + jcs(action)
         governor, new, cut = self.keys.get(p["governance_kid"]), action.get("key"), action.get("cut")
@@ -263,7 +295,8 @@ class Verifier:
         if not verifies(governor.public, bytes.fromhex(p["governance_signature"]), message): return False
         if new:
             known = new["kid"] in self.keys or new["public_key"] in [k.public for k in self.keys.values()]
-            if known or not verifies(new["public_key"], bytes.fromhex(p["possession_signature"]), message): return False
+            signature = bytes.fromhex(p["possession_signature"])
+            if known or not signed_by(new["alg"], new["public_key"], signature, message): return False
         old = self.keys.get(action.get("old_kid", action.get("kid")))
         if kind != "enrol":
             since = action.get("compromised_since", cut)
@@ -303,6 +336,9 @@ class Verifier:
                 c.code = ("commit_tiling" if fault and loose else "commit_unsigned" if not signed
                           else "commit_undecodable" if len(signed) > 4 else fault if fault
                           else "commit_too_large" if total > LIMITS["commit_bytes"] else None)
+                for e in entries if not c.code and not chain.tainted else ():
+                    if e.signed and not e.code and case_of(e.stream) not in chain.tainted_cases:
+                        self.report(self.document(c, e), number, "entries", e.idx)
                 for e in entries[:-1] if not c.code else ():     # a registry entry is the last of its commit
                     if e.stream == "ledger" and e.event_type.startswith("key.") and not e.code:
                         self.report("registry_invalid", number, "entries", e.idx)

@@ -6,7 +6,9 @@ use std::time::Duration;
 use audit_verify::legacy::{Gauge, Unit};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
-const ENTRIES: &str = "{wide_bar} {human_pos}/{human_len} entries, {per_sec}, {eta} left";
+const ENTRIES: &str = "{wide_bar} {human_pos}/{human_len} entries, {msg}/s, {eta} left";
+/// All entries were read; tables that follow from them, and the file as a whole, take a while.
+const THEN: &str = "{spinner} {human_pos} entries judged, now what follows from them, {elapsed}";
 const ROWS: &str = "{wide_bar} {msg}, {human_pos}/{human_len} read, {eta} left";
 const ROWS_OF: &str = "{wide_bar} {msg}, {bytes}/{total_bytes}, {eta} left";
 const ROWS_OF_UNKNOWN: &str = "{spinner} {msg}, {bytes}, {elapsed}";
@@ -29,11 +31,13 @@ impl Bar {
 
     /// Entries of a ledger: judged, and claimed by it.
     pub(crate) fn entries(&self, judged: u64, claimed: u64) {
-        if self.0.length().is_none() {
-            self.style(ENTRIES);
+        if self.0.is_hidden() {
+            return;
         }
+        self.style(if judged < claimed { ENTRIES } else { THEN });
         self.0.set_length(claimed.max(judged));
         self.0.set_position(judged);
+        self.0.set_message(HumanCount(self.0.per_sec() as u64).to_string());
     }
 
     /// Rows of a legacy chain that were judged, and how far its source was read.

@@ -1,39 +1,31 @@
 //! Step 2 as far as one chain's rows decide it: damage, links, streams, taints, the tree, SKUs.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use ledger_engine::body::Body;
 use ledger_engine::domain::Occurrence;
+use ledger_engine::domain::case::Case;
 use ledger_engine::domain::money::Money;
 use ledger_engine::domain::projection::Cell;
 use ledger_engine::domain::sku::Sku;
 use ledger_engine::hash::Hash;
 use ledger_engine::stream::Stream;
 use rayon::prelude::*;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::finding::Code;
 use crate::row::{BodyRow, EntryRow, number, read_entry};
-use crate::source::{SourceError, Tables};
+use crate::seen::{Documents, Seen, SeenLog};
+use crate::source::{SourceError, Tables, watched};
+use crate::spill::{Log, Shelf, Trouble};
 use crate::tree::Tree;
 
-/// What stays in memory of an entry.
-#[derive(Clone, Debug)]
-pub(crate) struct Seen {
-    /// Recomputed; zeros if undecodable.
-    pub(crate) hash: Hash,
-    /// As stored.
-    pub(crate) stored: Hash,
-    pub(crate) leaf: Hash,
-    pub(crate) damage: Option<Code>,
-    pub(crate) stream_fault: Option<Code>,
-    /// Header and body.
-    pub(crate) bytes: u64,
-    /// Set for entries of the key registry.
-    pub(crate) registry_revision: Option<u64>,
-}
+/// Values of one kind in memory; one takes up to a kilobyte.
+const HOT: usize = 16_384;
 
 /// The last usable entry of a stream.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Tip {
     /// Index of the stream's first usable entry.
     pub(crate) first: u64,
@@ -43,8 +35,57 @@ pub(crate) struct Tip {
     pub(crate) hash: Hash,
 }
 
-/// What the first pass learns of a chain.
-#[derive(Debug, Default)]
+/// A stream with its last usable entry, once there is one.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct StreamTip {
+    pub(crate) name: String,
+    pub(crate) tip: Option<Tip>,
+}
+
+/// What belongs together: an order with its deliveries, or a stream without a case.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Unit {
+    /// The fold of the second pass.
+    pub(crate) case: Option<Case>,
+    /// One of its entries is damaged, so that nothing that follows from all of them can be judged.
+    pub(crate) tainted: bool,
+}
+
+/// Values by name: 128 bits of BLAKE3 stand for it.
+pub(crate) struct Named<V>(Shelf<[u8; 16], V>, Trouble);
+
+impl<V: Default + Serialize + DeserializeOwned> Named<V> {
+    fn new(trouble: &Trouble) -> Named<V> {
+        Named(Shelf::new(HOT), trouble.clone())
+    }
+
+    /// Lets `work` read and change a value, which is made where there is none.
+    pub(crate) fn with<T>(&mut self, name: &str, work: impl FnOnce(&mut V) -> T) -> T {
+        let mut key = [0; 16];
+        key.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..16]);
+        match self.0.get_or(key, V::default) {
+            Ok(value) => work(value),
+            Err(e) => {
+                self.1.note(e);
+                work(&mut V::default())
+            }
+        }
+    }
+
+    /// Gives every value, in no order.
+    pub(crate) fn each(&self, give: impl FnMut(&V)) {
+        self.1.or_default(self.0.each(give));
+    }
+}
+
+impl<V: Default + Serialize + DeserializeOwned> Default for Named<V> {
+    fn default() -> Self {
+        Named::new(&Trouble::default())
+    }
+}
+
+/// What the first pass learns of a chain. What grows with it lies in temporary files.
+#[derive(Default)]
 pub(crate) struct Chain {
     pub(crate) number: u64,
     /// Last index + 1.
@@ -52,23 +93,87 @@ pub(crate) struct Chain {
     /// `end`, or where the commits end if the tail is missing.
     pub(crate) known_end: u64,
     pub(crate) rows: u64,
-    pub(crate) at: BTreeMap<u64, Seen>,
-    pub(crate) gaps: Vec<(u64, u64)>,
-    pub(crate) streams: HashMap<String, Tip>,
+    pub(crate) seen: SeenLog,
+    /// The entry that was taken last, not in the log yet.
+    last: Option<Seen>,
+    /// Indexes of missing entries: from, to.
+    pub(crate) gaps: Log<16>,
+    pub(crate) tips: Named<StreamTip>,
+    pub(crate) units: Named<Unit>,
+    /// How many streams have a usable entry.
+    pub(crate) streams: u64,
     pub(crate) tainted: bool,
-    /// Entries are missing or undecodable.
-    pub(crate) lost: bool,
-    pub(crate) tainted_cases: HashSet<String>,
-    pub(crate) damaged: BTreeSet<u64>,
+    /// How many damaged bodies tainted units. Any other damage taints the chain.
+    pub(crate) taints: u64,
+    /// Tainted SKUs and the key registry, which other chains ask for.
+    pub(crate) tainted_streams: HashSet<String>,
+    /// The first place with damage.
+    first_damaged: Option<u64>,
     pub(crate) tree: Tree,
     /// Size below which the tree is certain.
     pub(crate) intact: u64,
-    pub(crate) documents: HashMap<u64, Option<Vec<u8>>>,
+    pub(crate) documents: Documents,
     pub(crate) sku_states: BTreeMap<String, Option<Sku>>,
     pub(crate) sku_refused: HashMap<u64, String>,
-    stream_faults: Vec<(u64, String)>,
     /// Revisions of the key registry with their entry hashes.
     pub(crate) registry: HashMap<u64, Vec<Hash>>,
+}
+
+impl Chain {
+    /// Root of the first `size` entries, if there are so many that are certain.
+    pub(crate) fn root(&self, size: u64) -> Option<Hash> {
+        self.tree.root(&self.seen, size)
+    }
+
+    /// Recomputed hash of the last entry.
+    pub(crate) fn head(&self) -> Option<Hash> {
+        self.seen.at(self.end.checked_sub(1)?).map(|seen| seen.hash)
+    }
+
+    fn damaged(&mut self, index: u64) {
+        self.first_damaged = Some(self.first_damaged.map_or(index, |first| first.min(index)));
+        if let Some(last) = self.last.as_mut().filter(|last| last.index == index) {
+            last.spoiled = true;
+        }
+    }
+
+    fn gap(&mut self, from: u64, to: u64) {
+        let mut record = [0; 16];
+        record[..8].copy_from_slice(&from.to_le_bytes());
+        record[8..].copy_from_slice(&to.to_le_bytes());
+        self.gaps.push(&record);
+        self.tainted = true;
+    }
+
+    /// Remembers the first row of a place.
+    fn remember(&mut self, seen: Seen) {
+        if let Some(before) = self.last.replace(seen) {
+            self.seen.push(before);
+        }
+        self.end = self.end.max(seen.index + 1);
+    }
+
+    /// Judges as certain what can be, once every entry was taken.
+    fn complete(&mut self) {
+        if let Some(last) = self.last.take() {
+            self.seen.push(last);
+        }
+        let mut tree = Tree::default();
+        for seen in self.seen.all() {
+            if seen.index != tree.size() || (seen.damage.is_some() && self.tainted) {
+                break;
+            }
+            tree.push(seen.leaf);
+        }
+        self.intact = self.first_damaged.map_or(tree.size(), |damaged| damaged.min(tree.size()));
+        self.tree = tree;
+    }
+}
+
+/// The missing entries that a record of [`Chain::gaps`] names.
+pub(crate) fn gap_of(record: [u8; 16]) -> (u64, u64) {
+    let word = |at: usize| record[at..at + 8].iter().rev().fold(0, |n, b| n << 8 | u64::from(*b));
+    (word(0), word(8))
 }
 
 /// Prices by SKU stream and revision.
@@ -92,14 +197,26 @@ pub(crate) struct Reader<'a> {
     /// The chain count where the registry is known.
     pub(crate) chains: Option<u32>,
     pub(crate) prices: &'a mut Prices,
+    pub(crate) trouble: &'a Trouble,
+    /// Told how many entries of the chain were read; `false` stops.
+    pub(crate) told: &'a dyn Fn(u64) -> bool,
 }
 
 impl Reader<'_> {
     /// Reads a chain's rows once.
     pub(crate) fn read(&mut self, tables: &dyn Tables, chain_number: u64) -> Result<Chain, SourceError> {
-        let mut chain = Chain { number: chain_number, ..Chain::default() };
+        let trouble = self.trouble;
+        let mut chain = Chain {
+            number: chain_number,
+            seen: SeenLog::new(trouble),
+            gaps: Log::new(trouble),
+            tips: Named::new(trouble),
+            units: Named::new(trouble),
+            documents: Documents::new(trouble),
+            ..Chain::default()
+        };
         let id = self.ledger_id;
-        tables.rows("entries", Some(chain_number), &mut |piece| {
+        watched(tables, "entries", chain_number, self.told, &mut |piece| {
             let rows: Vec<(Option<u64>, Option<BodyRow<'_>>)> =
                 piece.par_iter().map(|cells| (place(cells), read_entry(cells, &id))).collect();
             for (idx, row) in rows {
@@ -107,93 +224,85 @@ impl Reader<'_> {
             }
         })?;
         self.tail(tables, &mut chain)?;
-        if chain.tainted {
-            // Consequences of the damage, not faults of their own; but these cases cannot be judged.
-            for (idx, case) in std::mem::take(&mut chain.stream_faults) {
-                if let Some(seen) = chain.at.get_mut(&idx) {
-                    seen.stream_fault = None;
-                }
-                chain.tainted_cases.insert(case);
-            }
-        }
-        let certain = chain
-            .at
-            .iter()
-            .enumerate()
-            .take_while(|(n, (idx, s))| *n as u64 == **idx && (s.damage.is_none() || !chain.tainted));
-        let leaves: Vec<Hash> = certain.map(|(_, (_, s))| s.leaf).collect();
-        chain.intact = chain.damaged.first().map_or(leaves.len() as u64, |d| (*d).min(leaves.len() as u64));
-        chain.tree = Tree::new(leaves);
+        chain.complete();
         Ok(chain)
     }
 
     fn take(&mut self, chain: &mut Chain, idx: Option<u64>, row: Option<BodyRow<'_>>) {
         chain.rows += 1;
         if let Some(idx) = idx.filter(|i| *i > chain.end) {
-            chain.gaps.push((chain.end, idx));
-            (chain.tainted, chain.lost) = (true, true);
+            chain.gap(chain.end, idx);
         }
         let Some((row, body)) = row else {
-            (chain.tainted, chain.lost) = (true, true);
-            let key = idx.unwrap_or(u64::MAX);
-            chain.damaged.insert(key);
-            if let Some(idx) = idx {
-                chain.end = chain.end.max(idx + 1);
+            chain.tainted = true;
+            // A row without a place is damage beyond all places.
+            chain.damaged(idx.unwrap_or(u64::MAX));
+            if let Some(index) = idx.filter(|i| chain.last.is_none_or(|last| last.index != *i)) {
+                chain.remember(Seen {
+                    index,
+                    hash: Hash::ZERO,
+                    stored: Hash::ZERO,
+                    leaf: Hash::ZERO,
+                    damage: Some(Code::EntryUndecodable),
+                    stream_fault: None,
+                    spoiled: true,
+                    bytes: 0,
+                    registry_revision: None,
+                });
             }
-            let lost = Seen {
-                hash: Hash::ZERO,
-                stored: Hash::ZERO,
-                leaf: Hash::ZERO,
-                damage: Some(Code::EntryUndecodable),
-                stream_fault: None,
-                bytes: 0,
-                registry_revision: None,
-            };
-            chain.at.entry(key).or_insert(lost);
             return;
         };
         let idx = row.header.index;
+        let stream = &row.header.stream;
         let damage = damage(chain, &row);
         let body_only = damage == Some(Code::BodyHashMismatch) && row.digests.hash == row.entry_hash;
-        let mut stream_fault = None;
-        if let Some(code) = damage {
+        if damage.is_some() {
             chain.tainted |= !body_only;
-            chain.tainted_cases.insert(case_of(&row.header.stream));
-            if code == Code::EntryDuplicate {
-                chain.damaged.insert(idx);
+            chain.damaged(idx);
+            if damage == Some(Code::EntryDuplicate) {
                 // The first row of a place counts; the second is reported by the second pass.
                 return;
             }
-            chain.damaged.insert(idx);
-        } else {
-            stream_fault = stream_fault_of(chain.streams.get(&row.header.stream), &row);
         }
-        if row.header.stream == "ledger" {
+        if body_only {
+            chain.taints += 1;
+            chain.units.with(&case_of(stream), |unit| unit.tainted = true);
+            if Stream::parse(stream).is_some_and(|s| matches!(s, Stream::Sku(_) | Stream::Ledger)) {
+                chain.tainted_streams.insert(stream.clone());
+            }
+        }
+        if stream == "ledger" {
             let heads = chain.registry.entry(row.header.revision).or_default();
             heads.extend([row.entry_hash, row.digests.hash]);
         }
+        let mut stream_fault = None;
         if damage.is_none() || body_only {
-            let first = chain.streams.get(&row.header.stream).map_or(idx, |t| t.first);
-            let tip = Tip { first, idx, revision: row.header.revision, stored: row.entry_hash, hash: row.digests.hash };
-            chain.streams.insert(row.header.stream.clone(), tip);
-        }
-        if stream_fault.is_some() {
-            chain.stream_faults.push((idx, case_of(&row.header.stream)));
+            let streams = &mut chain.streams;
+            chain.tips.with(stream, |held| {
+                stream_fault = stream_fault_of(held.tip.as_ref(), &row).filter(|_| damage.is_none());
+                if held.tip.is_none() {
+                    held.name.clone_from(stream);
+                    *streams += 1;
+                }
+                let first = held.tip.map_or(idx, |t| t.first);
+                let (revision, stored, hash) = (row.header.revision, row.entry_hash, row.digests.hash);
+                held.tip = Some(Tip { first, idx, revision, stored, hash });
+            });
         }
         if damage.is_none() && row.header.stream.starts_with("sku-") {
             self.sku(chain, &row, body);
         }
-        let seen = Seen {
+        chain.remember(Seen {
+            index: idx,
             hash: row.digests.hash,
             stored: row.entry_hash,
             leaf: row.digests.leaf,
             damage,
             stream_fault,
-            bytes: (row.digests.header_len + body.len()) as u64,
+            spoiled: damage.is_some(),
+            bytes: u32::try_from(row.digests.header_len + body.len()).unwrap_or(u32::MAX),
             registry_revision: (row.header.stream == "ledger").then_some(row.header.revision),
-        };
-        chain.at.insert(idx, seen);
-        chain.end = chain.end.max(idx + 1);
+        });
     }
 
     /// Folds a SKU's entry, so that orders of any chain can be judged against its price.
@@ -227,22 +336,20 @@ impl Reader<'_> {
 
     /// Entries that commits cover beyond the last row.
     fn tail(&self, tables: &dyn Tables, chain: &mut Chain) -> Result<(), SourceError> {
-        let mut commits = Vec::new();
-        for cells in tables.all("commits", Some(chain.number))? {
-            if let (Some(first), Some(size)) = (cells.get(1).and_then(number), cells.get(2).and_then(number)) {
-                commits.push((first, size));
-            }
-        }
         chain.known_end = chain.end;
-        for (first, size) in commits.iter().filter(|(_, size)| (1..=4096).contains(size)) {
-            let end = first.saturating_add(*size);
-            if *first <= chain.known_end && chain.known_end < end {
-                chain.known_end = end;
+        tables.rows("commits", Some(chain.number), &mut |piece| {
+            for cells in piece {
+                let (Some(first), Some(size)) = (cells.get(1).and_then(number), cells.get(2).and_then(number)) else {
+                    continue;
+                };
+                let end = first.saturating_add(size);
+                if (1..=4096).contains(&size) && first <= chain.known_end && chain.known_end < end {
+                    chain.known_end = end;
+                }
             }
-        }
+        })?;
         if chain.known_end > chain.end || chain.rows == 0 {
-            (chain.tainted, chain.lost) = (true, true);
-            chain.gaps.push((chain.end, chain.known_end));
+            chain.gap(chain.end, chain.known_end);
         }
         Ok(())
     }
@@ -251,13 +358,14 @@ impl Reader<'_> {
 /// Steps 2.2 to 2.6.
 fn damage(chain: &Chain, row: &EntryRow) -> Option<Code> {
     let h = &row.header;
-    let before = h.index.checked_sub(1).map(|i| chain.at.get(&i));
+    let last = chain.last.as_ref();
+    let before = h.index.checked_sub(1).map(|i| last.filter(|last| last.index == i));
     let linked = match before {
         None => h.prev_hash == Hash::ZERO.0,
         // After a missing or damaged row a broken link is no fault of its own.
         Some(before) => before.is_none_or(|b| b.damage.is_some() || h.prev_hash == b.stored.0),
     };
-    if chain.at.contains_key(&h.index) {
+    if last.is_some_and(|last| last.index == h.index) {
         Some(Code::EntryDuplicate)
     } else if !row.digests.body_ok {
         Some(Code::BodyHashMismatch)

@@ -57,6 +57,7 @@ codes! {
     AlgorithmMismatch "algorithm_mismatch" "the signature names an algorithm that the key does not have";
     KidNotValid "kid_not_valid" "the key was retired before it signed this: treat what it signed as forged";
     CommitSignatureInvalid "commit_signature_invalid" "the signature does not cover these entries: entries or the signature were replaced";
+    DocumentSignatureInvalid "document_signature_invalid" "the signature of finance or of a licence does not cover what the entry says: whoever wrote the entry had no valid document; ask the holder of the key what he signed";
     CommitTooLarge "commit_too_large" "the commit is over the format's limit of 16 MiB";
     CommitSignatureOrphan "commit_signature_orphan" "a signature without its commit, or a second one by the same key: rows were added, moved or deleted";
     CheckpointUndecodable "checkpoint_undecodable" "the checkpoint is not a signed note of the format";
@@ -67,6 +68,7 @@ codes! {
     AnchorBeyondTail "anchor_beyond_tail" "the ledger ends before a checkpoint that was kept: it was cut off or rolled back";
     AnchorMismatch "anchor_mismatch" "the ledger contradicts a checkpoint that was kept: its history was rewritten";
     InclusionMismatch "inclusion_mismatch" "the path from the entry does not lead to the signed root: the entry, the path or a stored tile was changed; verify the whole ledger to learn which";
+    LicenceMismatch "licence_mismatch" "the licence is not the one that the ledger issued: it was changed, or belongs to another order";
     ChainHeadMismatch "chain_head_mismatch" "the chain's head row differs from the entries; the engine will refuse or mislead readers";
     StreamHeadMismatch "stream_head_mismatch" "a stream's head row differs from the entries";
     TileMismatch "tile_mismatch" "a stored tile of the Merkle tree differs from the entries: proofs from it would fail";

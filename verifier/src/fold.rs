@@ -1,25 +1,28 @@
 //! Steps 2.7 to 2.12: the entries are folded, and each is judged against the state it found.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashSet;
 
 use ledger_engine::adoption::{Adopted, Adoption};
-use ledger_engine::body::{BODY_BYTES_MAX, Body, BodyError};
+use ledger_engine::body::{Body, BodyError};
+use ledger_engine::document::SignedDocument;
 use ledger_engine::domain::case::Case;
-use ledger_engine::domain::projection::{Row, case_rows, idempotency_row, needs_idempotency_row, sku_row};
+use ledger_engine::domain::projection::needs_idempotency_row;
 use ledger_engine::domain::{Illegal, Occurrence};
 use ledger_engine::genesis::Genesis;
-use ledger_engine::hash::{Hash, sha256};
+use ledger_engine::hash::Hash;
 use ledger_engine::json::{Object, Value};
 use ledger_engine::registry::{Registry, RegistryPlace};
 use ledger_engine::stream::{CaseId, Stream};
 use rayon::prelude::*;
 
-use crate::chain::{Chain, Prices};
+use crate::chain::{Chain, Named, Prices, Unit, case_of, gap_of};
+use crate::collector::Collector;
 use crate::finding::Code;
 use crate::report::ChainReport;
 use crate::row::{EntryRow, read_entry};
-use crate::source::{SourceError, Tables};
-use crate::verify::Collector;
+use crate::seen::{Document, Seen};
+use crate::source::{SourceError, Tables, watched};
+use crate::spill::{Records, Sorter, Trouble};
 
 /// What judging needs of the whole ledger.
 pub(crate) struct Context<'a> {
@@ -30,32 +33,33 @@ pub(crate) struct Context<'a> {
     pub(crate) genesis_invalid: bool,
     pub(crate) chains: &'a [Chain],
     pub(crate) prices: &'a Prices,
+    pub(crate) trouble: &'a Trouble,
+    /// Told how many entries of the chain were judged; `false` stops.
+    pub(crate) told: &'a dyn Fn(u64) -> bool,
 }
 
-/// The state of a chain after its last entry.
-#[derive(Default)]
+/// What the second pass over a chain learns; the orders themselves are with the chain's units.
 pub(crate) struct Folded {
-    pub(crate) cases: HashMap<CaseId, Case>,
-    pub(crate) idempotency: BTreeMap<Hash, u64>,
+    /// Idempotency keys that need a row, each with the index of an entry, big-endian.
+    pub(crate) idempotency: Sorter<40>,
     /// Legacy rows that were adopted.
     pub(crate) adopted: Vec<Adopted>,
-    /// Faults found by entry, so that commits know which registry entries were fine.
-    pub(crate) faulty: HashMap<u64, Code>,
+    /// Entries of the key registry with a fault.
+    pub(crate) faulty: HashSet<u64>,
+    /// Signed documents of entries that were allowed, by index.
+    pub(crate) documents: Records<SignedDocument>,
     /// Undamaged entries by type and day.
     pub(crate) counted: ChainReport,
     pub(crate) private_present: u64,
     pub(crate) private_redacted: u64,
 }
 
-impl Folded {
-    /// The projection rows that should be stored.
-    pub(crate) fn rows(&self, chain: &Chain) -> Vec<Row> {
-        let number = chain.number as u32;
-        let mut rows: Vec<Row> = self.cases.values().flat_map(|case| case_rows(number, case)).collect();
-        rows.extend(chain.sku_states.values().flatten().map(|sku| sku_row(number, sku)));
-        rows.extend(self.idempotency.iter().map(|(key, index)| idempotency_row(number, key, *index)));
-        rows
-    }
+/// A row with what other passes know of its place.
+struct Place<'a> {
+    row: &'a EntryRow,
+    /// `None`: its name is no stream's.
+    stream: Option<Stream>,
+    document: Option<Document>,
 }
 
 impl Context<'_> {
@@ -68,14 +72,24 @@ impl Context<'_> {
         &self,
         tables: &dyn Tables,
         chain: &Chain,
+        units: &mut Named<Unit>,
         registry: &mut Option<Registry>,
         out: &mut Collector,
     ) -> Result<Folded, SourceError> {
-        let mut folded = Folded::default();
-        let mut gaps = chain.gaps.iter().peekable();
+        let mut folded = Folded {
+            idempotency: Sorter::new(),
+            adopted: Vec::new(),
+            faulty: HashSet::new(),
+            documents: Records::new(),
+            counted: ChainReport::default(),
+            private_present: 0,
+            private_redacted: 0,
+        };
+        let mut gaps = chain.gaps.forward().map(gap_of).peekable();
+        let (mut places, mut documents) = (chain.seen.forward(), chain.documents.forward());
         let mut last: Option<(u64, i64, bool)> = None;
         let id = self.ledger_id;
-        tables.rows("entries", Some(chain.number), &mut |piece| {
+        watched(tables, "entries", chain.number, self.told, &mut |piece| {
             let rows: Vec<_> = piece
                 .par_iter()
                 .map(|cells| {
@@ -86,22 +100,28 @@ impl Context<'_> {
                 .collect();
             for (idx, row, body) in rows {
                 while let Some((from, to)) = gaps.next_if(|(_, to)| idx.is_some_and(|i| *to <= i)) {
-                    out.entry_missing(chain.number, *from, *to);
+                    out.entry_missing(chain.number, from, to);
                 }
                 let repeated = last.is_some_and(|(before, ..)| Some(before) == idx);
-                let (code, evidence) = match (idx.and_then(|i| chain.at.get(&i)), row, body) {
+                let registry_entry = row.as_ref().is_some_and(|(row, _)| row.header.stream == "ledger");
+                let (code, evidence) = match (idx.and_then(|i| places.at(i)), row, body) {
                     (Some(seen), Some((row, bytes)), Some(body)) if !repeated => {
                         folded.counted.count(&row.header.event_type, row.header.recorded_at_us);
                         let early = last.is_some_and(|(_, time, clean)| clean && row.header.recorded_at_us < time);
                         let judged = if seen.damage.is_some() {
                             None
                         } else {
-                            self.fold(chain, &row, body, registry, &mut folded)
+                            {
+                                let (stream, document) =
+                                    (Stream::parse(&row.header.stream), documents.at(row.header.index));
+                                let place = Place { row: &row, stream, document };
+                                self.fold(chain, units, &place, body, registry, &mut folded)
+                            }
                         };
                         let code = match seen.damage {
-                            Some(code) => Some((code, evidence(&row, bytes, seen))),
+                            Some(code) => Some((code, evidence(&row, bytes, &seen))),
                             None if early => Some((Code::TimeRegression, String::new())),
-                            None => seen.stream_fault.map(|c| (c, String::new())).or(judged),
+                            None => stream_fault(chain, &seen).map(|c| (c, String::new())).or(judged),
                         };
                         last = Some((row.header.index, row.header.recorded_at_us, code.is_none()));
                         code.map_or((None, String::new()), |(c, e)| (Some(c), e))
@@ -121,13 +141,17 @@ impl Context<'_> {
                 let code = if genesis && !earlier { Some(Code::GenesisInvalid) } else { code };
                 if let Some(code) = code {
                     let key = idx.map_or_else(|| "?".to_owned(), |i| i.to_string());
-                    folded.faulty.entry(idx.unwrap_or(u64::MAX)).or_insert(code);
+                    if registry_entry {
+                        folded.faulty.extend(idx);
+                    }
+                    // One finding a row.
+                    folded.documents.forget(idx.unwrap_or(u64::MAX));
                     out.report(code, Some(chain.number), format!("entries/{key}"), evidence);
                 }
             }
         })?;
         for (from, to) in gaps {
-            out.entry_missing(chain.number, *from, *to);
+            out.entry_missing(chain.number, from, to);
         }
         Ok(folded)
     }
@@ -136,62 +160,67 @@ impl Context<'_> {
     fn fold(
         &self,
         chain: &Chain,
-        row: &EntryRow,
+        units: &mut Named<Unit>,
+        place: &Place<'_>,
         body: Result<Body, BodyError>,
         registry: &mut Option<Registry>,
         folded: &mut Folded,
     ) -> Option<(Code, String)> {
+        let row = place.row;
         let body = match body {
             Ok(body) => body,
             Err(e) => return Some((Code::BodyInvalid, e.to_string())),
         };
         let h = &row.header;
-        let stream = Stream::parse(&h.stream);
+        let stream = place.stream;
         let needs_row = |idem| stream.is_none_or(|s| needs_idempotency_row(s, h.revision, idem));
         if let Some(meta) = body.meta.as_ref().filter(|m| needs_row(&m.idem)) {
-            folded.idempotency.entry(meta.idem).or_insert(h.index);
+            let mut record = [0; 40];
+            record[..32].copy_from_slice(&meta.idem.0);
+            record[32..].copy_from_slice(&h.index.to_be_bytes());
+            self.trouble.or_default(folded.idempotency.push(record));
         }
         let home = stream.as_ref().and_then(|s| self.home(s));
         if self.genesis.is_some() && home != Some(chain.number) {
             return Some((Code::RoutingMismatch, format!("stream {} belongs on chain {home:?}", h.stream)));
         }
-        let judged = match stream {
-            Some(stream) => self.transition(chain, row, &body, stream, registry, folded),
-            None => Ok(()),
-        };
+        let (judged, tainted) = units.with(&case_of(&h.stream), |unit| {
+            let judged = self.transition(chain, unit, place, &body, registry, folded);
+            (judged, unit.tainted)
+        });
         let registry_event = h.event_type.starts_with("key.");
         // Without a chain that holds together the state may be wrong, and with it the judgement.
-        let judgeable = !chain.tainted && !chain.tainted_cases.contains(&crate::chain::case_of(&h.stream));
+        let judgeable = !chain.tainted && !tainted;
         if let Err(e) = judged
             && (judgeable || registry_event && !chain.tainted)
         {
             let code = if registry_event { Code::RegistryInvalid } else { Code::IllegalTransition };
             return Some((code, e.0));
         }
-        self.private(chain, h.index, &body, folded)
+        self.private(place, &body, folded)
     }
 
-    fn private(&self, chain: &Chain, index: u64, body: &Body, folded: &mut Folded) -> Option<(Code, String)> {
+    fn private(&self, place: &Place<'_>, body: &Body, folded: &mut Folded) -> Option<(Code, String)> {
         let named = body.private_sha256?;
-        let Some(document) = chain.documents.get(&index) else {
+        let Some(document) = &place.document else {
             folded.private_redacted += 1;
             return None;
         };
         folded.private_present += 1;
-        let document = document.as_ref().filter(|d| d.len() <= BODY_BYTES_MAX);
-        let found = document.map(|d| sha256(&[d]));
+        let found = document.sha256;
         (found != Some(named)).then(|| (Code::PrivateMismatch, format!("expected {named}, found {found:?}")))
     }
 
     fn transition(
         &self,
         chain: &Chain,
-        row: &EntryRow,
+        unit: &mut Unit,
+        place: &Place<'_>,
         body: &Body,
-        stream: Stream,
         registry: &mut Option<Registry>,
         folded: &mut Folded,
     ) -> Result<(), Illegal> {
+        let (row, Some(stream)) = (place.row, place.stream) else { return Ok(()) };
         let h = &row.header;
         let event = Occurrence {
             stream,
@@ -237,12 +266,16 @@ impl Context<'_> {
                 if event.event_type == "order.created" {
                     self.price(body)?;
                 }
-                let case = folded.cases.entry(id).or_insert_with(|| Case::new(id));
+                let case = unit.case.get_or_insert_with(|| Case::new(id));
                 let applied = case.apply(&event);
                 if applied.is_err() && event.has_private {
                     case.private.push(h.index);
                 }
-                applied.map(drop)
+                // In a case of which something is missing, the state that a signature is judged by may be wrong.
+                if let Some(signed) = applied?.signed.filter(|_| !chain.tainted && !unit.tainted) {
+                    self.trouble.or_default(folded.documents.push(h.index, signed));
+                }
+                Ok(())
             }
             Stream::Heads if h.event_type == "chain.heads" => self.heads(&body.payload, h.index),
             Stream::Legacy => {
@@ -265,7 +298,7 @@ impl Context<'_> {
         let stream = Stream::Sku(CaseId::of_sku(sku));
         let name = stream.to_string();
         let Some(home) = self.home(&stream).and_then(|n| self.chains.get(n as usize)) else { return Ok(()) };
-        if home.tainted || home.tainted_cases.contains(&name) {
+        if home.tainted || home.tainted_streams.contains(&name) {
             return Ok(());
         }
         let listed = u64::try_from(revision).ok().and_then(|r| self.prices.get(&(name, r)));
@@ -304,8 +337,8 @@ impl Context<'_> {
             if size > chain.intact {
                 continue;
             }
-            let expected = size.checked_sub(1).map_or(Some(Hash::ZERO), |i| chain.at.get(&i).map(|s| s.hash));
-            if chain.tree.root(size) != Some(root) || expected != Some(last) {
+            let expected = size.checked_sub(1).map_or(Some(Hash::ZERO), |i| chain.seen.at(i).map(|s| s.hash));
+            if chain.root(size) != Some(root) || expected != Some(last) {
                 return Err(wrong());
             }
         }
@@ -313,7 +346,12 @@ impl Context<'_> {
     }
 }
 
-fn evidence(row: &EntryRow, body: &[u8], seen: &crate::chain::Seen) -> String {
+/// Faults of a stream are consequences of damage, where there is any.
+fn stream_fault(chain: &Chain, seen: &Seen) -> Option<Code> {
+    seen.stream_fault.filter(|_| !chain.tainted)
+}
+
+fn evidence(row: &EntryRow, body: &[u8], seen: &Seen) -> String {
     match seen.damage {
         Some(Code::BodyHashMismatch) => {
             let found = ledger_engine::hash::body_hash(body);

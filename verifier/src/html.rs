@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use indicatif::HumanCount;
 
 use crate::finding::Finding;
 use crate::legacy::{LegacyReport, print_time};
@@ -18,7 +21,8 @@ h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .5rem;border-bott
 .verdict{padding:1rem;border:2px solid;margin:1rem 0}.ok{border-color:#18794e;background:#e9f9ee}\
 .bad{border-color:#b42318;background:#feeceb}.open{border-color:#946800;background:#fff8e6}\
 table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;padding:.25rem .75rem .25rem 0;\
-border-bottom:1px solid #ddd}td.n{text-align:right;font-variant-numeric:tabular-nums}\
+border-bottom:1px solid #ddd}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}.facts td.n{text-align:left}\
+.findings td:not(:last-child) code{white-space:nowrap}\
 code{font:13px/1.4 ui-monospace,monospace;overflow-wrap:anywhere}p.small{color:#555;font-size:13px}\
 svg{width:100%;height:auto}pre{white-space:pre-wrap;margin:0}td:first-child{min-width:9rem}@media print{body{margin:0;max-width:none}h2{break-after:avoid}tr{break-inside:avoid}}";
 
@@ -44,19 +48,27 @@ fn escape(text: &str) -> String {
     out
 }
 
-/// A table with a head; cells are HTML already.
-fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
-    let cell = |tag: &str, text: &str| {
-        let number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+/// A number for people: `966,269`.
+fn count(n: u64) -> String {
+    HumanCount(n).to_string()
+}
+
+/// A table of a class, with a head; cells are HTML already.
+fn table(class: &str, head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b',');
+    let cell = |tag: &str, text: &str, number: bool| {
         let class = if number { " class=n" } else { "" };
         format!("<{tag}{class}>{text}</{tag}>")
     };
-    let head: String = head.iter().map(|h| format!("<th>{h}</th>")).collect();
+    let mut rows = rows.into_iter().peekable();
+    // A column is one of numbers if its first cell is one.
+    let first = rows.peek().map(Vec::as_slice).unwrap_or_default();
+    let numbers: Vec<bool> = (0..head.len()).map(|at| first.get(at).is_some_and(|c| is_number(c))).collect();
+    let head: String = head.iter().zip(numbers).map(|(h, number)| cell("th", h, number)).collect();
     let rows: String = rows
-        .into_iter()
-        .map(|row| format!("<tr>{}</tr>\n", row.iter().map(|c| cell("td", c)).collect::<String>()))
+        .map(|row| format!("<tr>{}</tr>\n", row.iter().map(|c| cell("td", c, is_number(c))).collect::<String>()))
         .collect();
-    format!("<table><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table>\n")
+    format!("<table class={class}><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table>\n")
 }
 
 fn code(text: &str) -> String {
@@ -94,7 +106,7 @@ fn chart(by_day: &BTreeMap<i64, u64>) -> String {
         svg,
         "<text x=0 y=180 font-size=13>{left}</text><text x=900 y=180 font-size=13 text-anchor=end>{right}</text></svg>"
     );
-    format!("{svg}\n<p class=small>The tallest bar is {most} entries.</p>\n")
+    format!("{svg}\n<p class=small>The tallest bar is {} entries.</p>\n", count(most as u64))
 }
 
 fn in_words(report: &Report) -> &'static str {
@@ -102,6 +114,10 @@ fn in_words(report: &Report) -> &'static str {
         Verdict::Verified if report.part().is_some() => {
             "What is listed as checked holds: unchanged, in its place, and signed by keys of this ledger. What is not covered is listed \
              too."
+        }
+        Verdict::Verified if report.export().is_some() => {
+            "Every entry is unchanged, in its place and signed by a key of this ledger; every transition was allowed; the files are \
+             those that the manifest describes."
         }
         Verdict::Verified => {
             "Every entry is unchanged, in its place and signed by a key of this ledger; every transition was allowed; what is stored \
@@ -122,16 +138,19 @@ fn chain_facts(report: &Report, c: &ChainReport) -> Vec<Vec<String>> {
     let hash = |h: Option<ledger_engine::hash::Hash>| h.map_or_else(|| "not certain".into(), |h| code(&h.to_hex()));
     let row = |name: &str, value: String| vec![name.to_owned(), value];
     let mut rows = vec![
-        row("entries, streams", format!("{} in {}", c.entries, c.streams)),
-        row("entries that were read", if c.from == 0 { "all".into() } else { format!("from {} on", c.from) }),
-        row("commits, signatures", format!("{} with {}", c.commits, c.signatures)),
+        row("entries, streams", format!("{} in {}", count(c.entries), count(c.streams))),
+        row("entries that were read", if c.from == 0 { "all".into() } else { format!("from {} on", count(c.from)) }),
+        row("commits, signatures", format!("{} with {}", count(c.commits), count(c.signatures))),
         row("head", hash(c.head)),
         row("root (RFC 6962)", hash(c.root)),
-        row("private documents", format!("{} checked, {} redacted", c.private_present, c.private_redacted)),
+        row(
+            "private documents",
+            format!("{} checked, {} redacted", count(c.private_present), count(c.private_redacted)),
+        ),
         row(
             "read models",
             match c.projection_rows {
-                Some(n) => format!("{n} rows equal the fold of the entries"),
+                Some(n) => format!("{} rows compared with the fold of the entries", count(n)),
                 None if report.export().is_some() => "no part of an export".into(),
                 None => "not covered: the history is damaged".into(),
             },
@@ -139,14 +158,16 @@ fn chain_facts(report: &Report, c: &ChainReport) -> Vec<Vec<String>> {
         row(
             "checkpoints",
             match c.covered {
-                Some(size) => format!("{}, the largest of size {size}", c.checkpoints),
-                None => c.checkpoints.to_string(),
+                Some(size) => format!("{}, the largest of size {}", count(c.checkpoints), count(size)),
+                None => count(c.checkpoints),
             },
         ),
         row(
             "covered by an anchor",
             match c.anchored {
-                Some(size) => format!("{size} entries; {} after it are not", c.entries.saturating_sub(size)),
+                Some(size) => {
+                    format!("{} entries; {} after it are not", count(size), count(c.entries.saturating_sub(size)))
+                }
                 None => "none was given: nothing says what was there before".into(),
             },
         ),
@@ -177,23 +198,28 @@ fn findings(heading: &str, total: u64, list: &[Finding]) -> String {
     let shown = list.len().min(FINDINGS_MAX);
     let count = match total {
         0 => "None.".to_owned(),
-        n if n > shown as u64 => format!("{n}; the first {shown} follow."),
-        n => format!("{n}, in the order of the chain."),
+        n if n > shown as u64 => format!("{}; the first {} follow.", count(n), count(shown as u64)),
+        n => format!("{}, in the order of the chain.", count(n)),
     };
     let mut out = format!("<h2>{heading}</h2>\n<p>{count}</p>\n");
     if shown > 0 {
+        // Legacy chains have no number.
+        let chains = list.iter().any(|f| f.chain.is_some());
         let rows = list[..shown].iter().map(|f| {
             let chain = f.chain.map_or_else(String::new, |c| c.to_string());
             let meaning = format!("{}<br>{}", escape(f.code.meaning()), code(&f.evidence));
-            vec![code(f.code.as_str()), chain, code(&f.place), meaning]
+            let cells = [Some(code(f.code.as_str())), chains.then_some(chain), Some(code(&f.place)), Some(meaning)];
+            cells.into_iter().flatten().collect()
         });
-        out.push_str(&table(&["code", "chain", "place", "meaning, expected and found"], rows));
+        let head = [Some("code"), chains.then_some("chain"), Some("place"), Some("meaning, expected and found")];
+        let head: Vec<&str> = head.into_iter().flatten().collect();
+        out.push_str(&table("findings", &head, rows));
     }
     out
 }
 
 fn facts(list: Vec<(&str, Option<String>)>) -> String {
-    table(&["", ""], list.into_iter().filter_map(|(name, value)| Some(vec![name.to_owned(), value?])))
+    table("facts", &["", ""], list.into_iter().filter_map(|(name, value)| Some(vec![name.to_owned(), value?])))
 }
 
 fn exit_in_words(exit: u8) -> &'static str {
@@ -204,8 +230,11 @@ fn exit_in_words(exit: u8) -> &'static str {
     }
 }
 
+/// Who judged, and when by the clock of that machine: a working paper has a date.
 fn tool() -> Option<String> {
-    Some(concat!("audit-verify ", env!("CARGO_PKG_VERSION")).to_owned())
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let now = ledger_engine::time::rfc3339(i64::try_from(now).unwrap_or_default() * 1_000_000);
+    Some(format!("audit-verify {} on {} UTC", env!("CARGO_PKG_VERSION"), now[..16].replace('T', " ")))
 }
 
 fn list(out: &mut String, heading: &str, items: &[String]) {
@@ -243,10 +272,11 @@ pub(crate) fn page(report: &Report) -> String {
     }
     list(&mut out, "The chain of the system before", &report.adoptions_in_words());
     list(&mut out, "Not checked", report.unchecked());
-    out.push_str(&findings("Findings", report.findings().len() as u64, report.findings()));
+    out.push_str(&findings("Findings", report.faults(), report.findings()));
     for chain in report.chains() {
-        let types = chain.by_type.iter().map(|(t, n)| vec![code(t), n.to_string()]);
-        let (facts, types) = (table(&["", ""], chain_facts(report, chain)), table(&["event", "entries"], types));
+        let types = chain.by_type.iter().map(|(t, n)| vec![code(t), count(*n)]);
+        let facts = table("facts", &["", ""], chain_facts(report, chain));
+        let types = table("counts", &["event", "entries"], types);
         let _ = writeln!(out, "<h2>Chain {}</h2>\n{facts}{}{types}", chain.chain, chart(&chain.by_day));
     }
     if !report.keys().is_empty() {
@@ -258,7 +288,7 @@ pub(crate) fn page(report: &Report) -> String {
             );
             vec![code(&k.kid), k.purpose.to_owned(), code(&k.public_key), k.enrolled.to_string(), retired]
         });
-        out.push_str(&table(&["kid", "purpose", "public key (Ed25519)", "registry entry", "validity"], rows));
+        out.push_str(&table("keys", &["kid", "purpose", "public key (Ed25519)", "registry entry", "validity"], rows));
     }
     if report.part().is_some() {
         out.push_str("</html>\n");
@@ -266,8 +296,15 @@ pub(crate) fn page(report: &Report) -> String {
     }
     out.push_str(
         "<p class=small>Checked: canonical bodies, body and entry hashes, links, places, streams, times, transitions, commits and their \
-         signatures, key registry, checkpoints, read models. Not checked, because nothing in a ledger can show it: whether what was \
-         recorded is what happened, and what was never recorded.</p>\n</html>\n",
+         signatures, key registry, checkpoints, ",
+    );
+    out.push_str(if report.export().is_some() {
+        "digests of files. Not checked: read models, which an export has not; and, "
+    } else {
+        "read models. Not checked, "
+    });
+    out.push_str(
+        "because nothing in a ledger can show it: whether what was recorded is what happened, and what was never recorded.</p>\n</html>\n",
     );
     out
 }
@@ -286,11 +323,11 @@ pub(crate) fn legacy_page(report: &LegacyReport) -> String {
     out.push_str(&facts(vec![
         ("source", Some(code(&report.source))),
         ("kind", Some(escape(&report.kind))),
-        ("rows", Some(format!("{} read, {} in the chain", report.rows, report.chain_rows))),
+        ("rows", Some(format!("{} read, {} in the chain", count(report.rows), count(report.chain_rows)))),
         ("head", report.head.map(|h| format!("{} (id {})", code(&h.to_hex()), code(&report.head_id)))),
         ("digest of all rows", report.rows_digest.map(|d| code(&d.to_hex()))),
         ("root of all rows", report.root.map(|r| code(&r.to_hex()))),
-        ("anchors that hold", Some(report.anchors.to_string())),
+        ("anchors that hold", Some(count(report.anchors))),
         ("exit status", Some(format!("{} ({})", report.exit(), exit_in_words(report.exit())))),
         ("judged by", tool()),
         ("note", Some(escape(&report.reason)).filter(|r| !r.is_empty())),
@@ -298,8 +335,8 @@ pub(crate) fn legacy_page(report: &LegacyReport) -> String {
     list(&mut out, "Adopted by the ledger", &report.adoptions_in_words());
     out.push_str(&findings("Findings", report.faults(), &report.findings));
     out.push_str(&findings("Not covered, or to be weighed", report.notes.len() as u64, &report.notes));
-    let types = report.types.iter().map(|(t, n)| vec![code(t), n.to_string()]);
-    let _ = writeln!(out, "<h2>Rows</h2>\n{}{}", chart(&report.days), table(&["event", "rows"], types));
+    let types = report.types.iter().map(|(t, n)| vec![code(t), count(*n)]);
+    let _ = writeln!(out, "<h2>Rows</h2>\n{}{}", chart(&report.days), table("counts", &["event", "rows"], types));
     out.push_str("<h2>Keys</h2>\n");
     let rows = report.keys.iter().map(|k| {
         let (algorithm, key) = match &k.key {
@@ -309,9 +346,9 @@ pub(crate) fn legacy_page(report: &LegacyReport) -> String {
         let window = [("from", k.valid_from), ("revoked", k.revoked_at)];
         let window = window.iter().filter_map(|(word, t)| Some(format!("{word} {}", print_time((*t)?))));
         let window = window.collect::<Vec<_>>().join(", ");
-        vec![code(&k.kid), algorithm, key, k.signatures.to_string(), window]
+        vec![code(&k.kid), algorithm, key, count(k.signatures), window]
     });
-    out.push_str(&table(&["kid", "algorithm", "SHA-256 of the key", "signatures", "window"], rows));
+    out.push_str(&table("keys", &["kid", "algorithm", "SHA-256 of the key", "signatures", "window"], rows));
     out.push_str(
         "<p class=small>This format hashes and signs payload and link only: types, actors and times of rows are covered by a saved head \
          or by adoption into a ledger, and by nothing else.</p>\n</html>\n",

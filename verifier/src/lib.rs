@@ -5,6 +5,7 @@
 
 mod anchor;
 mod chain;
+mod collector;
 mod commits;
 mod derived;
 mod export;
@@ -18,8 +19,10 @@ mod proof;
 mod prove;
 mod report;
 mod row;
+mod seen;
 mod single;
 mod source;
+mod spill;
 mod stored;
 mod stream;
 mod tree;
@@ -28,7 +31,7 @@ mod verify;
 pub use anchor::{Anchor, AnchorError};
 pub use export::Export;
 pub use finding::{Code, Finding};
-pub use proof::{verify_proof, verify_proof_bytes};
+pub use proof::{verify_licence, verify_proof, verify_proof_bytes};
 pub use report::{ChainReport, KeyReport, Part, Report, Verdict};
 #[cfg(feature = "postgres")]
 pub use source::Postgres;

@@ -2,7 +2,7 @@
 
 mod bar;
 
-use std::io::{Read as _, Write as _};
+use std::io::{Read as _, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,11 +13,13 @@ use audit_verify::legacy::{
 #[cfg(feature = "postgres")]
 use audit_verify::legacy::{Table, Window};
 use audit_verify::{
-    Anchor, Code, Demands, Export, Report, is_database, name_of, verify_path_with, verify_proof, verify_stream,
+    Anchor, Code, Demands, Export, Report, is_database, name_of, verify_licence, verify_path_with, verify_proof,
+    verify_stream,
 };
 use clap::{Parser, ValueEnum};
 use ledger_engine::adoption::Adopted;
 use ledger_engine::hash::Hash;
+use ledger_engine::licence::LICENCE_BYTES_MAX;
 use ledger_engine::proof::Proof;
 
 use crate::bar::Bar;
@@ -67,12 +69,16 @@ struct Cli {
     /// contain it
     #[arg(long, value_name = "FILE|DIR")]
     anchor: Vec<PathBuf>,
-    /// One history of a ledger alone: an order's id, or a stream of an order, a delivery or a SKU. Its cost is that of the history
+    /// One history of a ledger alone: an order's id, or a stream of an order, a delivery or a SKU. Its cost is that of the history;
+    /// an export is read as a whole to find it
     #[arg(long, value_name = "ID", conflicts_with = "save_anchor")]
     stream: Option<String>,
     /// Judge only what came after the anchors, in time that depends on what is new; what was not read again is named
     #[arg(long, requires = "anchor", conflicts_with = "stream")]
     since_anchor: bool,
+    /// Proof file of a licence's entry: compare the licence as its buyer holds it (JSON) with the one in the entry
+    #[arg(long, value_name = "FILE")]
+    licence: Option<PathBuf>,
     /// Exit 2 if a ledger has entries that no anchor covers
     #[arg(long)]
     require_anchor: bool,
@@ -128,15 +134,20 @@ impl Outcome {
         }
     }
 
-    fn text(&self, cli: &Cli) -> String {
-        match self {
-            Outcome::Native(report) if cli.json => report.to_json().to_string(),
+    fn print(&self, cli: &Cli, out: &mut dyn Write) -> std::io::Result<()> {
+        let text = match self {
+            Outcome::Native(report) if cli.json => {
+                report.write_json(out)?;
+                String::new()
+            }
             Outcome::Native(report) if cli.quiet => report.headline(),
-            Outcome::Native(report) => report.to_text(),
+            // A list of findings can be longer than memory.
+            Outcome::Native(report) => return report.write_text(out),
             Outcome::Legacy(report) if cli.json => report.to_json().to_string(),
             Outcome::Legacy(report) if cli.quiet => report.headline(),
             Outcome::Legacy(report) => report.to_text(),
-        }
+        };
+        writeln!(out, "{}", text.trim_end())
     }
 
     fn html(&self) -> String {
@@ -175,6 +186,18 @@ fn read_trust(text: &str) -> Result<Hash, String> {
     let json: serde_json::Value = serde_json::from_str(&file).unwrap_or_default();
     let id = json["ledger_id"].as_str().unwrap_or_else(|| file.trim());
     Hash::from_hex(id).ok_or_else(|| format!("--trust {text}: no ledger id in this file"))
+}
+
+/// Reads a licence, and no more than a licence can have.
+fn read_licence(path: &Path) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let most = LICENCE_BYTES_MAX as u64 + 1;
+    let read = std::fs::File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes));
+    read.map_err(|e| format!("--licence {}: {e}; check the path", path.display()))?;
+    if bytes.len() as u64 == most {
+        return Err(format!("--licence {}: over {LICENCE_BYTES_MAX} bytes, no licence is that large", path.display()));
+    }
+    Ok(bytes)
 }
 
 fn detect(source: &str) -> Option<Format> {
@@ -348,7 +371,7 @@ static STOP: AtomicBool = AtomicBool::new(false);
 /// Something was read that there is a word to say about.
 static READING: AtomicBool = AtomicBool::new(false);
 
-fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
+fn run(cli: &Cli, out: &mut dyn Write) -> Result<u8, String> {
     let trust = cli.trust.as_deref().map(read_trust).transpose()?;
     let mut sources = sources(cli)?;
     let (native, legacy) = anchors(cli)?;
@@ -362,7 +385,14 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
     // What a ledger adopted can be compared however much of it is read again.
     let beside = |format: Option<Format>| cli.since_anchor && !format.is_some_and(Format::is_native);
     if part && (!of(true) || sources.iter().any(|(_, format)| *format != Some(Format::Native) && !beside(*format))) {
-        return Err("--stream is for ledgers, and so is --since-anchor: a directory, a database or a backup".to_owned());
+        return Err(
+            "--stream is for ledgers, and so is --since-anchor: a directory, a database, a backup or an export"
+                .to_owned(),
+        );
+    }
+    let licence = cli.licence.as_deref().map(read_licence).transpose()?;
+    if licence.is_some() && !matches!(sources[..], [(_, Some(Format::Proof))]) {
+        return Err("--licence is for one proof file, that of the entry which issued the licence".to_owned());
     }
     let legacy = Legacy::new(cli, legacy)?;
     let mut exits = Vec::new();
@@ -380,7 +410,10 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
         let (anchors, require_anchor, since_anchor) = (native.as_slice(), cli.require_anchor, cli.since_anchor);
         let demands = Demands { trust, anchors, require_anchor, since_anchor, progress: Some(&told) };
         let outcome = match format {
-            Some(Format::Proof) => Outcome::Native(Box::new(verify_proof(Path::new(source), demands))),
+            Some(Format::Proof) => Outcome::Native(Box::new(match &licence {
+                Some(licence) => verify_licence(Path::new(source), licence, demands),
+                None => verify_proof(Path::new(source), demands),
+            })),
             Some(Format::Native) => {
                 READING.store(true, Ordering::Relaxed);
                 let path = Path::new(source);
@@ -402,7 +435,12 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
             format => Outcome::Legacy(Box::new(legacy.verify(source, *format, &adopted, &bar))),
         };
         drop(bar);
-        print(outcome.text(cli));
+        match outcome.print(cli, out).and_then(|()| out.flush()) {
+            Ok(()) => {}
+            // A reader that has seen enough closes the pipe; the exit status still says what was found.
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
+            Err(e) => return Err(format!("the report could not be printed to its end: {e}")),
+        }
         exits.push(outcome.exit());
         if let Outcome::Legacy(report) = &outcome
             && outcome.exit() == 1
@@ -425,11 +463,10 @@ fn run(cli: &Cli, print: &mut dyn FnMut(String)) -> Result<u8, String> {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let mut out = std::io::stdout().lock();
-    // A reader that has seen enough closes the pipe; the exit status still says what was found.
-    let mut print = |text: String| drop(writeln!(out, "{}", text.trim_end()));
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     if cli.list_codes {
-        Code::ALL.iter().for_each(|c| print(format!("{:<30} {}", c.as_str(), c.meaning())));
+        // A closed pipe is no fault.
+        let _ = Code::ALL.iter().try_for_each(|c| writeln!(out, "{:<30} {}", c.as_str(), c.meaning()));
         return ExitCode::SUCCESS;
     }
     let stop = || {
@@ -440,7 +477,7 @@ fn main() -> ExitCode {
     if let Err(e) = ctrlc::set_handler(stop) {
         eprintln!("audit-verify: Ctrl-C will end it at once: {e}");
     }
-    match run(&cli, &mut print) {
+    match run(&cli, &mut out) {
         Ok(exit) => ExitCode::from(exit),
         Err(e) => {
             eprintln!("audit-verify: {e}");

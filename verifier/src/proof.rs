@@ -1,18 +1,35 @@
 //! A proof file by itself (FORMAT.md 12): one entry, checked offline against the id of its ledger.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use ledger_engine::domain::case::read_licence;
+use ledger_engine::finance::FinanceSignature;
 use ledger_engine::hash::{Hash, sha256};
+use ledger_engine::json::{self, Value};
+use ledger_engine::licence::Licence;
 use ledger_engine::proof::{PROOF_BYTES_MAX, Proof, ProvenEntry};
+use ledger_engine::registry::Purpose;
+use ledger_engine::stream::Stream;
 use ledger_engine::time::rfc3339;
 
+use crate::collector::Collector;
 use crate::finding::Code;
 use crate::report::{KeyReport, Part, Report};
-use crate::single::{Known, included, private_document};
-use crate::verify::{Collector, Demands};
+use crate::single::{Known, Own, fault, included, key_code, private_document};
+use crate::verify::Demands;
 
 /// Judges a proof file. A file that cannot be read, or is none, is `could not check`.
 pub fn verify_proof(path: &Path, demands: Demands<'_>) -> Report {
+    read(path, None, demands)
+}
+
+/// Judges the proof file of a licence's entry, and whether `licence`, as its buyer holds it, is the licence in the entry.
+pub fn verify_licence(path: &Path, licence: &[u8], demands: Demands<'_>) -> Report {
+    read(path, Some(licence), demands)
+}
+
+fn read(path: &Path, licence: Option<&[u8]>, demands: Demands<'_>) -> Report {
     let name = path.display().to_string();
     let unreadable = |why: &str| Report::unreadable(&name, why);
     match std::fs::metadata(path) {
@@ -21,15 +38,19 @@ pub fn verify_proof(path: &Path, demands: Demands<'_>) -> Report {
         Err(e) => return unreadable(&format!("{e}; check the path")),
     }
     match std::fs::read(path) {
-        Ok(bytes) => verify_proof_bytes(&name, &bytes, demands),
+        Ok(bytes) => decode(&name, &bytes, licence, demands),
         Err(e) => unreadable(&format!("{e}; check the path")),
     }
 }
 
 /// Judges the bytes of a proof file.
 pub fn verify_proof_bytes(name: &str, bytes: &[u8], demands: Demands<'_>) -> Report {
+    decode(name, bytes, None, demands)
+}
+
+fn decode(name: &str, bytes: &[u8], licence: Option<&[u8]>, demands: Demands<'_>) -> Report {
     match Proof::decode(bytes) {
-        Ok(proof) => judge(name, &proof, &demands).with_digest(sha256(&[bytes])),
+        Ok(proof) => judge(name, &proof, licence, &demands).with_digest(sha256(&[bytes])),
         Err(e) => Report::unreadable(name, &format!("not a proof file: {e}")),
     }
 }
@@ -38,7 +59,7 @@ fn place(entry: &ProvenEntry) -> String {
     format!("entries/{}", entry.header.index)
 }
 
-fn judge(name: &str, proof: &Proof, demands: &Demands<'_>) -> Report {
+fn judge(name: &str, proof: &Proof, licence: Option<&[u8]>, demands: &Demands<'_>) -> Report {
     let mut out = Collector::default();
     let mut unchecked = Vec::new();
     let (header, commit) = (&proof.entry.header, &proof.commit);
@@ -46,7 +67,7 @@ fn judge(name: &str, proof: &Proof, demands: &Demands<'_>) -> Report {
     let checkpoint = &proof.checkpoint.checkpoint;
     let zero = proof.registry_checkpoint.as_ref().unwrap_or(&proof.checkpoint);
     let known = registry(proof, demands.trust, &mut out);
-    let mut part = Part::new("proof");
+    let (mut part, mut signed) = (Part::new("proof"), None);
     if let Some(known) = &known {
         if proof.registry_checkpoint.is_some() == (chain == 0) {
             let why = "registry_checkpoint is there exactly if the entry is of another chain than 0".to_owned();
@@ -61,13 +82,20 @@ fn judge(name: &str, proof: &Proof, demands: &Demands<'_>) -> Report {
             private_document(&own.body, proof.private.as_deref()).map(|()| own)
         });
         if let Some(own) = out.take(judged, chain, place(&proof.entry)) {
-            out.take(known.commit(header, &own, commit), chain, format!("commits/{}", commit.first_index));
+            let judged = known.commit(header, &own, commit);
+            if out.take(judged, chain, format!("commits/{}", commit.first_index)).is_some() {
+                signed = document(proof, known, &own, &mut part, &mut out);
+            }
             if own.body.private_sha256.is_some() && proof.private.is_none() {
                 part.not_covered.push("the private document: it is not in the file (redacted)".into());
             }
         }
+        if let Some(held) = licence {
+            compare(proof, held, &signed, &mut part, &mut out, &mut unchecked);
+        }
         let anchored = anchors(proof, known, demands, &mut out, &mut unchecked);
-        let kids: Vec<&str> = commit.signatures.iter().map(|s| s.kid.as_str()).collect();
+        let mut kids: Vec<&str> = commit.signatures.iter().map(|s| s.kid.as_str()).collect();
+        kids.extend(signed.as_ref().map(Signed::kid));
         unchecked.extend(known.compromised(chain, header.index, &kids).filter(|_| !anchored));
         if demands.require_anchor && !anchored {
             unchecked.push("no anchor covers the entry".into());
@@ -75,6 +103,7 @@ fn judge(name: &str, proof: &Proof, demands: &Demands<'_>) -> Report {
     }
     let last = commit.first_index.saturating_add(u64::from(commit.size)).saturating_sub(1);
     let kids: Vec<&str> = commit.signatures.iter().map(|s| s.kid.as_str()).collect();
+    let documents = std::mem::take(&mut part.checked);
     part.checked = vec![
         format!(
             "{} of {}, revision {}, of {}",
@@ -95,13 +124,127 @@ fn judge(name: &str, proof: &Proof, demands: &Demands<'_>) -> Report {
         ),
         format!("{} entries of the key registry, from the genesis on, each in the history", proof.registry.len()),
     ];
+    part.checked.extend(documents);
     part.not_covered.extend([
         "whether the event was allowed, and what came before and after it: the ledger itself tells".to_owned(),
         format!("keys that were retired by later entries of the registry than its number {}", proof.registry.len()),
     ]);
     let (id, origin) = (known.as_ref().map(|k| k.ledger_id), known.as_ref().map(|k| k.genesis.origin.clone()));
     let keys = known.as_ref().map(|k| KeyReport::all(&k.registry)).unwrap_or_default();
-    Report::new(name, id, origin, demands, out.findings, Vec::new(), unchecked).with_keys(keys).of_part(part)
+    match out.complete() {
+        Ok(findings) => {
+            Report::new(name, id, origin, demands, findings, Vec::new(), unchecked).with_keys(keys).of_part(part)
+        }
+        Err(e) => Report::unreadable(name, &e.to_string()),
+    }
+}
+
+/// A document of the entry that is signed by itself.
+enum Signed {
+    Licence(Licence),
+    Finance(FinanceSignature),
+}
+
+impl Signed {
+    fn kid(&self) -> &str {
+        match self {
+            Signed::Licence(licence) => &licence.terms.signer_kid,
+            Signed::Finance(finance) => &finance.kid,
+        }
+    }
+}
+
+/// Step 4.7, as far as the entry tells.
+fn document(proof: &Proof, known: &Known, own: &Own, part: &mut Part, out: &mut Collector) -> Option<Signed> {
+    let (header, payload) = (&proof.entry.header, &own.body.payload);
+    let (chain, index, registry_size) = (header.chain, header.index, proof.commit.registry_size);
+    let Stream::Order(case) = own.stream else { return None };
+    match header.event_type.as_str() {
+        "license.issued" => {
+            let value = payload.value("license")?;
+            let licence = read_licence(value).filter(|l| {
+                let expires_at = payload.value("expires_at").and_then(Value::as_int);
+                l.terms.order_id == case && l.terms.expires_at_us == expires_at
+            });
+            let judged = match &licence {
+                Some(licence) => known.document(&licence.document(), chain, index, registry_size),
+                None => fault(Code::IllegalTransition, "the licence is malformed, or of another order or expiry"),
+            };
+            out.take(judged, chain, place(&proof.entry))?;
+            let licence = licence?;
+            part.checked.push(in_words(&licence));
+            Some(Signed::Licence(licence))
+        }
+        "order.settled" => {
+            let finance = payload.value("finance_signature").and_then(FinanceSignature::read)?;
+            let claimed = (finance.kid.as_str(), finance.alg, Purpose::Finance);
+            let judged = known.registry.document_key(claimed, chain, index, registry_size);
+            let judged = judged.map(drop).map_err(|e| (key_code(e), format!("finance's kid {}", finance.kid)));
+            out.take(judged, chain, place(&proof.entry))?;
+            part.checked.push(format!("whether {} could sign for finance then", finance.kid));
+            part.not_covered.push(format!(
+                "the signature of finance by {}: it is over the order's total, which is not in this file; --stream checks it",
+                finance.kid
+            ));
+            Some(Signed::Finance(finance))
+        }
+        _ => None,
+    }
+}
+
+/// The licence that holds, for people.
+fn in_words(licence: &Licence) -> String {
+    let terms = &licence.terms;
+    let until = terms.expires_at_us.map_or_else(|| "without end".to_owned(), |at| format!("until {}", rfc3339(at)));
+    let shown = |text: &str| text.escape_debug().to_string();
+    format!(
+        "the licence for buyer {} to {}, scope {}, {until}, issued at {} and signed by {}",
+        shown(&terms.buyer_id),
+        shown(&terms.sku_id),
+        shown(&terms.scope),
+        rfc3339(terms.issued_at_us),
+        terms.signer_kid
+    )
+}
+
+/// Compares a licence as its buyer holds it with the one in the entry, whatever its layout.
+fn compare(
+    proof: &Proof,
+    held: &[u8],
+    signed: &Option<Signed>,
+    part: &mut Part,
+    out: &mut Collector,
+    unchecked: &mut Vec<String>,
+) {
+    let Some(Signed::Licence(licence)) = signed else {
+        if out.is_empty() {
+            unchecked.push("the licence that was given: the entry of this file holds none that is signed".into());
+        }
+        return;
+    };
+    let object = match json::parse(held) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err("it is no JSON object".to_owned()),
+        Err(e) => Err(e.to_string()),
+    };
+    let issued = licence.to_object();
+    let why = match object {
+        Ok(held) if held == issued => None,
+        Ok(held) => {
+            let names: BTreeSet<&str> = issued.iter().chain(held.iter()).map(|(name, _)| name).collect();
+            let differing: Vec<String> = names
+                .into_iter()
+                .filter(|name| issued.value(name) != held.value(name))
+                .map(|name| name.escape_debug().take(64).collect())
+                .collect();
+            Some(format!("other than issued: {}", differing.join(", ")))
+        }
+        Err(why) => Some(why),
+    };
+    match why {
+        None => part.checked.push("that the licence which was given is this one".into()),
+        Some(why) => out.report(Code::LicenceMismatch, Some(proof.entry.header.chain.into()), place(&proof.entry), why),
+    }
 }
 
 /// The ledger's id and keys, from the genesis on. `None`: nothing else can be judged.

@@ -6,8 +6,11 @@ use std::fmt::Write as _;
 use ledger_engine::adoption::Adopted;
 use ledger_engine::hash::{Hash, sha256};
 use ledger_engine::registry::{KeyRecord, Registry};
+use serde::Serializer as _;
+use serde::ser::SerializeMap as _;
 use serde_json::json;
 
+use crate::collector::Findings;
 use crate::finding::Finding;
 use crate::verify::Demands;
 
@@ -154,7 +157,7 @@ pub struct Report {
     reason: String,
     ledger_id: Option<Hash>,
     origin: Option<String>,
-    findings: Vec<Finding>,
+    findings: Findings,
     chains: Vec<ChainReport>,
     /// What was asked for and could not be checked.
     unchecked: Vec<String>,
@@ -174,7 +177,7 @@ impl Report {
         ledger_id: Option<Hash>,
         origin: Option<String>,
         demands: &Demands<'_>,
-        findings: Vec<Finding>,
+        findings: Findings,
         chains: Vec<ChainReport>,
         mut unchecked: Vec<String>,
     ) -> Report {
@@ -185,7 +188,7 @@ impl Report {
                 format!("chain {}: no anchor covers the entries {from} to {}", c.chain, c.entries.saturating_sub(1))
             }));
         }
-        let verdict = match (findings.is_empty(), demands.trust.is_some()) {
+        let verdict = match (findings.total == 0, demands.trust.is_some()) {
             (false, _) => Verdict::Broken,
             (true, false) => Verdict::IdentityNotProven,
             (true, true) if unchecked.is_empty() => Verdict::Verified,
@@ -210,7 +213,7 @@ impl Report {
     }
 
     pub(crate) fn unreadable(source: &str, reason: &str) -> Report {
-        let (findings, chains) = (Vec::new(), Vec::new());
+        let (findings, chains) = (Findings::default(), Vec::new());
         let verdict = Verdict::NotChecked;
         Report {
             source: source.to_owned(),
@@ -272,7 +275,7 @@ impl Report {
 
     /// Says why the quick proof did not do, where there is no finding to say it.
     pub(crate) fn judged_again_for(mut self, what: &str) -> Report {
-        if self.findings.is_empty() && self.unchecked.is_empty() && self.reason.is_empty() {
+        if self.findings.total == 0 && self.unchecked.is_empty() && self.reason.is_empty() {
             self.reason = format!("judged the long way, since the quick proof could not do without: {what}");
         }
         self
@@ -360,9 +363,14 @@ impl Report {
         self.verdict.exit()
     }
 
-    /// Every fault, in chain order.
+    /// Faults in chain order: all of them, or the first 20,000. All are in the text and in JSON.
     pub fn findings(&self) -> &[Finding] {
-        &self.findings
+        &self.findings.first
+    }
+
+    /// How many faults there are.
+    pub fn faults(&self) -> u64 {
+        self.findings.total
     }
 
     /// What was checked, by chain.
@@ -370,9 +378,9 @@ impl Report {
         &self.chains
     }
 
-    /// The codes of all findings, sorted, with repeats: what a dump's `expect` holds.
+    /// The codes of [`Report::findings`], sorted, with repeats: what a dump's `expect` holds.
     pub fn codes(&self) -> Vec<String> {
-        let mut codes: Vec<String> = self.findings.iter().map(|f| f.code.as_str().to_owned()).collect();
+        let mut codes: Vec<String> = self.findings.first.iter().map(|f| f.code.as_str().to_owned()).collect();
         codes.sort();
         codes
     }
@@ -384,6 +392,21 @@ impl Report {
 
     /// For people.
     pub fn to_text(&self) -> String {
+        let mut out = Vec::new();
+        // Writing to a Vec cannot fail; what cannot be read again is named.
+        if let Err(e) = self.write_text(&mut out) {
+            out.extend_from_slice(format!("  the list ends here: {e}\n").as_bytes());
+        }
+        String::from_utf8_lossy(&out).into_owned()
+    }
+
+    /// Writes what [`Report::to_text`] gives, however long it is.
+    pub fn write_text(&self, out: &mut dyn std::io::Write) -> std::io::Result<()> {
+        out.write_all(self.summary().as_bytes())?;
+        self.findings.each(&mut |f| writeln!(out, "  {}", f.to_string().replace('\n', "\n  ")))
+    }
+
+    fn summary(&self) -> String {
         let mut out = self.headline() + "\n";
         let mut line = |text: String| {
             // Writing to a String cannot fail.
@@ -445,11 +468,8 @@ impl Report {
         if self.verdict == Verdict::IdentityNotProven {
             line("Nothing contradicts the ledger, but nothing says that it is yours: give --trust with the id you were given.".into());
         }
-        if !self.findings.is_empty() {
-            line(format!("{} findings:", self.findings.len()));
-        }
-        for f in &self.findings {
-            line(f.to_string().replace('\n', "\n  "));
+        if self.findings.total > 0 {
+            line(format!("{} findings:", self.findings.total));
         }
         out
     }
@@ -486,11 +506,28 @@ impl Report {
 
     /// For programs: one object, `format` names its version.
     pub fn to_json(&self) -> serde_json::Value {
-        let findings: Vec<_> = self
-            .findings
-            .iter()
-            .map(|f| json!({ "code": f.code.as_str(), "chain": f.chain, "place": f.place, "evidence": f.evidence }))
-            .collect();
+        let mut object = self.members();
+        let findings = serde_json::to_value(&self.findings);
+        object["findings"] = findings.unwrap_or_else(|e| e.to_string().into());
+        object
+    }
+
+    /// Writes what [`Report::to_json`] gives, however long it is.
+    pub fn write_json(&self, out: &mut dyn std::io::Write) -> std::io::Result<()> {
+        let members = self.members();
+        let mut serializer = serde_json::Serializer::new(out);
+        let mut object = serializer.serialize_map(None)?;
+        for (name, value) in members.as_object().into_iter().flatten() {
+            match name.as_str() {
+                "findings" => object.serialize_entry(name, &self.findings)?,
+                name => object.serialize_entry(name, value)?,
+            }
+        }
+        Ok(object.end()?)
+    }
+
+    /// Everything but the findings.
+    fn members(&self) -> serde_json::Value {
         let keys: Vec<_> = self
             .keys
             .iter()
@@ -520,7 +557,7 @@ impl Report {
             "format": "audit-report/1", "source": self.source, "kind": self.kind, "exit": self.exit(), "verdict": self.verdict.as_str(),
             "reason": self.reason, "ledger_id": self.ledger_id.map(Hash::to_hex), "origin": self.origin,
             "tool": concat!("audit-verify ", env!("CARGO_PKG_VERSION")), "digest": self.digest().map(Hash::to_hex),
-            "export": self.export, "part": part, "keys": keys, "chains": chains, "findings": findings, "unchecked": self.unchecked,
+            "export": self.export, "part": part, "keys": keys, "chains": chains, "findings": [], "unchecked": self.unchecked,
             "adoptions": self.adopted.iter().map(adoption_to_json).collect::<Vec<_>>(),
             "legacy_source": self.legacy_source,
         })

@@ -3,6 +3,7 @@
 
 use ledger_engine::body::{BODY_BYTES_MAX, Body};
 use ledger_engine::commit::{ALG_ED25519, Statement};
+use ledger_engine::document::{DocumentFault, DocumentPlace, SignedDocument};
 use ledger_engine::domain::projection::Cell;
 use ledger_engine::genesis::Genesis;
 use ledger_engine::hash::{EventId, Hash, body_hash, sha256};
@@ -12,9 +13,32 @@ use ledger_engine::proof::{ProvenCommit, SignedCheckpoint};
 use ledger_engine::registry::{KeyFault, Registry, RegistryPlace, cut_of};
 use ledger_engine::stream::Stream;
 
+use crate::collector::Collector;
 use crate::commits::CheckpointJudge;
 use crate::finding::Code;
-use crate::verify::{Collector, distinct_keys};
+use crate::verify::distinct_keys;
+
+/// The code of a document whose signature does not count (FORMAT.md 10, step 4.7).
+pub(crate) fn document_code(fault: DocumentFault) -> Code {
+    match fault {
+        DocumentFault::Key(fault) => key_code(fault),
+        DocumentFault::Ledger | DocumentFault::Signature => Code::DocumentSignatureInvalid,
+    }
+}
+
+pub(crate) fn key_code(fault: KeyFault) -> Code {
+    match fault {
+        KeyFault::Unknown => Code::KidUnknown,
+        KeyFault::WrongPurpose => Code::KidWrongPurpose,
+        KeyFault::Algorithm => Code::AlgorithmMismatch,
+        KeyFault::NotValid => Code::KidNotValid,
+    }
+}
+
+/// What is said of it.
+pub(crate) fn document_evidence(document: &SignedDocument, fault: DocumentFault) -> String {
+    format!("the {} document signed by kid {}: {fault}", document.purpose.as_str(), document.kid)
+}
 
 /// A fault of one thing.
 pub(crate) type Fault = (Code, String);
@@ -136,16 +160,26 @@ impl Known {
             }
             let key = match self.registry.commit_key(&signed.kid, signed.alg, chain, end, size) {
                 Ok(key) => key,
-                Err(KeyFault::Unknown) => return fault(Code::KidUnknown, why),
-                Err(KeyFault::WrongPurpose) => return fault(Code::KidWrongPurpose, why),
-                Err(KeyFault::Algorithm) => return fault(Code::AlgorithmMismatch, why),
-                Err(KeyFault::NotValid) => return fault(Code::KidNotValid, why),
+                Err(of_key) => return fault(key_code(of_key), why),
             };
             if !key.public_key.verify(&statement.to_bytes(ALG_ED25519, &signed.kid), &signed.signature) {
                 return fault(Code::CommitSignatureInvalid, why);
             }
         }
         Ok(())
+    }
+
+    /// Step 4.7 for a document of an entry.
+    pub(crate) fn document(
+        &self,
+        document: &SignedDocument,
+        chain: u32,
+        index: u64,
+        registry_size: u64,
+    ) -> Result<(), Fault> {
+        let place = DocumentPlace { ledger_id: &self.ledger_id, chain, index, registry_size };
+        let judged = document.check(&self.registry, place);
+        judged.map_err(|fault| (document_code(fault), document_evidence(document, fault)))
     }
 
     /// Step 5 for a checkpoint, without the tree.

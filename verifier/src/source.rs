@@ -31,6 +31,9 @@ pub enum SourceError {
         /// Why, and what to do.
         reason: String,
     },
+    /// Whoever watches asked for it.
+    #[error("stopped when asked to")]
+    Stopped,
 }
 
 /// Columns of the tables that are not projections, in the order of FORMAT.md 8.
@@ -95,6 +98,35 @@ pub(crate) type LedgerAndGenesis = (Vec<Vec<Cell>>, Option<Vec<Cell>>);
 
 /// Takes one cursor for each table that was asked for.
 pub(crate) type Work<'a> = dyn FnMut(&mut [Box<dyn Cursor + '_>]) -> Result<(), SourceError> + 'a;
+
+/// Gives the rows of a table on a chain in pieces, and tells how many were read, until `told` says to stop.
+pub(crate) fn watched(
+    tables: &dyn Tables,
+    table: &str,
+    chain: u64,
+    told: &dyn Fn(u64) -> bool,
+    each: &mut dyn FnMut(Vec<Vec<Cell>>),
+) -> Result<(), SourceError> {
+    tables.side_by_side(chain, &[table], &mut |cursors| {
+        let [rows] = cursors else { return Ok(()) };
+        let mut read = 0;
+        loop {
+            let mut piece = Vec::with_capacity(PIECE);
+            while piece.len() < PIECE {
+                let Some(row) = rows.next()? else { break };
+                piece.push(row);
+            }
+            if piece.is_empty() {
+                return Ok(());
+            }
+            read += piece.len() as u64;
+            each(piece);
+            if !told(read) {
+                return Err(SourceError::Stopped);
+            }
+        }
+    })
+}
 
 /// Rows of a ledger. A missing table is empty; a missing column is null.
 pub trait Tables {
@@ -442,6 +474,31 @@ impl Sqlite {
         read().map_err(|e| self.fail(&e))
     }
 
+    /// The row that `stream_heads` should have of a stream, from its last entry and its first. Reads all entries of the chain.
+    pub(crate) fn stream_head(&self, chain: &Cell, stream: &Cell) -> Result<Vec<Vec<Cell>>, SourceError> {
+        let read = || {
+            // With one aggregate the other columns are of its row.
+            let query = "SELECT revision, entry_hash, max(idx),
+                (SELECT min(idx) FROM entries WHERE chain = ?1 AND stream = ?2)
+                FROM entries WHERE chain = ?1 AND stream = ?2";
+            let mut s = self.conn.prepare_cached(query)?;
+            s.query_row([value(chain), value(stream)], |row| {
+                let read = |at: usize, column: &str| row.get_ref(at).map(|v| cell(column, v));
+                let last = read(2, "head_index")?;
+                let row = vec![
+                    chain.clone(),
+                    stream.clone(),
+                    read(0, "revision")?,
+                    read(1, "head_hash")?,
+                    last.clone(),
+                    read(3, "first_index")?,
+                ];
+                Ok(if last == Cell::Null { Vec::new() } else { vec![row] })
+            })
+        };
+        read().map_err(|e| self.fail(&e))
+    }
+
     fn cursors(
         &self,
         tables: &[&str],
@@ -460,7 +517,8 @@ impl Sqlite {
     }
 }
 
-fn value(cell: &Cell) -> rusqlite::types::Value {
+/// A cell as SQLite takes it.
+pub(crate) fn value(cell: &Cell) -> rusqlite::types::Value {
     match cell {
         Cell::Null => rusqlite::types::Value::Null,
         Cell::Int(n) => rusqlite::types::Value::Integer(*n),
@@ -492,7 +550,8 @@ fn misfit(column: &str) -> Cell {
     if BLOBS.contains(&column) { Cell::Text(String::new()) } else { Cell::Blob(Vec::new()) }
 }
 
-fn cell(column: &str, value: ValueRef<'_>) -> Cell {
+/// A value of SQLite's, as what the format has in this column.
+pub(crate) fn cell(column: &str, value: ValueRef<'_>) -> Cell {
     match value {
         ValueRef::Null => Cell::Null,
         ValueRef::Integer(n) => Cell::Int(n),

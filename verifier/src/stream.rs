@@ -7,6 +7,7 @@ use std::path::Path;
 
 use ledger_engine::body::Body;
 use ledger_engine::commit::{COMMIT_SIGNATURES_MAX, CommitSignature};
+use ledger_engine::document::SignedDocument;
 use ledger_engine::domain::case::{Case, PriceClaim};
 use ledger_engine::domain::projection::Cell;
 use ledger_engine::domain::sku::Sku;
@@ -17,6 +18,7 @@ use ledger_engine::proof::{ProvenCommit, SignedCheckpoint};
 use ledger_engine::stream::{CaseId, Stream};
 
 use crate::anchor::Anchor;
+use crate::collector::Collector;
 use crate::commits::Commit;
 use crate::finding::Code;
 use crate::report::{KeyReport, Part, Report};
@@ -24,7 +26,7 @@ use crate::row::{blob, hash, number, read_entry, text};
 use crate::single::{Fault, Known, Own, fault, included, private_document};
 use crate::source::{SourceError, Tables};
 use crate::stored::{Histories, Lost, Read, StoredChain};
-use crate::verify::{Collector, Demands};
+use crate::verify::Demands;
 
 /// What is asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +66,10 @@ pub fn verify_stream(path: &Path, id: &str, demands: Demands<'_>) -> Report {
             let demands = Demands { trust: demands.trust.or(trust), ..demands };
             let judged = judge(&name, &*tables, subject, &demands);
             let judged = judged.unwrap_or_else(|e| Report::unreadable(&name, &e.to_string())).of_kind(tables.kind());
+            let judged = match tables.export() {
+                Some(export) => judged.of_export(export.to_string()),
+                None => judged,
+            };
             tables.doubt().map_or(judged, |e| Report::unreadable(&name, &e.to_string()))
         }
         Err(e) => Report::unreadable(&name, &e.to_string()),
@@ -71,11 +77,11 @@ pub fn verify_stream(path: &Path, id: &str, demands: Demands<'_>) -> Report {
 }
 
 fn judge(name: &str, tables: &dyn Tables, subject: Subject, demands: &Demands<'_>) -> Result<Report, SourceError> {
-    if tables.export().is_some() {
-        let why = "--stream needs a ledger's directory, its database or a backup: an export has no table by which a stream is found";
-        return Ok(Report::unreadable(name, why));
-    }
     let mut out = Collector::default();
+    if let Some(export) = tables.export() {
+        // To find the streams all lines are read, so what is wrong with the files is known.
+        export.findings()?.into_iter().for_each(|finding| out.add(finding));
+    }
     let mut part = Part::new("stream");
     let mut unchecked = Vec::new();
     let (_, genesis) = tables.ledger_and_genesis()?;
@@ -85,32 +91,37 @@ fn judge(name: &str, tables: &dyn Tables, subject: Subject, demands: &Demands<'_
     let known = first.map(|row| Known::from_genesis(&row.header, body));
     let known = known.unwrap_or_else(|| fault(Code::EntryMissing, "the genesis entry"));
     let Some(mut known) = out.take(known, 0, "entries/0".into()) else {
-        return Ok(Report::new(name, None, None, demands, out.findings, Vec::new(), unchecked).of_part(part));
+        return Ok(Report::new(name, None, None, demands, out.complete()?, Vec::new(), unchecked).of_part(part));
     };
     if let Some(trust) = demands.trust.filter(|t| *t != known.ledger_id) {
         let why = format!("the genesis gives {id}; pinned is {trust}");
         out.report(Code::LedgerIdMismatch, None, "ledger".into(), why);
     }
-    let mut run = Run { tables, id, chains: BTreeMap::new(), reads: BTreeMap::new(), whole: true };
+    let mut run =
+        Run { tables, id, chains: BTreeMap::new(), reads: BTreeMap::new(), documents: HashMap::new(), whole: true };
     run.registry(&mut known, &mut out)?;
     let stream = subject.stream();
     let home = stream.chain(known.genesis.chains);
     let Some(streams) = run.subject(subject, home, &mut out)? else {
-        let why = format!(
-            "stream_heads has no {stream}: either there is no such history, or its row was deleted; verify the whole ledger"
-        );
+        let why = match tables.export() {
+            Some(_) => format!("the export has no entry of {stream}: look for it in another, or in the ledger"),
+            None => format!(
+                "stream_heads has no {stream}: either there is no such history, or its row was deleted; verify the whole ledger"
+            ),
+        };
         return Ok(Report::unreadable(name, &why));
     };
     let own: Vec<(u32, u64)> = run.reads.get(&home).into_iter().flatten().map(|(i, _)| (home, *i)).collect();
     let own: Vec<_> = own.into_iter().filter(|(k, i)| streams.contains(&run.reads[k][i].row.header.stream)).collect();
-    let claims = run.fold(subject, home, &streams, &mut out);
+    let (claims, documents) = run.fold(subject, home, &streams, &mut out);
+    run.documents = documents;
     for claim in claims {
         run.price(&claim, &known, &mut out)?;
     }
     let mut hashes = Vec::new();
     let mut covered = Covered::default();
     for chain in run.reads.keys().copied().collect::<Vec<_>>() {
-        run.chain(chain, &known, demands.anchors, &mut out, &mut covered)?;
+        run.chain((chain, home), &known, demands.anchors, &mut out, &mut covered)?;
     }
     for (chain, index) in &own {
         hashes.extend_from_slice(&run.reads[chain][index].row.digests.hash.0);
@@ -137,14 +148,21 @@ fn judge(name: &str, tables: &dyn Tables, subject: Subject, demands: &Demands<'_
     part.checked.push(format!("{cited} entries that they rest on (key registry, price listings), in the same way"));
     part.checked.extend(covered.checked);
     part.not_covered.extend(covered.not_covered);
-    part.not_covered.extend([
-        "later revisions of these streams: a history does not show that its end is missing, nor does stream_heads prove it".to_owned(),
-        format!("all other entries of the ledger (chain {home} claims {total}), their projections, and the database file as a whole"),
-    ]);
+    let others = format!("all other entries of the ledger (chain {home} claims {total})");
+    part.not_covered.extend(match tables.export() {
+        Some(_) => [
+            "later revisions of these streams: a history does not show that its end is missing, nor does a manifest that is not signed".to_owned(),
+            format!("{others}; verify the export without --stream"),
+        ],
+        None => [
+            "later revisions of these streams: a history does not show that its end is missing, nor does stream_heads prove it".to_owned(),
+            format!("{others}, their projections, and the database file as a whole"),
+        ],
+    });
     let origin = Some(known.genesis.origin.clone());
     let digest = sha256(&[b"ledger/stream/v1\0", &id.0, &hashes]);
     let keys = KeyReport::all(&known.registry);
-    let report = Report::new(name, Some(id), origin, demands, out.findings, Vec::new(), unchecked);
+    let report = Report::new(name, Some(id), origin, demands, out.complete()?, Vec::new(), unchecked);
     Ok(report.with_keys(keys).of_part(part).with_digest(digest))
 }
 
@@ -165,6 +183,8 @@ struct Run<'a> {
     chains: BTreeMap<u32, StoredChain<'a>>,
     /// Everything read, by chain and index.
     reads: BTreeMap<u32, Histories>,
+    /// Signed documents of the history, by index.
+    documents: HashMap<u64, SignedDocument>,
     /// Nothing that a link leads to was missing.
     whole: bool,
 }
@@ -251,11 +271,17 @@ impl<'a> Run<'a> {
         Ok(Some(streams))
     }
 
-    /// Step 2.11 along the history. Returns what it says of prices.
-    fn fold(&self, subject: Subject, home: u32, streams: &[String], out: &mut Collector) -> Vec<PriceClaim> {
-        let mut claims = Vec::new();
+    /// Step 2.11 along the history. Returns what it says of prices, and what is signed by itself.
+    fn fold(
+        &self,
+        subject: Subject,
+        home: u32,
+        streams: &[String],
+        out: &mut Collector,
+    ) -> (Vec<PriceClaim>, HashMap<u64, SignedDocument>) {
+        let (mut claims, mut documents) = (Vec::new(), HashMap::new());
         if !self.whole {
-            return claims;
+            return (claims, documents);
         }
         let mut case = Case::new(match subject {
             Subject::Case(case) | Subject::Sku(case) => case,
@@ -263,7 +289,10 @@ impl<'a> Run<'a> {
         let mut sku = None;
         for read in self.entries(home, streams) {
             let applied = occurrence(read, |event| match subject {
-                Subject::Case(_) => case.apply(event).map(|applied| claims.extend(applied.price_claim)),
+                Subject::Case(_) => case.apply(event).map(|applied| {
+                    claims.extend(applied.price_claim);
+                    documents.extend(applied.signed.map(|signed| (event.index, signed)));
+                }),
                 Subject::Sku(_) => Sku::apply(&mut sku, event),
             });
             // A body or a stream that cannot be read is a finding of the entry itself.
@@ -272,7 +301,7 @@ impl<'a> Run<'a> {
                 out.report(Code::IllegalTransition, Some(home.into()), place, e.0);
             }
         }
-        claims
+        (claims, documents)
     }
 
     /// Reads the SKU that an order cites, and compares.
@@ -299,13 +328,15 @@ impl<'a> Run<'a> {
     /// Judges every entry that was read of a chain by itself, and its place under signed roots.
     fn chain(
         &mut self,
-        chain: u32,
+        (chain, home): (u32, u32),
         known: &Known,
         anchors: &[Anchor],
         out: &mut Collector,
         covered: &mut Covered,
     ) -> Result<(), SourceError> {
         let reads = self.reads.remove(&chain).unwrap_or_default();
+        // Of this chain's entries: a history lies on one.
+        let documents = if chain == home { std::mem::take(&mut self.documents) } else { HashMap::new() };
         let stored = self.stored(chain);
         let mut roots = Vec::new();
         if let Some(signed) = checkpoint(stored, known, out)? {
@@ -361,7 +392,13 @@ impl<'a> Run<'a> {
                     let judged = proven(commit, *index).and_then(|c| known.commit(h, &own, &c).map(|()| c));
                     let place = format!("commits/{}", commit.first);
                     if let Some(commit) = out.take(judged, chain, place) {
-                        covered.kids.insert((chain, *index), commit.signatures.into_iter().map(|s| s.kid).collect());
+                        if let Some(document) = documents.get(index) {
+                            let judged = known.document(document, chain, *index, commit.registry_size);
+                            out.take(judged, chain, format!("entries/{index}"));
+                        }
+                        let of_document = documents.get(index).map(|d| d.kid.clone());
+                        let kids = commit.signatures.into_iter().map(|s| s.kid).chain(of_document).collect();
+                        covered.kids.insert((chain, *index), kids);
                     }
                 }
                 Err(Lost::Source(e)) => return Err(e),

@@ -1,64 +1,80 @@
-//! The RFC 6962 tree of one chain, every complete subtree kept, so that the root at any size costs a few hashes.
+//! The RFC 6962 tree of one chain. Roots of whole subtrees of 256 leaves and more are kept, so that the root at any size costs a
+//! few hashes; leaves lie in the log of what was seen.
 
 use ledger_engine::hash::Hash;
-use ledger_engine::merkle::{Nodes, node_hash, root_at};
+use ledger_engine::merkle::{CompactRange, Nodes, TILE_WIDTH, root, root_at};
 
-/// `levels[k][i]` is the root over leaves `[i << k, (i + 1) << k)`.
+use crate::seen::SeenLog;
+
+/// Height of the subtrees whose roots are kept.
+const HEIGHT: u32 = TILE_WIDTH.trailing_zeros();
+
+/// `levels[k][i]` is the root over leaves `[i << (8 + k), (i + 1) << (8 + k))`.
 #[derive(Debug, Default)]
 pub(crate) struct Tree {
+    range: CompactRange,
     levels: Vec<Vec<Hash>>,
 }
 
 impl Tree {
-    pub(crate) fn new(leaves: Vec<Hash>) -> Tree {
-        let mut levels = vec![leaves];
-        while let Some(below) = levels.last().filter(|l| l.len() > 1) {
-            let next = below.chunks_exact(2).map(|pair| node_hash(&pair[0], &pair[1])).collect();
-            levels.push(next);
-        }
-        Tree { levels }
+    pub(crate) fn push(&mut self, leaf: Hash) {
+        let levels = &mut self.levels;
+        self.range.push_with(leaf, |level, node| {
+            let Some(k) = level.checked_sub(HEIGHT).map(|k| k as usize) else { return };
+            if levels.len() == k {
+                levels.push(Vec::new());
+            }
+            levels[k].push(node);
+        });
     }
 
     pub(crate) fn size(&self) -> u64 {
-        self.leaves().len() as u64
+        self.range.size()
     }
 
-    pub(crate) fn leaves(&self) -> &[Hash] {
-        self.levels.first().map_or(&[], Vec::as_slice)
-    }
-
-    /// Root of the first `size` leaves, if there are so many.
-    pub(crate) fn root(&self, size: u64) -> Option<Hash> {
-        if size > self.size() {
-            return None;
+    /// Root of the first `size` leaves, if there are so many. `leaves`: the log whose first records they are.
+    pub(crate) fn root(&self, leaves: &SeenLog, size: u64) -> Option<Hash> {
+        match size {
+            _ if size > self.size() => None,
+            _ if size == self.size() => Some(self.range.root()),
+            _ => root_at(&Kept { tree: self, leaves }, size).ok(),
         }
-        root_at(self, size).ok()
     }
 
     /// The compact range of all leaves, as head rows store it.
     pub(crate) fn compact_range(&self) -> Vec<u8> {
-        let size = self.size();
-        let bits = (0..64).rev().filter(|k| size >> k & 1 == 1);
-        bits.filter_map(|k| self.levels.get(k)?.get(((size >> k) - 1) as usize)).flat_map(|h| h.0).collect()
+        self.range.to_bytes()
     }
 
     /// All complete tiles: level, number, bytes.
-    pub(crate) fn tiles(&self) -> impl Iterator<Item = (u64, u64, Vec<u8>)> + '_ {
-        self.levels.iter().enumerate().step_by(8).flat_map(|(k, hashes)| {
-            let tiles = hashes.chunks_exact(256).enumerate();
-            tiles.map(move |(n, tile)| (k as u64 / 8, n as u64, tile.iter().flat_map(|h| h.0).collect()))
-        })
+    pub(crate) fn tiles(&self, leaves: &SeenLog, mut give: impl FnMut(u64, u64, Vec<u8>)) {
+        let flat = |hashes: &[Hash]| hashes.iter().flat_map(|h| h.0).collect();
+        for n in 0..self.size() / TILE_WIDTH {
+            give(0, n, flat(&leaves.leaves(n * TILE_WIDTH, TILE_WIDTH)));
+        }
+        for (level, hashes) in (1..).zip(self.levels.iter().step_by(HEIGHT as usize)) {
+            let tiles = hashes.chunks_exact(TILE_WIDTH as usize).zip(0..);
+            tiles.for_each(|(tile, n)| give(level, n, flat(tile)));
+        }
     }
+}
+
+struct Kept<'a> {
+    tree: &'a Tree,
+    leaves: &'a SeenLog,
 }
 
 /// A subtree outside the tree; [`Tree::root`] never asks for one.
 #[derive(Debug)]
-pub(crate) struct Outside;
+struct Outside;
 
-impl Nodes for Tree {
+impl Nodes for Kept<'_> {
     type Error = Outside;
 
     fn node(&self, level: u32, n: u64) -> Result<Hash, Outside> {
-        self.levels.get(level as usize).and_then(|l| l.get(n as usize)).copied().ok_or(Outside)
+        match level.checked_sub(HEIGHT) {
+            Some(k) => self.tree.levels.get(k as usize).and_then(|l| l.get(n as usize)).copied().ok_or(Outside),
+            None => Ok(root(&self.leaves.leaves(n << level, 1 << level))),
+        }
     }
 }

@@ -1,40 +1,27 @@
 //! The whole judgement, in the steps of FORMAT.md 10.
 
-use std::collections::{BTreeSet, HashMap};
+use std::cell::Cell as Counter;
+use std::collections::BTreeSet;
 
-use ledger_engine::body::Body;
+use ledger_engine::body::{BODY_BYTES_MAX, Body};
 use ledger_engine::domain::projection::{Cell, TABLES};
 use ledger_engine::genesis::{CHAINS_MAX, Genesis};
-use ledger_engine::hash::{Hash, body_hash};
+use ledger_engine::hash::{Hash, body_hash, sha256};
 use ledger_engine::registry::{Registry, cut_of};
 
 use crate::anchor::Anchor;
-use crate::chain::{Chain, Prices, Reader};
+use crate::chain::{Chain, Prices, Reader, gap_of};
+use crate::collector::{Collector, Findings};
 use crate::commits::Keys;
-use crate::derived;
-use crate::finding::{Code, Finding};
+use crate::derived::Derived;
+use crate::finding::Code;
 use crate::fold::Context;
-use crate::prove::{Stop, prove};
+use crate::prove::{Stop, claimed_size, prove};
 use crate::report::{ChainReport, KeyReport, Part, Report, Verdict};
 use crate::row::{blob, hash, number};
+use crate::seen::{Document, Documents};
 use crate::source::{SourceError, Tables, table_names};
-
-/// Takes findings as they are made.
-#[derive(Default)]
-pub(crate) struct Collector {
-    pub(crate) findings: Vec<Finding>,
-}
-
-impl Collector {
-    pub(crate) fn report(&mut self, code: Code, chain: Option<u64>, place: String, evidence: String) {
-        self.findings.push(Finding { code, chain, place, evidence });
-    }
-
-    pub(crate) fn entry_missing(&mut self, chain: u64, from: u64, to: u64) {
-        let evidence = format!("{} entries from index {from}", to - from);
-        self.report(Code::EntryMissing, Some(chain), format!("entries/{from}/{to}"), evidence);
-    }
-}
+use crate::spill::{Log, Trouble};
 
 /// Told how many entries were judged, and how many the source says that it has; `false` stops the run.
 pub type Progress<'a> = dyn Fn(u64, u64) -> bool + Sync + 'a;
@@ -61,12 +48,12 @@ pub fn verify(name: &str, tables: &dyn Tables, demands: Demands<'_>) -> Report {
     let proved = || -> Result<Report, Stop> {
         let mut out = Collector::default();
         let identity = identity(tables, demands.trust, &mut out)?;
-        let genesis = identity.genesis.filter(|_| out.findings.is_empty());
+        let genesis = identity.genesis.filter(|_| out.is_empty());
         let Some(genesis) = genesis else { return Err(Stop::Suspect("the ledger's identity".into())) };
         let proved = prove(tables, identity.id, &genesis, identity.hash, &demands)?;
         let (id, origin) = (Some(identity.id), Some(genesis.origin));
         let part = proved.since.map(|looked_up| tail(&proved.chains, looked_up));
-        let report = Report::new(name, id, origin, &demands, Vec::new(), proved.chains, proved.unusable);
+        let report = Report::new(name, id, origin, &demands, Findings::default(), proved.chains, proved.unusable);
         let report = report.with_keys(proved.keys).with_adopted(proved.adopted);
         Ok(match part {
             Some(part) => report.of_part(part),
@@ -75,13 +62,21 @@ pub fn verify(name: &str, tables: &dyn Tables, demands: Demands<'_>) -> Report {
     };
     let report = match proved() {
         Ok(report) => report,
-        Err(Stop::Suspect(what)) => explain(name, tables, demands).judged_again_for(&what),
-        Err(Stop::Spill(what)) => explain(name, tables, demands).judged_again_for(&what),
+        Err(Stop::Suspect(what) | Stop::Spill(what)) => match judge(name, tables, &demands) {
+            Ok(report) => report.judged_again_for(&what),
+            Err(SourceError::Stopped) => {
+                let why = format!(
+                    "stopped when asked to, before faults were named; what does not fit at first sight: {what}"
+                );
+                return Report::unreadable(name, &why);
+            }
+            Err(e) => Report::unreadable(name, &e.to_string()),
+        },
         Err(Stop::Asked(judged)) => {
             let what = format!(
                 "stopped when asked to, after {judged} entries; they hold together, nothing beyond them was judged"
             );
-            return Report::new(name, None, None, &demands, Vec::new(), Vec::new(), vec![what]);
+            return Report::new(name, None, None, &demands, Findings::default(), Vec::new(), vec![what]);
         }
         Err(Stop::Source(e)) => Report::unreadable(name, &e.to_string()),
     };
@@ -125,7 +120,8 @@ fn tail(chains: &[ChainReport], looked_up: u64) -> Part {
     part
 }
 
-/// Judges one source, placing and naming every fault. Takes several passes and memory for every entry.
+/// Judges one source, placing and naming every fault. Takes several passes; what has to be
+/// remembered of every entry lies in temporary files.
 pub fn explain(name: &str, tables: &dyn Tables, demands: Demands<'_>) -> Report {
     judge(name, tables, &demands).unwrap_or_else(|e| Report::unreadable(name, &e.to_string()))
 }
@@ -172,7 +168,7 @@ pub(crate) fn distinct_keys(genesis: &Genesis) -> bool {
 fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Report, SourceError> {
     let mut out = Collector::default();
     if let Some(export) = tables.export() {
-        out.findings = export.findings()?;
+        export.findings()?.into_iter().for_each(|finding| out.add(finding));
     }
     let identity = identity(tables, demands.trust, &mut out)?;
     let mut numbers: BTreeSet<u64> = BTreeSet::new();
@@ -192,59 +188,76 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
     for n in numbers.into_iter().filter(|n| *n >= count) {
         out.report(Code::ChainUnknown, Some(n), "chains".into(), format!("the ledger has {count} chains"));
     }
+    let trouble = Trouble::default();
+    let claimed = claimed_size(tables)?;
+    // Entries are read twice; each time they are counted from the beginning.
+    let (before, told) = (Counter::new(0), demands.progress);
+    let told = |read: u64| told.is_none_or(|told| told(before.get() + read, claimed));
     let mut prices = Prices::new();
     let mut chains: Vec<Chain> = Vec::new();
     for n in 0..count {
         let chains_known = identity.genesis.as_ref().map(|g| g.chains);
-        let mut reader = Reader { ledger_id: identity.id, chains: chains_known, prices: &mut prices };
+        let mut reader = Reader {
+            ledger_id: identity.id,
+            chains: chains_known,
+            prices: &mut prices,
+            trouble: &trouble,
+            told: &told,
+        };
         let mut chain = reader.read(tables, n)?;
-        chain.documents = documents(tables, n)?;
+        before.set(before.get() + chain.rows);
+        documents(tables, n, &mut chain.documents)?;
         chains.push(chain);
     }
+    let mut units: Vec<_> = chains.iter_mut().map(|chain| std::mem::take(&mut chain.units)).collect();
     let context = Context {
         ledger_id: identity.id,
         genesis: identity.genesis.as_ref(),
         genesis_invalid: identity.authentic && identity.genesis.is_none(),
         chains: &chains,
         prices: &prices,
+        trouble: &trouble,
+        told: &told,
     };
+    before.set(0);
     let mut registry = identity.genesis.as_ref().map(|g| Registry::new(g.chains, g.keys(), identity.hash));
     let mut folds = Vec::new();
-    for chain in &chains {
-        folds.push(context.judge(tables, chain, &mut registry, &mut out)?);
-        private_rows(tables, chain, &mut out)?;
+    for (chain, units) in chains.iter().zip(&mut units) {
+        folds.push(context.judge(tables, chain, units, &mut registry, &mut out)?);
+        before.set(before.get() + chain.rows);
+        private_rows(tables, chain, &trouble, &mut out)?;
     }
     let adopted = folds.first().map(|folded| folded.adopted.clone()).unwrap_or_default();
     let mut reports = Vec::new();
-    for (chain, folded) in chains.iter().zip(&folds) {
+    for ((chain, mut folded), units) in chains.iter().zip(folds).zip(units) {
         let mut report = ChainReport {
             chain: chain.number,
             entries: chain.rows,
-            streams: chain.streams.len() as u64,
+            streams: chain.streams,
             private_present: folded.private_present,
             private_redacted: folded.private_redacted,
-            head: chain.at.last_key_value().filter(|_| !chain.tainted).map(|(_, s)| s.hash),
-            root: chain.tree.root(chain.end).filter(|_| chain.intact == chain.end),
+            head: chain.head().filter(|_| !chain.tainted),
+            root: chain.root(chain.end).filter(|_| chain.intact == chain.end),
             by_type: folded.counted.by_type.clone(),
             by_day: folded.counted.by_day.clone(),
             ..ChainReport::default()
         };
         if let (Some(genesis), Some(registry)) = (&identity.genesis, &registry) {
-            let keys = Keys { ledger_id: identity.id, genesis, registry, first: &chains[0] };
-            (report.commits, report.signatures) = keys.commits(tables, chain, folded, &mut out)?;
+            let keys = Keys { ledger_id: identity.id, genesis, registry, first: &chains[0], trouble: &trouble };
+            (report.commits, report.signatures) = keys.commits(tables, chain, &mut folded, &mut out)?;
             (report.checkpoints, report.covered) = keys.checkpoints(tables, chain, &mut out)?;
         }
         if let Some(export) = tables.export() {
             // What is wrong is named where it is; a damaged chain adds up to something else, of course.
-            let of_chain = |f: &&Finding| f.chain == Some(chain.number) && f.code != Code::ExportDigestMismatch;
             if let Err(evidence) = export.describes(&report)
-                && !out.findings.iter().any(|f| of_chain(&f))
+                && !out.is_faulty(chain.number)
             {
                 let place = format!("manifest/chains/{}", chain.number);
                 out.report(Code::ExportManifestMismatch, Some(chain.number), place, evidence);
             }
         } else if !chain.tainted {
-            report.projection_rows = Some(derived::compare(tables, chain, folded, &identity.id, &mut out)?);
+            let derived = Derived { tables, chain, units, id: &identity.id, trouble: &trouble };
+            report.projection_rows = Some(derived.compare(folded, &mut out)?);
         }
         reports.push(report);
     }
@@ -257,10 +270,9 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
         _ => Vec::new(),
     };
     let origin = identity.genesis.map(|g| g.origin);
-    // Findings of one chain in the order of the steps: the sort is stable.
-    out.findings.sort_by_key(|f| f.chain.map_or(0, |c| c + 1));
+    trouble.check()?;
     let keys = registry.as_ref().map(KeyReport::all).unwrap_or_default();
-    let report = Report::new(name, Some(identity.id), origin, demands, out.findings, reports, unchecked);
+    let report = Report::new(name, Some(identity.id), origin, demands, out.complete()?, reports, unchecked);
     Ok(report.with_keys(keys).with_adopted(adopted))
 }
 
@@ -303,8 +315,8 @@ fn anchors(
         if size > chain.known_end {
             let text = format!("{} covers {size} entries, the chain ends at {}", anchor.name, chain.known_end);
             out.report(Code::AnchorBeyondTail, Some(k.into()), place, text);
-        } else if size <= chain.intact && chain.tree.root(size) != Some(anchor.root()) {
-            let text = format!("{} has the root {}, found {:?}", anchor.name, anchor.root(), chain.tree.root(size));
+        } else if size <= chain.intact && chain.root(size) != Some(anchor.root()) {
+            let text = format!("{} has the root {}, found {:?}", anchor.name, anchor.root(), chain.root(size));
             out.report(Code::AnchorMismatch, Some(k.into()), place, text);
         } else if size <= chain.intact {
             report.anchored = report.anchored.max(Some(size));
@@ -313,53 +325,57 @@ fn anchors(
     unusable
 }
 
-fn documents(tables: &dyn Tables, chain: u64) -> Result<HashMap<u64, Option<Vec<u8>>>, SourceError> {
-    let mut documents = HashMap::new();
+fn documents(tables: &dyn Tables, chain: u64, documents: &mut Documents) -> Result<(), SourceError> {
+    let mut last = None;
     tables.rows("private_documents", Some(chain), &mut |piece| {
         for cells in piece {
-            if let Some(index) = number(&cells[1]) {
-                documents.entry(index).or_insert_with(|| blob(&cells[2]).map(<[u8]>::to_vec));
-            }
+            let Some(index) = number(&cells[1]).filter(|index| last != Some(*index)) else { continue };
+            last = Some(index);
+            let bytes = blob(&cells[2]);
+            let sha256 = bytes.filter(|b| b.len() <= BODY_BYTES_MAX).map(|b| sha256(&[b]));
+            let len = bytes.map_or(0, |b| u32::try_from(b.len()).unwrap_or(u32::MAX));
+            documents.push(index, &Document { len, sha256 });
         }
-    })?;
-    Ok(documents)
+    })
 }
 
 /// Step 3.
-fn private_rows(tables: &dyn Tables, chain: &Chain, out: &mut Collector) -> Result<(), SourceError> {
-    if chain.documents.is_empty() && tables.all("private_documents", Some(chain.number))?.is_empty() {
-        return Ok(());
-    }
+fn private_rows(tables: &dyn Tables, chain: &Chain, trouble: &Trouble, out: &mut Collector) -> Result<(), SourceError> {
     // Which entries name a private document is in their bodies; those with one are few, so they are read again.
-    let mut named = BTreeSet::new();
-    tables.rows("entries", Some(chain.number), &mut |piece| {
-        for cells in &piece {
-            if let (Some(index), Some(body)) = (number(&cells[1]), blob(&cells[14]))
-                && chain.documents.contains_key(&index)
-                && Body::decode(body).map_or(true, |b| b.private_sha256.is_some())
-            {
-                named.insert(index);
+    let mut named = Log::<8>::new(trouble);
+    let mut documents = chain.documents.forward();
+    if documents.any() {
+        tables.rows("entries", Some(chain.number), &mut |piece| {
+            for cells in &piece {
+                if let (Some(index), Some(body)) = (number(&cells[1]), blob(&cells[14]))
+                    && documents.at(index).is_some()
+                    && Body::decode(body).map_or(true, |b| b.private_sha256.is_some())
+                {
+                    named.push(&index.to_le_bytes());
+                }
+            }
+        })?;
+    }
+    let (mut named, mut seen) = (named.forward(), chain.seen.forward());
+    let mut gaps = chain.gaps.forward().map(gap_of).peekable();
+    let mut last = None;
+    tables.rows("private_documents", Some(chain.number), &mut |piece| {
+        for cells in piece {
+            let index = number(&cells[1]);
+            let fresh = index.is_some() && index != last;
+            last = index.or(last);
+            let belongs = index.filter(|_| fresh).is_some_and(|i| {
+                while gaps.next_if(|(_, to)| *to <= i).is_some() {}
+                let missing = gaps.peek().is_some_and(|(from, _)| *from <= i);
+                missing || seen.at(i).is_some_and(|s| s.spoiled) || named.at(i).is_some()
+            });
+            if !belongs {
+                let place = index.map_or_else(|| "?".to_owned(), |i| i.to_string());
+                let place = format!("private_documents/{place}");
+                out.report(Code::PrivateUnexpected, Some(chain.number), place, String::new());
             }
         }
-    })?;
-    let mut seen = BTreeSet::new();
-    for cells in tables.all("private_documents", Some(chain.number))? {
-        let index = number(&cells[1]);
-        let excused = index.is_some_and(|i| {
-            chain.damaged.contains(&i) || chain.gaps.iter().any(|(from, to)| (*from..*to).contains(&i))
-        });
-        let fresh = index.is_some_and(|i| seen.insert(i));
-        if !fresh || (!excused && !index.is_some_and(|i| named.contains(&i))) {
-            let place = index.map_or_else(|| "?".to_owned(), |i| i.to_string());
-            out.report(
-                Code::PrivateUnexpected,
-                Some(chain.number),
-                format!("private_documents/{place}"),
-                String::new(),
-            );
-        }
-    }
-    Ok(())
+    })
 }
 
 /// Rows whose chain is not a number from 0.

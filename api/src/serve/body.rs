@@ -1,5 +1,6 @@
 //! Request bodies: JSON by the strict rules of FORMAT.md 2.1, bounded in size and time, with no unknown members.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use actix_web::http::header::CONTENT_TYPE;
@@ -9,12 +10,62 @@ use futures_util::StreamExt as _;
 use futures_util::future::LocalBoxFuture;
 use ledger_engine::json::{self, Object, Value};
 use serde::de::DeserializeOwned;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{AnyOfBuilder, ArrayBuilder, ObjectBuilder, Ref, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::error::{ApiError, Code};
 use super::state;
 
 /// A client that sends a body more slowly than this is cut off.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How the description says what [`json::parse`] takes where a member is the client's own.
+pub(crate) struct JsonObject;
+
+impl PartialSchema for JsonObject {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .description(Some("Members without fractions, exponents and U+0000, 32 levels deep at most"))
+            .additional_properties(Some(Ref::from_schema_name("JsonValue")))
+            .into()
+    }
+}
+
+impl ToSchema for JsonObject {
+    fn name() -> Cow<'static, str> {
+        "JsonObject".into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push(("JsonValue".into(), JsonValue::schema()));
+    }
+}
+
+/// A member of a [`JsonObject`].
+pub(crate) struct JsonValue;
+
+impl PartialSchema for JsonValue {
+    fn schema() -> RefOr<Schema> {
+        const EXACT: i64 = (1 << 53) - 1;
+        let integer = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(-EXACT)).maximum(Some(EXACT));
+        let text = ObjectBuilder::new().schema_type(Type::String).pattern(Some(r"^[^\u0000]*$"));
+        AnyOfBuilder::new()
+            .item(ObjectBuilder::new().schema_type(Type::Null))
+            .item(ObjectBuilder::new().schema_type(Type::Boolean))
+            .item(integer)
+            .item(text)
+            .item(ArrayBuilder::new().items(Ref::from_schema_name("JsonValue")))
+            .item(Ref::from_schema_name("JsonObject"))
+            .into()
+    }
+}
+
+impl ToSchema for JsonValue {
+    fn name() -> Cow<'static, str> {
+        "JsonValue".into()
+    }
+}
 
 /// A body as typed members, and as the object that was sent.
 #[derive(Debug)]
@@ -30,12 +81,30 @@ impl<T: DeserializeOwned + 'static> FromRequest for Json<T> {
     fn from_request(req: &HttpRequest, payload: &mut dev::Payload) -> Self::Future {
         let (req, payload) = (req.clone(), Payload::from_request(req, payload).into_inner());
         Box::pin(async move {
-            let is_json = req.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).is_some_and(is_json);
-            if !is_json {
-                return Err(ApiError::new(Code::UnsupportedMediaType, "send application/json"));
-            }
+            must_be_json(&req)?;
             let payload = payload.map_err(|e| ApiError::invalid(e.to_string()))?;
             parse(&read_all(&req, payload).await?)
+        })
+    }
+}
+
+/// A body that may be left out: then it is as if it had no members.
+#[derive(Debug)]
+pub(crate) struct Optional<T>(pub(crate) T);
+
+impl<T: DeserializeOwned + Default + 'static> FromRequest for Optional<T> {
+    type Error = ApiError;
+    type Future = LocalBoxFuture<'static, Result<Self, ApiError>>;
+
+    fn from_request(req: &HttpRequest, payload: &mut dev::Payload) -> Self::Future {
+        let (req, body) = (req.clone(), Raw::from_request(req, payload));
+        Box::pin(async move {
+            let Raw(bytes) = body.await?;
+            if bytes.is_empty() {
+                return Ok(Optional(T::default()));
+            }
+            must_be_json(&req)?;
+            Ok(Optional(parse(&bytes)?.typed))
         })
     }
 }
@@ -55,6 +124,11 @@ impl FromRequest for Raw {
             read_all(&req, payload).await.map(Raw)
         })
     }
+}
+
+fn must_be_json(req: &HttpRequest) -> Result<(), ApiError> {
+    let is_json = req.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).is_some_and(is_json);
+    if is_json { Ok(()) } else { Err(ApiError::new(Code::UnsupportedMediaType, "send application/json")) }
 }
 
 fn is_json(content_type: &str) -> bool {

@@ -85,6 +85,9 @@ impl Code {
     }
 }
 
+/// Longest message, characters: names in it may be a client's own.
+const MESSAGE_CHARS_MAX: usize = 400;
+
 /// `{"ok": false, "error": {…}}`
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub(crate) struct ErrorBody {
@@ -190,10 +193,9 @@ pub(crate) struct ApiError {
 
 impl ApiError {
     pub(crate) fn new(code: Code, message: impl Into<String>) -> ApiError {
-        let message = message.into();
         ApiError {
             code,
-            message,
+            message: cut(message.into()),
             details: None,
             retry_after: code.retry_after(),
             unauthenticated: false,
@@ -257,6 +259,15 @@ impl ApiError {
         let error = ErrorDetail { code: self.code, message: self.message.clone(), details: self.details.clone() };
         response.json(ErrorBody { ok: false, error })
     }
+}
+
+/// A message, without the end of one that repeats more of the request than helps.
+fn cut(mut message: String) -> String {
+    if let Some((at, _)) = message.char_indices().nth(MESSAGE_CHARS_MAX) {
+        message.truncate(at);
+        message.push('…');
+    }
+    message
 }
 
 impl fmt::Display for ApiError {

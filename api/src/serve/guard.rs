@@ -11,6 +11,7 @@ use actix_web::http::header::ALLOW;
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage as _};
 use futures_util::StreamExt as _;
+use tokio::sync::SemaphorePermit;
 
 use super::access::{Access, RULES, Rule, Verb, rule};
 use super::auth::{Caller, Role, recognise};
@@ -23,6 +24,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The pattern of the route that a request found, for logs and metrics.
 pub(crate) struct Route(pub(crate) &'static str);
+
+/// A request's place among those under way, and among those of strangers if it is of one.
+type Permits<'s> = (SemaphorePermit<'s>, Option<SemaphorePermit<'s>>);
 
 /// The middleware.
 pub(crate) async fn guard(mut req: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse<BoxBody>, Error> {
@@ -64,12 +68,12 @@ async fn drain(req: &mut ServiceRequest) {
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, read).await;
 }
 
-/// Admits a request or says why not; of one that is admitted, the permit that it holds until it is answered.
+/// Admits a request or says why not; of one that is admitted, the permits that it holds until it is answered.
 async fn admit<'s>(
     req: &ServiceRequest,
     state: &'s State,
     pattern: Option<&str>,
-) -> Result<Option<tokio::sync::SemaphorePermit<'s>>, ApiError> {
+) -> Result<Option<Permits<'s>>, ApiError> {
     let address = req.peer_addr().map(|a| a.ip());
     let Some(pattern) = pattern else {
         state.rates.admit_stranger(address)?;
@@ -94,6 +98,7 @@ async fn admit<'s>(
         None if rule.access == Access::Signed => state.rates.admit_provider(address)?,
         None => state.rates.admit_stranger(address)?,
     }
+    let is_stranger = caller.is_none();
     if let Some(caller) = caller {
         req.extensions_mut().insert(Rc::new(caller));
     }
@@ -104,7 +109,8 @@ async fn admit<'s>(
         return Err(ApiError::new(Code::ShuttingDown, "the server is shutting down; try again"));
     }
     let busy = |_| ApiError::new(Code::Overloaded, "too many requests are under way; try again");
-    state.requests.try_acquire().map(Some).map_err(busy)
+    let stranger = is_stranger.then(|| state.strangers.try_acquire()).transpose().map_err(busy)?;
+    Ok(Some((state.requests.try_acquire().map_err(busy)?, stranger)))
 }
 
 /// The caller, with those of its roles that may call the route: another role opens nothing here.

@@ -18,6 +18,7 @@ mod state;
 mod stripe;
 mod telemetry;
 mod tls;
+mod unread;
 mod wire;
 
 use std::sync::Arc;
@@ -94,11 +95,14 @@ pub(crate) async fn run(place: &Place, settings: Settings) -> Result<u8, CliErro
                 Err::<&str, _>(ApiError::not_found("there is no such path; GET /openapi.json lists them"))
             }))
     };
+    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
     let server = HttpServer::new(app)
         .on_connect(remember_peer)
         .client_request_timeout(HEADERS_TIMEOUT)
         .keep_alive(KEEP_ALIVE)
-        .max_connections(settings.connections_max)
+        .workers(workers)
+        // The framework counts for each worker.
+        .max_connections(settings.connections_max.div_ceil(workers))
         .shutdown_timeout(SHUTDOWN_SECONDS)
         .disable_signals();
     let io = |e| CliError::Io(format!("cannot listen on {}", settings.listen), e);

@@ -19,7 +19,7 @@ use tracing::Instrument as _;
 use super::auth::Caller;
 use super::error::{ApiError, Code};
 use super::guard::Route;
-use super::state;
+use super::{state, unread};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Nothing that the API answers is a page or may be framed.
@@ -30,7 +30,7 @@ const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
 
 /// The middleware.
 pub(crate) async fn observe(
-    req: ServiceRequest,
+    mut req: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let start = Instant::now();
@@ -38,8 +38,10 @@ pub(crate) async fn observe(
     let (method, secure) = (req.method().clone(), state::of(req.request()).settings.tls.is_some());
     let span =
         tracing::info_span!("request", id = id.to_str().unwrap_or_default(), method = %method, otel.kind = "server");
+    let unread = unread::lend(&mut req);
     let response = next.call(req).instrument(span.clone()).await?;
-    let mut response = enveloped(response.map_into_boxed_body());
+    let response = enveloped(response.map_into_boxed_body());
+    let mut response = response.map_body(|_, body| unread::hold(body, unread));
     let (route, actor) = {
         let extensions = response.request().extensions();
         let ledger = &state::of(response.request()).ledger;

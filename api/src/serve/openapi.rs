@@ -8,7 +8,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 use utoipa_swagger_ui::Config;
 
-use super::error::ApiError;
+use super::body::{JsonObject, JsonValue};
+use super::error::{ApiError, Code, ErrorBody, ErrorDetail};
 use super::routes::{admin, audit, checkout, health, licence, orders, payment, stream};
 
 #[derive(OpenApi)]
@@ -46,6 +47,8 @@ use super::routes::{admin, audit, checkout, health, licence, orders, payment, st
         audit::consistency,
         stream::stream,
     ),
+    // What only derived answers name.
+    components(schemas(ErrorBody, ErrorDetail, Code, JsonObject, JsonValue)),
     modifiers(&Schemes),
     tags(
         (name = "orders", description = "Orders and their deliveries"),
@@ -117,5 +120,17 @@ mod tests {
             .map(|r| (if r.method == Verb::Get { "get" } else { "post" }.to_owned(), r.path.to_owned()))
             .collect();
         assert_eq!(described, table);
+    }
+
+    /// Whoever reads the description finds every schema that it names.
+    #[test]
+    fn every_reference_leads_somewhere() {
+        let api = serde_json::to_value(Description::openapi()).unwrap();
+        let text = api.to_string();
+        let mut references = text.split("\"$ref\":\"#").skip(1).map(|rest| rest.split('"').next().unwrap()).peekable();
+        assert!(references.peek().is_some());
+        for path in references {
+            assert!(api.pointer(path).is_some(), "{path}");
+        }
     }
 }

@@ -15,6 +15,9 @@ use super::idempotency::InFlight;
 use super::rate::Rates;
 use super::settings::Settings;
 
+/// One part in so many of the requests under way may be of callers who were not recognised.
+const STRANGERS_SHARE: usize = 4;
+
 /// What all handlers share.
 pub(crate) struct State {
     pub(crate) settings: Settings,
@@ -23,6 +26,8 @@ pub(crate) struct State {
     pub(crate) rates: Rates,
     /// A permit for each request under way.
     pub(crate) requests: Semaphore,
+    /// One more for each of nobody in particular: whoever sends slowly and proves nothing leaves room for the others.
+    pub(crate) strangers: Semaphore,
     pub(crate) feed: Feed,
     pub(crate) in_flight: InFlight,
     pub(crate) metrics: PrometheusHandle,
@@ -41,6 +46,7 @@ impl State {
         Arc::new(State {
             rates: Rates::new(&settings),
             requests: Semaphore::new(settings.requests_max),
+            strangers: Semaphore::new(settings.requests_max.div_ceil(STRANGERS_SHARE)),
             feed: Feed::new(&ledger, settings.feeds_max),
             in_flight: InFlight::default(),
             settings,

@@ -39,7 +39,7 @@ pub(crate) fn verify(
     let mut time = None;
     let mut signatures = Vec::new();
     for item in header.split(',') {
-        match item.trim().split_once('=') {
+        match item.split_once('=') {
             Some(("t", value)) if time.is_none() => {
                 let digits = value.bytes().all(|b| b.is_ascii_digit());
                 time = Some(value.parse::<i64>().ok().filter(|_| digits).map(|t| (t, value)));
@@ -163,11 +163,12 @@ impl Event {
 }
 
 /// Decimal digits of the unit that the provider counts a currency in: its lists of zero-decimal and three-decimal currencies,
-/// and two for all others.
+/// and two for all others. ISK and UGX have none of their own and two with the provider ("to charge 5 UGX, provide an amount value
+/// of 500", docs.stripe.com/currencies, special cases): read as zero-decimal, a hundredth of the price would pay an order.
 fn exponent(currency: &str) -> i64 {
     match currency {
-        "BIF" | "CLP" | "DJF" | "GNF" | "JPY" | "KMF" | "KRW" | "MGA" | "PYG" | "RWF" | "VND" | "UGX" | "VUV"
-        | "XAF" | "XOF" | "XPF" => 0,
+        "BIF" | "CLP" | "DJF" | "GNF" | "JPY" | "KMF" | "KRW" | "MGA" | "PYG" | "RWF" | "VND" | "VUV" | "XAF"
+        | "XOF" | "XPF" => 0,
         "BHD" | "JOD" | "KWD" | "OMR" | "TND" => 3,
         _ => 2,
     }
@@ -226,6 +227,13 @@ mod tests {
         assert_eq!(rescaled(&money(1250, 2), 1), Some(money(125, 1)));
         assert_eq!(rescaled(&money(1255, 2), 1), None);
         assert_eq!(rescaled(&money(i64::MAX, 0), 4), None);
+    }
+
+    #[test]
+    fn currencies_are_counted_as_the_provider_counts_them() {
+        for (currency, digits) in [("JPY", 0), ("MGA", 0), ("KWD", 3), ("EUR", 2), ("ISK", 2), ("UGX", 2), ("HUF", 2)] {
+            assert_eq!(exponent(currency), digits, "{currency}");
+        }
     }
 
     #[test]

@@ -129,6 +129,15 @@ fn feeds_are_bounded_and_pages_are_filtered() {
     assert_eq!(of(&format!("since={time}")).body["events"][0], all[3]);
     let before = of(&format!("until={time}")).body["events"].as_array().unwrap().clone();
     assert_eq!(before.last().unwrap(), &all[2]);
+    // Times without a fraction, with an offset, with nanoseconds.
+    for (query, found) in [
+        ("since=2020-01-01T00:00:00Z", 5),
+        ("since=2020-01-01T00:00:00%2B02:00", 5),
+        ("until=2020-01-01T00:00:00.123456789Z", 0),
+    ] {
+        let page = of(&format!("type=order.&{query}"));
+        assert_eq!(page.body["events"].as_array().map(Vec::len), Some(found), "{query}: {:?}", page.body);
+    }
     for bad in ["limit=0", "limit=501", "limit=x", "after=x", "since=yesterday", "stream=x", "nonsense=1"] {
         assert_eq!(of(bad).said(), (400, "INVALID_REQUEST"), "{bad}");
     }

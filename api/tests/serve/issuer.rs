@@ -2,14 +2,14 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{Start, ledger, now};
+use crate::support::{Start, ledger, now, python};
 
 pub(crate) const ISS: &str = "https://issuer.example";
 pub(crate) const AUD: &str = "ledger";
@@ -20,19 +20,10 @@ pub(crate) struct Issuer {
     pipes: Mutex<(ChildStdin, BufReader<ChildStdout>)>,
 }
 
-/// The Python of the independent checks.
-fn python() -> PathBuf {
-    let made = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/python/bin/python");
-    std::env::var_os("LEDGER_PYTHON").map_or_else(|| made.into(), PathBuf::from)
-}
-
 impl Issuer {
     pub(crate) fn start() -> Issuer {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/serve/issuer.py");
-        let mut command = Command::new(python());
-        let spawned = command.arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
-        let mut child =
-            spawned.expect("the test command makes the Python environment: run .ci/run, or set LEDGER_PYTHON");
+        let mut child = python().arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let pipes = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
         Issuer { child, pipes: Mutex::new(pipes) }
     }

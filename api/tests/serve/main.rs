@@ -2,7 +2,10 @@
 #![allow(missing_docs)]
 
 mod access;
+mod contract;
+mod faults;
 mod feed;
+mod hostile;
 mod issuer;
 mod operations;
 mod orders;
@@ -10,6 +13,7 @@ mod paths;
 mod pki;
 mod rates;
 mod settings;
+mod stripe;
 mod support;
 mod tls;
 mod tokens;

@@ -40,6 +40,10 @@ fn an_order_goes_from_checkout_to_its_licence() {
     );
     // Asked again, it is as it was.
     assert_eq!(service.post(&format!("/order/{id}/finalize"), &json!({})).body, done.body);
+    let bare = service.request("POST", &format!("/order/{id}/finalize")).send().unwrap();
+    assert_eq!(crate::support::Answer::of(bare).body, done.body, "there is nothing to say");
+    let text = service.request("POST", &format!("/order/{id}/finalize")).body("{}").send().unwrap();
+    assert_eq!(crate::support::Answer::of(text).said(), (415, "UNSUPPORTED_MEDIA_TYPE"));
 
     let license = ann.get(&format!("/order/{id}/license")).body["license"].clone();
     assert_eq!(license, done.body["license"]);

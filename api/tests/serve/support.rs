@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use ledger_engine::keys::SigningKey;
@@ -19,6 +19,7 @@ pub(crate) struct Server {
     pub(crate) dir: PathBuf,
     /// What it wrote to standard error so far.
     log: Arc<Mutex<String>>,
+    operator: OnceLock<Api>,
 }
 
 pub(crate) fn ledger() -> Command {
@@ -44,6 +45,12 @@ pub(crate) fn run_to_end(command: &mut Command) -> Output {
         std::thread::sleep(Duration::from_millis(5));
     }
     child.wait_with_output().unwrap()
+}
+
+/// The Python of the independent checks.
+pub(crate) fn python() -> Command {
+    let python = std::env::var("LEDGER_PYTHON");
+    Command::new(python.expect("the test command makes the Python environment: run .ci/run, or set LEDGER_PYTHON"))
 }
 
 /// How to start a server.
@@ -107,7 +114,7 @@ impl Start {
         };
         // Whatever else it says is read, so that it never waits for a reader.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
-        Server { child, url, dir: self.dir, log }
+        Server { child, url, dir: self.dir, log, operator: OnceLock::new() }
     }
 }
 
@@ -152,6 +159,28 @@ impl Server {
         let out = ledger().arg("--dir").arg(&self.dir).args(["token", "--sub", sub, "--role", role]).output().unwrap();
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         String::from_utf8(out.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Entries of all chains. Nothing else may append meanwhile, such as a checkpoint.
+    pub(crate) fn entries(&self) -> u64 {
+        let metrics = self.operator.get_or_init(|| self.of("op@example.org", "operator")).get("/metrics").body;
+        let text = metrics.as_str().unwrap();
+        let sizes = text.lines().filter_map(|line| line.strip_prefix("ledger_chain_size{")?.split_once("} "));
+        sizes.map(|(_, size)| size.parse::<u64>().unwrap()).sum()
+    }
+
+    /// Resident memory in KiB, and open files.
+    pub(crate) fn weight(&self) -> (u64, usize) {
+        let proc = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let status = std::fs::read_to_string(proc.join("status")).unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+        let kib = line.split_whitespace().next().unwrap().parse().unwrap();
+        (kib, std::fs::read_dir(proc.join("fd")).unwrap().count())
+    }
+
+    /// Host and port.
+    pub(crate) fn address(&self) -> &str {
+        self.url.split_once("://").unwrap().1
     }
 
     pub(crate) fn client(&self, token: Option<&str>) -> Api {

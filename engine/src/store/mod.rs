@@ -5,6 +5,8 @@ pub mod postgres;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
+use std::collections::{HashMap, HashSet};
+
 use crate::body::{Body, BodyError};
 use crate::commit::{CommitSignature, Statement};
 use crate::domain::projection::{Row, Table};
@@ -129,6 +131,15 @@ pub struct StoredCommit {
     pub signatures: Vec<CommitSignature>,
 }
 
+/// What [`Store::look_up`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LookedUp {
+    /// Index of the first entry with each idempotency hash that is known.
+    pub keys: HashMap<Hash, u64>,
+    /// The streams that there are.
+    pub streams: HashSet<String>,
+}
+
 /// Why a store could not do what was asked. The variants tell what the writer may do next.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -194,6 +205,11 @@ pub trait Store: Send + Sync {
     fn append_locked(&self, chain: u32, make: &mut MakeCommit<'_>) -> Result<(), StoreError>;
     /// After [`StoreError::Unknown`]: locks the head and compares it with the batch.
     fn settle(&self, batch: &CommitBatch) -> Result<Settled, StoreError>;
+    /// Whether the first `size` entries of a chain, at least one, end with this entry hash; `true` only once they are durable.
+    /// Where a commit can be read before it is durable, this waits.
+    fn confirm(&self, chain: u32, size: u64, hash: &Hash) -> Result<bool, StoreError> {
+        Ok(self.entry(chain, size - 1)?.is_some_and(|e| e.entry_hash == *hash))
+    }
 
     /// One entry.
     fn entry(&self, chain: u32, index: u64) -> Result<Option<Entry>, StoreError>;
@@ -231,6 +247,17 @@ pub trait Store: Send + Sync {
     fn private(&self, chain: u32, index: u64) -> Result<Option<Vec<u8>>, StoreError>;
     /// Index of the first entry with an idempotency hash, where a row of its own holds it (FORMAT.md section 9).
     fn idempotency(&self, chain: u32, key: &Hash) -> Result<Option<u64>, StoreError>;
+    /// [`Store::idempotency`] of many keys, and which of many streams there are, at once.
+    fn look_up(&self, chain: u32, keys: &[Hash], streams: &[String]) -> Result<LookedUp, StoreError> {
+        let mut found = LookedUp::default();
+        for key in keys {
+            found.keys.extend(self.idempotency(chain, key)?.map(|index| (*key, index)));
+        }
+        for stream in streams {
+            found.streams.extend(self.stream_head(chain, stream)?.map(|_| stream.clone()));
+        }
+        Ok(found)
+    }
     /// A complete tile's 8,192 bytes.
     fn tile(&self, chain: u32, level: u32, n: u64) -> Result<Option<Vec<u8>>, StoreError>;
     /// The projection row that the entry at `index` made; no row of [`IDEMPOTENCY`](crate::domain::projection::IDEMPOTENCY).
@@ -242,7 +269,8 @@ pub trait Store: Send + Sync {
 
     /// The checkpoint of the largest recorded size.
     fn last_checkpoint(&self, chain: u32) -> Result<Option<CheckpointRow>, StoreError>;
-    /// Records size and root before they are signed. Keeps a row that is there.
+    /// Records size and root before they are signed. Keeps a row that is there. When it returns `Ok`, the row and the entries
+    /// before that size are durable.
     fn record_checkpoint(&self, row: &CheckpointRow) -> Result<(), StoreError>;
     /// Stores the signed note of a recorded checkpoint.
     fn sign_checkpoint(&self, row: &CheckpointRow) -> Result<(), StoreError>;

@@ -1,7 +1,9 @@
 //! Ledgers in a real PostgreSQL, each in a database of its own.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use ledger_engine::hash::Hash;
 use ledger_engine::ledger::Ledger;
 use ledger_engine::store::postgres::{PostgresOptions, PostgresStore, migrate};
 use test_servers::Server;
@@ -16,7 +18,7 @@ pub fn database() -> String {
 }
 
 /// Migrating blocks, which an async test may not.
-fn migrate_away(url: &str) {
+pub fn migrate_away(url: &str) {
     std::thread::scope(|s| s.spawn(|| migrate(url).unwrap()).join().unwrap());
 }
 
@@ -46,4 +48,12 @@ pub async fn create(url: &str, chains: u32) -> Ledger {
 
 pub async fn open(url: &str) -> Ledger {
     Ledger::open(config(store(url))).await.unwrap()
+}
+
+/// Judges a ledger with the verifier, which blocks.
+pub async fn verify(url: &str, id: Hash) {
+    let url = url.to_owned();
+    let judge = move || audit_verify::verify_path(Path::new(&url), Some(id));
+    let report = tokio::task::spawn_blocking(judge).await.unwrap();
+    assert_eq!(report.exit(), 0, "{}", report.to_text());
 }

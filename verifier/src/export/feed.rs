@@ -14,9 +14,9 @@ use crate::prove::{Prepared, Stop, check, suspect};
 use crate::row::Digests;
 
 /// Blocks that are worked on or wait for their turn.
-const BLOCKS: usize = 6;
+const BLOCKS: usize = 8;
 /// Blocks' lines that wait for the judge.
-const AHEAD: usize = 2;
+const AHEAD: usize = 4;
 
 /// What a line says.
 pub(crate) enum Item {
@@ -103,7 +103,8 @@ fn parse(block: Block, ledger_id: &Hash) -> Result<Parsed, String> {
 fn item(line: Line<'_>) -> Option<Item> {
     Some(match line {
         Line::Entry(entry) => {
-            entry.header.check().ok()?;
+            // The stream's name is parsed with the rest.
+            entry.header.check_beside_stream().ok()?;
             let EntryLine { header, entry_hash, parent_index, body } = *entry;
             let digests = Digests::of(&header, body);
             Item::Entry(Box::new(Prepared::new(&header, &digests, entry_hash, parent_index, body)?))

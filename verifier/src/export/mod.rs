@@ -7,6 +7,7 @@ mod rows;
 
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use ledger_engine::domain::projection::Cell;
@@ -213,6 +214,31 @@ impl Tables for Export {
 
     fn export(&self) -> Option<&Export> {
         Some(self)
+    }
+
+    /// An export has no heads: those of chains are what the manifest says, those of streams follow from the lines.
+    fn keyed(&self, table: &str, key: &[Cell]) -> Result<Vec<Vec<Cell>>, SourceError> {
+        match (table, key) {
+            ("chain_heads", [chain]) => {
+                let range = self.manifest.chains.iter().find(|range| Cell::from(range.chain) == *chain);
+                let row = |range: &ChainRange| {
+                    vec![chain.clone(), range.to.into(), Cell::Blob(range.last_hash.0.to_vec()), Cell::Null]
+                };
+                Ok(range.map(row).into_iter().collect())
+            }
+            ("stream_heads", [chain, stream]) => self.rows_of_lines()?.tables.stream_head(chain, stream),
+            // A tile that is not stored is computed from the entries.
+            ("tiles", _) => Ok(Vec::new()),
+            _ => self.rows_of_lines()?.tables.keyed(table, key),
+        }
+    }
+
+    fn span(&self, table: &str, chain: u64, range: Range<u64>) -> Result<Vec<Vec<Cell>>, SourceError> {
+        self.rows_of_lines()?.tables.span(table, chain, range)
+    }
+
+    fn last(&self, table: &str, chain: u64, to: u64) -> Result<Option<Vec<Cell>>, SourceError> {
+        self.rows_of_lines()?.tables.last(table, chain, to)
     }
 
     /// The first entry's line, if the first file begins as it should.

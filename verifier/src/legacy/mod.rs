@@ -9,7 +9,6 @@ mod report;
 mod resolve;
 mod row;
 mod signers;
-mod spill;
 #[cfg(feature = "postgres")]
 mod table;
 mod time;

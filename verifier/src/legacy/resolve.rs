@@ -12,8 +12,8 @@ use ledger_engine::merkle::CompactRange;
 use sha2::{Digest, Sha256};
 
 use super::judge::{Judged, Link};
-use super::spill::{Sorter, Spool, Texts};
 use crate::finding::Code;
+use crate::spill::{Sorter, Spool, Texts};
 
 /// A source may have this many rows.
 pub(crate) const ROWS_MAX: u64 = u32::MAX as u64 - 16;

@@ -17,9 +17,9 @@ use super::report::{AdoptionReport, KeyReport, LegacyReport};
 use super::resolve::{Extent, LinkFault, Links, Position, Prefix, ROWS_MAX, Resolved, Timed};
 use super::row::Rows;
 use super::signers::Signers;
-use super::spill::Texts;
 use crate::finding::{Code, Finding};
 use crate::report::Verdict;
+use crate::spill::Texts;
 
 /// Findings that a report lists one by one, the first in chain order. All are counted.
 pub const FINDINGS_LISTED: usize = 20_000;

@@ -22,7 +22,8 @@ use ledger_engine::hash::Hash;
 use ledger_engine::registry::Registry;
 use rayon::prelude::*;
 
-use self::multiset::{RowKey, Sum, Sums};
+use self::multiset::Sums;
+pub(crate) use self::multiset::{RowKey, Sum};
 use self::since::{Earlier, Loader, Start};
 pub(crate) use self::walk::Prepared;
 use self::walk::Walk;
@@ -149,7 +150,7 @@ pub(crate) fn prove(
 }
 
 /// How many entries the source claims: for progress only.
-fn claimed_size(tables: &dyn Tables) -> Result<u64, SourceError> {
+pub(crate) fn claimed_size(tables: &dyn Tables) -> Result<u64, SourceError> {
     if let Some(export) = tables.export() {
         return Ok(export.entries());
     }

@@ -1,31 +1,22 @@
 //! Folded states of one chain's orders and SKUs. The ones used last are in memory, the others in a temporary file, so that
 //! memory does not grow with the ledger.
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::hash::{BuildHasher as _, RandomState};
-use std::io::Write as _;
-use std::num::NonZeroUsize;
-use std::os::unix::fs::FileExt as _;
-
 use ledger_engine::domain::case::Case;
 use ledger_engine::domain::projection::{Cell, case_rows, sku_row};
 use ledger_engine::domain::sku::Sku;
 use ledger_engine::hash::Hash;
 use ledger_engine::stream::{CaseId, Stream};
-use lru::LruCache;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::Stop;
 use super::multiset::{RowKey, Sums};
+use crate::spill::Shelf;
 
 /// States in memory; one takes about a kilobyte.
 pub(super) const HOT: usize = 32_768;
 /// This part of them leaves memory at once.
 const EVICTED: usize = 4;
-/// Bytes of the file's write buffer.
-const BUFFER: usize = 4 << 20;
 
 /// Last and first entry of a stream.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -84,61 +75,45 @@ pub(super) struct States<'a> {
     chain: u32,
     /// `None`: no rows are compared.
     key: Option<&'a RowKey>,
-    hot: LruCache<Key, Box<Held>>,
-    capacity: usize,
-    /// Where in the file a state lies, by a hash of its key under a secret of this run.
-    cold: HashMap<u64, u64>,
-    secret: RandomState,
-    file: Option<File>,
-    buffer: Vec<u8>,
-    /// Bytes in the file.
-    flushed: u64,
+    shelf: Shelf<Key, Held>,
 }
 
 impl<'a> States<'a> {
     /// `capacity`: how many stay in memory.
     pub(super) fn new(chain: u32, key: Option<&'a RowKey>, capacity: usize) -> States<'a> {
-        let hot = LruCache::new(NonZeroUsize::new(capacity + 1).unwrap_or(NonZeroUsize::MIN));
-        let secret = RandomState::new();
-        States { chain, key, hot, capacity, cold: HashMap::new(), secret, file: None, buffer: Vec::new(), flushed: 0 }
+        States { chain, key, shelf: Shelf::new(capacity) }
     }
 
     /// The state of an order or SKU, a new one if it was never asked for.
     pub(super) fn get(&mut self, key: Key, sums: &mut Sums) -> Result<&mut Held, Stop> {
-        if !self.hot.contains(&key) {
-            let held = match self.cold.remove(&self.secret.hash_one(key)) {
-                Some(at) => self.read(at, key)?,
-                None => Box::new(Held::new(key)),
-            };
+        if self.shelf.hot(&key).is_none() {
+            let held = self.shelf.take_cold(key).map_err(spilled)?.unwrap_or_else(|| Box::new(Held::new(key)));
             for (table, digest, _) in self.key.iter().flat_map(|key| held.digests(self.chain, key, false)) {
                 sums.remove(table, &digest);
             }
             self.put(key, held, sums)?;
         }
-        self.hot.get_mut(&key).map(Box::as_mut).ok_or_else(|| Stop::Suspect("a state was lost".into()))
+        self.shelf.hot(&key).ok_or_else(|| Stop::Suspect("a state was lost".into()))
     }
 
     /// Takes a state whose rows were not added, such as one from before the walk began.
     pub(super) fn put(&mut self, key: Key, held: Box<Held>, sums: &mut Sums) -> Result<(), Stop> {
-        if self.hot.len() >= self.capacity {
-            self.evict((self.capacity / EVICTED).max(1), sums)?;
+        for item in self.release(self.shelf.surplus(EVICTED), sums) {
+            self.shelf.store(&item).map_err(spilled)?;
         }
-        self.hot.put(key, held);
+        self.shelf.put(key, held);
         Ok(())
     }
 
     /// Adds the rows of every state that is still in memory.
     pub(super) fn finish(mut self, sums: &mut Sums) -> Result<(), Stop> {
-        while !self.hot.is_empty() {
-            let count = self.hot.len().min(HOT / EVICTED);
-            self.release(count, sums);
-        }
+        while !self.release(HOT / EVICTED, sums).is_empty() {}
         Ok(())
     }
 
     /// Takes the states out that were not used for longest, and adds their rows.
     fn release(&mut self, count: usize, sums: &mut Sums) -> Vec<(Key, Box<Held>)> {
-        let out: Vec<(Key, Box<Held>)> = (0..count).map_while(|_| self.hot.pop_lru()).collect();
+        let out: Vec<(Key, Box<Held>)> = (0..count).map_while(|_| self.shelf.pop()).collect();
         let (chain, key) = (self.chain, self.key);
         if let Some(key) = key {
             let keep = sums.kept.is_some();
@@ -147,52 +122,10 @@ impl<'a> States<'a> {
         }
         out
     }
+}
 
-    fn evict(&mut self, count: usize, sums: &mut Sums) -> Result<(), Stop> {
-        for item in self.release(count, sums) {
-            let at = self.flushed + self.buffer.len() as u64;
-            let bytes = postcard::to_allocvec(&item).map_err(|e| Stop::Spill(e.to_string()))?;
-            self.buffer.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-            self.buffer.extend_from_slice(&bytes);
-            // Two keys with one hash: the first would be lost, so this ledger is judged the long way.
-            if self.cold.insert(self.secret.hash_one(item.0), at).is_some() {
-                return Err(Stop::Suspect("two states with one hash".into()));
-            }
-        }
-        if self.buffer.len() >= BUFFER {
-            let file = match &mut self.file {
-                Some(file) => file,
-                None => self.file.insert(tempfile::tempfile().map_err(|e| Stop::Spill(e.to_string()))?),
-            };
-            file.write_all(&self.buffer).map_err(|e| Stop::Spill(e.to_string()))?;
-            self.flushed += self.buffer.len() as u64;
-            self.buffer.clear();
-        }
-        Ok(())
-    }
-
-    fn read(&self, at: u64, key: Key) -> Result<Box<Held>, Stop> {
-        let mut len = [0; 4];
-        self.read_exact(at, &mut len)?;
-        let mut bytes = vec![0; u32::from_le_bytes(len) as usize];
-        self.read_exact(at + 4, &mut bytes)?;
-        let (found, held): (Key, Box<Held>) = postcard::from_bytes(&bytes).map_err(|e| Stop::Spill(e.to_string()))?;
-        if found != key {
-            return Err(Stop::Suspect("two states with one hash".into()));
-        }
-        Ok(held)
-    }
-
-    fn read_exact(&self, at: u64, out: &mut [u8]) -> Result<(), Stop> {
-        let lost = || Stop::Spill("a state is not in the temporary file".into());
-        // A record is in the file or in the buffer, never in both.
-        if let Some(at) = at.checked_sub(self.flushed) {
-            let from = at as usize;
-            out.copy_from_slice(self.buffer.get(from..from + out.len()).ok_or_else(lost)?);
-            return Ok(());
-        }
-        self.file.as_ref().ok_or_else(lost)?.read_exact_at(out, at).map_err(|e| Stop::Spill(e.to_string()))
-    }
+fn spilled(e: std::io::Error) -> Stop {
+    Stop::Spill(e.to_string())
 }
 
 #[cfg(test)]

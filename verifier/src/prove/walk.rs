@@ -2,12 +2,13 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, sync_channel};
 
 use compact_str::CompactString;
 use ledger_engine::adoption::Adoption;
 use ledger_engine::body::{BODY_BYTES_MAX, Body};
 use ledger_engine::commit::{ALG_ED25519, COMMIT_BYTES_MAX, COMMIT_SIGNATURES_MAX, Statement};
+use ledger_engine::document::{DocumentPlace, SignedDocument};
 use ledger_engine::domain::Occurrence;
 use ledger_engine::domain::money::Money;
 use ledger_engine::domain::projection::{Cell, TABLES, idempotency_row, needs_idempotency_row};
@@ -33,6 +34,8 @@ use crate::export::{Fed, Item};
 use crate::report::ChainReport;
 use crate::row::{Digests, blob, number, read_entry, text};
 
+/// Pieces whose signatures may still be on their way.
+const VERDICTS: usize = 8;
 /// Entry hashes kept, for what `chain.heads` says of its own chain.
 const RECENT: usize = 16_384;
 
@@ -92,6 +95,8 @@ struct Open {
     bytes: u64,
     /// First revision of the key registry among its entries.
     own_revision: Option<u64>,
+    /// Signed documents of its entries, by index.
+    documents: Vec<(u64, SignedDocument)>,
 }
 
 /// A signature to verify.
@@ -121,6 +126,8 @@ pub(super) struct Walk<'p, 'a> {
     checkpoints: VecDeque<Vec<Cell>>,
     open: Option<Open>,
     jobs: Vec<Signed>,
+    /// Whether the signatures of earlier pieces are good, in turn.
+    verdicts: VecDeque<Receiver<bool>>,
     /// Idempotency keys with a row, by a hash under a secret of this run.
     keys: HashSet<u64>,
     secret: RandomState,
@@ -163,6 +170,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             checkpoints: VecDeque::new(),
             open: None,
             jobs: Vec::new(),
+            verdicts: VecDeque::new(),
             keys: HashSet::new(),
             secret: RandomState::new(),
             last_key: None,
@@ -243,11 +251,28 @@ impl<'p, 'a> Walk<'p, 'a> {
         self.signed()
     }
 
-    /// Verifies the signatures that wait.
+    /// Has the signatures verified that wait, by others: nothing else depends on what they find. All of it is known in the end.
     fn signed(&mut self) -> Result<(), Stop> {
         let jobs = std::mem::take(&mut self.jobs);
-        let good = jobs.par_iter().all(|j| j.public_key.verify(&j.message, &j.signature));
-        check(good, "a commit's signature")
+        if !jobs.is_empty() {
+            let (sender, receiver) = sync_channel(1);
+            rayon::spawn(move || {
+                let good = jobs.par_iter().all(|j| j.public_key.verify(&j.message, &j.signature));
+                // Nobody waits for it if the walk has stopped.
+                let _ = sender.send(good);
+            });
+            self.verdicts.push_back(receiver);
+        }
+        self.await_verdicts(VERDICTS)
+    }
+
+    /// Waits until at most `open` pieces' signatures are not verified.
+    fn await_verdicts(&mut self, open: usize) -> Result<(), Stop> {
+        while self.verdicts.len() > open {
+            let Some(first) = self.verdicts.pop_front() else { break };
+            check(first.recv() == Ok(true), "the signature of a commit or a document")?;
+        }
+        Ok(())
     }
 
     /// Private documents come by this channel.
@@ -279,8 +304,11 @@ impl<'p, 'a> Walk<'p, 'a> {
     /// Tells how far it is. `Err`: the caller asked to stop.
     pub(super) fn tell(&mut self) -> Result<(), Stop> {
         let judged = self.prover.judged + self.size();
-        let go_on = self.prover.progress.is_none_or(|told| told(judged, self.prover.claimed_size));
-        if go_on { Ok(()) } else { Err(Stop::Asked(judged)) }
+        if self.prover.progress.is_none_or(|told| told(judged, self.prover.claimed_size)) {
+            return Ok(());
+        }
+        self.await_verdicts(0)?;
+        Err(Stop::Asked(judged))
     }
 
     fn entry(&mut self, entry: &Prepared) -> Result<(), Stop> {
@@ -296,9 +324,9 @@ impl<'p, 'a> Walk<'p, 'a> {
         {
             self.idempotency(&meta.idem, index)?;
         }
-        self.fold(entry)?;
+        let signed = self.fold(entry)?;
         let registry = (entry.stream == Stream::Ledger).then_some(h.revision);
-        self.commit(index, entry.row.leaf, entry.row.hash, bytes, registry)?;
+        self.commit((index, entry.row.leaf, entry.row.hash), bytes, registry, signed)?;
         self.last_hash = entry.row.hash;
         self.last_time_us = h.recorded_at_us;
         self.grow(entry)?;
@@ -370,8 +398,8 @@ impl<'p, 'a> Walk<'p, 'a> {
         Ok(())
     }
 
-    /// Continues the entry's stream and applies its event.
-    fn fold(&mut self, entry: &Prepared) -> Result<(), Stop> {
+    /// Continues the entry's stream and applies its event. Returns the event's signed document.
+    fn fold(&mut self, entry: &Prepared) -> Result<Option<SignedDocument>, Stop> {
         let h = &entry.row.header;
         let continued = |tip: Option<&Tip>| {
             let (index, revision, parent) =
@@ -405,7 +433,7 @@ impl<'p, 'a> Walk<'p, 'a> {
                 let tip = tip_after(tip);
                 self.report.streams += u64::from(h.revision == 1);
                 self.system.insert(entry.stream, tip);
-                return self.system_event(entry, &event);
+                return self.system_event(entry, &event).map(|()| None);
             }
         };
         let held = self.states.get(key, &mut self.prover.sums)?;
@@ -421,6 +449,7 @@ impl<'p, 'a> Walk<'p, 'a> {
                 self.report.streams += 1;
             }
         }
+        let mut signed = None;
         match state {
             State::Sku(sku) => {
                 check(Sku::apply(sku, &event).is_ok(), "a SKU's event")?;
@@ -431,6 +460,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             }
             State::Case(case) => {
                 let Ok(applied) = case.apply(&event) else { return suspect("an event that is not allowed") };
+                signed = applied.signed;
                 if let Some(claim) = applied.price_claim {
                     let listing = price_digest(CaseId::of_sku(&claim.sku_id), claim.revision, &claim.price);
                     if !self.prover.listed.contains(&listing) {
@@ -439,7 +469,7 @@ impl<'p, 'a> Walk<'p, 'a> {
                 }
             }
         }
-        Ok(())
+        Ok(signed)
     }
 
     /// The genesis entry of a chain.
@@ -519,19 +549,26 @@ impl<'p, 'a> Walk<'p, 'a> {
         Ok(())
     }
 
-    fn commit(&mut self, index: u64, leaf: Hash, entry: Hash, bytes: u64, registry: Option<u64>) -> Result<(), Stop> {
+    fn commit(
+        &mut self,
+        (index, leaf, entry): (u64, Hash, Hash),
+        bytes: u64,
+        registry: Option<u64>,
+        signed: Option<SignedDocument>,
+    ) -> Result<(), Stop> {
         if self.open.is_none() {
             let Some(commit) = self.commits.pop_front().as_deref().and_then(read_commit) else {
                 return suspect("an entry in no commit");
             };
             check(commit.first == index, "where a commit begins")?;
             let leaves = Vec::with_capacity(commit.size as usize);
-            self.open = Some(Open { commit, leaves, bytes: 0, own_revision: None });
+            self.open = Some(Open { commit, leaves, bytes: 0, own_revision: None, documents: Vec::new() });
         }
         let Some(open) = &mut self.open else { return suspect("no commit") };
         open.leaves.push(leaf);
         open.bytes += bytes;
         open.own_revision = open.own_revision.or(registry);
+        open.documents.extend(signed.map(|document| (index, document)));
         let complete = open.leaves.len() as u64 == open.commit.size;
         check(registry.is_none() || complete || index == 0, "a change of keys within a commit")?;
         if complete && let Some(open) = self.open.take() {
@@ -580,6 +617,15 @@ impl<'p, 'a> Walk<'p, 'a> {
             let message = statement.to_bytes(ALG_ED25519, kid);
             self.jobs.push(Signed { public_key: key.public_key.clone(), message, signature: signature.to_vec() });
         }
+        for (index, document) in open.documents {
+            let (ledger_id, chain) = (&self.prover.ledger_id, self.chain);
+            let place = DocumentPlace { ledger_id, chain, index, registry_size };
+            let Ok((key, message)) = document.claim(registry, place) else {
+                return suspect("the key of a signed document");
+            };
+            let (public_key, signature) = (key.public_key.clone(), document.signature);
+            self.jobs.push(Signed { public_key, message, signature });
+        }
         check((1..=COMMIT_SIGNATURES_MAX).contains(&kids.len()), "the number of a commit's signatures")?;
         self.report.commits += 1;
         self.report.signatures += kids.len() as u64;
@@ -616,6 +662,7 @@ impl<'p, 'a> Walk<'p, 'a> {
     /// The end of the chain: nothing may be left over, and its rows of the derived tables are complete.
     pub(super) fn finish(mut self) -> Result<ChainReport, Stop> {
         self.at_size()?;
+        self.await_verdicts(0)?;
         self.await_document()?;
         check(self.size() > 0 && self.open.is_none(), "the end of the chain")?;
         let compromised = |r: &KeyRecord| r.retired.as_ref().is_some_and(|r| r.compromised_since.is_some());

@@ -10,8 +10,9 @@ use ledger_engine::note::{Checkpoint, Note};
 use ledger_engine::prover::ProveError;
 use ledger_engine::store::Entry;
 use ledger_engine::stream::Stream;
-use ledger_engine::time::parse_rfc3339;
 use serde::{Deserialize, Deserializer, Serialize};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use utoipa::{IntoParams, ToSchema};
 
 use super::{Shared, in_time, visible_order};
@@ -56,11 +57,14 @@ pub(crate) struct EventsQuery {
     #[serde(rename = "type")]
     event_type: Option<String>,
     /// Only this stream.
+    #[param(
+        pattern = "^(ledger|heads|legacy|chain-[1-9][0-9]{0,8}|(order|sku)-[0-9a-f]{32}|delivery-[0-9a-f]{32}-[1-9][0-9]{0,8})$"
+    )]
     stream: Option<String>,
-    /// Recorded then or later, RFC 3339 in UTC.
+    /// Recorded then or later, RFC 3339.
     #[param(format = DateTime)]
     since: Option<String>,
-    /// Recorded before then, RFC 3339 in UTC.
+    /// Recorded before then, RFC 3339.
     #[param(format = DateTime)]
     until: Option<String>,
 }
@@ -79,8 +83,13 @@ pub(crate) struct EventsPage {
 }
 
 fn time(name: &str, text: Option<&str>) -> Result<Option<i64>, ApiError> {
-    let form = || ApiError::invalid(format!("{name} must be RFC 3339 in UTC, such as 2026-11-25T10:00:00Z"));
-    text.map(|text| parse_rfc3339(text).ok_or_else(form)).transpose()
+    let form = || ApiError::invalid(format!("{name} must be a time by RFC 3339, such as 2026-11-25T10:00:00Z"));
+    let parse = |text: &str| {
+        let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+        // Of nanoseconds the ledger knows nothing.
+        i64::try_from(at.unix_timestamp_nanos().div_euclid(1000)).ok()
+    };
+    text.map(|text| parse(text).ok_or_else(form)).transpose()
 }
 
 /// Entries of the whole ledger, by pages
@@ -384,10 +393,12 @@ pub(crate) async fn consistency(state: Shared, query: Query<ConsistencyQuery>) -
             None => last_checkpoint(&state, chain).await?.0.size,
         };
         let size = state.ledger.sizes().await?.get(chain as usize).copied().unwrap_or(0);
-        if !(1..=to).contains(&from) || to > size {
-            return Err(ApiError::invalid(format!(
-                "from and to must be sizes of the chain, 1 to {size}, from not beyond to"
-            )));
+        if from.max(to) > size {
+            // Not the caller's fault: of a size that a checkpoint has, this is the answer of a server that lost entries.
+            return Err(ApiError::not_found(format!("the chain has {size} entries, and not {}", from.max(to))));
+        }
+        if !(1..=to).contains(&from) {
+            return Err(ApiError::invalid("from must be at least 1, and not beyond to"));
         }
         let proof = state.ledger.consistency_proof(chain, from, to).await?;
         Ok(ConsistencyAnswer { ok: true, chain, from, to, proof: proof.iter().map(|h| h.to_hex()).collect() })

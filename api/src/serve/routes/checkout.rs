@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 
 use super::{Shared, append};
 use crate::serve::auth::Caller;
-use crate::serve::body::Json;
+use crate::serve::body::{Json, JsonObject};
 use crate::serve::error::{ApiError, Code, WriteErrors};
 use crate::serve::idempotency::required_key;
 use crate::serve::wire::Order;
@@ -37,10 +37,10 @@ pub(crate) struct CheckoutRequest {
     delivery_preferences: DeliveryPreferences,
     /// Anything for the invoice; kept where it can be erased.
     #[allow(dead_code, reason = "taken from the object as sent")]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<JsonObject>)]
     billing_metadata: Option<serde_json::Map<String, serde_json::Value>>,
     /// Anything of the client's; given back, kept where it can be erased.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<JsonObject>)]
     order_metadata: Option<serde_json::Map<String, serde_json::Value>>,
 }
 

@@ -104,7 +104,7 @@ async fn gauges(state: &Arc<State>) {
     ::metrics::gauge!("ledger_commands_waiting").set(stats.waiting as f64);
     ::metrics::gauge!("ledger_requests_under_way")
         .set((state.settings.requests_max - state.requests.available_permits()) as f64);
-    let Ok(sizes) = ledger.sizes().await else { return };
+    let Ok(sizes) = in_time(state, async { Ok(ledger.sizes().await?) }).await else { return };
     let now = std::time::SystemTime::now();
     for (chain, size) in (0_u32..).zip(sizes) {
         ::metrics::gauge!("ledger_chain_size", "chain" => chain.to_string()).set(size as f64);

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::{Shared, in_time, no_order, order_id, visible_order};
 use crate::serve::auth::Caller;
-use crate::serve::body::Json;
+use crate::serve::body::{Json, JsonObject};
 use crate::serve::error::{ApiError, Code, ReadErrors, WriteErrors};
 use crate::serve::state::State;
 
@@ -104,7 +104,7 @@ pub(crate) async fn license(state: Shared, caller: Caller, id: Path<String>) -> 
 pub(crate) struct VerifyRequest {
     /// As it was given to the buyer.
     #[allow(dead_code, reason = "taken from the object as sent")]
-    #[schema(value_type = Object)]
+    #[schema(value_type = JsonObject)]
     license: serde_json::Map<String, serde_json::Value>,
     /// The buyer's own id, as in tokens.
     #[schema(min_length = 1, max_length = 255)]

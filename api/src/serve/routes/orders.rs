@@ -11,7 +11,7 @@ use super::checkout::{OrderAnswer, REPLAYED, fingerprint};
 use super::licence::{Licence, licence_of};
 use super::{Shared, append, in_time, no_order, order_id, visible_order};
 use crate::serve::auth::Caller;
-use crate::serve::body::Json;
+use crate::serve::body::{Json, Optional};
 use crate::serve::error::{ApiError, Code, ReadErrors, WriteErrors};
 use crate::serve::idempotency::key_of;
 use crate::serve::state::State;
@@ -114,7 +114,8 @@ struct FinanceProof<'a> {
     tag = "orders",
     request_body = SettleRequest,
     params(("id" = String, Path, description = "32 hex characters"),
-           ("Idempotency-Key" = Option<String>, Header, description = "A value of your own for this request")),
+           ("Idempotency-Key" = Option<String>, Header, description = "A value of your own for this request",
+            min_length = 1, max_length = 255, pattern = "^[!#-\\[\\]-~]+$")),
     responses((status = 200, description = "The order", body = OrderAnswer), WriteErrors),
     security(("token" = []), ("certificate" = [])),
 )]
@@ -154,7 +155,8 @@ pub(crate) struct CancelRequest {
     tag = "orders",
     request_body = CancelRequest,
     params(("id" = String, Path, description = "32 hex characters"),
-           ("Idempotency-Key" = Option<String>, Header, description = "A value of your own for this request")),
+           ("Idempotency-Key" = Option<String>, Header, description = "A value of your own for this request",
+            min_length = 1, max_length = 255, pattern = "^[!#-\\[\\]-~]+$")),
     responses((status = 200, description = "The order", body = OrderAnswer), WriteErrors),
     security(("token" = []), ("certificate" = [])),
 )]
@@ -234,7 +236,8 @@ pub(crate) struct ReissueRequest {
     tag = "orders",
     request_body = ReissueRequest,
     params(("id" = String, Path, description = "A delivery's id"),
-           ("Idempotency-Key" = Option<String>, Header, description = "A value of your own for this request")),
+           ("Idempotency-Key" = Option<String>, Header, description = "A value of your own for this request",
+            min_length = 1, max_length = 255, pattern = "^[!#-\\[\\]-~]+$")),
     responses((status = 200, description = "The order", body = OrderAnswer), WriteErrors),
     security(("token" = []), ("certificate" = [])),
 )]
@@ -249,7 +252,8 @@ pub(crate) async fn reissue(
     let Some(Stream::Delivery(case, n)) = Stream::parse(&id) else { return Err(missing()) };
     let (key, body) = (key_of(&req)?, body.typed);
     // The command is about the current delivery; another one cannot be issued again.
-    let (order, _) = state.ledger.order_with_deliveries(case).await?.ok_or_else(missing)?;
+    let read = async { Ok(state.ledger.order_with_deliveries(case).await?) };
+    let (order, _) = in_time(&state, read).await?.ok_or_else(missing)?;
     let current = order.count("deliveries");
     if u64::from(n) > current {
         return Err(missing());
@@ -281,7 +285,7 @@ async fn change(
     Ok(answer.json(OrderAnswer { ok: true, order }))
 }
 
-/// Members are those of settle, and only needed for an order that is not settled yet.
+/// Members are those of settle, and only needed for an order that is not settled yet; without them the body may be left out.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct FinalizeRequest {
@@ -333,9 +337,10 @@ const STEPS_MAX: usize = 8;
     post,
     path = "/order/{id}/finalize",
     tag = "orders",
-    request_body = FinalizeRequest,
+    request_body = Option<FinalizeRequest>,
     params(("id" = String, Path, description = "32 hex characters"),
-           ("Idempotency-Key" = Option<String>, Header, description = "A value of your own for this request")),
+           ("Idempotency-Key" = Option<String>, Header, description = "A value of your own for this request",
+            min_length = 1, max_length = 255, pattern = "^[!#-\\[\\]-~]+$")),
     responses((status = 200, description = "Order, licence and delivery", body = FinalizeAnswer), WriteErrors),
     security(("token" = []), ("certificate" = [])),
 )]
@@ -344,13 +349,14 @@ pub(crate) async fn finalize(
     state: Shared,
     caller: Caller,
     id: Path<String>,
-    body: Json<FinalizeRequest>,
+    body: Optional<FinalizeRequest>,
 ) -> Result<HttpResponse, ApiError> {
-    let (case, key, body) = (order_id(&id)?, key_of(&req)?, body.typed);
+    let (case, key, body) = (order_id(&id)?, key_of(&req)?, body.0);
     let proof = body.proof()?;
     let mut last = None;
     for _ in 0..STEPS_MAX {
-        let (order, deliveries) = state.ledger.order_with_deliveries(case).await?.ok_or_else(no_order)?;
+        let read = async { Ok(state.ledger.order_with_deliveries(case).await?) };
+        let (order, deliveries) = in_time(&state, read).await?.ok_or_else(no_order)?;
         let command = match (order.text("status"), deliveries.is_empty()) {
             ("paid", _) => match &proof {
                 Some(proof) => settle_command(case, proof),

@@ -8,7 +8,7 @@ use ledger_engine::ledger::Appended;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Shared, append, header, no_order, order_id};
+use super::{Shared, append, header, in_time, no_order, order_id};
 use crate::serve::body::Raw;
 use crate::serve::error::{ApiError, WriteErrors};
 use crate::serve::state::State;
@@ -95,7 +95,9 @@ async fn captured(
     received: Money,
 ) -> Result<Appended, ApiError> {
     let mut command = about(order, "payment.capture", payment_id)?;
-    let row = state.ledger.order(order_id(order)?).await?.ok_or_else(no_order)?;
+    let case = order_id(order)?;
+    let read = async { Ok(state.ledger.order(case).await?) };
+    let row = in_time(state, read).await?.ok_or_else(no_order)?;
     // The provider counts in its own unit; the same amount is written in the order's, where that is exact.
     let same_currency = received.currency == row.text("currency");
     let counted = if same_currency { stripe::rescaled(&received, row.int("scale")) } else { None };

@@ -6,7 +6,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::{Shared, header};
+use super::{Shared, header, in_time};
 use crate::serve::error::{ApiError, ReadErrors};
 use crate::serve::feed::listen;
 
@@ -38,7 +38,10 @@ pub(crate) async fn stream(
     query: Query<StreamQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let now = match query.after.as_deref() {
-        Some("now") => Some(crate::serve::cursor::Cursor(state.ledger.sizes().await?).to_string()),
+        Some("now") => {
+            let sizes = in_time(&state, async { Ok(state.ledger.sizes().await?) }).await?;
+            Some(crate::serve::cursor::Cursor(sizes).to_string())
+        }
         _ => None,
     };
     let from = header(&req, "Last-Event-ID").or(now.as_deref()).or(query.after.as_deref());

@@ -1,7 +1,7 @@
 //! The production store: PostgreSQL 15 or newer, shared by any number of processes.
 //!
 //! An append is one short transaction in two round trips: `BEGIN` and the lock of the chain's head row; then, if the head
-//! is still the one that the commit was linked to, one statement for each table and `COMMIT`, sent together. Nothing of the commit
+//! is still the one that the commit was linked to, one statement that writes all tables and `COMMIT`, sent together. Nothing of the commit
 //! is sent before the lock is held, so whoever locks the head afterwards sees it whole or never. What is appended to one
 //! chain waits for no other: no row is shared by two chains.
 //!
@@ -11,19 +11,23 @@
 //! transaction that held the lock, and its own commit waits for the standby as theirs should have.
 
 mod migrate;
+mod queries;
 mod read;
 mod session;
 mod write;
 
 pub use migrate::{Migrated, SCHEMA_VERSION, migrate};
+pub use queries::texts as lookup_texts;
 pub use session::PostgresOptions;
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use session::{Session, Sessions};
 
 use super::{
-    ChainHead, CheckpointRow, CommitBatch, Entry, MakeCommit, Settled, Store, StoreError, StoredCommit, StreamHead,
+    ChainHead, CheckpointRow, CommitBatch, Entry, LookedUp, MakeCommit, Settled, Store, StoreError, StoredCommit,
+    StreamHead,
 };
 use crate::domain::projection::{Row, Table};
 use crate::hash::{EventId, Hash};
@@ -32,13 +36,15 @@ use crate::runs::{RUN_ENTRIES, find_in_run};
 /// The store in PostgreSQL.
 pub struct PostgresStore {
     sessions: Sessions,
+    /// Once there is a ledger: it never changes.
+    ledger_id: OnceLock<Hash>,
 }
 
 impl PostgresStore {
     /// Opens the schema for writing. Every connection goes to a server that accepts writes. The server's settings are
     /// checked: those without which an answer would not mean durable are refused.
     pub fn open(options: PostgresOptions) -> Result<PostgresStore, StoreError> {
-        let store = PostgresStore { sessions: Sessions::new(options, true)? };
+        let store = PostgresStore { sessions: Sessions::new(options, true)?, ledger_id: OnceLock::new() };
         store.sessions.run(async |s| {
             migrate::check_schema(s).await?;
             migrate::check_server(s).await
@@ -48,7 +54,7 @@ impl PostgresStore {
 
     /// Opens the schema for reading, on a replica too. The role of auditors may do it.
     pub fn open_read_only(options: PostgresOptions) -> Result<PostgresStore, StoreError> {
-        let store = PostgresStore { sessions: Sessions::new(options, false)? };
+        let store = PostgresStore { sessions: Sessions::new(options, false)?, ledger_id: OnceLock::new() };
         store.sessions.run(async |s| migrate::check_schema(s).await)?;
         Ok(store)
     }
@@ -60,7 +66,11 @@ impl Store for PostgresStore {
     }
 
     fn ledger_id(&self) -> Result<Option<Hash>, StoreError> {
-        self.sessions.run(read::ledger_id)
+        if let Some(id) = self.ledger_id.get() {
+            return Ok(Some(*id));
+        }
+        let found = self.sessions.run(read::ledger_id)?;
+        Ok(found.map(|id| *self.ledger_id.get_or_init(|| id)))
     }
 
     fn append(&self, batch: &CommitBatch) -> Result<(), StoreError> {
@@ -85,7 +95,14 @@ impl Store for PostgresStore {
     }
 
     fn settle(&self, batch: &CommitBatch) -> Result<Settled, StoreError> {
-        self.sessions.write(async |session| write::settle(session, batch).await)
+        let (size, hash) = (batch.after.size(), &batch.after.hash);
+        let committed = self.confirm(batch.before.chain, size, hash)?;
+        Ok(if committed { Settled::Committed } else { Settled::NotCommitted })
+    }
+
+    fn confirm(&self, chain: u32, size: u64, hash: &Hash) -> Result<bool, StoreError> {
+        let stored = self.sessions.write(async |session| write::confirmed_hash(session, chain, size - 1).await)?;
+        Ok(stored == Some(*hash))
     }
 
     fn entry(&self, chain: u32, index: u64) -> Result<Option<Entry>, StoreError> {
@@ -93,11 +110,13 @@ impl Store for PostgresStore {
     }
 
     fn entries(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
-        self.sessions.run(async |s| read::entries(s, chain, from, limit).await)
+        let Some(id) = self.ledger_id()? else { return Ok(Vec::new()) };
+        self.sessions.run(async |s| read::entries(s, id, chain, from, limit).await)
     }
 
     fn stream(&self, chain: u32, stream: &str) -> Result<Vec<Entry>, StoreError> {
-        self.sessions.run(async |s| read::stream(s, chain, stream).await)
+        let Some(id) = self.ledger_id()? else { return Ok(Vec::new()) };
+        self.sessions.run(async |s| read::stream(s, id, chain, stream).await)
     }
 
     fn stream_head(&self, chain: u32, stream: &str) -> Result<Option<StreamHead>, StoreError> {
@@ -143,6 +162,10 @@ impl Store for PostgresStore {
 
     fn idempotency(&self, chain: u32, key: &Hash) -> Result<Option<u64>, StoreError> {
         self.sessions.run(async |s| read::idempotency(s, chain, key).await)
+    }
+
+    fn look_up(&self, chain: u32, keys: &[Hash], streams: &[String]) -> Result<LookedUp, StoreError> {
+        self.sessions.run(async |s| read::look_up(s, chain, keys, streams).await)
     }
 
     fn tile(&self, chain: u32, level: u32, n: u64) -> Result<Option<Vec<u8>>, StoreError> {

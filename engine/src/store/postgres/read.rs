@@ -3,19 +3,17 @@
 use tokio_postgres::Row as SqlRow;
 use tokio_postgres::types::{FromSql, ToSql, Type};
 
+use super::queries::{self, Query};
 use super::session::{Session, failed};
 use crate::commit::CommitSignature;
 use crate::domain::projection::{Cell, Row, Table};
 use crate::hash::Hash;
 use crate::header::{FORMAT_VERSION, Header};
 use crate::merkle::CompactRange;
-use crate::store::{ChainHead, CheckpointRow, Entry, StoreError, StoredCommit, StreamHead};
+use crate::store::{ChainHead, CheckpointRow, Entry, LookedUp, StoreError, StoredCommit, StreamHead};
 
-const ENTRY_COLUMNS: &str = "chain, idx, prev_hash, stream, revision, parent_hash, event_id, event_type, \
-     schema_version, recorded_at_us, body_hash, body_sha256, entry_hash, parent_index, body";
-
-async fn query(session: &Session, text: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<SqlRow>, StoreError> {
-    let statement = session.prepare(text).await.map_err(failed)?;
+async fn ask(session: &Session, query: &Query, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<SqlRow>, StoreError> {
+    let statement = session.prepare(query.text()).await.map_err(failed)?;
     session.query(&statement, parameters).await.map_err(failed)
 }
 
@@ -40,12 +38,11 @@ pub(super) fn head_of_row(row: &SqlRow) -> Result<ChainHead, StoreError> {
 }
 
 pub(super) async fn heads(session: &Session) -> Result<Vec<ChainHead>, StoreError> {
-    let text = "SELECT chain, size, head_hash, compact_range FROM ledger.chain_heads ORDER BY chain";
-    query(session, text, &[]).await?.iter().map(head_of_row).collect()
+    ask(session, &queries::HEADS, &[]).await?.iter().map(head_of_row).collect()
 }
 
 pub(super) async fn ledger_id(session: &Session) -> Result<Option<Hash>, StoreError> {
-    let rows = query(session, "SELECT ledger_id FROM ledger.ledger", &[]).await?;
+    let rows = ask(session, &queries::LEDGER_ID, &[]).await?;
     rows.first().map(|row| hash(row, 0)).transpose()
 }
 
@@ -79,27 +76,25 @@ fn entry(row: &SqlRow, ledger_id: Hash) -> Result<Entry, StoreError> {
     })
 }
 
-pub(super) async fn entries(session: &Session, chain: u32, from: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
-    let Some(id) = ledger_id(session).await? else { return Ok(Vec::new()) };
-    let text =
-        format!("SELECT {ENTRY_COLUMNS} FROM ledger.entries WHERE chain = $1 AND idx >= $2 ORDER BY idx LIMIT $3");
-    let rows = query(session, &text, &[&(chain as i32), &(from as i64), &(limit as i64)]).await?;
-    rows.iter().map(|row| entry(row, id)).collect()
+pub(super) async fn entries(
+    session: &Session,
+    ledger_id: Hash,
+    chain: u32,
+    from: u64,
+    limit: usize,
+) -> Result<Vec<Entry>, StoreError> {
+    let rows = ask(session, &queries::ENTRIES, &[&(chain as i32), &(from as i64), &(limit as i64)]).await?;
+    rows.iter().map(|row| entry(row, ledger_id)).collect()
 }
 
-/// Follows the stream's links back from its head: each step finds one row by the primary key, so that no index of stream
-/// names has to grow with every entry.
-pub(super) const STREAM: &str = "WITH RECURSIVE back AS ( \
-     SELECT e.* FROM ledger.stream_heads h JOIN ledger.entries e ON e.chain = h.chain AND e.idx = h.head_index \
-     WHERE h.chain = $1 AND h.stream = $2 \
-     UNION ALL \
-     SELECT e.* FROM back b JOIN ledger.entries e ON e.chain = b.chain AND e.idx = b.parent_index AND b.parent_index < b.idx) ";
-
-pub(super) async fn stream(session: &Session, chain: u32, stream: &str) -> Result<Vec<Entry>, StoreError> {
-    let Some(id) = ledger_id(session).await? else { return Ok(Vec::new()) };
-    let text = format!("{STREAM} SELECT {ENTRY_COLUMNS} FROM back ORDER BY idx");
-    let rows = query(session, &text, &[&(chain as i32), &stream]).await?;
-    let entries: Vec<Entry> = rows.iter().map(|row| entry(row, id)).collect::<Result<_, _>>()?;
+pub(super) async fn stream(
+    session: &Session,
+    ledger_id: Hash,
+    chain: u32,
+    stream: &str,
+) -> Result<Vec<Entry>, StoreError> {
+    let rows = ask(session, &queries::STREAM, &[&(chain as i32), &stream]).await?;
+    let entries: Vec<Entry> = rows.iter().map(|row| entry(row, ledger_id)).collect::<Result<_, _>>()?;
     let whole = entries.iter().zip(1..).all(|(e, n)| e.header.stream == stream && e.header.revision == n);
     if !whole {
         let text = format!("stream {stream} of chain {chain} does not hold together; verify the ledger");
@@ -109,9 +104,7 @@ pub(super) async fn stream(session: &Session, chain: u32, stream: &str) -> Resul
 }
 
 pub(super) async fn stream_head(session: &Session, chain: u32, stream: &str) -> Result<Option<StreamHead>, StoreError> {
-    let text =
-        "SELECT revision, head_hash, head_index, first_index FROM ledger.stream_heads WHERE chain = $1 AND stream = $2";
-    let rows = query(session, text, &[&(chain as i32), &stream]).await?;
+    let rows = ask(session, &queries::STREAM_HEAD, &[&(chain as i32), &stream]).await?;
     let head = |row: &SqlRow| {
         Ok(StreamHead {
             revision: count(row, 0)?,
@@ -124,8 +117,7 @@ pub(super) async fn stream_head(session: &Session, chain: u32, stream: &str) -> 
 }
 
 pub(super) async fn run(session: &Session, chain: u32, run: u64) -> Result<Option<Vec<u8>>, StoreError> {
-    let text = "SELECT ids FROM ledger.event_id_runs WHERE chain = $1 AND run = $2";
-    let rows = query(session, text, &[&(chain as i32), &(run as i64)]).await?;
+    let rows = ask(session, &queries::RUN, &[&(chain as i32), &(run as i64)]).await?;
     rows.first().map(|row| get(row, 0)).transpose()
 }
 
@@ -135,9 +127,7 @@ pub(super) async fn commits(
     from: u64,
     limit: usize,
 ) -> Result<Vec<StoredCommit>, StoreError> {
-    let text = "SELECT first_index, size, registry_size, registry_head FROM ledger.commits \
-                WHERE chain = $1 AND first_index >= $2 ORDER BY first_index LIMIT $3";
-    let rows = query(session, text, &[&(chain as i32), &(from as i64), &(limit as i64)]).await?;
+    let rows = ask(session, &queries::COMMITS, &[&(chain as i32), &(from as i64), &(limit as i64)]).await?;
     let commit = |row: &SqlRow| {
         Ok(StoredCommit {
             first_index: count(row, 0)?,
@@ -151,9 +141,7 @@ pub(super) async fn commits(
     let Some((first, last)) = commits.first().zip(commits.last()).map(|(f, l)| (f.first_index, l.first_index)) else {
         return Ok(commits);
     };
-    let text = "SELECT first_index, kid, alg, signature FROM ledger.commit_signatures \
-                WHERE chain = $1 AND first_index BETWEEN $2 AND $3 ORDER BY first_index, kid";
-    for row in query(session, text, &[&(chain as i32), &(first as i64), &(last as i64)]).await? {
+    for row in ask(session, &queries::SIGNATURES, &[&(chain as i32), &(first as i64), &(last as i64)]).await? {
         let alg = u8::try_from(get::<i32>(&row, 2)?)
             .map_err(|_| StoreError::Corrupt("a signature's alg is out of range; verify the ledger".into()))?;
         let signature = CommitSignature { kid: get(&row, 1)?, alg, signature: get(&row, 3)? };
@@ -175,14 +163,12 @@ pub(super) async fn checkpoints(
     size: u64,
     limit: usize,
 ) -> Result<Vec<CheckpointRow>, StoreError> {
-    let text = "SELECT size, root, note FROM ledger.checkpoints WHERE chain = $1 AND size >= $2 ORDER BY size LIMIT $3";
-    let rows = query(session, text, &[&(chain as i32), &(size as i64), &(limit as i64)]).await?;
+    let rows = ask(session, &queries::CHECKPOINTS, &[&(chain as i32), &(size as i64), &(limit as i64)]).await?;
     rows.iter().map(|row| checkpoint(chain, row)).collect()
 }
 
 pub(super) async fn last_checkpoint(session: &Session, chain: u32) -> Result<Option<CheckpointRow>, StoreError> {
-    let text = "SELECT size, root, note FROM ledger.checkpoints WHERE chain = $1 ORDER BY size DESC LIMIT 1";
-    let rows = query(session, text, &[&(chain as i32)]).await?;
+    let rows = ask(session, &queries::LAST_CHECKPOINT, &[&(chain as i32)]).await?;
     rows.first().map(|row| checkpoint(chain, row)).transpose()
 }
 
@@ -192,21 +178,38 @@ pub(super) async fn private_documents(
     from: u64,
     limit: usize,
 ) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
-    let text =
-        "SELECT idx, document FROM ledger.private_documents WHERE chain = $1 AND idx >= $2 ORDER BY idx LIMIT $3";
-    let rows = query(session, text, &[&(chain as i32), &(from as i64), &(limit as i64)]).await?;
+    let rows = ask(session, &queries::PRIVATE_DOCUMENTS, &[&(chain as i32), &(from as i64), &(limit as i64)]).await?;
     rows.iter().map(|row| Ok((count(row, 0)?, get(row, 1)?))).collect()
 }
 
 pub(super) async fn idempotency(session: &Session, chain: u32, key: &Hash) -> Result<Option<u64>, StoreError> {
-    let text = "SELECT idx FROM ledger.idempotency WHERE chain = $1 AND key = $2";
-    let rows = query(session, text, &[&(chain as i32), &&key.0[..]]).await?;
+    let rows = ask(session, &queries::IDEMPOTENCY, &[&(chain as i32), &&key.0[..]]).await?;
     rows.first().map(|row| count(row, 0)).transpose()
 }
 
+/// In one round trip.
+pub(super) async fn look_up(
+    session: &Session,
+    chain: u32,
+    keys: &[Hash],
+    streams: &[String],
+) -> Result<LookedUp, StoreError> {
+    let chain = chain as i32;
+    let keys: Vec<&[u8]> = keys.iter().map(|key| &key.0[..]).collect();
+    let of_keys: [&(dyn ToSql + Sync); 2] = [&chain, &keys];
+    let of_streams: [&(dyn ToSql + Sync); 2] = [&chain, &streams];
+    let (known, there) = futures_util::try_join!(
+        ask(session, &queries::KNOWN_KEYS, &of_keys),
+        ask(session, &queries::KNOWN_STREAMS, &of_streams)
+    )?;
+    Ok(LookedUp {
+        keys: known.iter().map(|row| Ok((hash(row, 0)?, count(row, 1)?))).collect::<Result<_, StoreError>>()?,
+        streams: there.iter().map(|row| get(row, 0)).collect::<Result<_, _>>()?,
+    })
+}
+
 pub(super) async fn tile(session: &Session, chain: u32, level: u32, n: u64) -> Result<Option<Vec<u8>>, StoreError> {
-    let text = "SELECT hashes FROM ledger.tiles WHERE chain = $1 AND level = $2 AND n = $3";
-    let rows = query(session, text, &[&(chain as i32), &(level as i32), &(n as i64)]).await?;
+    let rows = ask(session, &queries::TILE, &[&(chain as i32), &(level as i32), &(n as i64)]).await?;
     rows.first().map(|row| get(row, 0)).transpose()
 }
 
@@ -217,11 +220,9 @@ pub(super) async fn rows(
     chain: u32,
     index: Option<u64>,
 ) -> Result<Vec<Row>, StoreError> {
-    let (columns, key) = (table.columns.join(", "), table.columns[1]);
-    let base = format!("SELECT {columns} FROM ledger.{} WHERE chain = $1", table.name);
     let found = match index {
-        Some(index) => query(session, &format!("{base} AND {key} = $2"), &[&(chain as i32), &(index as i64)]).await?,
-        None => query(session, &format!("{base} ORDER BY {key}"), &[&(chain as i32)]).await?,
+        Some(index) => ask(session, &queries::row(table), &[&(chain as i32), &(index as i64)]).await?,
+        None => ask(session, &queries::rows(table), &[&(chain as i32)]).await?,
     };
     found
         .iter()

@@ -294,8 +294,11 @@ fn silent() -> StoreError {
 fn setup(options: &PostgresOptions, write: bool) -> String {
     let ms = |d: Duration| d.as_millis();
     let access = if write { "" } else { "SET default_transaction_read_only = on;" };
+    // A plan is kept for as long as the connection: one that was made while a table was empty reads it whole, or joins it
+    // whole, when it has millions of rows. Everything is found by its key here, so those ways are closed.
+    let plans = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;";
     format!(
-        "SET search_path = pg_catalog; SET client_min_messages = warning; SET statement_timeout = {}; SET lock_timeout = {}; \
+        "{plans} SET search_path = pg_catalog; SET client_min_messages = warning; SET statement_timeout = {}; SET lock_timeout = {}; \
          SET idle_in_transaction_session_timeout = {}; SET default_transaction_isolation = 'read committed'; {access}",
         ms(options.statement_timeout),
         ms(options.lock_timeout),

@@ -11,10 +11,13 @@ use super::session::{Session, failed};
 use crate::domain::projection::{Cell, Row, TABLES, Table};
 use crate::hash::Hash;
 use crate::merkle::CompactRange;
-use crate::store::{ChainHead, CheckpointRow, CommitBatch, Entry, Settled, StoreError};
+use crate::store::{ChainHead, CheckpointRow, CommitBatch, Entry, StoreError};
 
-const LOCK_HEAD: &str = "SELECT chain, size, head_hash, compact_range, \
+pub(super) const LOCK_HEAD: &str = "SELECT chain, size, head_hash, compact_range, \
      (extract(epoch FROM clock_timestamp()) * 1000000)::bigint FROM ledger.chain_heads WHERE chain = $1 FOR UPDATE";
+pub(super) const CONFIRM: &str = "SELECT entry_hash FROM ledger.entries WHERE chain = $1 AND idx = $2";
+pub(super) const RECORDED: &str = "SELECT c.root FROM ledger.checkpoints c JOIN ledger.chain_heads h ON h.chain = c.chain AND h.size >= c.size \
+     WHERE c.chain = $1 AND c.size = $2";
 
 /// Begins a transaction and locks the chain's head: one round trip. READ COMMITTED, and the lock is a statement of its
 /// own, so that what follows sees everything that was committed before.
@@ -48,6 +51,24 @@ impl<'a> Step<'a> {
         self.statements.push((text.into(), parameters));
     }
 
+    /// All as one statement, for statements of different tables: the server answers each one by itself, and a lone caller would
+    /// wait longer for the answers than for the work. None of them sees what another one writes.
+    fn as_one(self) -> Step<'a> {
+        let (mut text, mut all) = (String::new(), Vec::new());
+        let last = self.statements.len().saturating_sub(1);
+        for (at, (statement, parameters)) in self.statements.into_iter().enumerate() {
+            let statement = renumbered(&statement, all.len());
+            let (opening, closing) = match (at, at == last) {
+                (_, true) => (" ".to_owned(), ""),
+                (0, _) => ("WITH s0 AS (".to_owned(), ")"),
+                _ => (format!(", s{at} AS ("), ")"),
+            };
+            text += &format!("{opening}{statement}{closing}");
+            all.extend(parameters);
+        }
+        Step { statements: vec![(text, all)] }
+    }
+
     /// Sends all with `COMMIT` behind them. The outcome of the transaction follows from what each was answered.
     async fn commit(self, session: &Session) -> Result<(), StoreError> {
         // Known already, but for the first commit of a connection.
@@ -72,14 +93,31 @@ impl<'a> Step<'a> {
         }
         commit.map_err(|e| unknown(&e))?;
         if session.notices() != notices {
-            return Err(StoreError::Unknown("the database answered the commit with a warning".into()));
+            return Err(warned());
         }
         Ok(())
     }
 }
 
+/// Moves the numbers of a statement's parameters.
+fn renumbered(statement: &str, by: usize) -> String {
+    let mut pieces = statement.split('$');
+    let mut text = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        let digits = piece.find(|c: char| !c.is_ascii_digit()).unwrap_or(piece.len());
+        let (number, rest) = piece.split_at(digits);
+        // Texts are ours: a dollar is always a parameter.
+        text += &format!("${}{rest}", number.parse::<usize>().unwrap_or_default() + by);
+    }
+    text
+}
+
 fn unknown(e: &Error) -> StoreError {
     StoreError::Unknown(crate::connect::explain(e))
+}
+
+fn warned() -> StoreError {
+    StoreError::Unknown("the database answered the commit with a warning".into())
 }
 
 fn value<'a, T: ToSql + Sync + Send + 'a>(value: T) -> Parameter<'a> {
@@ -174,7 +212,7 @@ pub(super) async fn commit(session: &Session, batch: &CommitBatch) -> Result<(),
     }
     add_rows(&mut step, chain, &batch.rows);
     add_cursors(&mut step, chain, batch.after.size());
-    step.commit(session).await
+    step.as_one().commit(session).await
 }
 
 fn add_entries<'a>(step: &mut Step<'a>, chain: i32, entries: &'a [Entry]) {
@@ -302,27 +340,35 @@ fn upsert(table: &Table) -> String {
     format!("{} ON CONFLICT (chain, {}) DO {action}", insert(table.name, &columns), table.columns[1])
 }
 
-/// Under the head's lock: what is stored at the place of the batch. The head row is written, so that this transaction's
-/// own commit waits for the standby like any other, and with it everything before.
-pub(super) async fn settle(session: &Session, batch: &CommitBatch) -> Result<Settled, StoreError> {
-    let s = &batch.statement;
-    let (chain, last) = (s.chain as i32, (s.first_index + u64::from(s.size) - 1) as i64);
-    let settling = async {
+/// Writes the head row, does `work`, and commits that: it waits for every transaction that held the lock, and its own
+/// commit waits for the standby like any other, and with it for everything before.
+async fn confirmed<T>(
+    session: &Session,
+    chain: i32,
+    work: impl AsyncFnOnce(&Session) -> Result<T, Error>,
+) -> Result<T, StoreError> {
+    let working = async {
         session.batch_execute("BEGIN").await?;
         session.execute("UPDATE ledger.chain_heads SET size = size WHERE chain = $1", &[&chain]).await?;
-        let text = "SELECT entry_hash FROM ledger.entries WHERE chain = $1 AND idx = $2";
-        let row = session.query_opt(text, &[&chain, &last]).await?;
-        let stored: Option<Vec<u8>> = row.map(|r| r.try_get(0)).transpose()?;
-        let notices = session.notices();
-        session.batch_execute("COMMIT").await?;
-        Ok::<_, Error>((stored, session.notices() == notices))
+        work(session).await
     };
-    let (stored, quiet) = settling.await.map_err(|e| unknown(&e))?;
-    if !quiet {
-        return Err(StoreError::Unknown("the database answered the commit with a warning".into()));
+    let result = working.await.map_err(failed)?;
+    let notices = session.notices();
+    session.batch_execute("COMMIT").await.map_err(|e| unknown(&e))?;
+    if session.notices() != notices {
+        return Err(warned());
     }
-    let committed = stored.as_deref() == Some(&s.last_hash.0[..]);
-    Ok(if committed { Settled::Committed } else { Settled::NotCommitted })
+    Ok(result)
+}
+
+/// The hash of an entry that is durable, and with it all before; `None` if there is none.
+pub(super) async fn confirmed_hash(session: &Session, chain: u32, index: u64) -> Result<Option<Hash>, StoreError> {
+    let (chain, index) = (chain as i32, index as i64);
+    let stored = confirmed(session, chain, async |session| {
+        let row = session.query_opt(CONFIRM, &[&chain, &index]).await?;
+        row.map(|r| r.try_get::<_, Vec<u8>>(0)).transpose()
+    });
+    Ok(stored.await?.as_deref().and_then(Hash::from_slice))
 }
 
 /// Makes all projections of a chain anew and ends the transaction that holds the head's lock.
@@ -342,12 +388,22 @@ pub(super) async fn replace_projections(
     step.commit(session).await
 }
 
+/// Under the head's lock, so that whoever signs this has read what is durable.
 pub(super) async fn record_checkpoint(session: &Session, row: &CheckpointRow) -> Result<(), StoreError> {
-    let text =
-        "INSERT INTO ledger.checkpoints (chain, size, root) VALUES ($1, $2, $3) ON CONFLICT (chain, size) DO NOTHING";
-    let statement = session.prepare(text).await.map_err(failed)?;
     let (chain, size) = (row.chain as i32, row.size as i64);
-    session.execute(&statement, &[&chain, &size, &&row.root.0[..]]).await.map(drop).map_err(failed)
+    let recorded = confirmed(session, chain, async |session| {
+        let text = "INSERT INTO ledger.checkpoints (chain, size, root) VALUES ($1, $2, $3) ON CONFLICT (chain, size) DO NOTHING";
+        session.execute(text, &[&chain, &size, &&row.root.0[..]]).await?;
+        let stored = session.query_opt(RECORDED, &[&chain, &size]).await?;
+        stored.map(|r| r.try_get::<_, Vec<u8>>(0)).transpose()
+    });
+    if recorded.await?.as_deref() == Some(&row.root.0[..]) {
+        return Ok(());
+    }
+    Err(StoreError::WentBack(format!(
+        "chain {chain} had root {} at size {size} a moment ago, and is shorter now or was recorded with another",
+        row.root
+    )))
 }
 
 pub(super) async fn sign_checkpoint(session: &Session, row: &CheckpointRow) -> Result<(), StoreError> {

@@ -1,4 +1,4 @@
-//! What does not fit in memory: sorted runs and spools in unnamed temporary files (under `TMPDIR`).
+//! Sorted runs and spools in unnamed temporary files.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -1,0 +1,108 @@
+//! Keys at the command line, with openssl in the hands of finance.
+#![allow(missing_docs)]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+const LEDGER: &str = env!("CARGO_BIN_EXE_ledger");
+
+fn run(dir: &Path, line: &str) -> Output {
+    Command::new(LEDGER).args(["--dir", "shop"]).args(line.split(' ')).current_dir(dir).output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Exit status and what must be said.
+fn expect(dir: &Path, line: &str, exit: i32, says: &str) -> String {
+    let output = run(dir, line);
+    let said = text(&output);
+    assert!(output.status.code() == Some(exit) && said.contains(says), "{line}: {said}");
+    said
+}
+
+fn shell(dir: &Path, script: &str) {
+    let output = Command::new("sh").args(["-ec", script]).current_dir(dir).output().unwrap();
+    assert!(output.status.success(), "{script}: {}", text(&output));
+}
+
+fn verify(dir: &Path) -> audit_verify::Report {
+    let id: Value = serde_json::from_slice(&std::fs::read(dir.join("init")).unwrap()).unwrap();
+    let id = ledger_engine::hash::Hash::from_hex(id["ledger_id"].as_str().unwrap());
+    audit_verify::verify_path(&dir.join("shop"), id)
+}
+
+fn init() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let output = run(dir.path(), "--json init");
+    assert!(output.status.success(), "{}", text(&output));
+    std::fs::write(dir.path().join("init"), &output.stdout).unwrap();
+    dir
+}
+
+#[test]
+fn a_new_ledger_has_a_licence_key_and_signs_licences() {
+    let dir = init();
+    let listed = expect(dir.path(), "keys", 0, "licence-");
+    assert_eq!(listed, expect(dir.path(), "keys list", 0, "licence-"));
+    let order = r#"{"command":"sku.list","actor":"service:c","sku_id":"s","title":"t","price":{"amount":5,"currency":"EUR","scale":2}}
+{"command":"order.create","actor":"b@example.org","ref":"o","sku_id":"s","delivery_mode":"marketplace-managed"}
+{"command":"payment.capture","actor":"service:m","order_id":"ref:o","provider":"p","payment_id":"1","total":{"amount":5,"currency":"EUR","scale":2}}
+{"command":"order.settle","actor":"service:m","order_id":"ref:o","ledger_proof_id":"lp"}
+{"command":"license.issue","actor":"service:m","order_id":"ref:o","scope":"team"}"#;
+    std::fs::write(dir.path().join("orders"), order).unwrap();
+    expect(dir.path(), "submit orders", 0, "");
+    let log = expect(dir.path(), "--json log --type license.", 0, "license.issued");
+    assert!(log.contains("team"), "{log}");
+    let report = verify(dir.path());
+    assert_eq!(report.exit(), 0, "{}", report.to_text());
+    // A key that is not enrolled opens nothing for writing, and says what to do.
+    std::fs::remove_file(dir.path().join("shop/keys/licence.pem")).unwrap();
+    expect(dir.path(), "keys generate --purpose licence --out shop/keys/licence.pem", 0, "enrol it with");
+    expect(dir.path(), "submit orders", 2, "ledger keys enrol");
+    let enrol = "keys enrol --purpose licence --governance-key shop-governance.pem --key shop/keys/licence.pem";
+    expect(dir.path(), enrol, 0, "may sign as licence");
+    expect(dir.path(), enrol, 1, "KEY_REFUSED");
+    expect(dir.path(), "submit orders", 1, "ILLEGAL_TRANSITION");
+}
+
+/// The private key never comes near the ledger: finance signs a file with openssl, Ed25519 and RSA.
+#[test]
+fn finance_enrols_with_openssl() {
+    let dir = init();
+    let path = dir.path();
+    shell(
+        path,
+        "openssl genpkey -algorithm ed25519 -out ed.pem; openssl pkey -in ed.pem -pubout -out ed.pub; chmod 600 ed.pem
+         openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out rsa.pem 2>&1; chmod 600 rsa.pem; openssl pkey -in rsa.pem -pubout -out rsa.pub
+         openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:1024 -out small.pem 2>&1; openssl pkey -in small.pem -pubout -out small.pub",
+    );
+    let with = "--governance-key shop-governance.pem";
+    for (name, kid) in [("ed", "finance-ed"), ("rsa", "finance-rsa")] {
+        let of = format!("keys enrol --purpose finance --kid {kid} --public-key {name}.pub");
+        expect(path, &of, 2, "required");
+        expect(path, &format!("{of} {with}"), 2, "--statement-out");
+        let said = expect(path, &format!("{of} --statement-out st"), 2, "sign it with:");
+        let sign = said.lines().find_map(|l| l.strip_prefix("sign it with:")).unwrap();
+        shell(path, &sign.replace("PRIVATE.pem", &format!("{name}.pem")));
+        expect(path, &format!("{of} {with} --possession-signature-file ed.pub"), 2, "neither a signature nor");
+        let signed = format!("{with} --possession-signature-file st.sig");
+        // The statement is of this kid, and of the registry as it is now.
+        let other = format!("keys enrol --purpose finance --kid {kid}-2 --public-key {name}.pub {signed}");
+        expect(path, &other, 2, "write it again with --statement-out");
+        expect(path, &format!("{of} {signed}"), 0, &format!("{kid} may sign as finance"));
+        expect(path, &format!("{of} {signed}"), 2, "write it again with --statement-out");
+    }
+    expect(path, &format!("keys enrol --purpose commit --key rsa.pem {with}"), 2, "must be Ed25519");
+    expect(path, "keys enrol --purpose finance --public-key small.pub --statement-out st", 2, "2048 to 8192");
+    expect(path, "keys enrol --purpose finance --public-key ed.pem --statement-out st", 2, "private key");
+    expect(path, "keys enrol --purpose finance --key rsa.pem --governance-key ed.pem", 2, "not the governance key");
+    expect(path, &format!("keys enrol --purpose kernel --key rsa.pem {with}"), 1, "KEY_REFUSED");
+    let listed = expect(path, "--json keys", 0, "rsa-sha256");
+    assert!(listed.contains("finance-ed") && listed.contains("finance-rsa"), "{listed}");
+    let report = verify(path);
+    assert_eq!(report.exit(), 0, "{}", report.to_text());
+}

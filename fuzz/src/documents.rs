@@ -1,0 +1,80 @@
+//! Licences, the keys and the signatures of others.
+
+use ledger_engine::domain::case::{document, read_licence};
+use ledger_engine::finance::{FinanceSignature, signature_from_text};
+use ledger_engine::hash::Hash;
+use ledger_engine::json;
+use ledger_engine::licence::{LICENCE_BYTES_MAX, Licence, Reason, Terms, judge};
+use ledger_engine::public_key::{Algorithm, PublicKey};
+use ledger_engine::registry::{Key, Purpose, Registry};
+use ledger_engine::signer::{LocalSigner, Signer as _};
+use ledger_engine::stream::CaseId;
+
+const LEDGER: Hash = Hash([9; 32]);
+
+fn signer(purpose: Purpose, seed: u8) -> LocalSigner {
+    LocalSigner::from_seed(purpose, &[seed; 32])
+}
+
+/// The one licence that its key has signed.
+fn issued() -> Licence {
+    let key = signer(Purpose::Licence, 4);
+    let terms = Terms {
+        order_id: CaseId([7; 16]),
+        sku_id: "s".into(),
+        buyer_id: "p-1".into(),
+        scope: "standard".into(),
+        expires_at_us: Some(2_000_000_000_000_000),
+        issued_at_us: 1_000_000_000_000_000,
+        ledger_id: LEDGER,
+        signer_kid: key.key().kid.clone(),
+    };
+    terms.sign(&key).expect("a key in memory signs")
+}
+
+/// A licence that is read prints to a text that reads as the same licence; none but the issued one holds.
+pub(crate) fn licence(bytes: &[u8]) {
+    let keys = [Purpose::Governance, Purpose::Licence, Purpose::Checkpoint];
+    let keys = std::array::from_fn(|i| signer(keys[i], 3 + i as u8).key().clone());
+    let registry = Registry::new(1, keys, Hash([1; 32]));
+    let reasons = judge(bytes, &registry, &LEDGER, None, 0);
+    match Licence::parse(bytes) {
+        Ok(licence) => {
+            let text = licence.to_text();
+            assert!(text.len() <= LICENCE_BYTES_MAX && bytes.len() <= LICENCE_BYTES_MAX);
+            assert_eq!(Licence::parse_canonical(&text).as_ref(), Some(&licence));
+            assert_eq!(read_licence(&document(&text)).as_ref(), Some(&licence));
+            let canonical = json::parse(bytes).map(|v| v.to_canonical() == bytes);
+            assert_eq!(text.as_bytes() == bytes, canonical == Ok(true));
+            assert_eq!(reasons.is_empty(), licence == issued());
+        }
+        Err(e) => {
+            assert!(e.to_string().len() <= 1024);
+            assert!(matches!(reasons[..], [Reason::Malformed(_)]));
+        }
+    }
+    assert!(reasons.iter().all(|reason| !reason.code().is_empty() && reason.to_string().len() <= 2048));
+}
+
+/// A public key has one encoding, which reads as the same key; a signature's text reads as what it is hex or base64 of.
+pub(crate) fn public_key(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    for read in [PublicKey::from_spki(bytes), PublicKey::from_pem(&text), PublicKey::from_rsa(bytes)] {
+        let Ok(key) = read else { continue };
+        assert_eq!(PublicKey::parse(key.algorithm().as_str(), &key.to_hex()), Some(key.clone()));
+        if key.algorithm() == Algorithm::RsaSha256 {
+            assert_eq!(PublicKey::from_spki(key.as_bytes()), Ok(key.clone()));
+        }
+        for purpose in [Purpose::Finance, Purpose::Commit] {
+            let named = Key::named(purpose, key.clone());
+            let allowed = named.is_allowed();
+            assert_eq!(Key::read(&named.to_object().into()), Some(named).filter(|_| allowed));
+        }
+        assert!(!key.verify(b"", bytes));
+    }
+    if let Some(signature) = signature_from_text(&text) {
+        let finance = FinanceSignature::from_text("k", &text).expect("its length is one of a signature");
+        assert_eq!(finance.signature, signature);
+        assert_eq!(FinanceSignature::read(&finance.to_value()), Some(finance));
+    }
+}
