@@ -27,6 +27,8 @@ const LICENCE_KEY: &str = "keys/licence.pem";
 const DEV_FINANCE_KEY: &str = "keys/dev-finance.pem";
 /// What a development ledger sells; the runbook's smoke checks buy it.
 const DEV_SKU: &str = r#"{"command":"sku.list","actor":"system","sku_id":"sku-e2e","title":"Test artifact","price":{"amount":1250,"currency":"EUR","scale":2}}"#;
+/// What tells a development ledger from one that somebody relies on.
+const DEV_ORIGIN: &str = "localhost/development";
 const PSEUDONYM_KEY: &str = "keys/pseudonym.key";
 
 /// Where a ledger is.
@@ -247,7 +249,7 @@ pub(crate) async fn make_dev(place: &Place) -> Result<Vec<String>, CliError> {
     let (dir, mut made) = (&place.dir, Vec::new());
     if !dir.exists() {
         let governance_key = governance_path(dir);
-        let origin = "localhost/development".to_owned();
+        let origin = DEV_ORIGIN.to_owned();
         create(NewLedger { place, governance_key: &governance_key, origin, chains: 1 }).await?;
         made.push(format!("a new ledger in {place}, its keys in {}", dir.join("keys").display()));
         let finance = dir.join(DEV_FINANCE_KEY);
@@ -265,6 +267,11 @@ pub(crate) async fn make_dev(place: &Place) -> Result<Vec<String>, CliError> {
         ledger.shutdown().await?;
     }
     if !DevKey::path(dir).exists() {
+        // A ledger for production would believe whoever can read a file, and webhooks signed with a secret that everybody knows.
+        if reader(place).await?.0.genesis().origin != DEV_ORIGIN {
+            let text = format!("{} holds a ledger that is not for development; serve it without --dev", dir.display());
+            return Err(CliError::Usage(text));
+        }
         DevKey::create(dir, &random()?)?;
         made.push(format!("a secret for tokens in {}", DevKey::path(dir).display()));
     }

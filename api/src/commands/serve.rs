@@ -17,6 +17,7 @@ fn start(place: &Place, args: Args) -> Result<u8, CliError> {
     let check_only = args.check_config;
     let settings = Settings::read(args)?;
     if check_only {
+        actix_web::rt::System::new().block_on(serve::check(&settings))?;
         output::line(settings.to_string().trim_end())?;
         output::line("the settings are good")?;
         return Ok(0);

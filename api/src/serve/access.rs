@@ -10,6 +10,8 @@ use super::auth::Role;
 pub(crate) enum Access {
     /// Anybody, without a token.
     Open,
+    /// Whoever can sign the body, which the handler checks.
+    Signed,
     /// Open, or for anybody who is recognised, by the setting `checkpoints_public`.
     OpenUnlessClosed,
     /// Anybody who is recognised.
@@ -53,7 +55,7 @@ const fn write(path: &'static str, access: Access) -> Rule {
     Rule { method: Verb::Post, path, access, writes: true }
 }
 
-use Access::{Anyone, Open, OpenUnlessClosed, Roles};
+use Access::{Anyone, Open, OpenUnlessClosed, Roles, Signed};
 use Role::{Auditor, Buyer, Operator, Service};
 
 /// The table.
@@ -65,8 +67,7 @@ pub(crate) const RULES: &[Rule] = &[
     get("/docs", Open),
     get("/docs/{tail:.*}", Open),
     write("/checkout", Roles(&[Buyer])),
-    // Proven by its signature.
-    write("/webhooks/payment", Open),
+    write("/webhooks/payment", Signed),
     get("/order/{id}", Roles(&[Buyer, Service, Auditor])),
     get("/order/{id}/events", Roles(&[Buyer, Auditor])),
     get("/order/{id}/license", Roles(&[Buyer, Auditor])),

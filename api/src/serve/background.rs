@@ -9,7 +9,7 @@ use super::state::State;
 /// A checkpoint is issued after this even if nothing came: silence is a statement too.
 const IDLE_CHECKPOINT: Duration = Duration::from_secs(3600);
 /// How often the key set of the token issuer is looked at.
-const KEYS_EVERY: Duration = Duration::from_secs(5);
+const KEYS_EVERY: Duration = Duration::from_secs(1);
 
 /// Runs until the server ends.
 pub(crate) async fn checkpoints(state: Arc<State>) {

@@ -52,12 +52,23 @@ const SHUTDOWN_SECONDS: u64 = 30;
 /// Issuer and audience of development tokens.
 pub(crate) const DEV_CLAIMS: (&str, &str) = ("ledger-dev", "ledger");
 
+/// Whether the files that the settings name can be used, as far as that shows without reaching anything else.
+pub(crate) async fn check(settings: &Settings) -> Result<(), CliError> {
+    if let Some(tls) = &settings.tls {
+        tls::config(tls)?;
+    }
+    if let Some(from @ settings::Jwks::File(_)) = &settings.jwks {
+        Keys::load(from, settings.jwks_refresh).await?;
+    }
+    Ok(())
+}
+
 /// Opens the ledger and serves it until SIGTERM or SIGINT.
 pub(crate) async fn run(place: &Place, settings: Settings) -> Result<u8, CliError> {
     let telemetry = telemetry::start(&settings)?;
     let ledger = open(place, &settings).await?;
     let keys = match &settings.jwks {
-        Some(from) => Keys::load(from).await?,
+        Some(from) => Keys::load(from, settings.jwks_refresh).await?,
         None if settings.dev => Keys::dev(&DevKey::read(&place.dir)?),
         None => Keys::none(),
     };

@@ -51,6 +51,9 @@ pub(crate) struct Args {
     /// Clock skew allowed for tokens, seconds [default: 30]
     #[arg(long, env = "JWT_LEEWAY_SECONDS", value_name = "N")]
     jwt_leeway_seconds: Option<String>,
+    /// Longest time for which a key that was withdrawn at the JWKS URL is still believed, seconds [default: 300]
+    #[arg(long, env = "JWKS_REFRESH_SECONDS", value_name = "N")]
+    jwks_refresh_seconds: Option<String>,
     /// Age of a payment webhook's signature, seconds [default: 300]
     #[arg(long, env = "PAYMENT_WEBHOOK_TOLERANCE_SECONDS", value_name = "N")]
     payment_webhook_tolerance_seconds: Option<String>,
@@ -143,6 +146,7 @@ pub(crate) struct Settings {
     pub(crate) issuer: String,
     pub(crate) audience: String,
     pub(crate) leeway: Duration,
+    pub(crate) jwks_refresh: Duration,
     /// Empty: webhooks are refused.
     pub(crate) webhook_secrets: Vec<Secret>,
     pub(crate) webhook_tolerance: Duration,
@@ -198,6 +202,7 @@ fn read(l: &mut Layers, args: Args, variable: &dyn Fn(&str) -> Option<String>) -
     let issuer = l.take("jwt_issuer", args.jwt_issuer, text, issuer.into());
     let audience = l.take("jwt_audience", args.jwt_audience, text, audience.into());
     let leeway = l.take("jwt_leeway_seconds", args.jwt_leeway_seconds, |t| number(t, 0, 600), 30);
+    let jwks_refresh = l.take("jwks_refresh_seconds", args.jwks_refresh_seconds, |t| number(t, 1, 86_400), 300);
     let none = if dev { vec![Secret(DEV_WEBHOOK_SECRET.into())] } else { Vec::new() };
     let secrets = l.take(WEBHOOK_SECRET, variable("PAYMENT_WEBHOOK_SECRET"), secrets, none);
     let tolerance = args.payment_webhook_tolerance_seconds;
@@ -213,6 +218,7 @@ fn read(l: &mut Layers, args: Args, variable: &dyn Fn(&str) -> Option<String>) -
         issuer,
         audience,
         leeway: Duration::from_secs(leeway),
+        jwks_refresh: Duration::from_secs(jwks_refresh),
         webhook_secrets: secrets,
         webhook_tolerance: Duration::from_secs(tolerance),
         body_bytes_max: l.count("body_bytes_max", args.body_bytes_max, 1024, 262_144, 131_072),
@@ -297,7 +303,9 @@ impl Layers {
         match parse(text) {
             Ok(value) => value,
             Err(why) => {
-                let shown = if name == WEBHOOK_SECRET { String::new() } else { format!(" {text:?}") };
+                // A URL that is refused may be so for the password in it.
+                let hidden = name == WEBHOOK_SECRET || text.contains("://");
+                let shown = if hidden { String::new() } else { format!(" {text:?}") };
                 self.faults.push(format!("{name}{shown}: {why}"));
                 default
             }
@@ -386,9 +394,15 @@ fn hex64(text: &str) -> Result<String, String> {
 
 fn url(text: &str) -> Result<String, String> {
     match reqwest::Url::parse(text) {
-        Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(text.to_owned()),
+        Ok(url) if matches!(url.scheme(), "http" | "https") => without_password(&url).map(|()| text.to_owned()),
         _ => Err("a URL".into()),
     }
+}
+
+/// URLs are printed and logged.
+fn without_password(url: &reqwest::Url) -> Result<(), String> {
+    let plain = url.username().is_empty() && url.password().is_none();
+    if plain { Ok(()) } else { Err("a URL without a user and password".into()) }
 }
 
 fn jwks(text: &str) -> Result<Jwks, String> {
@@ -396,6 +410,7 @@ fn jwks(text: &str) -> Result<Jwks, String> {
         return path(text).map(|path| Jwks::File(path.unwrap_or_default()));
     }
     let url = reqwest::Url::parse(text).map_err(|e| e.to_string())?;
+    without_password(&url)?;
     let local = matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
     match url.scheme() {
         "https" => Ok(Jwks::Url(text.to_owned())),
@@ -449,6 +464,7 @@ impl fmt::Display for Settings {
         line("jwt_issuer", &self.issuer)?;
         line("jwt_audience", &self.audience)?;
         line("jwt_leeway_seconds", &self.leeway.as_secs())?;
+        line("jwks_refresh_seconds", &self.jwks_refresh.as_secs())?;
         line("payment_webhook_secret", &format!("{} given", self.webhook_secrets.len()))?;
         line("payment_webhook_tolerance_seconds", &self.webhook_tolerance.as_secs())?;
         line("body_bytes_max", &self.body_bytes_max)?;

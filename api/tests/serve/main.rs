@@ -1,11 +1,19 @@
 //! The HTTP API, by real clients against the real program.
 #![allow(missing_docs)]
 
+mod access;
 mod contract;
 mod faults;
 mod feed;
 mod hostile;
+mod issuer;
 mod operations;
 mod orders;
+mod paths;
+mod pki;
+mod rates;
+mod settings;
 mod stripe;
 mod support;
+mod tls;
+mod tokens;

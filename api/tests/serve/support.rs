@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,20 @@ pub(crate) fn ledger() -> Command {
     command
 }
 
+/// For commands that end by themselves: one that serves instead fails its test.
+pub(crate) fn run_to_end(command: &mut Command) -> Output {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let start = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if start.elapsed() > Duration::from_secs(30) {
+            let _ = child.kill();
+            panic!("it runs on: {command:?}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.wait_with_output().unwrap()
+}
+
 /// The Python of the independent checks.
 pub(crate) fn python() -> Command {
     let python = std::env::var("LEDGER_PYTHON");
@@ -50,7 +64,7 @@ impl Start {
     pub(crate) fn dev(dir: &Path) -> Start {
         let mut command = ledger();
         command.arg("--dir").arg(dir).args(["serve", "--dev", "--listen", "127.0.0.1:0"]);
-        command.args(["--rate-limit", "0", "--rate-limit-service", "0"]);
+        command.envs([("RATE_LIMIT", "0"), ("RATE_LIMIT_SERVICE", "0")]);
         Start { command, dir: dir.to_owned() }
     }
 
@@ -73,7 +87,7 @@ impl Start {
 
     /// Runs it to its end: for starts that are refused.
     pub(crate) fn refused(mut self) -> (i32, String) {
-        let out = self.command.output().unwrap();
+        let out = run_to_end(&mut self.command);
         (out.status.code().unwrap(), String::from_utf8_lossy(&out.stderr).into_owned())
     }
 

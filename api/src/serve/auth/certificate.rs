@@ -10,8 +10,10 @@ use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 /// The peer of a TLS connection.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Peer {
-    /// URIs, DNS names and common name of its certificate, in this order; empty without one.
+    /// URIs and DNS names of its certificate, in this order; the common name where there are none.
     pub(crate) names: Vec<String>,
+    /// When the certificate ends, seconds since the Unix epoch; `None` without a certificate. A connection can live longer.
+    pub(crate) until: Option<u64>,
 }
 
 /// For `HttpServer::on_connect`: keeps who is at the other end with the connection.
@@ -20,12 +22,20 @@ pub(crate) fn remember_peer(connection: &dyn Any, data: &mut Extensions) {
         return;
     };
     let session: &ServerConnection = stream.get_ref().1;
-    let names = session.peer_certificates().and_then(|chain| chain.first()).map(|c| names(c)).unwrap_or_default();
-    data.insert(Peer { names });
+    let peer = session.peer_certificates().and_then(|chain| chain.first()).map(|c| read(c)).unwrap_or_default();
+    data.insert(peer);
 }
 
-fn names(der: &[u8]) -> Vec<String> {
-    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return Vec::new() };
+fn read(der: &[u8]) -> Peer {
+    // The TLS layer read it; were it unreadable here, it is somebody without a name, who is refused.
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else {
+        return Peer { names: Vec::new(), until: Some(0) };
+    };
+    let until = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+    Peer { names: names(&certificate), until: Some(until) }
+}
+
+fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
     let mut found = Vec::new();
     if let Ok(Some(alternative)) = certificate.subject_alternative_name() {
         let of = |name: &GeneralName<'_>| match name {
@@ -36,6 +46,9 @@ fn names(der: &[u8]) -> Vec<String> {
         // URIs first: they are made for naming services (SPIFFE).
         found.sort_by_key(|name| !name.contains("://"));
     }
-    found.extend(certificate.subject().iter_common_name().filter_map(|cn| cn.as_str().ok()).map(str::to_owned));
+    // Authorities check alternative names; a common name beside them may be whatever was asked for (RFC 6125 6.4.4).
+    if found.is_empty() {
+        found.extend(certificate.subject().iter_common_name().filter_map(|cn| cn.as_str().ok()).map(str::to_owned));
+    }
     found
 }

@@ -6,16 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey};
 
 use super::super::settings::Jwks;
 use crate::CliError;
 
-/// A key set is read again at most this often, however many tokens name unknown keys.
+/// A key set is read again at most this often, however many tokens name unknown keys; and this soon after it could not be read.
 const RELOAD_AT_MOST_EVERY: Duration = Duration::from_secs(10);
-/// And at least this often, so that a key that was withdrawn ends.
-const RELOAD_AT_LEAST_EVERY: Duration = Duration::from_secs(300);
 /// Largest key set, bytes.
 const JWKS_BYTES_MAX: usize = 1 << 20;
 /// For the issuer to answer.
@@ -33,6 +31,8 @@ pub(crate) struct KeySet {
     keys: HashMap<String, Arc<TokenKey>>,
     /// Grows with every reading that changed something.
     pub(crate) generation: u64,
+    /// BLAKE3 of the set's text.
+    digest: [u8; 32],
 }
 
 impl KeySet {
@@ -48,13 +48,27 @@ impl KeySet {
 
 /// Reads a JWK set. Keys that are for something else are passed over; one that can be forged is refused.
 pub(crate) fn parse_jwks(text: &[u8]) -> Result<HashMap<String, Arc<TokenKey>>, String> {
-    let set: JwkSet = serde_json::from_slice(text).map_err(|e| format!("no JWK set: {e}"))?;
+    // Where, not what: the text may be a secret that was put in the wrong file.
+    let malformed = |e: serde_json::Error| format!("no JWK set: line {} column {}", e.line(), e.column());
+    let set: Set = serde_json::from_slice(text).map_err(malformed)?;
     let mut keys = HashMap::new();
-    for jwk in &set.keys {
-        if matches!(jwk.common.public_key_use, Some(PublicKeyUse::Encryption)) {
+    for members in set.keys {
+        if members.get("kty").is_some_and(|kty| kty == "oct") {
+            return Err("it has a shared secret (kty oct), with which whoever reads the set could make tokens".into());
+        }
+        if members.contains_key("d") {
+            return Err("it has a private key (d), which belongs to the issuer alone".into());
+        }
+        // One of a kind that is not known here is for somebody else (RFC 7517 5).
+        let Ok(jwk) = serde_json::from_value::<Jwk>(members.into()) else { continue };
+        let other_use = jwk.common.public_key_use.as_ref().is_some_and(|u| *u != PublicKeyUse::Signature);
+        let other_operations =
+            jwk.common.key_operations.as_ref().is_some_and(|all| !all.contains(&KeyOperations::Verify));
+        if other_use || other_operations {
             continue;
         }
-        let Some(algorithm) = algorithm_of(jwk)? else { continue };
+        let jwk = &jwk;
+        let Some(algorithm) = algorithm_of(jwk) else { continue };
         let kid = jwk.common.key_id.clone().unwrap_or_default();
         let key = DecodingKey::from_jwk(jwk).map_err(|e| format!("key {kid:?}: {e}"))?;
         if keys.insert(kid.clone(), Arc::new(TokenKey { algorithm, key })).is_some() {
@@ -64,8 +78,13 @@ pub(crate) fn parse_jwks(text: &[u8]) -> Result<HashMap<String, Arc<TokenKey>>, 
     if keys.is_empty() { Err("it has no EdDSA, ES256 or RS256 key for signatures".into()) } else { Ok(keys) }
 }
 
+#[derive(serde::Deserialize)]
+struct Set {
+    keys: Vec<serde_json::Map<String, serde_json::Value>>,
+}
+
 /// The algorithm of a key follows from the key: what a token says of itself chooses nothing.
-fn algorithm_of(jwk: &Jwk) -> Result<Option<Algorithm>, String> {
+fn algorithm_of(jwk: &Jwk) -> Option<Algorithm> {
     let (algorithm, name) = match &jwk.algorithm {
         AlgorithmParameters::OctetKeyPair(p) if p.curve == EllipticCurve::Ed25519 => {
             (Algorithm::EdDSA, KeyAlgorithm::EdDSA)
@@ -74,13 +93,10 @@ fn algorithm_of(jwk: &Jwk) -> Result<Option<Algorithm>, String> {
             (Algorithm::ES256, KeyAlgorithm::ES256)
         }
         AlgorithmParameters::RSA(_) => (Algorithm::RS256, KeyAlgorithm::RS256),
-        AlgorithmParameters::OctetKey(_) => {
-            return Err("it has a shared secret (kty oct), with which whoever reads the set could make tokens".into());
-        }
-        _ => return Ok(None),
+        _ => return None,
     };
     let declared = jwk.common.key_algorithm;
-    Ok((declared.is_none() || declared == Some(name)).then_some(algorithm))
+    (declared.is_none() || declared == Some(name)).then_some(algorithm)
 }
 
 /// The shared secret of development tokens.
@@ -126,9 +142,21 @@ enum Source {
 /// The keys of the token issuer.
 pub(crate) struct Keys {
     source: Source,
+    /// A set is not trusted for longer without being read again, so that a key that was withdrawn ends.
+    refresh: Duration,
     current: RwLock<Arc<KeySet>>,
-    /// When it was last read, and of a file its time of change then.
-    read: Mutex<(Instant, Option<SystemTime>)>,
+    read: Mutex<Reading>,
+    /// Held while it is read: who waits for a key waits for the reading that may bring it.
+    reading: tokio::sync::Mutex<()>,
+}
+
+/// How a set was read last.
+#[derive(Clone, Copy)]
+struct Reading {
+    at: Instant,
+    well: bool,
+    /// Of a file, its time of change then.
+    changed: Option<SystemTime>,
 }
 
 impl Keys {
@@ -136,58 +164,77 @@ impl Keys {
     pub(crate) fn dev(key: &DevKey) -> Keys {
         let key = TokenKey { algorithm: Algorithm::HS256, key: DecodingKey::from_secret(&key.secret) };
         let keys = HashMap::from([(DevKey::KID.to_owned(), Arc::new(key))]);
-        Keys::holding(Source::Fixed, keys)
+        Keys::holding(Source::Fixed, Duration::MAX, keys)
     }
 
     /// No key: certificates are all there is.
     pub(crate) fn none() -> Keys {
-        Keys::holding(Source::Fixed, HashMap::new())
+        Keys::holding(Source::Fixed, Duration::MAX, HashMap::new())
     }
 
     /// Reads the set for the first time.
-    pub(crate) async fn load(from: &Jwks) -> Result<Keys, CliError> {
+    pub(crate) async fn load(from: &Jwks, refresh: Duration) -> Result<Keys, CliError> {
         let (source, shown) = match from {
             Jwks::File(path) => (Source::File(path.clone()), path.display().to_string()),
             Jwks::Url(url) => {
-                let client = reqwest::Client::builder().timeout(FETCH_TIMEOUT).build();
+                // Keys come from where the settings say, not from where that place points to.
+                let direct = reqwest::redirect::Policy::none();
+                let client = reqwest::Client::builder().timeout(FETCH_TIMEOUT).redirect(direct).build();
                 (Source::Url(url.clone(), client.map_err(|e| CliError::Usage(e.to_string()))?), url.clone())
             }
         };
-        let keys = Keys::holding(source, HashMap::new());
+        let keys = Keys::holding(source, refresh, HashMap::new());
         keys.reload().await.map_err(|e| CliError::Usage(format!("jwks {shown}: {e}")))?;
         Ok(keys)
     }
 
-    fn holding(source: Source, keys: HashMap<String, Arc<TokenKey>>) -> Keys {
-        let current = RwLock::new(Arc::new(KeySet { keys, generation: 0 }));
-        Keys { source, current, read: Mutex::new((Instant::now(), None)) }
+    fn holding(source: Source, refresh: Duration, keys: HashMap<String, Arc<TokenKey>>) -> Keys {
+        let current = RwLock::new(Arc::new(KeySet { keys, generation: 0, digest: [0; 32] }));
+        let read = Mutex::new(Reading { at: Instant::now(), well: true, changed: None });
+        Keys { source, refresh, current, read, reading: tokio::sync::Mutex::new(()) }
     }
 
     pub(crate) fn current(&self) -> Arc<KeySet> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether a token with an unknown kid may be of a key that came since.
-    pub(crate) fn may_be_stale(&self) -> bool {
-        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner).0;
-        !matches!(self.source, Source::Fixed) && read.elapsed() >= RELOAD_AT_MOST_EVERY
+    fn last_reading(&self) -> Reading {
+        *self.read.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Least time between two readings.
+    fn pause(&self) -> Duration {
+        RELOAD_AT_MOST_EVERY.min(self.refresh)
     }
 
     /// Reads the set again where that is due. A set that cannot be read leaves the one before.
     pub(crate) async fn refresh(&self) {
-        let (read, changed) = *self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.reading.lock().await;
+        let last = self.last_reading();
         let due = match &self.source {
             Source::Fixed => false,
-            Source::File(path) => changed != changed_at(path),
-            Source::Url(..) => read.elapsed() >= RELOAD_AT_LEAST_EVERY,
+            _ if !last.well && last.at.elapsed() >= self.pause() => true,
+            Source::File(path) => last.changed != changed_at(path),
+            Source::Url(..) => last.at.elapsed() >= self.refresh,
         };
         if due {
             self.reload_or_keep().await;
         }
     }
 
-    /// Reads the set again because a token named a key that is not there.
-    pub(crate) async fn reload_or_keep(&self) {
+    /// The set, read again if it was not just now: a token names a key that is not there, and may be of one that came since.
+    pub(crate) async fn look_again(&self) -> Arc<KeySet> {
+        if !matches!(self.source, Source::Fixed) {
+            let _one = self.reading.lock().await;
+            if self.last_reading().at.elapsed() >= self.pause() {
+                tracing::info!("a token names a key that is not known; reading the key set again");
+                self.reload_or_keep().await;
+            }
+        }
+        self.current()
+    }
+
+    async fn reload_or_keep(&self) {
         if let Err(e) = self.reload().await {
             tracing::error!("the key set of the token issuer cannot be read; the one before stays: {e}");
         }
@@ -198,8 +245,13 @@ impl Keys {
             Source::File(path) => changed_at(path),
             _ => None,
         };
-        // Before reading, so that failures are not repeated at every request.
-        *self.read.lock().unwrap_or_else(PoisonError::into_inner) = (Instant::now(), changed);
+        let note = |well| Reading { at: Instant::now(), well, changed };
+        let result = self.read_set().await;
+        *self.read.lock().unwrap_or_else(PoisonError::into_inner) = note(result.is_ok());
+        result
+    }
+
+    async fn read_set(&self) -> Result<(), String> {
         let text = match &self.source {
             Source::Fixed => return Ok(()),
             Source::File(path) => std::fs::read(path).map_err(|e| e.to_string())?,
@@ -209,9 +261,12 @@ impl Keys {
             return Err(format!("{} bytes; at most {JWKS_BYTES_MAX} are read", text.len()));
         }
         let keys = parse_jwks(&text)?;
+        let digest = *blake3::hash(&text).as_bytes();
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        let generation = current.generation + 1;
-        *current = Arc::new(KeySet { keys, generation });
+        if current.digest != digest {
+            let generation = current.generation + 1;
+            *current = Arc::new(KeySet { keys, generation, digest });
+        }
         Ok(())
     }
 }
@@ -253,6 +308,16 @@ mod tests {
         assert_eq!(set(&format!("{ED},{other}")).unwrap().len(), 1);
         let other = ED.replace("\"kid\":\"a\"", "\"kid\":\"b\",\"alg\":\"HS256\"");
         assert_eq!(set(&format!("{ED},{other}")).unwrap().len(), 1);
+        for other in [
+            r#"{"kty":"AKP","kid":"b","alg":"ML-DSA-65","pub":"AAAA"}"#,
+            r#"{"kty":"EC","crv":"P-384","kid":"b","x":"AA","y":"AA"}"#,
+            r#"{"kty":"EC","crv":"secp256k1","kid":"b","x":"AA","y":"AA"}"#,
+            r#"{"kty":"OKP","crv":"X25519","kid":"b","x":"AA"}"#,
+            &ED.replace("\"kid\":\"a\"", "\"kid\":\"b\",\"key_ops\":[\"deriveKey\"]"),
+            &ED.replace("\"kid\":\"a\"", "\"kid\":\"b\",\"use\":\"other\""),
+        ] {
+            assert_eq!(set(&format!("{ED},{other}")).unwrap().len(), 1, "{other}");
+        }
     }
 
     #[test]
@@ -260,6 +325,8 @@ mod tests {
         assert!(set("").is_err());
         assert!(set(r#"{"kty":"oct","kid":"s","k":"c2VjcmV0"}"#).err().unwrap().contains("shared secret"));
         assert!(set(&format!("{ED},{ED}")).err().unwrap().contains("two keys"));
-        assert!(parse_jwks(b"{").is_err());
+        assert!(set(&ED.replace("\"x\"", "\"d\":\"AAAA\",\"x\"")).err().unwrap().contains("private key"));
+        let error = parse_jwks(b"hunter2 is my secret").err().unwrap();
+        assert!(!error.contains("hunter2"), "{error}");
     }
 }

@@ -80,21 +80,31 @@ impl FromRequest for Caller {
     }
 }
 
-/// Recognises the caller of a request; `None` if it names nobody.
-pub(crate) fn recognise(
+/// The bearer token of a request; `None` without the header.
+fn bearer(req: &ServiceRequest) -> Result<Option<&str>, ApiError> {
+    let mut values = req.headers().get_all(AUTHORIZATION);
+    let Some(value) = values.next() else { return Ok(None) };
+    // Of two, a proxy in front could have looked at the other one.
+    let only = value.to_str().ok().filter(|_| values.next().is_none());
+    let token = only.and_then(|t| t.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    let form = || ApiError::unauthenticated("the Authorization header must be given once: Bearer <token>");
+    token.map(|(_, token)| Some(token.trim_matches(' '))).ok_or_else(form)
+}
+
+/// Recognises the caller of a request; `None` if it names nobody. A token that is no good is not made up for by a certificate.
+pub(crate) async fn recognise(
     req: &ServiceRequest,
     tokens: &Authenticator,
     settings: &Settings,
 ) -> Result<Option<Caller>, ApiError> {
-    if let Some(value) = req.headers().get(AUTHORIZATION) {
-        let text = value.to_str().ok();
-        let token = text.and_then(|t| t.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-        let Some((_, token)) = token else {
-            return Err(ApiError::unauthenticated("the Authorization header must be: Bearer <token>"));
-        };
-        return tokens.recognise(token.trim()).map(Some);
+    if let Some(token) = bearer(req)? {
+        return tokens.recognise(token).await.map(Some);
     }
-    let Some(peer) = req.conn_data::<Peer>().filter(|peer| !peer.names.is_empty()) else { return Ok(None) };
+    let Some(peer) = req.conn_data::<Peer>().filter(|peer| peer.until.is_some()) else { return Ok(None) };
+    if peer.until < Some(tokens::now()) {
+        // It was good when the connection was made.
+        return Err(ApiError::unauthenticated("the client certificate has expired"));
+    }
     let service = peer.names.iter().find_map(|name| settings.services.get(name));
     let caller = service.and_then(|name| Caller::new(&format!("service:{name}"), vec![Role::Service]));
     let unknown = || {
