@@ -24,7 +24,7 @@ pub(crate) struct Args {
     /// The TOML file
     #[arg(long, env = "LEDGER_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Address and port [default: 127.0.0.1:8080; PORT alone changes the port and listens on all addresses]
+    /// Address and port [default: 127.0.0.1:8080; PORT alone changes the port and, without --dev, listens on all addresses]
     #[arg(long, env = "LISTEN", value_name = "ADDRESS:PORT")]
     listen: Option<String>,
     /// The ledger that must be served; another one stops the start. Required without --dev
@@ -180,7 +180,9 @@ fn read(l: &mut Layers, args: Args, variable: &dyn Fn(&str) -> Option<String>) -
     let mut listen = l.take("listen", args.listen, address, SocketAddr::from(([127, 0, 0, 1], 8080)));
     // What platforms set; an address says more.
     if let (None, Some(port)) = (&l.given, variable("PORT")) {
-        listen = l.take("port", Some(port), port_everywhere, listen);
+        // A development server's secrets are known to everybody: it stays on this machine.
+        let host = if dev { [127, 0, 0, 1] } else { [0, 0, 0, 0] };
+        listen = l.take("port", Some(port), |text| port_of(text).map(|port| SocketAddr::from((host, port))), listen);
     }
     let ledger_id = l.take("ledger_id", args.ledger_id, |t| hex64(t).map(Some), None);
     let certificate = l.take("tls_certificate", args.tls_certificate, path, None);
@@ -381,9 +383,8 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "an address and port such as 127.0.0.1:8080 or [::]:8080".into())
 }
 
-fn port_everywhere(text: &str) -> Result<SocketAddr, String> {
-    let port: u16 = text.parse().map_err(|_| "a port from 0 to 65535")?;
-    Ok(SocketAddr::from(([0, 0, 0, 0], port)))
+fn port_of(text: &str) -> Result<u16, String> {
+    text.parse().map_err(|_| "a port from 0 to 65535".into())
 }
 
 fn hex64(text: &str) -> Result<String, String> {
@@ -493,11 +494,14 @@ mod tests {
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
         let mut l = layers("rate_limit = 7\nfeeds_max = 8\ncors_origins = [\"https://a.example\"]\n");
-        let args = Args { dev: true, rate_limit: Some("9".into()), ..Args::default() };
-        let settings = read(&mut l, args, &|name| (name == "PORT").then(|| "81".into()));
+        let args = |dev| Args { dev, rate_limit: Some("9".into()), ..Args::default() };
+        let port = |name: &str| (name == "PORT").then(|| "81".into());
+        let settings = read(&mut l, args(true), &port);
         l.finish().unwrap();
         assert_eq!((settings.rate_limit, settings.feeds_max, settings.requests_max), (9, 8, 1024));
-        assert_eq!(settings.listen, "0.0.0.0:81".parse().unwrap());
+        // With known secrets, on this machine only.
+        assert_eq!(settings.listen, "127.0.0.1:81".parse().unwrap());
+        assert_eq!(read(&mut layers(""), args(false), &port).listen, "0.0.0.0:81".parse().unwrap());
         assert_eq!(settings.cors_origins, ["https://a.example"]);
     }
 
