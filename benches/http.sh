@@ -71,7 +71,7 @@ checkouts() {
 }
 
 reads() {
-    curl -sf -H "Authorization: Bearer $auditor" "$url/audit/events?event_type=order.created&limit=500" \
+    curl -sf -H "Authorization: Bearer $auditor" "$url/audit/events?type=order.created&limit=500" \
         | jq -r '.events[].payload.order_id' > "$work/ids"
     [ -s "$work/ids" ] || fail "no order is listed"
     load "$1" order.lua "$seconds" $connections "$url" "$buyer" "$work/ids"
@@ -126,7 +126,7 @@ if [ "$soak" -gt 0 ]; then
     # Half of the connections write, half read, in rounds of ten seconds, on a ledger that grows.
     serve "$work/soak"
     load "soak, warming up" checkout.lua 5 $connections "$url" "$buyer" buyer@example.org warm
-    curl -sf -H "Authorization: Bearer $auditor" "$url/audit/events?event_type=order.created&limit=500" \
+    curl -sf -H "Authorization: Bearer $auditor" "$url/audit/events?type=order.created&limit=500" \
         | jq -r '.events[].payload.order_id' > "$work/ids"
     weight 0
     for round in $(seq $((soak * 6))); do

@@ -70,8 +70,12 @@ impl Authenticator {
 
     /// Whether a token names a key that is not there, and the set may have changed since it was read.
     pub(crate) fn wants_keys(&self, token: &str) -> bool {
+        // The cheap question first: a token is not decoded where no answer would matter.
+        if !self.keys.may_be_stale() {
+            return false;
+        }
         let kid = decode_header(token).ok().and_then(|h| h.kid);
-        kid.is_some() && self.keys.current().find(kid.as_deref()).is_none() && self.keys.may_be_stale()
+        kid.is_some() && self.keys.current().find(kid.as_deref()).is_none()
     }
 
     pub(crate) fn keys(&self) -> &Keys {
