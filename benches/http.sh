@@ -116,6 +116,7 @@ fi
     && $as "$programs/pg_ctl" -D "$work/postgres/data" -l "$work/postgres/log" -w \
         -o "-c listen_addresses=127.0.0.1 -c port=$port -c unix_socket_directories= -c shared_buffers=512MB" start > /dev/null)
 database=postgres://postgres@127.0.0.1:$port/postgres
+"$bin/ledger" --dir "$work/keys" --database "$database" migrate > /dev/null
 serve "$work/keys" "$database"
 lives "an order's life, PostgreSQL, alone"
 checkouts "POST /checkout, PostgreSQL"
