@@ -132,20 +132,20 @@ impl Reader {
     /// The projection rows of an order and of its deliveries, by number.
     pub async fn order_with_deliveries(&self, case: CaseId) -> Result<Option<(Row, Vec<Row>)>, StoreError> {
         let (store, chain) = (Arc::clone(&self.store), case.route(self.genesis.chains));
+        blocking(move || order_rows(&*store, chain, case)).await
+    }
+
+    /// The same with the private document of the order's first entry, where it is kept and not erased.
+    pub async fn order_with_private(
+        &self,
+        case: CaseId,
+    ) -> Result<Option<(Row, Vec<Row>, Option<PrivateDocument>)>, StoreError> {
+        let (store, chain) = (Arc::clone(&self.store), case.route(self.genesis.chains));
+        // One hand-over to another thread, not one for each table.
         blocking(move || {
-            let row = |table, stream: Stream| match store.stream_head(chain, &stream.to_string())? {
-                Some(head) => store.row(table, chain, head.first_index),
-                None => Ok(None),
-            };
-            let Some(order) = row(&ORDERS, Stream::Order(case))? else { return Ok(None) };
-            let mut deliveries = Vec::new();
-            for n in 1..=order.count("deliveries") {
-                let corrupt =
-                    || StoreError::Corrupt(format!("delivery {n} of order {case} is missing; verify the ledger"));
-                let n = u32::try_from(n).map_err(|_| corrupt())?;
-                deliveries.push(row(&DELIVERIES, Stream::Delivery(case, n))?.ok_or_else(corrupt)?);
-            }
-            Ok(Some((order, deliveries)))
+            let Some((order, deliveries)) = order_rows(&*store, chain, case)? else { return Ok(None) };
+            let private = store.private(chain, order.count("idx"))?.map(PrivateDocument::from_bytes);
+            Ok(Some((order, deliveries, private)))
         })
         .await
     }
@@ -185,12 +185,6 @@ impl Reader {
     pub async fn sizes(&self) -> Result<Vec<u64>, StoreError> {
         let store = Arc::clone(&self.store);
         blocking(move || Ok(store.heads()?.iter().map(|h| h.size()).collect())).await
-    }
-
-    /// The private document of an entry, where it is kept and not erased.
-    pub async fn private_document(&self, chain: u32, index: u64) -> Result<Option<PrivateDocument>, StoreError> {
-        let store = Arc::clone(&self.store);
-        blocking(move || Ok(store.private(chain, index)?.map(PrivateDocument::from_bytes))).await
     }
 
     /// The last signed checkpoint of a chain; with a size, that of exactly this size.
@@ -284,6 +278,21 @@ impl Reader {
         let (store, to) = (Arc::clone(&self.store), to.to_owned());
         blocking(move || store.backup(&to)).await
     }
+}
+
+fn order_rows(store: &dyn Store, chain: u32, case: CaseId) -> Result<Option<(Row, Vec<Row>)>, StoreError> {
+    let row = |table, stream: Stream| match store.stream_head(chain, &stream.to_string())? {
+        Some(head) => store.row(table, chain, head.first_index),
+        None => Ok(None),
+    };
+    let Some(order) = row(&ORDERS, Stream::Order(case))? else { return Ok(None) };
+    let mut deliveries = Vec::new();
+    for n in 1..=order.count("deliveries") {
+        let corrupt = || StoreError::Corrupt(format!("delivery {n} of order {case} is missing; verify the ledger"));
+        let n = u32::try_from(n).map_err(|_| corrupt())?;
+        deliveries.push(row(&DELIVERIES, Stream::Delivery(case, n))?.ok_or_else(corrupt)?);
+    }
+    Ok(Some((order, deliveries)))
 }
 
 /// Runs a blocking store call off the async workers.

@@ -1,4 +1,4 @@
-//! What the server does by itself: checkpoints, fresh token keys, forgetting silent callers.
+//! What the server does by itself: checkpoints, fresh token keys, latencies summed up, forgetting silent callers.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -58,6 +58,8 @@ pub(crate) async fn housekeeping(state: Arc<State>) {
             () = state.closed() => return,
             () = tokio::time::sleep(KEYS_EVERY) => {}
         }
+        // Latencies are kept one by one until somebody sums them up; a server that nobody scrapes would hold them all.
+        state.metrics.run_upkeep();
         state.tokens.keys().refresh().await;
         if forgot.elapsed() >= Rates::FORGET_EVERY {
             state.rates.forget_the_silent();

@@ -46,6 +46,9 @@ use crate::{CliError, output};
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection without a request is closed after this.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// Reads that a worker does at once. Each has a thread, and in the embedded store a connection with a page cache of its own;
+/// more of them would only take turns on the same cores. What is beyond waits in order.
+const READS_PER_WORKER: usize = 8;
 /// Requests that are under way when the server is told to end have this long.
 const SHUTDOWN_SECONDS: u64 = 30;
 
@@ -101,6 +104,7 @@ pub(crate) async fn run(place: &Place, settings: Settings) -> Result<u8, CliErro
         .client_request_timeout(HEADERS_TIMEOUT)
         .keep_alive(KEEP_ALIVE)
         .workers(workers)
+        .worker_max_blocking_threads(READS_PER_WORKER)
         // The framework counts for each worker.
         .max_connections(settings.connections_max.div_ceil(workers))
         .shutdown_timeout(SHUTDOWN_SECONDS)

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::checkout::{OrderAnswer, REPLAYED, fingerprint};
 use super::licence::{Licence, licence_of};
-use super::{Shared, append, in_time, no_order, order_id, visible_order};
+use super::{Shared, append, in_time, may_see, no_order, order_id, visible_order};
 use crate::serve::auth::Caller;
 use crate::serve::body::{Json, Optional};
 use crate::serve::error::{ApiError, Code, ReadErrors, WriteErrors};
@@ -24,9 +24,8 @@ fn expect(command: &mut Object, revision: Option<u64>) {
 }
 
 async fn shown(state: &State, caller: &Caller, case: CaseId) -> Result<Order, ApiError> {
-    let (row, deliveries) = visible_order(state, caller, case).await?;
-    let chain = u32::try_from(row.int("chain")).unwrap_or(0);
-    let private = state.ledger.private_document(chain, row.count("idx")).await?;
+    let (row, deliveries, private) = state.ledger.order_with_private(case).await?.ok_or_else(no_order)?;
+    may_see(state, caller, &row)?;
     Ok(Order::of(&row, &deliveries, private.as_ref()))
 }
 
