@@ -40,7 +40,9 @@ call() {
     local name=$1 expected=$2 token=$3 method=$4 path=$5 status
     shift 5
     local auth=()
-    [ -z "$token" ] || auth=(-H "Authorization: Bearer $token")
+    # Not as an argument, which other users of the machine could read.
+    [ -z "$token" ] || auth=(-H "@$work/authorization")
+    (umask 077 && printf 'Authorization: Bearer %s\n' "$token" > "$work/authorization")
     status=$(curl -sS -o "$work/$name" -D "$work/$name.headers" -w '%{http_code}' -X "$method" "${auth[@]}" "$@" "$url$path") \
         || fail "$name: $url$path cannot be reached"
     [ "$status" = "$expected" ] || fail "$name: $method $path answered $status, not $expected: $(cat "$work/$name")"
@@ -102,17 +104,19 @@ call events 200 "$BUYER_TOKEN" GET "/order/$order/events"
 say "audit trail" "$(json events '[.events[].event_type] | join(", ")')"
 event=$(json events '[.events[] | select(.event_type == "license.issued")][0].id')
 for _ in $(seq 60); do
-    status=$(curl -sS -o "$work/entry.proof" -w '%{http_code}' -H "Authorization: Bearer $BUYER_TOKEN" "$url/audit/events/$event/proof")
+    status=$(curl -sS -o "$work/entry.proof" -w '%{http_code}' -H "@$work/authorization" "$url/audit/events/$event/proof")
     [ "$status" = 202 ] || break
     sleep 1
 done
 [ "$status" = 200 ] || fail "proof: answered $status: $(cat "$work/entry.proof")"
 say proof "of entry $event, $(wc -c < "$work/entry.proof") bytes"
 if command -v "${AUDIT_VERIFY:-audit-verify}" > /dev/null; then
-    json license .license > /dev/null
-    jq -cS .license "$work/license" > "$work/license.json"
-    "${AUDIT_VERIFY:-audit-verify}" proof "$work/entry.proof" --trust "$(json health .ledger_id)" > "$work/verdict" \
+    jq -c .license "$work/license" > "$work/license.json"
+    "${AUDIT_VERIFY:-audit-verify}" proof "$work/entry.proof" --licence "$work/license.json" \
+        --trust "$(json health .ledger_id)" > "$work/verdict" \
         || fail "audit-verify: $(cat "$work/verdict")"
-    say audit-verify "$(head -1 "$work/verdict")"
+    say audit-verify "$(head -1 "$work/verdict" | cut -d' ' -f1): the proof, and that the licence is the one it holds"
+else
+    say "not checked" "the proof file and the licence: audit-verify is not on the path, and AUDIT_VERIFY does not name it"
 fi
 say done "everything is as it should be"

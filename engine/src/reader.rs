@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::adoption::{Adopted, Adoption};
 use crate::archive::{ExportError, ExportOptions, export_to_directory};
-use crate::body::PrivateDocument;
+use crate::body::{Body, PrivateDocument};
 use crate::domain::projection::{
     DELIVERIES, ORDERS, Row, TABLES, Table, case_rows, idempotency_row, needs_idempotency_row, sku_row,
 };
@@ -82,16 +82,7 @@ impl Reader {
                 StoreError::Corrupt(format!("entry {} of the stream legacy: {e}", entry.header.index))
             };
             let body = entry.parse_body().map_err(|e| corrupt(&e))?;
-            let event = Occurrence {
-                stream: Stream::Legacy,
-                revision: entry.header.revision,
-                event_type: &entry.header.event_type,
-                payload: &body.payload,
-                index: entry.header.index,
-                recorded_at_us: entry.header.recorded_at_us,
-                has_private: body.private_sha256.is_some(),
-            };
-            let next = Adoption::follow(adopted.last(), &event).map_err(|e| corrupt(&e.0))?;
+            let next = Adoption::follow(adopted.last(), &occurrence(&entry, &body, Stream::Legacy)).map_err(|e| corrupt(&e.0))?;
             adopted.push(next);
         }
         Ok(adopted)
@@ -144,6 +135,35 @@ impl Reader {
         // One hand-over to another thread, not one for each table.
         blocking(move || {
             let Some((order, deliveries)) = order_rows(&*store, chain, case)? else { return Ok(None) };
+            let private = store.private(chain, order.count("idx"))?.map(PrivateDocument::from_bytes);
+            Ok(Some((order, deliveries, private)))
+        })
+        .await
+    }
+
+    /// The order as it was after the entry at `index`, as projection rows like those of [`Reader::order_with_private`]: what an answer
+    /// that is given again shows.
+    pub async fn order_at(
+        &self,
+        case: CaseId,
+        index: u64,
+    ) -> Result<Option<(Row, Vec<Row>, Option<PrivateDocument>)>, StoreError> {
+        let (store, chain) = (Arc::clone(&self.store), case.route(self.genesis.chains));
+        blocking(move || {
+            let mut state = Case::new(case);
+            for entry in read_case(&*store, chain, case)?.iter().filter(|e| e.header.index <= index) {
+                let corrupt = |why: String| {
+                    let at = entry.header.index;
+                    StoreError::Corrupt(format!("entry {at} of chain {chain}: {why}; verify the ledger"))
+                };
+                let body = entry.parse_body().map_err(|e| corrupt(e.to_string()))?;
+                let stream = Stream::parse(&entry.header.stream).ok_or_else(|| corrupt("no stream name".into()))?;
+                state.apply(&occurrence(entry, &body, stream)).map_err(|e| corrupt(e.0))?;
+            }
+            let (orders, rest): (Vec<Row>, Vec<Row>) =
+                case_rows(chain, &state).into_iter().partition(|row| *row.table == ORDERS);
+            let Some(order) = orders.into_iter().next() else { return Ok(None) };
+            let deliveries = rest.into_iter().filter(|row| *row.table == DELIVERIES).collect();
             let private = store.private(chain, order.count("idx"))?.map(PrivateDocument::from_bytes);
             Ok(Some((order, deliveries, private)))
         })
@@ -383,6 +403,19 @@ impl Nodes for StoredNodes<'_> {
     }
 }
 
+/// An entry as deciders and evolvers see it.
+fn occurrence<'a>(entry: &'a Entry, body: &'a Body, stream: Stream) -> Occurrence<'a> {
+    Occurrence {
+        stream,
+        revision: entry.header.revision,
+        event_type: &entry.header.event_type,
+        payload: &body.payload,
+        index: entry.header.index,
+        recorded_at_us: entry.header.recorded_at_us,
+        has_private: body.private_sha256.is_some(),
+    }
+}
+
 /// All projection rows of a chain, folded from its entries, and the size they are for.
 fn fold(store: &dyn Store, chain: u32) -> Result<(u64, Vec<Row>), StoreError> {
     use std::collections::HashMap;
@@ -406,15 +439,7 @@ fn fold(store: &dyn Store, chain: u32) -> Result<(u64, Vec<Row>), StoreError> {
             if let Some(meta) = body.meta.as_ref().filter(|m| needs_idempotency_row(stream, h.revision, &m.idem)) {
                 idempotency.entry(meta.idem).or_insert(h.index);
             }
-            let event = Occurrence {
-                stream,
-                revision: h.revision,
-                event_type: &h.event_type,
-                payload: &body.payload,
-                index: h.index,
-                recorded_at_us: h.recorded_at_us,
-                has_private: body.private_sha256.is_some(),
-            };
+            let event = occurrence(entry, &body, stream);
             match stream {
                 Stream::Sku(case) => Sku::apply(skus.entry(case).or_default(), &event).map_err(|e| corrupt(e.0))?,
                 Stream::Order(case) | Stream::Delivery(case, _) => {

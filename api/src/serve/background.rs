@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ledger_engine::note::Checkpoint;
+
 use super::rate::Rates;
 use super::state::State;
 
@@ -36,9 +38,9 @@ pub(crate) async fn checkpoints(state: Arc<State>) {
         match state.ledger.checkpoint().await {
             Ok(notes) => {
                 tracing::debug!(chains = notes.len(), "checkpoint issued");
-                // What the checkpoint itself appended is not news.
-                let sizes = state.ledger.sizes().await.unwrap_or(sizes);
-                issued = Some((Instant::now(), sizes));
+                // What was signed, not what is there by now: an entry that came meanwhile is news.
+                let signed = notes.iter().map(|note| Checkpoint::parse(&note.text).map_or(0, |c| c.size)).collect();
+                issued = Some((Instant::now(), signed));
                 state.checkpointed(true);
             }
             Err(e) => {

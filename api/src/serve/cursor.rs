@@ -33,6 +33,14 @@ impl Cursor {
         Ok(Cursor(next.into_iter().map(Option::unwrap_or_default).collect()))
     }
 
+    /// Refuses a place beyond the ends of the chains, `sizes`: whoever saw those entries saw another history.
+    pub(crate) fn check(&self, sizes: &[u64]) -> Result<(), ApiError> {
+        let beyond = self.0.iter().zip(sizes).any(|(next, size)| next > size);
+        let message = "the cursor is beyond the end of the ledger: it is of another ledger, or entries that you saw are gone; \
+                       verify the ledger against a checkpoint that you kept";
+        if beyond { Err(ApiError::invalid(message)) } else { Ok(()) }
+    }
+
     /// Notes that an entry was seen.
     pub(crate) fn saw(&mut self, chain: u32, index: u64) {
         if let Some(next) = self.0.get_mut(chain as usize) {

@@ -71,6 +71,8 @@ struct Listener {
     /// Chain that is read next, so that a busy one does not hide the others.
     turn: u32,
     greeted: bool,
+    /// What the listener may listen by; asked again and again, so that a feed ends with its token.
+    token: String,
     _room: OwnedSemaphorePermit,
 }
 
@@ -79,6 +81,7 @@ struct Listener {
 pub(crate) fn listen(
     state: &Arc<State>,
     from: Option<&str>,
+    token: &str,
 ) -> Result<impl Stream<Item = Result<Bytes, actix_web::Error>> + use<>, ApiError> {
     let at = match from {
         Some(text) => Cursor::parse(text, state.feed.chains)?,
@@ -88,7 +91,7 @@ pub(crate) fn listen(
     let mut sizes = state.feed.sizes.subscribe();
     // Whatever is known is news to somebody who just came.
     sizes.mark_changed();
-    let listener = Listener { state: Arc::clone(state), at, sizes, turn: 0, greeted: false, _room: room };
+    let listener = Listener { state: Arc::clone(state), at, sizes, turn: 0, greeted: false, token: token.to_owned(), _room: room };
     Ok(unfold(Some(listener), |listener| async {
         let mut listener = listener?;
         match listener.next().await {
@@ -111,7 +114,7 @@ impl Listener {
             return Some(Ok(Bytes::from_static(b"retry: 2000\n: the ledger's entries\n\n")));
         }
         loop {
-            if self.state.is_closing() {
+            if self.state.is_closing() || self.state.tokens.recognise(&self.token).await.is_err() {
                 return None;
             }
             match self.read().await {

@@ -1,9 +1,10 @@
 //! The OpenAPI 3.1 description, made from the handlers, and the page that shows it.
 
+use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
 
 use actix_web::HttpResponse;
-use actix_web::web::Path;
+use actix_web::web::{Bytes, Path};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 use utoipa_swagger_ui::Config;
@@ -94,7 +95,12 @@ pub(crate) async fn page(tail: Path<String>) -> Result<HttpResponse, ApiError> {
     let missing = || ApiError::not_found("there is no such page");
     let name = if tail.is_empty() { "index.html" } else { tail.as_str() };
     let file = utoipa_swagger_ui::serve(name, Arc::clone(&CONFIG)).map_err(|_| missing())?.ok_or_else(missing)?;
-    Ok(HttpResponse::Ok().content_type(file.content_type).body(file.bytes.into_owned()))
+    // Not copied for everybody who asks.
+    let bytes = match file.bytes {
+        Cow::Borrowed(bytes) => Bytes::from_static(bytes),
+        Cow::Owned(bytes) => bytes.into(),
+    };
+    Ok(HttpResponse::Ok().content_type(file.content_type).body(bytes))
 }
 
 #[cfg(test)]

@@ -249,6 +249,10 @@ fn read(l: &mut Layers, args: Args, variable: &dyn Fn(&str) -> Option<String>) -
         let required = l.take(name, given, boolean, false);
         l.check(!required, &format!("{name}: this program signs with local key files only, which it forbids"));
     }
+    for name in ["AUDIT_SIGNING_KMS_KEY_ID", "SIGNING_PROXY_URL"] {
+        let line = format!("{name}: set, but this program signs with local key files only; unset it to agree to that");
+        l.check(variable(name).is_none(), &line);
+    }
     l.check_together(&settings);
     settings
 }
@@ -518,7 +522,7 @@ mod tests {
             require_kms: Some("true".into()),
             ..Args::default()
         };
-        read(&mut l, args, &|_| None);
+        read(&mut l, args, &|name| (name == "SIGNING_PROXY_URL").then(|| "https://sign.example".into()));
         let Err(CliError::Usage(text)) = l.finish() else { panic!() };
         let named: Vec<&str> = text.lines().map(|line| line.split([' ', ':', '.']).next().unwrap()).collect();
         assert_eq!(
@@ -533,6 +537,7 @@ mod tests {
                 "rate_limit",
                 "maintenance_mode",
                 "require_kms",
+                "SIGNING_PROXY_URL",
                 "ledger_id",
                 "jwks,",
                 "nonsense"

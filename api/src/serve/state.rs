@@ -1,7 +1,7 @@
 //! What all handlers share.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use actix_web::HttpRequest;
 use actix_web::web::Data;
@@ -18,6 +18,28 @@ use super::settings::Settings;
 /// One part in so many of the requests under way may be of callers who were not recognised.
 const STRANGERS_SHARE: usize = 4;
 
+/// Whether the store answers, asked once a second at most however many want to know.
+#[derive(Default)]
+pub(crate) struct Readiness(tokio::sync::Mutex<Option<(Instant, bool)>>);
+
+impl Readiness {
+    /// How long an answer holds, and how long the store has for it.
+    const HOLDS: Duration = Duration::from_secs(1);
+    const PATIENCE: Duration = Duration::from_secs(3);
+
+    pub(crate) async fn store(&self, ledger: &Ledger) -> bool {
+        let mut known = self.0.lock().await;
+        if let Some((at, answer)) = *known
+            && at.elapsed() < Self::HOLDS
+        {
+            return answer;
+        }
+        let answer = tokio::time::timeout(Self::PATIENCE, ledger.sizes()).await.is_ok_and(|sizes| sizes.is_ok());
+        *known = Some((Instant::now(), answer));
+        answer
+    }
+}
+
 /// What all handlers share.
 pub(crate) struct State {
     pub(crate) settings: Settings,
@@ -31,6 +53,7 @@ pub(crate) struct State {
     pub(crate) feed: Feed,
     pub(crate) in_flight: InFlight,
     pub(crate) metrics: PrometheusHandle,
+    pub(crate) readiness: Readiness,
     closing: watch::Sender<bool>,
     /// When a checkpoint was issued last, and whether the last try failed.
     checkpoint: Mutex<(Option<SystemTime>, bool)>,
@@ -53,6 +76,7 @@ impl State {
             ledger,
             tokens,
             metrics,
+            readiness: Readiness::default(),
             closing: watch::Sender::new(false),
             checkpoint: Mutex::new((None, false)),
         })

@@ -67,7 +67,23 @@ fn describe() {
     metrics::describe_gauge!("ledger_chain_size", "Entries of a chain");
     metrics::describe_gauge!("ledger_checkpoint_age_seconds", "Time since this process issued a checkpoint");
     metrics::describe_counter!("ledger_checkpoint_failures_total", "Checkpoints that could not be issued");
-    for name in ["marketplace_orders_total", "signing_errors_total", "ledger_checkpoint_failures_total"] {
+    metrics::describe_counter!(
+        "ledger_payments_unplaced_total",
+        "Payments that the provider captured and no order could take: somebody must look at each"
+    );
+    metrics::describe_counter!("marketplace_delivery_encrypt_failures_total", "Deliveries that could not be encrypted");
+    metrics::describe_counter!("marketplace_audit_export_success_total", "Exports that were made by this process");
+    metrics::describe_counter!("marketplace_audit_export_failure_total", "Exports that failed in this process");
+    let counters = [
+        "marketplace_orders_total",
+        "marketplace_delivery_encrypt_failures_total",
+        "marketplace_audit_export_success_total",
+        "marketplace_audit_export_failure_total",
+        "signing_errors_total",
+        "ledger_checkpoint_failures_total",
+        "ledger_payments_unplaced_total",
+    ];
+    for name in counters {
         metrics::counter!(name).increment(0);
     }
 }

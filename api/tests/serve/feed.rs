@@ -92,7 +92,11 @@ fn a_feed_has_every_entry_once_and_goes_on_where_it_was_left() {
     let now = auditor.request("GET", "/audit/stream?after=now").timeout(Duration::from_secs(1)).send().unwrap();
     let text: String = BufReader::new(now).lines().map_while(Result::ok).collect();
     assert!(!text.contains("data:"), "nothing that was there before: {text}");
-    assert_eq!(auditor.get("/audit/stream?after=7:1").said(), (400, "INVALID_REQUEST"));
+    // Of another ledger, or of a history that is gone.
+    for after in ["7:1", "0:999999"] {
+        assert_eq!(auditor.get(&format!("/audit/stream?after={after}")).said(), (400, "INVALID_REQUEST"));
+        assert_eq!(auditor.get(&format!("/audit/events?after={after}")).said(), (400, "INVALID_REQUEST"));
+    }
 }
 
 #[test]
@@ -140,5 +144,22 @@ fn feeds_are_bounded_and_pages_are_filtered() {
     }
     for bad in ["limit=0", "limit=501", "limit=x", "after=x", "since=yesterday", "stream=x", "nonsense=1"] {
         assert_eq!(of(bad).said(), (400, "INVALID_REQUEST"), "{bad}");
+    }
+}
+
+#[test]
+fn a_feed_ends_with_its_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let shop = dir.path().join("shop");
+    let server = Start::dev(&shop).args(&["--jwt-leeway-seconds", "0"]).run();
+    let arguments = ["token", "--sub", "eve@example.org", "--role", "auditor", "--ttl", "3"];
+    let token = crate::support::ledger().arg("--dir").arg(&shop).args(arguments).output().unwrap();
+    let feed = listen(&server.client(Some(String::from_utf8(token.stdout).unwrap().trim())), None);
+    take(&feed, 1);
+    std::thread::sleep(Duration::from_secs(4));
+    server.of("ann@example.org", "buyer").checkout("ann@example.org", "k-1");
+    // What was there before may still come; the order that was made after the token's end does not.
+    while let Ok((_, event)) = feed.recv_timeout(Duration::from_secs(20)) {
+        assert_ne!(event["event_type"], "order.created");
     }
 }

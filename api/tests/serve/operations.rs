@@ -222,15 +222,18 @@ fn the_smoke_script_finds_everything_in_order() {
     let server = Start::dev(&shop).args(&["--checkpoint-seconds", "1"]).run();
     Finance::of(&server);
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/smoke/smoke.sh");
+    let judge = std::path::Path::new(env!("CARGO_BIN_EXE_ledger")).with_file_name("audit-verify");
+    assert!(judge.exists(), "the script calls it: cargo build -p audit-verify");
     let run = |sku: &str| {
         let mut command = std::process::Command::new("bash");
+        command.env("AUDIT_VERIFY", &judge);
         command.arg(script).arg(&server.url).env("LEDGER_DEV_DIR", &shop).env("LEDGER", env!("CARGO_BIN_EXE_ledger"));
         command.env("SKU", sku).output().unwrap()
     };
     let out = run("sku-e2e");
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(out.status.success(), "{text}{}", String::from_utf8_lossy(&out.stderr));
-    for step in ["health", "checkout", "webhook", "finalize", "licence", "audit trail", "proof", "done"] {
+    for step in ["health", "checkout", "webhook", "finalize", "licence", "audit trail", "proof", "audit-verify", "done"] {
         assert!(text.lines().any(|l| l.starts_with(step)), "{step} in {text}");
     }
     let out = run("nothing");

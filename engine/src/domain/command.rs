@@ -1,6 +1,6 @@
 //! Commands as clients write them: JSON objects, read strictly (COMMANDS.md).
 
-use super::fields::{FieldError, Fields, hex64, text, text1};
+use super::fields::{FieldError, Fields, count, hex64, text, text1};
 use super::money::Money;
 use crate::finance::FinanceSignature;
 use crate::hash::{Hash, sha256};
@@ -100,10 +100,7 @@ pub enum Action {
     FailDelivery {
         reason: String,
     },
-    ReissueDelivery {
-        reason: String,
-        key_fingerprint: Option<String>,
-    },
+    ReissueDelivery { reason: String, key_fingerprint: Option<String>, delivery: Option<u64> },
     Finalize,
     Cancel {
         reason: String,
@@ -361,6 +358,7 @@ fn read_action(name: &str, f: &mut Fields<'_>) -> Option<(&'static str, Action)>
             Action::ReissueDelivery {
                 reason: f.required("reason", text),
                 key_fingerprint: f.optional("key_fingerprint", hex64),
+                delivery: f.optional("delivery", |v| count(v).filter(|n| *n > 0)),
             },
         ),
         "order.finalize" => ("order.finalize", Action::Finalize),

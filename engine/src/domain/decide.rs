@@ -293,7 +293,11 @@ fn decide_delivery(
         }
         Action::DownloadDelivery => event("delivery.downloaded", Object::new()),
         Action::FailDelivery { reason: why } => event("delivery.failed", reason(why)),
-        Action::ReissueDelivery { reason: why, key_fingerprint } => {
+        Action::ReissueDelivery { delivery: Some(named), .. } if *named != u64::from(n) => {
+            let message = format!("delivery {named} is not the current one, which is {n}");
+            return Err(Refusal::new(RefusalCode::IllegalTransition, message));
+        }
+        Action::ReissueDelivery { reason: why, key_fingerprint, .. } => {
             let mut events = event("delivery.reissued", reason(why).with("next", i64::from(next)));
             events.push(request_event(case, order, next, key_fingerprint.as_deref(), Some((n, delivery)))?);
             events

@@ -4,7 +4,7 @@ use actix_web::HttpResponse;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::Shared;
+use super::{Shared, in_time};
 use crate::serve::error::{ApiError, ReadErrors};
 
 /// A key and where it counts.
@@ -48,6 +48,8 @@ pub(crate) struct SignersAnswer {
     security(("token" = [])),
 )]
 pub(crate) async fn signers(state: Shared) -> Result<HttpResponse, ApiError> {
+    // Another process may have changed the keys.
+    in_time(&state, async { Ok(state.ledger.refresh_registry().await?) }).await?;
     let registry = state.ledger.registry();
     let view = |record: &ledger_engine::registry::KeyRecord| SignerView {
         signer_kid: record.key.kid.clone(),

@@ -114,7 +114,11 @@ pub(crate) async fn events(state: Shared, query: Query<EventsQuery>) -> Result<H
     let chains = state.ledger.genesis().chains;
     let at = Cursor::parse(query.after.as_deref().unwrap_or_default(), chains)?;
     let wanted = Wanted { event_type: query.event_type.clone(), stream: stream.transpose()?, since, until, limit };
-    let page = in_time(&state, wanted.read(&state, at)).await?;
+    let read = async {
+        at.check(&state.ledger.sizes().await?)?;
+        wanted.read(&state, at).await
+    };
+    let page = in_time(&state, read).await?;
     Ok(HttpResponse::Ok().json(page))
 }
 

@@ -6,7 +6,7 @@ use actix_web::HttpResponse;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Shared, in_time};
+use super::Shared;
 use crate::serve::error::ReadErrors;
 use crate::serve::state::State;
 
@@ -73,8 +73,7 @@ pub(crate) struct ReadyAnswer {
     ),
 )]
 pub(crate) async fn ready(state: Shared) -> HttpResponse {
-    let asked = in_time(&state, async { Ok(state.ledger.sizes().await?) });
-    let store = tokio::time::timeout(std::time::Duration::from_secs(3), asked).await.is_ok_and(|r| r.is_ok());
+    let store = state.readiness.store(&state.ledger).await;
     let (signer, serving) = (state.is_checkpointing(), !state.is_closing());
     let ok = store && signer && serving;
     let mut answer = if ok { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
@@ -104,7 +103,9 @@ async fn gauges(state: &Arc<State>) {
     ::metrics::gauge!("ledger_commands_waiting").set(stats.waiting as f64);
     ::metrics::gauge!("ledger_requests_under_way")
         .set((state.settings.requests_max - state.requests.available_permits()) as f64);
-    let Ok(sizes) = in_time(state, async { Ok(ledger.sizes().await?) }).await else { return };
+    // Whoever scrapes must hear the rest of it while the store hangs.
+    let asked = tokio::time::timeout(std::time::Duration::from_secs(1), ledger.sizes()).await;
+    let Ok(Ok(sizes)) = asked else { return };
     let now = std::time::SystemTime::now();
     for (chain, size) in (0_u32..).zip(sizes) {
         ::metrics::gauge!("ledger_chain_size", "chain" => chain.to_string()).set(size as f64);

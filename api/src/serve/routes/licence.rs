@@ -2,9 +2,10 @@
 
 use actix_web::HttpResponse;
 use actix_web::web::Path;
+use ledger_engine::domain::projection::Cell;
 use ledger_engine::environment::{Environment as _, SystemEnvironment};
 use ledger_engine::json::Value;
-use ledger_engine::licence::{Licence as Signed, judge};
+use ledger_engine::licence::{Licence as Signed, Reason, judge};
 use ledger_engine::stream::{CaseId, Stream};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -65,17 +66,21 @@ fn document(payload: &ledger_engine::json::Object, name: &str) -> Option<String>
     Some(payload.value(name)?.as_object()?.value("text")?.as_str()?.to_owned())
 }
 
+/// The text of an order's licence, as the ledger holds it.
+async fn issued_text(state: &State, case: CaseId) -> Result<Option<String>, ApiError> {
+    let Some(order) = state.ledger.order(case).await? else { return Ok(None) };
+    let Some(Cell::Int(_)) = order.cell("license_index") else { return Ok(None) };
+    let chain = u32::try_from(order.int("chain")).unwrap_or(0);
+    Ok(document(&payload(state, chain, order.count("license_index")).await?, "license"))
+}
+
 /// The licence in the entry that issued it.
 pub(crate) async fn licence_of(state: &State, case: CaseId) -> Result<Licence, ApiError> {
-    let (order, _) = state.ledger.order_with_deliveries(case).await?.ok_or_else(no_order)?;
-    let none = || ApiError::not_found("the order has no licence yet");
-    if !matches!(order.cell("license_index"), Some(ledger_engine::domain::projection::Cell::Int(_))) {
-        return Err(none());
+    if state.ledger.order(case).await?.is_none() {
+        return Err(no_order());
     }
-    let chain = u32::try_from(order.int("chain")).unwrap_or(0);
-    let payload = payload(state, chain, order.count("license_index")).await?;
     // One that was recorded without a document has nothing to show.
-    let text = document(&payload, "license").ok_or_else(none)?;
+    let text = issued_text(state, case).await?.ok_or_else(|| ApiError::not_found("the order has no licence yet"))?;
     serde_json::from_str(&text).map_err(|e| damaged(format!("licence of order {case}: {e}")))
 }
 
@@ -149,7 +154,16 @@ pub(crate) async fn verify(state: Shared, body: Json<VerifyRequest>) -> Result<H
     let ledger = &state.ledger;
     let buyer = body.typed.expected_buyer_id.as_deref().map(|id| ledger.actor_id(id));
     let now_us = SystemEnvironment.now_us();
-    let reasons = judge(&object.to_canonical(), &ledger.registry(), &ledger.id(), buyer.as_deref(), now_us);
+    // Another process may have changed the keys.
+    in_time(&state, async { Ok(ledger.refresh_registry().await?) }).await?;
+    let mut reasons = judge(&object.to_canonical(), &ledger.registry(), &ledger.id(), buyer.as_deref(), now_us);
+    // A key that is retired says nothing of when it signed. The entry that issued the licence does.
+    if reasons.iter().any(|r| matches!(r, Reason::RetiredKey(_)))
+        && let Ok(signed) = Signed::read(&object)
+        && in_time(&state, issued_text(&state, signed.terms.order_id)).await? == Some(signed.to_text())
+    {
+        reasons.retain(|r| !matches!(r, Reason::RetiredKey(_)));
+    }
     if !reasons.is_empty() {
         let listed: Vec<_> =
             reasons.iter().map(|r| serde_json::json!({ "code": r.code(), "message": r.to_string() })).collect();

@@ -67,6 +67,9 @@ pub(crate) async fn append(
 fn refused(e: CommandError) -> ApiError {
     match e {
         CommandError::TooLarge(_) => ApiError::new(Code::BodyTooLarge, e.to_string()),
+        CommandError::Member(name) if matches!(name.as_str(), "finance_signature" | "finance_kid") => {
+            ApiError::new(Code::LedgerProofInvalid, "the proof's signature or kid is malformed; nothing was recorded")
+        }
         e => ApiError::invalid(e.to_string()),
     }
 }

@@ -2,6 +2,7 @@
 
 use actix_web::web::Path;
 use actix_web::{HttpRequest, HttpResponse};
+use ledger_engine::domain::projection::Cell;
 use ledger_engine::json::Object;
 use ledger_engine::stream::{CaseId, Stream};
 use serde::{Deserialize, Serialize};
@@ -250,24 +251,17 @@ pub(crate) async fn reissue(
     let missing = || ApiError::not_found("there is no such delivery");
     let Some(Stream::Delivery(case, n)) = Stream::parse(&id) else { return Err(missing()) };
     let (key, body) = (key_of(&req)?, body.typed);
-    // The command is about the current delivery; another one cannot be issued again.
-    let read = async { Ok(state.ledger.order_with_deliveries(case).await?) };
-    let (order, _) = in_time(&state, read).await?.ok_or_else(missing)?;
-    let current = order.count("deliveries");
-    if u64::from(n) > current {
-        return Err(missing());
-    }
-    let replayable = key.is_some() && u64::from(n) + 1 == current;
-    if u64::from(n) < current && !replayable {
-        return Err(ApiError::new(Code::IllegalTransition, "the delivery was issued again already"));
-    }
+    let read = async { Ok(state.ledger.order(case).await?) };
+    in_time(&state, read).await?.filter(|order| u64::from(n) <= order.count("deliveries")).ok_or_else(missing)?;
     let mut command = Object::new().with("command", "delivery.reissue").with("order_id", case.to_string());
+    command.set("delivery", i64::from(n));
     command.set("reason", body.reason);
     command.set_some("key_fingerprint", body.buyer_public_key.as_deref().map(fingerprint).transpose()?);
     change(&state, &caller, case, command, key).await
 }
 
-/// Appends one command and answers with the order afterwards.
+/// Appends one command and answers with the order as the command left it: a request that is sent again gets the first answer, whatever
+/// came since.
 async fn change(
     state: &State,
     caller: &Caller,
@@ -276,12 +270,29 @@ async fn change(
     key: Option<String>,
 ) -> Result<HttpResponse, ApiError> {
     let appended = append(state, &caller.subject, command, key.as_deref()).await?;
-    let order = in_time(state, shown(state, caller, case)).await?;
+    let last = appended.entries.last().map_or(0, |entry| entry.index);
+    let read = async {
+        let (row, deliveries, private) = state.ledger.order_at(case, last).await?.ok_or_else(no_order)?;
+        may_see(state, caller, &row)?;
+        Ok(Order::of(&row, &deliveries, private.as_ref()))
+    };
+    let order = in_time(state, read).await.map_err(recorded)?;
     let mut answer = HttpResponse::Ok();
     if appended.repeated {
         answer.insert_header((REPLAYED, "true"));
     }
     Ok(answer.json(OrderAnswer { ok: true, order }))
+}
+
+/// What failed after something was recorded must not sound as if nothing was.
+fn recorded(e: ApiError) -> ApiError {
+    match e.code {
+        Code::StoreUnavailable => ApiError::new(
+            Code::OutcomeUnknown,
+            "it was recorded, but the order cannot be shown now; GET it later",
+        ),
+        _ => e,
+    }
 }
 
 /// Members are those of settle, and only needed for an order that is not settled yet; without them the body may be left out.
@@ -331,31 +342,35 @@ const STEPS_MAX: usize = 8;
 
 /// Settle if needed, issue the licence, and ask for the delivery
 ///
-/// Each step is taken once, whoever asks how often: an order that is further along is answered as it is.
+/// Each step is taken once, whoever asks how often: an order that is further along is answered as it is. It needs no
+/// `Idempotency-Key`.
 #[utoipa::path(
     post,
     path = "/order/{id}/finalize",
     tag = "orders",
     request_body = Option<FinalizeRequest>,
-    params(("id" = String, Path, description = "32 hex characters"),
-           ("Idempotency-Key" = Option<String>, Header, description = "A value of your own for this request",
-            min_length = 1, max_length = 255, pattern = "^[!#-\\[\\]-~]+$")),
+    params(("id" = String, Path, description = "32 hex characters")),
     responses((status = 200, description = "Order, licence and delivery", body = FinalizeAnswer), WriteErrors),
     security(("token" = []), ("certificate" = [])),
 )]
 pub(crate) async fn finalize(
-    req: HttpRequest,
     state: Shared,
     caller: Caller,
     id: Path<String>,
     body: Optional<FinalizeRequest>,
 ) -> Result<HttpResponse, ApiError> {
-    let (case, key, body) = (order_id(&id)?, key_of(&req)?, body.0);
+    let (case, body) = (order_id(&id)?, body.0);
     let proof = body.proof()?;
     let mut last = None;
     for _ in 0..STEPS_MAX {
         let read = async { Ok(state.ledger.order_with_deliveries(case).await?) };
         let (order, deliveries) = in_time(&state, read).await?.ok_or_else(no_order)?;
+        // An order that is settled already keeps its proof; another one must not seem to be taken.
+        if let (Some(proof), Some(Cell::Text(settled))) = (&proof, order.cell("ledger_proof_id"))
+            && settled != proof.id
+        {
+            return Err(ApiError::new(Code::LedgerProofInvalid, "the order was settled against another finance proof"));
+        }
         let command = match (order.text("status"), deliveries.is_empty()) {
             ("paid", _) => match &proof {
                 Some(proof) => settle_command(case, proof),
@@ -376,7 +391,7 @@ pub(crate) async fn finalize(
         };
         // Somebody else may take the same step at the same time: then it is taken, and the next reading shows it.
         let seen = (order.count("revision"), deliveries.len());
-        match append(&state, &caller.subject, command, key.as_deref()).await {
+        match append(&state, &caller.subject, command, None).await {
             Ok(_) => {}
             Err(e) if e.code == Code::IllegalTransition && last != Some(seen) => last = Some(seen),
             Err(e) => return Err(e),

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::{Shared, append, header, in_time, no_order, order_id};
 use crate::serve::body::Raw;
-use crate::serve::error::{ApiError, WriteErrors};
+use crate::serve::error::{ApiError, Code, WriteErrors};
 use crate::serve::state::State;
 use crate::serve::stripe::{self, Event, Payment};
 
@@ -48,7 +48,7 @@ pub(crate) async fn payment(req: HttpRequest, state: Shared, body: Raw) -> Resul
     let settings = &state.settings;
     if settings.webhook_secrets.is_empty() {
         return Err(ApiError::unauthenticated("webhooks are not taken here")
-            .internal("a webhook came, and payment_webhook_secret is not set"));
+            .internal_note("a webhook came, and payment_webhook_secret is not set"));
     }
     let now = SystemEnvironment.now_us() / 1_000_000;
     let tolerance = i64::try_from(settings.webhook_tolerance.as_secs()).unwrap_or(i64::MAX);
@@ -67,7 +67,11 @@ pub(crate) async fn payment(req: HttpRequest, state: Shared, body: Raw) -> Resul
             let mut command = about(&id, "payment.fail", &payment_id)?;
             // A provider's word, as long as the ledger takes words.
             command.set("reason", reason.chars().take(255).collect::<String>());
-            Some(append(&state, ACTOR, command, Some(&event.id)).await?)
+            match append(&state, ACTOR, command, Some(&event.id)).await {
+                // Events come in any order: the order has been paid since, or given up, and the failure says nothing any more.
+                Err(e) if e.code == Code::IllegalTransition => None,
+                taken => Some(taken?),
+            }
         }
     };
     Ok(HttpResponse::Ok().json(WebhookAnswer {
@@ -102,5 +106,11 @@ async fn captured(
     let same_currency = received.currency == row.text("currency");
     let counted = if same_currency { stripe::rescaled(&received, row.int("scale")) } else { None };
     command.set("total", counted.unwrap_or(received).to_value());
-    append(state, ACTOR, command, Some(event_id)).await
+    let taken = append(state, ACTOR, command, Some(event_id)).await;
+    if taken.as_ref().is_err_and(|e| e.code == Code::IllegalTransition) {
+        // Money that no order can take: the provider is told no, so that it shows there, too, and somebody must look.
+        metrics::counter!("ledger_payments_unplaced_total").increment(1);
+        tracing::error!(order, payment_id, event_id, "a payment was captured that the order cannot take");
+    }
+    taken
 }

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{Shared, header, in_time};
+use crate::serve::cursor::Cursor;
 use crate::serve::error::{ApiError, ReadErrors};
 use crate::serve::feed::listen;
 
@@ -40,12 +41,18 @@ pub(crate) async fn stream(
     let now = match query.after.as_deref() {
         Some("now") => {
             let sizes = in_time(&state, async { Ok(state.ledger.sizes().await?) }).await?;
-            Some(crate::serve::cursor::Cursor(sizes).to_string())
+            Some(Cursor(sizes).to_string())
         }
         _ => None,
     };
     let from = header(&req, "Last-Event-ID").or(now.as_deref()).or(query.after.as_deref());
-    let feed = listen(&state, from)?;
+    // Auditors come with tokens: a certificate opens no feed.
+    let token = header(&req, "Authorization").and_then(|value| value.split_once(' ')).map_or("", |(_, token)| token);
+    let sizes = in_time(&state, async { Ok(state.ledger.sizes().await?) }).await?;
+    if let Some(from) = from {
+        Cursor::parse(from, state.ledger.genesis().chains)?.check(&sizes)?;
+    }
+    let feed = listen(&state, from, token.trim())?;
     let mut answer = HttpResponse::Ok();
     answer
         .content_type("text/event-stream")
