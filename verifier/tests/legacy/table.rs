@@ -9,7 +9,7 @@ use postgres::{Client, NoTls};
 use serde_json::Value;
 
 use crate::adoption::{adopted, compare_source};
-use crate::chain::{assert_found, assert_verified, chain, found, hash, judge, notes, registry, signers};
+use crate::chain::{assert_found, assert_verified, chain, found, hash, judge, notes, registry, reseal, seal, signers};
 use test_servers::Server;
 
 pub(crate) const SERIAL: &str =
@@ -66,6 +66,70 @@ fn the_table_gives_the_report_of_its_export() {
             "signature_invalid 17000",
         ],
     );
+}
+
+/// A fork beside the last row of a range, by the number of its rows and by their bytes.
+#[test]
+fn rows_of_one_id_are_all_read() {
+    const RANGE: usize = 16 * 1024;
+    let server = Server::start();
+    let url = server.url("postgres");
+    let mut client = Client::connect(&url, NoTls).unwrap();
+    client.batch_execute(&SERIAL.replace(" PRIMARY KEY", "")).unwrap();
+    let fork = |rows: &[Value], at: usize| {
+        let mut row = rows[at].clone();
+        row["payload"]["amount"]["value"] = Value::from(1);
+        seal(&mut row, Some(hash(&rows[at - 1])));
+        row
+    };
+    load(&mut client, &ROWS[..RANGE + 100]);
+    load(&mut client, &[fork(&ROWS, RANGE - 1)]);
+    let expected = [format!("fork {RANGE}"), format!("id_duplicate {RANGE}")];
+    let report = judge_table(&url, Window::default());
+    assert_eq!((report.exit(), report.rows), (1, RANGE as u64 + 101), "{}", report.to_text());
+    assert!(expected.iter().all(|e| found(&report).contains(e)), "{}", report.to_text());
+
+    // Of eight rows of some 5 MB the seventh is the one that ends a range.
+    let mut large = chain(8);
+    large.iter_mut().for_each(|row| row["payload"]["filler"] = Value::from("x".repeat(5 << 20)));
+    reseal(&mut large, 0);
+    client.batch_execute("DELETE FROM audit_events").unwrap();
+    for at in 0..large.len() {
+        load(&mut client, &large[at..=at]);
+        load(&mut client, &[fork(&large, 6)][..usize::from(at == 6)]);
+    }
+    let report = judge_table(&url, Window::default());
+    assert_eq!((report.exit(), report.rows), (1, 9), "{}", report.headline());
+    assert!(found(&report).contains(&"fork 7".to_owned()), "{}", report.headline());
+}
+
+#[test]
+fn rows_without_a_time_are_read() {
+    let server = Server::start();
+    let url = server.url("postgres");
+    let mut client = Client::connect(&url, NoTls).unwrap();
+    client.batch_execute(&SERIAL.replace("created_at timestamptz NOT NULL", "created_at timestamptz")).unwrap();
+    load(&mut client, &ROWS[..30]);
+    client.batch_execute("UPDATE audit_events SET created_at = NULL, payload = '{\"step\": 0}' WHERE id = 28").unwrap();
+    let since = Window { since_ms: Window::parse_since("2025-11-01T00:00:05Z"), ..Window::default() };
+    let limit = Window { limit: Some(10), ..Window::default() };
+    let expected = ["hash_mismatch 28", "signature_invalid 28"];
+    for window in [Window::default(), since, limit] {
+        assert_found(&judge_table(&url, window), &expected);
+    }
+    client
+        .batch_execute(
+            "CREATE SCHEMA other;
+             CREATE TABLE other.audit_events AS SELECT md5(id::text)::uuid AS id, event_type, payload, created_at,
+                 hash, prev_hash, signature, signer_kid FROM public.audit_events",
+        )
+        .unwrap();
+    for window in [Window::default(), since, limit] {
+        let mut table = Table::open(&url, "other.audit_events", window).unwrap();
+        let report = verify_legacy("test", &mut table, Some(&signers()), &[]);
+        let codes: Vec<&str> = report.findings.iter().map(|f| f.code.as_str()).collect();
+        assert_eq!(codes, ["legacy_hash_mismatch", "legacy_signature_invalid"], "{}", report.to_text());
+    }
 }
 
 #[test]
