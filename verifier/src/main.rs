@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use audit_verify::legacy::{
-    Anchor as LegacyAnchor, File, FileFormat, Gauge, LegacyReport, Signers, Source, verify_adopted, without_password,
+    Anchor as LegacyAnchor, File, FileFormat, Gauge, LegacyReport, Signers, Source, verify_adopted,
 };
 #[cfg(feature = "postgres")]
 use audit_verify::legacy::{Table, Window};
@@ -399,7 +399,7 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Result<u8, String> {
     // Ledgers first: what they adopted is compared with the legacy chain.
     sources.sort_by_key(|(_, format)| !format.is_some_and(Format::is_native));
     let chains: Vec<String> =
-        sources.iter().filter(|s| !s.1.is_some_and(Format::is_native)).map(|s| without_password(&s.0)).collect();
+        sources.iter().filter(|s| !s.1.is_some_and(Format::is_native)).map(|s| name_of(&s.0)).collect();
     let mut adopted: Vec<Adopted> = Vec::new();
     for (source, format) in &sources {
         let bar = Bar::new(cli.quiet);
