@@ -9,7 +9,9 @@ use postgres::{Client, NoTls};
 use serde_json::Value;
 
 use crate::adoption::{adopted, compare_source};
-use crate::chain::{assert_found, assert_verified, chain, found, hash, judge, notes, registry, reseal, seal, signers};
+use crate::chain::{
+    assert_found, assert_verified, chain, found, hash, judge, lines, notes, registry, reseal, seal, signers,
+};
 use test_servers::Server;
 
 pub(crate) const SERIAL: &str =
@@ -320,6 +322,84 @@ fn called_as_the_runbooks_do() {
         vec![&keys, "--limit", "3"],
     ] {
         assert_eq!(run(&bad, &[]).0, 2, "{bad:?}");
+    }
+}
+
+#[test]
+fn what_was_asked_for_is_done_or_refused() {
+    let server = Server::start();
+    let url = server.url("postgres");
+    let mut client = Client::connect(&url, NoTls).unwrap();
+    client.batch_execute(SERIAL).unwrap();
+    load(&mut client, &ROWS[..30]);
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name).display().to_string();
+    let (keys, saved, events) = (file("signers.json"), file("head.json"), file("events.jsonl"));
+    std::fs::write(&keys, registry().to_string()).unwrap();
+    std::fs::write(&events, lines(&ROWS[..30])).unwrap();
+    let required = ["-d", &url, "-s", &keys, "--require-anchor"];
+    assert_eq!(run(&required, &[]).0, 2, "no anchor was given");
+    assert_eq!(run(&["-d", &url, "-s", &keys, "--save-anchor", &saved], &[]).0, 0);
+    let required = ["-d", &url, "-s", &keys, "--require-anchor", "--anchor", &saved];
+    assert_eq!(run(&required, &[]).0, 0);
+    load(&mut client, &ROWS[30..32]);
+    let (exit, out, _) = run(&required, &[]);
+    assert_eq!(exit, 2);
+    assert!(out.contains("covers the last 2 of 32 rows"), "{out}");
+    let id = "00".repeat(32);
+    for (arguments, word) in [
+        (vec![events.as_str(), "-s", &keys, "--limit", "3"], "--limit"),
+        (vec![&events, "-s", &keys, "--since", "2025-11-01"], "--since"),
+        (vec![&events, "-s", &keys, "--table", "audit_events"], "--table"),
+        (vec!["shop.db", "--limit", "3"], "--limit"),
+        (vec!["shop.db", "--table", "audit_events"], "--table"),
+        (vec![&events, "-s", &keys, "--trust", &id], "--trust"),
+        (vec!["-d", &url, "-s", &keys, "--trust", &id], "--trust"),
+    ] {
+        let (exit, out, err) = run(&arguments, &[]);
+        assert_eq!((exit, out.as_str()), (2, ""), "{arguments:?}");
+        assert!(err.starts_with("audit-verify: --") && err.contains(word), "{arguments:?} {err}");
+    }
+}
+
+#[test]
+fn the_status_is_what_was_found_whatever_becomes_of_the_output() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name).display().to_string();
+    let (keys, good, bad) = (file("signers.json"), file("good.jsonl"), file("bad.jsonl"));
+    let (nowhere, dump) = (file("none/report.html"), file("adopted.json"));
+    std::fs::write(&keys, registry().to_string()).unwrap();
+    std::fs::write(&good, lines(&ROWS[..30])).unwrap();
+    std::fs::write(&bad, lines(&[&ROWS[..10], &ROWS[11..30]].concat())).unwrap();
+    std::fs::write(&dump, "no ledger-dump/1").unwrap();
+    for mode in ["--json", "--quiet", "--list-nothing"] {
+        let mut arguments = vec!["-s", &keys, "--report", &nowhere];
+        arguments.extend(Some(mode).filter(|m| *m != "--list-nothing"));
+        for (source, expected) in [(&bad, 1), (&good, 2)] {
+            let (exit, out, err) = run(&[&arguments[..], &[source.as_str()]].concat(), &[]);
+            assert_eq!(exit, expected, "{mode} {source}");
+            assert!(!out.is_empty() && err.contains("--report") && err.contains("check the path"), "{err}");
+        }
+        // The second is judged though the page of the first cannot be written.
+        let (exit, out, _) = run(&[&arguments[..], &[dump.as_str(), bad.as_str()]].concat(), &[]);
+        assert_eq!(exit, 1, "{mode} {out}");
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_audit-verify"));
+        arguments.retain(|a| *a != "--report" && *a != nowhere);
+        let status = |command: &mut Command| command.stderr(std::process::Stdio::null()).status().unwrap().code();
+        command.args(&arguments).args([&good, &bad]).stdout(full);
+        assert_eq!(status(&mut command), Some(1), "{mode}");
+    }
+}
+
+/// A password with a slash ends nowhere a reader can tell.
+#[test]
+fn no_report_has_a_password() {
+    let url = "postgres://a:se/cret@db/shop";
+    for arguments in [vec!["-d", url], vec![url], vec![url, "-d", url]] {
+        let (exit, out, err) = run(&arguments, &[]);
+        assert_eq!(exit, 2);
+        assert!(out.contains("postgres://…") && !out.contains("cret") && !err.contains("cret"), "{out}{err}");
     }
 }
 
