@@ -14,6 +14,8 @@ use crate::collector::Findings;
 use crate::finding::Finding;
 use crate::verify::Demands;
 
+/// What judges, in reports.
+const TOOL: &str = concat!("audit-verify ", env!("CARGO_PKG_VERSION"));
 /// Microseconds of a day.
 const DAY_US: i64 = 86_400_000_000;
 
@@ -190,6 +192,11 @@ impl Report {
         }
         let verdict = match (findings.total == 0, demands.trust.is_some()) {
             (false, _) => Verdict::Broken,
+            // A run that was stopped judged no chain: that comes before whose it is.
+            (true, false) if chains.is_empty() && !unchecked.is_empty() => {
+                unchecked.push("whose ledger it is: give --trust with the id you were given".into());
+                Verdict::NotAllChecked
+            }
             (true, false) => Verdict::IdentityNotProven,
             (true, true) if unchecked.is_empty() => Verdict::Verified,
             (true, true) => Verdict::NotAllChecked,
@@ -415,6 +422,7 @@ impl Report {
         if !self.reason.is_empty() {
             line(self.reason.clone());
         }
+        line(format!("tool      {TOOL}"));
         if let Some(kind) = &self.kind {
             line(format!("kind      {kind}"));
         }
@@ -556,10 +564,10 @@ impl Report {
         json!({
             "format": "audit-report/1", "source": self.source, "kind": self.kind, "exit": self.exit(), "verdict": self.verdict.as_str(),
             "reason": self.reason, "ledger_id": self.ledger_id.map(Hash::to_hex), "origin": self.origin,
-            "tool": concat!("audit-verify ", env!("CARGO_PKG_VERSION")), "digest": self.digest().map(Hash::to_hex),
+            "tool": TOOL, "digest": self.digest().map(Hash::to_hex),
             "export": self.export, "part": part, "keys": keys, "chains": chains, "findings": [], "unchecked": self.unchecked,
             "adoptions": self.adopted.iter().map(adoption_to_json).collect::<Vec<_>>(),
-            "legacy_source": self.legacy_source,
+            "legacy_source": self.legacy_source, "adoptions_in_words": self.adoptions_in_words(),
         })
     }
 }
