@@ -6,6 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use indicatif::HumanCount;
 
+use ledger_engine::hash::{from_hex, sha256};
+
 use crate::finding::Finding;
 use crate::legacy::{LegacyReport, print_time};
 use crate::report::{ChainReport, Report, Verdict, date};
@@ -286,9 +288,15 @@ pub(crate) fn page(report: &Report) -> String {
                 || "valid".to_owned(),
                 |(size, cut)| format!("retired by registry entry {size}, for entries up to {cut:?}"),
             );
-            vec![code(&k.kid), k.purpose.to_owned(), code(&k.public_key), k.enrolled.to_string(), retired]
+            let fingerprint = from_hex(&k.public_key).map_or_else(String::new, |key| code(&sha256(&[&key]).to_hex()));
+            let kid = code(&k.kid);
+            vec![kid, k.purpose.to_owned(), k.alg.to_owned(), fingerprint, k.enrolled.to_string(), retired]
         });
-        out.push_str(&table("keys", &["kid", "purpose", "public key (Ed25519)", "registry entry", "validity"], rows));
+        let head = ["kid", "purpose", "algorithm", "SHA-256 of the key", "registry entry", "validity"];
+        out.push_str(&table("keys", &head, rows));
+        out.push_str(
+            "<p class=small>The SHA-256 is over the 32 bytes of an Ed25519 key, or the SPKI DER of an RSA key.</p>\n",
+        );
     }
     if report.part().is_some() {
         out.push_str("</html>\n");
@@ -312,12 +320,19 @@ pub(crate) fn page(report: &Report) -> String {
 /// The page of a legacy chain.
 pub(crate) fn legacy_page(report: &LegacyReport) -> String {
     let words = match report.verdict {
+        Verdict::Verified if !report.whole => {
+            "Every payload that was read is unchanged, linked to the one before it, and signed by a key of the registry. Not all rows \
+             of the table were read: what was left out is named below."
+        }
         Verdict::Verified => {
             "Every payload is unchanged, linked to the one before it, and signed by a key of the registry."
         }
         Verdict::Broken => "The chain is not what was signed. Each fault is listed below.",
         Verdict::IdentityNotProven => "Nothing contradicts the chain, but no registry of signers was given.",
-        Verdict::NotAllChecked | Verdict::NotChecked => "It could not be checked.",
+        Verdict::NotAllChecked => {
+            "Nothing contradicts the chain, but something that was asked for could not be checked."
+        }
+        Verdict::NotChecked => "It could not be checked.",
     };
     let mut out = top("Audit of legacy audit events", report.verdict, words, &report.source);
     out.push_str(&facts(vec![
@@ -359,10 +374,61 @@ pub(crate) fn legacy_page(report: &LegacyReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::finding::Code;
+    use crate::report::KeyReport;
 
     #[test]
     fn no_text_of_a_ledger_becomes_markup() {
         assert_eq!(escape("<b a=\"1\">&'\u{202e}\u{7}"), "&lt;b a=&quot;1&quot;&gt;&amp;&#39;\\u{202e}\\u{7}");
+    }
+
+    /// Whatever stands inside of markup.
+    fn tags(page: &str) -> Vec<String> {
+        page.split('<').skip(1).map(|tag| tag.split('>').next().unwrap_or_default().to_lowercase()).collect()
+    }
+
+    #[test]
+    fn pages_run_and_load_nothing() {
+        let hostile = "<script src=x>'\"><img src=x onerror=y href=z>";
+        let finding = |code| Finding { code, chain: None, place: hostile.into(), evidence: hostile.into() };
+        let key = |alg, public_key: &str| KeyReport {
+            kid: hostile.into(),
+            purpose: "finance",
+            alg,
+            public_key: public_key.into(),
+            enrolled: 1,
+            retired: None,
+        };
+        let native = Report::unreadable(hostile, hostile)
+            .of_kind(Some(hostile.into()))
+            .of_export(hostile.into())
+            .with_keys(vec![key("ed25519", "00"), key("rsa-sha256", "30")]);
+        let mut legacy = LegacyReport::unreadable(hostile, hostile, hostile);
+        legacy.findings = vec![finding(Code::LegacyFork)];
+        legacy.notes = vec![finding(Code::LegacyRangeNotCovered)];
+        legacy.counts = BTreeMap::from([(Code::LegacyFork, 1)]);
+        legacy.types = BTreeMap::from([(hostile.to_owned(), 1)]);
+        legacy.head_id = hostile.into();
+        let (native, legacy) = (page(&native), legacy_page(&legacy));
+        for page in [&native, &legacy] {
+            assert!(page.contains("&lt;script src=x&gt;"));
+            for tag in tags(page) {
+                let bad = ["script", "img"].iter().any(|name| tag.starts_with(name))
+                    || [" src=", " href=", " on"].iter().any(|attribute| tag.contains(attribute));
+                assert!(!bad, "{tag}");
+            }
+        }
+        let fingerprint = sha256(&[&[0x30]]).to_hex();
+        assert!(native.contains("rsa-sha256") && native.contains(&fingerprint) && !native.contains("(Ed25519)"));
+    }
+
+    #[test]
+    fn a_part_of_a_table_is_not_called_all_of_it() {
+        let mut report = LegacyReport::unreadable("x", "table", "");
+        report.verdict = Verdict::Verified;
+        assert!(legacy_page(&report).contains("Not all rows of the table were read"));
+        report.whole = true;
+        assert!(!legacy_page(&report).contains("Not all rows"));
     }
 
     #[test]

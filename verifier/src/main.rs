@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use audit_verify::legacy::{
-    Anchor as LegacyAnchor, File, FileFormat, Gauge, LegacyReport, Signers, Source, verify_adopted, without_password,
+    Anchor as LegacyAnchor, File, FileFormat, Gauge, LegacyReport, Signers, Source, verify_adopted,
 };
 #[cfg(feature = "postgres")]
 use audit_verify::legacy::{Table, Window};
@@ -53,9 +53,9 @@ struct Cli {
     /// The public keys of legacy signers
     #[arg(short, long, value_name = "FILE")]
     signers: Option<PathBuf>,
-    /// The table of legacy audit events, with its schema if need be
-    #[arg(long, default_value = "audit_events")]
-    table: String,
+    /// The table of legacy audit events, with its schema if need be [default: audit_events]
+    #[arg(long, value_name = "NAME")]
+    table: Option<String>,
     /// Legacy table: only the newest N rows (and those of the same time as the oldest of them)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
@@ -79,7 +79,7 @@ struct Cli {
     /// Proof file of a licence's entry: compare the licence as its buyer holds it (JSON) with the one in the entry
     #[arg(long, value_name = "FILE")]
     licence: Option<PathBuf>,
-    /// Exit 2 if a ledger has entries that no anchor covers
+    /// Exit 2 if a ledger has entries, or a legacy chain rows, that no anchor (or adoption of the rows) covers
     #[arg(long)]
     require_anchor: bool,
     /// Save the checkpoints of a verified ledger, or the head of a verified legacy chain, for next time
@@ -254,7 +254,9 @@ impl Legacy<'_> {
                     bar.rows(judged, gauge);
                     !STOP.load(Ordering::Relaxed)
                 };
-                verify_adopted(&shown, opened.as_mut(), self.signers.as_ref(), &self.anchors, adopted, &watch)
+                let signers = self.signers.as_ref();
+                let report = verify_adopted(&shown, opened.as_mut(), signers, &self.anchors, adopted, &watch);
+                if self.cli.require_anchor { report.require_anchor() } else { report }
             }
             Err(e) => LegacyReport::unreadable(&shown, "legacy audit events", &e),
         }
@@ -289,7 +291,8 @@ fn parse_since(_: &str) -> Option<i64> {
 #[cfg(feature = "postgres")]
 fn open_table(url: &str, legacy: &Legacy<'_>) -> Result<Box<dyn Source>, String> {
     let window = Window { limit: legacy.cli.limit, since_ms: legacy.since_ms };
-    let table = Table::open(url, &legacy.cli.table, window).map_err(|e| e.to_string())?;
+    let table =
+        Table::open(url, legacy.cli.table.as_deref().unwrap_or("audit_events"), window).map_err(|e| e.to_string())?;
     Ok(Box::new(table))
 }
 
@@ -371,9 +374,27 @@ static STOP: AtomicBool = AtomicBool::new(false);
 /// Something was read that there is a word to say about.
 static READING: AtomicBool = AtomicBool::new(false);
 
+/// An option without effect would let a run pass for more than it is.
+fn check_options(cli: &Cli, sources: &[(String, Option<Format>)]) -> Result<(), String> {
+    let any = |fits: fn(Format) -> bool| sources.iter().any(|(_, format)| format.is_some_and(fits));
+    let window = cli.limit.is_some() || cli.since.is_some() || cli.table.is_some();
+    if window && !any(|format| format == Format::Table) {
+        return Err("--limit, --since and --table are for a table of legacy audit events, named by -d URL; \
+                    files and ledgers are verified as a whole: leave them away"
+            .to_owned());
+    }
+    if cli.trust.is_some() && !any(Format::is_native) {
+        return Err("--trust is for a ledger, and no source is one: check the path, or leave it away; \
+                    a legacy chain is known by its --signers"
+            .to_owned());
+    }
+    Ok(())
+}
+
 fn run(cli: &Cli, out: &mut dyn Write) -> Result<u8, String> {
     let trust = cli.trust.as_deref().map(read_trust).transpose()?;
     let mut sources = sources(cli)?;
+    check_options(cli, &sources)?;
     let (native, legacy) = anchors(cli)?;
     let of = |native: bool| sources.iter().any(|(_, format)| format.is_some_and(Format::is_native) == native);
     if !native.is_empty() && !of(true) || !legacy.is_empty() && !of(false) {
@@ -396,10 +417,15 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Result<u8, String> {
     }
     let legacy = Legacy::new(cli, legacy)?;
     let mut exits = Vec::new();
+    // Whatever becomes of the output, every source is judged, and the status says what was found.
+    let fail = |exits: &mut Vec<u8>, e: &str| {
+        eprintln!("audit-verify: {e}");
+        exits.push(2);
+    };
     // Ledgers first: what they adopted is compared with the legacy chain.
     sources.sort_by_key(|(_, format)| !format.is_some_and(Format::is_native));
     let chains: Vec<String> =
-        sources.iter().filter(|s| !s.1.is_some_and(Format::is_native)).map(|s| without_password(&s.0)).collect();
+        sources.iter().filter(|s| !s.1.is_some_and(Format::is_native)).map(|s| name_of(&s.0)).collect();
     let mut adopted: Vec<Adopted> = Vec::new();
     for (source, format) in &sources {
         let bar = Bar::new(cli.quiet);
@@ -423,12 +449,15 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Result<u8, String> {
                 };
                 if let (Some(chain), false) = (chains.first(), report.adopted().is_empty()) {
                     if chains.len() > 1 || !adopted.is_empty() {
-                        return Err(
-                            "a ledger adopted one legacy chain: give one ledger and one legacy source at a time".into(),
+                        fail(
+                            &mut exits,
+                            "a ledger adopted one legacy chain, and it was not compared with any: give one ledger and one \
+                             legacy source at a time",
                         );
+                    } else {
+                        report = report.beside_legacy(chain);
+                        adopted = report.adopted().to_vec();
                     }
-                    report = report.beside_legacy(chain);
-                    adopted = report.adopted().to_vec();
                 }
                 Outcome::Native(Box::new(report))
             }
@@ -439,7 +468,7 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Result<u8, String> {
             Ok(()) => {}
             // A reader that has seen enough closes the pipe; the exit status still says what was found.
             Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
-            Err(e) => return Err(format!("the report could not be printed to its end: {e}")),
+            Err(e) => fail(&mut exits, &format!("the report could not be printed to its end: {e}")),
         }
         exits.push(outcome.exit());
         if let Outcome::Legacy(report) = &outcome
@@ -451,11 +480,14 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Result<u8, String> {
         if let Some(path) = &cli.report {
             let second = sources.len() > 1 && matches!(outcome, Outcome::Legacy(_));
             let path = &if second { beside_page(path) } else { path.clone() };
-            std::fs::write(path, outcome.html())
-                .map_err(|e| format!("--report {}: {e}; check the path", path.display()))?;
+            if let Err(e) = std::fs::write(path, outcome.html()) {
+                fail(&mut exits, &format!("--report {}: {e}; check the path", path.display()));
+            }
         }
-        if let Some(path) = cli.save_anchor.as_ref().filter(|_| outcome.exit() == 0) {
-            outcome.save_anchor(path)?;
+        if let Some(path) = cli.save_anchor.as_ref().filter(|_| outcome.exit() == 0)
+            && let Err(e) = outcome.save_anchor(path)
+        {
+            fail(&mut exits, &e);
         }
     }
     Ok([1, 2].into_iter().find(|e| exits.contains(e)).unwrap_or(0))

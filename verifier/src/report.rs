@@ -14,6 +14,8 @@ use crate::collector::Findings;
 use crate::finding::Finding;
 use crate::verify::Demands;
 
+/// What judges, in reports.
+const TOOL: &str = concat!("audit-verify ", env!("CARGO_PKG_VERSION"));
 /// Microseconds of a day.
 const DAY_US: i64 = 86_400_000_000;
 
@@ -190,6 +192,11 @@ impl Report {
         }
         let verdict = match (findings.total == 0, demands.trust.is_some()) {
             (false, _) => Verdict::Broken,
+            // A run that was stopped judged no chain: that comes before whose it is.
+            (true, false) if chains.is_empty() && !unchecked.is_empty() => {
+                unchecked.push("whose ledger it is: give --trust with the id you were given".into());
+                Verdict::NotAllChecked
+            }
             (true, false) => Verdict::IdentityNotProven,
             (true, true) if unchecked.is_empty() => Verdict::Verified,
             (true, true) => Verdict::NotAllChecked,
@@ -415,6 +422,7 @@ impl Report {
         if !self.reason.is_empty() {
             line(self.reason.clone());
         }
+        line(format!("tool      {TOOL}"));
         if let Some(kind) = &self.kind {
             line(format!("kind      {kind}"));
         }
@@ -556,10 +564,10 @@ impl Report {
         json!({
             "format": "audit-report/1", "source": self.source, "kind": self.kind, "exit": self.exit(), "verdict": self.verdict.as_str(),
             "reason": self.reason, "ledger_id": self.ledger_id.map(Hash::to_hex), "origin": self.origin,
-            "tool": concat!("audit-verify ", env!("CARGO_PKG_VERSION")), "digest": self.digest().map(Hash::to_hex),
+            "tool": TOOL, "digest": self.digest().map(Hash::to_hex),
             "export": self.export, "part": part, "keys": keys, "chains": chains, "findings": [], "unchecked": self.unchecked,
             "adoptions": self.adopted.iter().map(adoption_to_json).collect::<Vec<_>>(),
-            "legacy_source": self.legacy_source,
+            "legacy_source": self.legacy_source, "adoptions_in_words": self.adoptions_in_words(),
         })
     }
 }
@@ -594,4 +602,49 @@ pub(crate) fn date(day: i64) -> String {
 
 fn by_day(chain: &ChainReport) -> BTreeMap<String, u64> {
     chain.by_day.iter().map(|(day, n)| (date(*day), *n)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stopped_run_says_first_that_it_stopped() {
+        let judge = |unchecked: &[&str], chains| {
+            let unchecked = unchecked.iter().map(|u| (*u).to_owned()).collect();
+            Report::new("shop", None, None, &Demands::default(), Findings::default(), chains, unchecked)
+        };
+        let stopped = judge(&["stopped when asked to"], Vec::new()).to_text();
+        assert!(stopped.starts_with("CONSISTENT, NOT ALL CHECKED  shop\n"), "{stopped}");
+        let (why, identity) = (stopped.find("stopped when").unwrap(), stopped.find("give --trust").unwrap());
+        assert!(why < identity, "{stopped}");
+        let whole = judge(&[], vec![ChainReport::default()]);
+        assert_eq!((whole.verdict(), whole.exit()), (Verdict::IdentityNotProven, 2));
+    }
+
+    #[test]
+    fn every_form_names_the_tool() {
+        let (native, legacy) = (Report::unreadable("x", ""), crate::legacy::LegacyReport::unreadable("x", "", ""));
+        assert_eq!(native.to_json()["tool"], TOOL);
+        assert_eq!(legacy.to_json()["tool"], TOOL);
+        assert!(native.to_text().contains(TOOL) && legacy.to_text().contains(TOOL));
+    }
+
+    #[test]
+    fn json_says_of_adopted_rows_what_text_says() {
+        let adoption = ledger_engine::adoption::Adoption {
+            count: 3,
+            root: Hash::default(),
+            head_hash: Hash::default(),
+            first: Default::default(),
+            last: Default::default(),
+            registry: ledger_engine::adoption::AdoptedRegistry { sha256: Hash::default(), keys: Default::default() },
+            previous: None,
+            findings: None,
+        };
+        let report = Report::unreadable("x", "").with_adopted(vec![Adopted { index: 9, recorded_at_us: 0, adoption }]);
+        let words = report.to_json()["adoptions_in_words"].to_string();
+        assert!(words.contains("proves the columns of the old rows as of then"), "{words}");
+        assert!(words.contains("the old rows were not given"), "{words}");
+    }
 }

@@ -1,7 +1,8 @@
 use std::path::{Path, PathBuf};
 
 use audit_verify::Verdict;
-use audit_verify::legacy::{LegacyReport, Signers, open_source, verify_adopted, without_password};
+use audit_verify::legacy::{LegacyReport, Signers, open_source, verify_adopted};
+use audit_verify::name_of;
 use ledger_engine::adoption::{AcceptedFindings, Adopted, AdoptedRegistry, Adoption};
 use ledger_engine::hash::{Hash, sha256};
 use ledger_engine::ledger::Appended;
@@ -131,7 +132,7 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
     let signers = Signers::read(&args.signers).map_err(|e| CliError::Usage(format!("--signers: {e}")))?;
     let accepted = args.accept_findings.as_deref().map(Accepted::read).transpose()?;
     let source = args.source.or(args.database_url).unwrap_or_default();
-    let shown = without_password(&source);
+    let shown = name_of(&source);
     // Reading blocks, and the PostgreSQL client has a runtime of its own.
     let verified = tokio::task::spawn_blocking({
         let (shown, before, signers, table) = (shown.clone(), before.clone(), signers.clone(), args.table);

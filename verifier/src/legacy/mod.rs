@@ -44,17 +44,6 @@ fn open_table(_: &str, _: &str) -> Result<Box<dyn Source>, LegacyError> {
     Err(LegacyError::Source("this build has no PostgreSQL; build it with the feature postgres".to_owned()))
 }
 
-/// Cuts what stands between `user:` and `@` in a URL, and its parameters.
-pub fn without_password(source: &str) -> String {
-    let Some((scheme, rest)) = source.split_once("://") else { return source.to_owned() };
-    let end = rest.find(['/', '?']).unwrap_or(rest.len());
-    let (authority, path) = rest.split_at(end);
-    let path = path.split('?').next().unwrap_or_default();
-    let Some((user, host)) = authority.rsplit_once('@') else { return format!("{scheme}://{authority}{path}") };
-    let user = user.split(':').next().unwrap_or_default();
-    format!("{scheme}://{user}@{host}{path}")
-}
-
 /// The parsers alone, for fuzzing.
 #[doc(hidden)]
 pub mod parsers {

@@ -78,6 +78,8 @@ pub struct LegacyReport {
     pub adoptions: Vec<AdoptionReport>,
     /// Anchors that hold.
     pub anchors: u64,
+    /// Rows up to the largest of them.
+    pub anchored_rows: u64,
     /// The registry's keys.
     pub keys: Vec<KeyReport>,
     /// Rows by event type.
@@ -113,6 +115,7 @@ impl LegacyReport {
             last_hash: None,
             adoptions: Vec::new(),
             anchors: 0,
+            anchored_rows: 0,
             keys: Vec::new(),
             types: BTreeMap::new(),
             days: BTreeMap::new(),
@@ -136,6 +139,22 @@ impl LegacyReport {
     pub fn adopted_rows(&self) -> u64 {
         let all = self.adoptions.iter().all(|a| a.held);
         self.adoptions.last().filter(|_| all).map_or(0, |a| a.count)
+    }
+
+    /// Rows that neither an anchor nor an adoption covers make it not all checked.
+    #[must_use]
+    pub fn require_anchor(mut self) -> LegacyReport {
+        let covered = self.anchored_rows.max(self.adopted_rows());
+        let held = matches!(self.verdict, Verdict::Verified | Verdict::IdentityNotProven);
+        if held && covered < self.rows {
+            self.verdict = Verdict::NotAllChecked;
+            self.reason = format!(
+                "no anchor or adoption covers the last {} of {} rows; give a later --anchor, or run without --require-anchor",
+                self.rows - covered,
+                self.rows
+            );
+        }
+        self
     }
 
     /// What adoptions show, for people.
@@ -167,7 +186,8 @@ impl LegacyReport {
             Verdict::IdentityNotProven => {
                 "CONSISTENT, IDENTITY NOT PROVEN: no registry of signers was given".to_owned()
             }
-            Verdict::NotAllChecked | Verdict::NotChecked => format!("COULD NOT CHECK: {}", self.reason),
+            Verdict::NotAllChecked => format!("COULD NOT CHECK ALL: {}", self.reason),
+            Verdict::NotChecked => format!("COULD NOT CHECK: {}", self.reason),
         }
     }
 
@@ -180,7 +200,7 @@ impl LegacyReport {
         };
         line(format!("{}  {}", self.verdict.as_str(), self.source));
         line(format!("{}; audit-verify {}", self.kind, env!("CARGO_PKG_VERSION")));
-        if !self.reason.is_empty() && self.verdict != Verdict::NotChecked {
+        if !self.reason.is_empty() && !matches!(self.verdict, Verdict::NotChecked | Verdict::NotAllChecked) {
             line(self.reason.clone());
         }
         let signatures: u64 = self.keys.iter().map(|k| k.signatures).sum();
@@ -260,7 +280,7 @@ impl LegacyReport {
         let counts: BTreeMap<&str, u64> = self.counts.iter().map(|(c, n)| (c.as_str(), *n)).collect();
         let days: BTreeMap<String, u64> = self.days.iter().map(|(d, n)| (day(*d), *n)).collect();
         json!({
-            "format": "legacy-audit-report/1", "tool": env!("CARGO_PKG_VERSION"), "source": self.source,
+            "format": "legacy-audit-report/1", "tool": concat!("audit-verify ", env!("CARGO_PKG_VERSION")), "source": self.source,
             "kind": self.kind, "exit": self.exit(), "verdict": self.verdict.as_str(), "reason": self.reason,
             "rows": self.rows, "chain_rows": self.chain_rows, "head_hash": self.head.map(Hash::to_hex),
             "head_id": self.head_id, "hashes_compared": self.hashes_compared,

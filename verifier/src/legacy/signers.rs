@@ -1,6 +1,7 @@
 //! The registry of legacy signers, in every shape it was shipped in.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use base64::Engine as _;
 use base64::alphabet;
@@ -32,8 +33,8 @@ pub enum SignersError {
     /// Not one of the four shapes.
     #[error("the signers are not a registry: {0}")]
     Shape(String),
-    /// One id stands for two keys.
-    #[error("the signers name {0} twice, with different keys; remove the wrong one")]
+    /// One id stands for two keys, or a member is there twice.
+    #[error("the signers have {0} twice, and readers differ in which they take; remove the wrong one")]
     Ambiguous(String),
 }
 
@@ -123,10 +124,10 @@ impl Signers {
         let value: Value = serde_json::from_slice(json).map_err(|e| SignersError::Shape(format!("not JSON: {e}")))?;
         let mut out = Signers { sha256: sha256(&[json]), ..Signers::default() };
         // One reader takes the first of two members with one name, another the last.
-        let mut seen = BTreeSet::new();
-        let names = serde_json::from_slice(json).map_or_else(|_| Vec::new(), |Names(names)| names);
-        if let Some(twice) = names.iter().find(|name| !seen.insert(*name)) {
-            return Err(SignersError::Ambiguous(shown(twice)));
+        let Repeated(twice) =
+            serde_json::from_slice(json).map_err(|e| SignersError::Shape(format!("not JSON: {e}")))?;
+        if let Some(twice) = twice {
+            return Err(SignersError::Ambiguous(shown(&twice)));
         }
         match value {
             Value::Array(entries) => out.entries(&entries)?,
@@ -161,10 +162,15 @@ impl Signers {
         let window = time("validFrom").and_then(|from| Ok((from, time("revokedAt")?)));
         let (valid_from, revoked_at) =
             window.map_err(|name| SignersError::Shape(format!("{name} of {} is no RFC 3339 time", shown(kid))))?;
-        let text = entry.as_str().or_else(|| member(&["publicKey", "public_key", "public_key_pem", "key"]));
-        let key = match text {
+        let texts = ["publicKey", "public_key", "public_key_pem", "key"].iter().map(|name| &entry[*name]);
+        let mut keys = std::iter::once(entry).chain(texts).filter_map(Value::as_str).map(parse_key);
+        let first = keys.next();
+        if keys.any(|other| Some(&other) != first.as_ref()) {
+            return Err(SignersError::Ambiguous(format!("the key of {}", shown(kid))));
+        }
+        let key = match first {
             None => Err(Refused::Key("the entry has no public key")),
-            Some(text) => parse_key(text).map_err(Refused::Key).and_then(|key| {
+            Some(key) => key.map_err(Refused::Key).and_then(|key| {
                 named_algorithm(member(&["algorithm", "alg"]), &key)?;
                 Ok(key)
             }),
@@ -210,32 +216,69 @@ pub(crate) fn decode_base64(text: &str) -> Option<Vec<u8>> {
     STANDARD.decode(bytes).ok()
 }
 
-/// Reads SPKI PEM (or PKCS#1 PEM of RSA), base64 SPKI DER, or base64 of 32 raw Ed25519 bytes.
-/// The names of an object's members in their order, repeated ones too.
-struct Names(Vec<String>);
+/// The first member that an object of a JSON text has twice, at any level.
+struct Repeated(Option<String>);
 
-impl<'de> serde::Deserialize<'de> for Names {
-    fn deserialize<D: serde::Deserializer<'de>>(input: D) -> Result<Names, D::Error> {
+impl<'de> serde::Deserialize<'de> for Repeated {
+    fn deserialize<D: serde::Deserializer<'de>>(input: D) -> Result<Repeated, D::Error> {
         struct Visitor;
         impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = Names;
+            type Value = Repeated;
 
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("JSON")
             }
 
-            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Names, A::Error> {
-                let mut names = Vec::new();
-                while let Some((name, serde::de::IgnoredAny)) = map.next_entry()? {
-                    names.push(name);
+            fn visit_unit<E>(self) -> Result<Repeated, E> {
+                Ok(Repeated(None))
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<Repeated, E> {
+                Ok(Repeated(None))
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<Repeated, E> {
+                Ok(Repeated(None))
+            }
+
+            fn visit_u64<E>(self, _: u64) -> Result<Repeated, E> {
+                Ok(Repeated(None))
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<Repeated, E> {
+                Ok(Repeated(None))
+            }
+
+            fn visit_str<E>(self, _: &str) -> Result<Repeated, E> {
+                Ok(Repeated(None))
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<Repeated, A::Error> {
+                let mut first = None;
+                while let Some(Repeated(twice)) = list.next_element()? {
+                    first = first.or(twice);
                 }
-                Ok(Names(names))
+                Ok(Repeated(first))
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Repeated, A::Error> {
+                let (mut first, mut seen) = (None, BTreeSet::new());
+                while let Some((name, Repeated(twice))) = map.next_entry::<String, Repeated>()? {
+                    first = first.or(twice);
+                    if seen.contains(&name) {
+                        first = first.or(Some(name));
+                    } else {
+                        seen.insert(name);
+                    }
+                }
+                Ok(Repeated(first))
             }
         }
-        input.deserialize_map(Visitor)
+        input.deserialize_any(Visitor)
     }
 }
 
+/// Reads SPKI PEM (or PKCS#1 PEM of RSA), base64 SPKI DER, or base64 of 32 raw Ed25519 bytes.
 fn parse_key(text: &str) -> Result<Key, &'static str> {
     const PRIVATE: &str = "this is a private key: whoever has the registry can forge; retire the key";
     if text.contains("PRIVATE KEY") {
@@ -338,9 +381,22 @@ mod tests {
             format!(r#"{{"k":"{ED}","\u006b":"{other}"}}"#),
             format!(r#"[{{"id":"k","key":"{ED}"}},{{"id":"k","key":"{other}"}}]"#),
             format!(r#"{{"signers":[],"signers":[{{"id":"k","key":"{ED}"}}]}}"#),
+            format!(r#"{{"k":{{"key":"{ED}","key":"{other}"}}}}"#),
+            format!(r#"{{"k":{{"key":"{ED}","\u006bey":"{ED}"}}}}"#),
+            format!(r#"[{{"id":"k","id":"l","key":"{ED}"}}]"#),
+            format!(r#"{{"signers":[{{"id":"k","key":"{ED}","revokedAt":null,"revokedAt":"2020-01-01"}}]}}"#),
+            format!(r#"{{"signers":[{{"id":"k","key":"{ED}","note":{{"a":1,"a":2}}}}]}}"#),
+            format!(r#"{{"k":{{"publicKey":"{ED}","key":"{other}"}}}}"#),
+            format!(r#"[{{"id":"k","key":"{ED}","public_key_pem":"{other}"}}]"#),
         ] {
             assert!(matches!(Signers::parse(json.as_bytes()), Err(SignersError::Ambiguous(_))), "{json}");
         }
+    }
+
+    #[test]
+    fn a_key_in_two_forms_is_one_key() {
+        let entry = serde_json::json!({ "id": "k", "key": ED, "publicKey": ED_SPKI });
+        assert!(one(serde_json::json!([entry])).key.is_ok());
     }
 
     #[test]

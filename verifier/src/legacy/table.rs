@@ -12,18 +12,24 @@ use postgres::types::ToSql;
 use postgres::{Client, Row};
 
 use super::gauge::{Gauge, Unit};
+use super::judge::shown;
 use super::row::{Member, ROW_BYTES_MAX, RawRow, RowFault, Rows};
 use super::time::{parse_time, print_time};
 use super::verify::{LegacyError, Source};
 use crate::postgres::{connect, explain};
 
-/// Rows of one statement.
-const RANGE_ROWS: i64 = 16 * 1024;
-/// A statement is left early after so many bytes of rows.
+/// Rows of one statement; all rows of its last key come with it, since nothing says that keys are unique.
+const RANGE_ROWS: u64 = 16 * 1024;
+/// A statement is left early after so many bytes of rows, and the rest of the rows of the last key.
 const RANGE_BYTES: usize = 32 << 20;
+/// Bytes of one statement, at most: rows of one key cannot be read in parts.
+const SAME_KEY_BYTES: usize = 1 << 30;
 /// Bytes of rows that are judged together, at most; and rows.
 const CHUNK_BYTES: usize = 8 << 20;
 const CHUNK_ROWS: usize = 8192;
+
+/// Column of the place of a row's key among those of its statement.
+const RANK: usize = 10;
 
 /// Which rows are asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,7 +96,7 @@ impl Table {
             .batch_execute(
                 "SET search_path = pg_catalog; SET TimeZone = 'UTC'; SET default_transaction_read_only = on;
                  SET row_security = off; SET statement_timeout = '10min'; SET jit = off;
-                 SET DateStyle = 'ISO'; SET standard_conforming_strings = on",
+                 SET DateStyle = 'ISO'; SET standard_conforming_strings = on; SET extra_float_digits = 3",
             )
             .map_err(|e| failed(&e))?;
         let (path, relation) = match name.split_once('.') {
@@ -135,7 +141,8 @@ impl Table {
                 return Err(LegacyError::Source(format!("{name} has two columns that could be {column}")));
             }
             if member == Member::Id {
-                id_type = kind;
+                // `character` alone is one character.
+                id_type = if kind == "character" { "bpchar".to_owned() } else { kind };
             }
         }
         for needed in [Member::Id, Member::Payload, Member::PrevHash, Member::Signature] {
@@ -235,10 +242,12 @@ impl Table {
         }
         let (id, time, id_type) = (self.column(Member::Id), self.column(Member::Time), &self.id_type);
         let mut filters = Vec::new();
+        // A row without a time is in every window: nothing says that it is old, or written meanwhile.
         let mut filter = |text: &str, value: &Option<String>, cast: &str| {
             if let Some(value) = value {
                 parameters.push(value.clone());
-                filters.push(format!("{text} ${}::text::{cast}", parameters.len()));
+                let or_none = if cast == "timestamptz" { format!(" OR {time} IS NULL") } else { String::new() };
+                filters.push(format!("({text} ${}::text::{cast}{or_none})", parameters.len()));
             }
         };
         filter(&format!("{id} >"), &self.after, id_type);
@@ -267,8 +276,9 @@ impl Table {
         // `t.` because a bare id would be the text made of it. The inner query prints the payload once; OFFSET 0 keeps it
         // from being folded into the outer one.
         let sql = format!(
-            "SELECT id, {}, coalesce(octet_length(payload), 0)::bigint + {} > {ROW_BYTES_MAX}, {}
-             FROM (SELECT {} FROM {} t {filter} ORDER BY t.{id} LIMIT {RANGE_ROWS} OFFSET 0) r
+            "SELECT id, {}, coalesce(octet_length(payload), 0)::bigint + {} > {ROW_BYTES_MAX}, {},
+                 rank() OVER (ORDER BY key)
+             FROM (SELECT {} FROM {} t {filter} ORDER BY t.{id} OFFSET 0 FETCH FIRST {RANGE_ROWS} ROWS WITH TIES) r
              ORDER BY key",
             small("payload"),
             size.join(" + "),
@@ -284,11 +294,23 @@ impl Table {
         let (sql, parameters) = self.statement();
         let parameters: Vec<&(dyn ToSql + Sync)> = parameters.iter().map(|p| p as &(dyn ToSql + Sync)).collect();
         let mut rows = self.client.query_raw(&sql, parameters).map_err(|e| failed(&e))?;
-        let (mut count, mut bytes, mut all_bytes) = (0, 0, 0);
+        let (mut count, mut bytes, mut all_bytes) = (0_u64, 0, 0);
         let mut piece = Piece { rows: Vec::new() };
-        let mut last = None;
+        let (mut last, mut last_rank) = (None, 0);
         while let Some(row) = rows.next().map_err(|e| failed(&e))? {
             let id: Option<&str> = row.get(0);
+            // PostgreSQL says which keys are equal: texts of equal keys can differ.
+            let rank: i64 = row.get(RANK);
+            if all_bytes > RANGE_BYTES && rank != last_rank {
+                break;
+            }
+            if all_bytes > SAME_KEY_BYTES {
+                return Err(LegacyError::Source(format!(
+                    "over {SAME_KEY_BYTES} bytes of rows have one id, {}: export the table and verify the file",
+                    shown(id.unwrap_or_default())
+                )));
+            }
+            last_rank = rank;
             last = id.map(str::to_owned).or(last);
             count += 1;
             self.gauge.add(1);
@@ -298,9 +320,6 @@ impl Table {
             if bytes > CHUNK_BYTES || piece.rows.len() == CHUNK_ROWS {
                 self.pending.push_back(std::mem::replace(&mut piece, Piece { rows: Vec::new() }));
                 bytes = 0;
-            }
-            if all_bytes > RANGE_BYTES {
-                break;
             }
         }
         drop(rows);

@@ -339,7 +339,10 @@ fn conclude(
         for (at, anchor) in anchors.iter().enumerate() {
             let row = found.get(&anchor.head_hash);
             match judge_anchor(anchor, row.map(|r| resolved.position(*r)), prefixes.get(at), report.chain_rows) {
-                None => report.anchors += 1,
+                None => {
+                    report.anchors += 1;
+                    report.anchored_rows = report.anchored_rows.max(anchor.rows);
+                }
                 Some((code, evidence)) => fault(code, format!("anchor/{}", anchor.rows), evidence),
             }
         }

@@ -9,7 +9,9 @@ use postgres::{Client, NoTls};
 use serde_json::Value;
 
 use crate::adoption::{adopted, compare_source};
-use crate::chain::{assert_found, assert_verified, chain, found, hash, judge, notes, registry, signers};
+use crate::chain::{
+    assert_found, assert_verified, chain, found, hash, judge, lines, notes, registry, reseal, seal, signers,
+};
 use test_servers::Server;
 
 pub(crate) const SERIAL: &str =
@@ -66,6 +68,70 @@ fn the_table_gives_the_report_of_its_export() {
             "signature_invalid 17000",
         ],
     );
+}
+
+/// A fork beside the last row of a range, by the number of its rows and by their bytes.
+#[test]
+fn rows_of_one_id_are_all_read() {
+    const RANGE: usize = 16 * 1024;
+    let server = Server::start();
+    let url = server.url("postgres");
+    let mut client = Client::connect(&url, NoTls).unwrap();
+    client.batch_execute(&SERIAL.replace(" PRIMARY KEY", "")).unwrap();
+    let fork = |rows: &[Value], at: usize| {
+        let mut row = rows[at].clone();
+        row["payload"]["amount"]["value"] = Value::from(1);
+        seal(&mut row, Some(hash(&rows[at - 1])));
+        row
+    };
+    load(&mut client, &ROWS[..RANGE + 100]);
+    load(&mut client, &[fork(&ROWS, RANGE - 1)]);
+    let expected = [format!("fork {RANGE}"), format!("id_duplicate {RANGE}")];
+    let report = judge_table(&url, Window::default());
+    assert_eq!((report.exit(), report.rows), (1, RANGE as u64 + 101), "{}", report.to_text());
+    assert!(expected.iter().all(|e| found(&report).contains(e)), "{}", report.to_text());
+
+    // Of eight rows of some 5 MB the seventh is the one that ends a range.
+    let mut large = chain(8);
+    large.iter_mut().for_each(|row| row["payload"]["filler"] = Value::from("x".repeat(5 << 20)));
+    reseal(&mut large, 0);
+    client.batch_execute("DELETE FROM audit_events").unwrap();
+    for at in 0..large.len() {
+        load(&mut client, &large[at..=at]);
+        load(&mut client, &[fork(&large, 6)][..usize::from(at == 6)]);
+    }
+    let report = judge_table(&url, Window::default());
+    assert_eq!((report.exit(), report.rows), (1, 9), "{}", report.headline());
+    assert!(found(&report).contains(&"fork 7".to_owned()), "{}", report.headline());
+}
+
+#[test]
+fn rows_without_a_time_are_read() {
+    let server = Server::start();
+    let url = server.url("postgres");
+    let mut client = Client::connect(&url, NoTls).unwrap();
+    client.batch_execute(&SERIAL.replace("created_at timestamptz NOT NULL", "created_at timestamptz")).unwrap();
+    load(&mut client, &ROWS[..30]);
+    client.batch_execute("UPDATE audit_events SET created_at = NULL, payload = '{\"step\": 0}' WHERE id = 28").unwrap();
+    let since = Window { since_ms: Window::parse_since("2025-11-01T00:00:05Z"), ..Window::default() };
+    let limit = Window { limit: Some(10), ..Window::default() };
+    let expected = ["hash_mismatch 28", "signature_invalid 28"];
+    for window in [Window::default(), since, limit] {
+        assert_found(&judge_table(&url, window), &expected);
+    }
+    client
+        .batch_execute(
+            "CREATE SCHEMA other;
+             CREATE TABLE other.audit_events AS SELECT md5(id::text)::uuid AS id, event_type, payload, created_at,
+                 hash, prev_hash, signature, signer_kid FROM public.audit_events",
+        )
+        .unwrap();
+    for window in [Window::default(), since, limit] {
+        let mut table = Table::open(&url, "other.audit_events", window).unwrap();
+        let report = verify_legacy("test", &mut table, Some(&signers()), &[]);
+        let codes: Vec<&str> = report.findings.iter().map(|f| f.code.as_str()).collect();
+        assert_eq!(codes, ["legacy_hash_mismatch", "legacy_signature_invalid"], "{}", report.to_text());
+    }
 }
 
 #[test]
@@ -256,6 +322,84 @@ fn called_as_the_runbooks_do() {
         vec![&keys, "--limit", "3"],
     ] {
         assert_eq!(run(&bad, &[]).0, 2, "{bad:?}");
+    }
+}
+
+#[test]
+fn what_was_asked_for_is_done_or_refused() {
+    let server = Server::start();
+    let url = server.url("postgres");
+    let mut client = Client::connect(&url, NoTls).unwrap();
+    client.batch_execute(SERIAL).unwrap();
+    load(&mut client, &ROWS[..30]);
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name).display().to_string();
+    let (keys, saved, events) = (file("signers.json"), file("head.json"), file("events.jsonl"));
+    std::fs::write(&keys, registry().to_string()).unwrap();
+    std::fs::write(&events, lines(&ROWS[..30])).unwrap();
+    let required = ["-d", &url, "-s", &keys, "--require-anchor"];
+    assert_eq!(run(&required, &[]).0, 2, "no anchor was given");
+    assert_eq!(run(&["-d", &url, "-s", &keys, "--save-anchor", &saved], &[]).0, 0);
+    let required = ["-d", &url, "-s", &keys, "--require-anchor", "--anchor", &saved];
+    assert_eq!(run(&required, &[]).0, 0);
+    load(&mut client, &ROWS[30..32]);
+    let (exit, out, _) = run(&required, &[]);
+    assert_eq!(exit, 2);
+    assert!(out.contains("covers the last 2 of 32 rows"), "{out}");
+    let id = "00".repeat(32);
+    for (arguments, word) in [
+        (vec![events.as_str(), "-s", &keys, "--limit", "3"], "--limit"),
+        (vec![&events, "-s", &keys, "--since", "2025-11-01"], "--since"),
+        (vec![&events, "-s", &keys, "--table", "audit_events"], "--table"),
+        (vec!["shop.db", "--limit", "3"], "--limit"),
+        (vec!["shop.db", "--table", "audit_events"], "--table"),
+        (vec![&events, "-s", &keys, "--trust", &id], "--trust"),
+        (vec!["-d", &url, "-s", &keys, "--trust", &id], "--trust"),
+    ] {
+        let (exit, out, err) = run(&arguments, &[]);
+        assert_eq!((exit, out.as_str()), (2, ""), "{arguments:?}");
+        assert!(err.starts_with("audit-verify: --") && err.contains(word), "{arguments:?} {err}");
+    }
+}
+
+#[test]
+fn the_status_is_what_was_found_whatever_becomes_of_the_output() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name).display().to_string();
+    let (keys, good, bad) = (file("signers.json"), file("good.jsonl"), file("bad.jsonl"));
+    let (nowhere, dump) = (file("none/report.html"), file("adopted.json"));
+    std::fs::write(&keys, registry().to_string()).unwrap();
+    std::fs::write(&good, lines(&ROWS[..30])).unwrap();
+    std::fs::write(&bad, lines(&[&ROWS[..10], &ROWS[11..30]].concat())).unwrap();
+    std::fs::write(&dump, "no ledger-dump/1").unwrap();
+    for mode in ["--json", "--quiet", "--list-nothing"] {
+        let mut arguments = vec!["-s", &keys, "--report", &nowhere];
+        arguments.extend(Some(mode).filter(|m| *m != "--list-nothing"));
+        for (source, expected) in [(&bad, 1), (&good, 2)] {
+            let (exit, out, err) = run(&[&arguments[..], &[source.as_str()]].concat(), &[]);
+            assert_eq!(exit, expected, "{mode} {source}");
+            assert!(!out.is_empty() && err.contains("--report") && err.contains("check the path"), "{err}");
+        }
+        // The second is judged though the page of the first cannot be written.
+        let (exit, out, _) = run(&[&arguments[..], &[dump.as_str(), bad.as_str()]].concat(), &[]);
+        assert_eq!(exit, 1, "{mode} {out}");
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_audit-verify"));
+        arguments.retain(|a| *a != "--report" && *a != nowhere);
+        let status = |command: &mut Command| command.stderr(std::process::Stdio::null()).status().unwrap().code();
+        command.args(&arguments).args([&good, &bad]).stdout(full);
+        assert_eq!(status(&mut command), Some(1), "{mode}");
+    }
+}
+
+/// A password with a slash ends nowhere a reader can tell.
+#[test]
+fn no_report_has_a_password() {
+    let url = "postgres://a:se/cret@db/shop";
+    for arguments in [vec!["-d", url], vec![url], vec![url, "-d", url]] {
+        let (exit, out, err) = run(&arguments, &[]);
+        assert_eq!(exit, 2);
+        assert!(out.contains("postgres://…") && !out.contains("cret") && !err.contains("cret"), "{out}{err}");
     }
 }
 
