@@ -325,7 +325,8 @@ pub(super) fn failed(e: Error) -> StoreError {
     let (code, message) = (db.code(), db.message());
     let advised = |advice: &str| format!("database: {message} ({}); {advice}", code.code());
     match code.code().get(..2) {
-        Some("22" | "23") => StoreError::Rejected(advised("nothing was written")),
+        // LG: a trigger of the schema.
+        Some("22" | "23" | "LG") => StoreError::Rejected(advised("nothing was written")),
         _ if *code == SqlState::INSUFFICIENT_PRIVILEGE => {
             StoreError::Unusable(advised("make the role a member of ledger_writer, or of ledger_auditor for reading"))
         }
