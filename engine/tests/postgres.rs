@@ -5,10 +5,13 @@ mod support;
 
 use std::sync::Arc;
 
+use ledger_engine::archive::ExportOptions;
 use ledger_engine::hash::to_hex;
 use ledger_engine::merkle::CompactRange;
+use ledger_engine::reader::Reader;
 use ledger_engine::store::postgres::{PostgresOptions, PostgresStore, migrate};
-use ledger_engine::store::StoreError;
+use ledger_engine::store::{Store as _, StoreError};
+use ledger_engine::stream::CaseId;
 use support::{code, create_line, create_order, life, list_sku, postgres, send};
 use test_servers::{Proxy, Server};
 
@@ -160,6 +163,52 @@ async fn a_range_is_added_after_the_last_one() {
         }
     }
     assert_eq!(attempt(name, "ledger_writer", "PERFORM ledger.add_range(60)"), NO_RIGHT);
+}
+
+/// With the rights of `ledger_auditor` alone everything can be read, compared and exported, and nothing written.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_auditor_reads_all_of_it() {
+    for url in [postgres::database(), postgres::partitioned_database()] {
+        let ledger = postgres::create(&postgres::as_writer(&url), 2).await;
+        list_sku(&ledger, "s").await;
+        let order = create_order(&ledger, "ann", "s").await;
+        for line in life(&order) {
+            send(&ledger, &line).await.unwrap();
+        }
+        ledger.checkpoint().await.unwrap();
+        let auditor = postgres::as_auditor(&url);
+        let store = Arc::new(PostgresStore::open_read_only(postgres::options(&auditor)).unwrap());
+        let heads = store.heads().unwrap();
+        assert_eq!(heads, ledger.store().heads().unwrap());
+        for head in &heads {
+            let entries = store.entries(head.chain, 0, 100).unwrap();
+            assert_eq!(entries.len() as u64, head.size());
+            for entry in entries {
+                assert_eq!(store.find_event(entry.header.id()).unwrap(), Some((head.chain, entry.header.index)));
+            }
+        }
+        let (reader, _) = Reader::open(store).await.unwrap();
+        assert!(reader.check_projections().await.unwrap().is_empty());
+        let case = CaseId::parse(&order).unwrap();
+        assert!(reader.order(case).await.unwrap().is_some());
+        assert_eq!(reader.read_order(case).await.unwrap().len(), 9);
+        let refused = reader.rebuild().await.unwrap_err().to_string();
+        assert!(refused.contains("read-only"), "{refused}");
+        let out = tempfile::tempdir().unwrap();
+        let exported = out.path().join("export");
+        let options =
+            ExportOptions { gzip: false, withhold_private: false, exported_at_us: 1, tool: "test".to_owned() };
+        reader.export(options, &exported).await.unwrap();
+        let id = ledger.id();
+        let report = tokio::task::spawn_blocking(move || audit_verify::verify_path(&exported, Some(id))).await.unwrap();
+        assert_eq!(report.exit(), 0, "{}", report.to_text());
+        postgres::verify(&auditor, id).await;
+        // Who opens it for writing is told what is missing.
+        let writing = Arc::new(PostgresStore::open(postgres::options(&auditor)).unwrap());
+        let (reader, _) = Reader::open(writing).await.unwrap();
+        let refused = reader.rebuild().await.unwrap_err().to_string();
+        assert!(refused.contains("ledger_writer"), "{refused}");
+    }
 }
 
 /// Who owns the database and may make roles need not be a superuser.
