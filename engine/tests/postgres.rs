@@ -3,7 +3,10 @@
 
 mod support;
 
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use ledger_engine::archive::ExportOptions;
 use ledger_engine::hash::to_hex;
@@ -386,6 +389,52 @@ fn a_database_out_of_reach_says_what_to_do() {
     let error = |url: &str| PostgresStore::open(PostgresOptions::new(url)).map(drop).unwrap_err();
     assert!(matches!(error("postgres://127.0.0.1:1/x"), StoreError::Unavailable(_)));
     assert!(matches!(error("postgres:/nonsense"), StoreError::Unusable(_)));
+}
+
+/// While the server is down, callers are told at once and the server is asked now and then; when it is back, the next caller
+/// finds it.
+#[test]
+fn a_dead_server_is_not_run_over() {
+    let server = Server::start_durable("");
+    let url = server.database();
+    migrate(&url).unwrap();
+    let store = PostgresStore::open(postgres::options(&url)).unwrap();
+    server.crash();
+    // In its place, something that hangs up on everybody and counts them.
+    let listener = TcpListener::bind(server.host()).unwrap();
+    let (ended, accepted, refused) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for client in listener.incoming() {
+                if ended.load(Ordering::Acquire) {
+                    return;
+                }
+                accepted.fetch_add(1, Ordering::AcqRel);
+                drop(client);
+            }
+        });
+        let call = || {
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_secs(2) {
+                assert!(matches!(store.heads(), Err(StoreError::Unavailable(_))));
+                refused.fetch_add(1, Ordering::AcqRel);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        let callers: Vec<_> = (0..32).map(|_| scope.spawn(call)).collect();
+        callers.into_iter().for_each(|caller| caller.join().unwrap());
+        ended.store(true, Ordering::Release);
+        drop(TcpStream::connect(server.host()));
+    });
+    let (accepted, refused) = (accepted.into_inner(), refused.into_inner());
+    // The pool's connections at once, then one at a time: after 50 ms, 100 ms, and so on, a part of that for chance.
+    assert!((2..=16 + 12).contains(&accepted), "{accepted} attempts");
+    assert!(refused > 10 * accepted, "{refused} answers of {accepted} attempts");
+    drop(listener);
+    server.start_again();
+    let begun = Instant::now();
+    store.heads().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
 }
 
 /// What one caller waits for: the lock of the head, and the commit. A key or an order that the writer has not seen is looked up

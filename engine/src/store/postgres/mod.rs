@@ -10,6 +10,7 @@
 //! [`Store::settle`] then writes the head row, on the server that accepts writes, and commits that: it waits for every
 //! transaction that held the lock, and its own commit waits for the standby as theirs should have.
 
+mod backoff;
 mod migrate;
 mod queries;
 mod read;
