@@ -225,6 +225,59 @@ fn a_database_owner_may_migrate() {
     server.psql("shop", &format!("SET SESSION AUTHORIZATION landlord; {partitioned}"));
 }
 
+/// What keeps entries from being rewritten may be gone since the migration.
+#[test]
+fn a_schema_without_its_guards_stops_the_start() {
+    let open = |url: &str| PostgresStore::open(postgres::options(url)).map(drop).map_err(|e| e.to_string());
+    let (whole, parted) = (postgres::database(), postgres::partitioned_database());
+    let conditional = "DROP TRIGGER append_only ON ledger.entries; CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.entries \
+                       FOR EACH ROW WHEN (OLD.idx > 9) EXECUTE FUNCTION ledger.refuse()";
+    for (template, sql, said) in [
+        (&whole, "DROP TRIGGER append_only ON ledger.entries", "trigger append_only of ledger.entries"),
+        (&whole, conditional, "trigger append_only of ledger.entries"),
+        (&whole, "ALTER TABLE ledger.commits DISABLE TRIGGER append_only", "trigger append_only of ledger.commits"),
+        (
+            &whole,
+            "ALTER TABLE ledger.chain_heads ENABLE REPLICA TRIGGER only_forward",
+            "only_forward of ledger.chain_heads",
+        ),
+        (&whole, "DROP TRIGGER signed_is_final ON ledger.checkpoints", "signed_is_final of ledger.checkpoints"),
+        (
+            &whole,
+            "GRANT UPDATE ON ledger.entries TO ledger_writer",
+            "ledger_writer has the right to UPDATE ledger.entries",
+        ),
+        (
+            &whole,
+            "GRANT UPDATE (body) ON ledger.entries TO ledger_writer",
+            "ledger_writer has the right to UPDATE ledger.entries",
+        ),
+        (&whole, "GRANT DELETE ON ledger.commits TO PUBLIC", "ledger_auditor has the right to DELETE ledger.commits"),
+        (
+            &whole,
+            "GRANT TRUNCATE ON ledger.entries TO ledger_writer",
+            "ledger_writer has the right to TRUNCATE ledger.entries",
+        ),
+        (&parted, "ALTER TABLE ledger.entries_2 DISABLE TRIGGER append_only", "append_only of ledger.entries_2"),
+        (&parted, "DROP TRIGGER append_only_truncate ON ledger.entries_3", "append_only_truncate of ledger.entries_3"),
+        (
+            &parted,
+            "GRANT DELETE ON ledger.entries_1 TO ledger_writer",
+            "ledger_writer has the right to DELETE ledger.entries_1",
+        ),
+    ] {
+        let url = Server::shared().copy_of(postgres::name_of(template));
+        // A copy has not the database's settings.
+        migrate(&url).unwrap();
+        open(&url).unwrap();
+        Server::shared().psql(postgres::name_of(&url), sql);
+        let refused = open(&url).unwrap_err();
+        assert!(refused.contains(said), "{sql}: {refused}");
+        // Auditors read it nevertheless: it is theirs to judge.
+        PostgresStore::open_read_only(postgres::options(&url)).unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_key_begins_with_the_chain() {
     for url in [postgres::database(), postgres::partitioned_database()] {
