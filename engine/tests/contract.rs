@@ -1,5 +1,5 @@
 //! What every store promises: one set of tests, run on the embedded store, on PostgreSQL, and on PostgreSQL with partitioned
-//! tables.
+//! tables. In PostgreSQL, a ledger is made and used by a role with the rights of `ledger_writer` and no others.
 #![allow(missing_docs)]
 
 mod support;
@@ -24,14 +24,14 @@ impl Home {
     async fn create(&self, chains: u32) -> Ledger {
         match self {
             Home::Directory(dir) => support::create(dir.path(), chains).await,
-            Home::Database(url) => postgres::create(url, chains).await,
+            Home::Database(url) => postgres::create(&postgres::as_writer(url), chains).await,
         }
     }
 
     async fn open(&self) -> Ledger {
         match self {
             Home::Directory(dir) => support::open(dir.path()).await,
-            Home::Database(url) => postgres::open(url).await,
+            Home::Database(url) => postgres::open(&postgres::as_writer(url)).await,
         }
     }
 }
@@ -59,7 +59,7 @@ macro_rules! on_every_store {
     };
 }
 
-on_every_store! { an_order_goes_from_creation_to_download refusals_have_codes_and_leave_nothing one_hundred_retries_make_one_order many_callers_on_several_chains checkpoints_and_proofs_verify two_writers_share_a_ledger streams_of_many_chains retries_after_a_restart erased_documents_leave_the_store }
+on_every_store! { an_order_goes_from_creation_to_download refusals_have_codes_and_leave_nothing one_hundred_retries_make_one_order many_callers_on_several_chains checkpoints_and_proofs_verify two_writers_share_a_ledger streams_of_many_chains retries_after_a_restart erased_documents_leave_the_store what_is_stored_is_confirmed_and_projections_are_made_again }
 
 async fn an_order_goes_from_creation_to_download(home: Home) {
     let ledger = home.create(1).await;
@@ -294,6 +294,22 @@ async fn erased_documents_leave_the_store(home: Home) {
         format!(r#"{{"command":"subject.erase","actor":"service:dpo","order_id":"{case}","reason":"request"}}"#);
     send(&ledger, &erase).await.unwrap();
     assert_eq!(ledger.store().private(0, index).unwrap(), None);
+}
+
+async fn what_is_stored_is_confirmed_and_projections_are_made_again(home: Home) {
+    let ledger = home.create(2).await;
+    list_sku(&ledger, "s").await;
+    let order = create_order(&ledger, "ann", "s").await;
+    for line in life(&order) {
+        send(&ledger, &line).await.unwrap();
+    }
+    ledger.checkpoint().await.unwrap();
+    for head in ledger.store().heads().unwrap() {
+        assert!(ledger.store().confirm(head.chain, head.size(), &head.hash).unwrap());
+        assert!(!ledger.store().confirm(head.chain, head.size() + 1, &head.hash).unwrap());
+    }
+    assert!(ledger.rebuild().await.unwrap() > 0);
+    assert!(ledger.check_projections().await.unwrap().is_empty());
 }
 
 /// The same commands with the same time, randomness and keys give the same bytes on every store.

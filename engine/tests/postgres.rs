@@ -3,12 +3,18 @@
 
 mod support;
 
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
+use ledger_engine::archive::ExportOptions;
 use ledger_engine::hash::to_hex;
 use ledger_engine::merkle::CompactRange;
-use ledger_engine::store::StoreError;
+use ledger_engine::reader::Reader;
 use ledger_engine::store::postgres::{PostgresOptions, PostgresStore, migrate};
+use ledger_engine::store::{Store as _, StoreError};
+use ledger_engine::stream::CaseId;
 use support::{code, create_line, create_order, life, list_sku, postgres, send};
 use test_servers::{Proxy, Server};
 
@@ -22,38 +28,253 @@ fn attempt(name: &str, role: &str, sql: &str) -> String {
     Server::shared().psql(name, &block)
 }
 
+/// No right: what a role is told that may not even try.
+const NO_RIGHT: &str = "42501";
+/// What a role with the right is told by a trigger.
+const REFUSED: &str = "LG001";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_role_may_do_its_part_and_nobody_may_rewrite() {
-    for url in [postgres::database(), postgres::partitioned_database()] {
+    for (url, ranges) in [(postgres::database(), 0), (postgres::partitioned_database(), 4)] {
         let ledger = postgres::create(&url, 1).await;
         list_sku(&ledger, "s").await;
         create_order(&ledger, "ann", "s").await;
         ledger.checkpoint().await.unwrap();
         let name = postgres::name_of(&url);
-        for table in ["entries", "commits", "commit_signatures", "checkpoints", "ledger", "chain_heads"] {
-            for role in ["ledger_writer", "ledger_auditor", "ledger_owner", "postgres"] {
-                let deleted = attempt(name, role, &format!("DELETE FROM ledger.{table}"));
+        let roles = [
+            ("ledger_writer", NO_RIGHT),
+            ("ledger_auditor", NO_RIGHT),
+            ("ledger_owner", REFUSED),
+            ("postgres", REFUSED),
+        ];
+        let ranges: Vec<String> = (1..=ranges).map(|n| format!("entries_{n}")).collect();
+        let tables = ["entries", "commits", "commit_signatures", "checkpoints", "ledger", "chain_heads"];
+        for table in tables.into_iter().chain(ranges.iter().map(String::as_str)) {
+            for (role, expected) in roles {
                 let truncated = attempt(name, role, &format!("TRUNCATE ledger.{table}"));
-                assert_eq!((&deleted[..], &truncated[..]), ("42501", "42501"), "{table} by {role}");
+                assert_eq!(truncated, expected, "{table} by {role}");
+                // A trigger of rows needs one: the later ranges have none yet.
+                if table.strip_prefix("entries_").is_none_or(|n| n == "1") {
+                    let deleted = attempt(name, role, &format!("DELETE FROM ledger.{table}"));
+                    assert_eq!(deleted, expected, "{table} by {role}");
+                }
             }
         }
-        for (table, column) in [
+        let mut columns = vec![
             ("entries", "body"),
             ("commits", "registry_head"),
             ("commit_signatures", "signature"),
             ("checkpoints", "root"),
-        ] {
-            for role in ["ledger_writer", "ledger_auditor", "ledger_owner", "postgres"] {
+            ("ledger", "ledger_id"),
+        ];
+        columns.extend(ranges.first().map(|range| (&range[..], "body")));
+        for (table, column) in columns {
+            for (role, expected) in roles {
                 let updated = attempt(name, role, &format!("UPDATE ledger.{table} SET {column} = '\\x00'"));
-                assert_eq!(updated, "42501", "{table} by {role}");
+                assert_eq!(updated, expected, "{table} by {role}");
             }
         }
-        assert_eq!(attempt(name, "ledger_writer", "UPDATE ledger.chain_heads SET size = size - 1"), "42501");
+        for update in ["chain_heads SET size = size - 1", "checkpoints SET note = NULL"] {
+            assert_eq!(attempt(name, "ledger_writer", &format!("UPDATE ledger.{update}")), REFUSED, "{update}");
+        }
         for table in ["entries", "private_documents", "orders", "chain_heads", "schema_history"] {
             let read = |role| attempt(name, role, &format!("PERFORM * FROM ledger.{table}"));
             assert_eq!((&read("ledger_auditor")[..], &read("ledger_writer")[..]), ("ok", "ok"), "{table}");
-            assert_eq!(attempt(name, "ledger_auditor", &format!("DELETE FROM ledger.{table}")), "42501");
+            assert_eq!(attempt(name, "ledger_auditor", &format!("DELETE FROM ledger.{table}")), NO_RIGHT);
         }
+    }
+}
+
+/// What `ledger_writer` may do with each table: Select, Insert, Update (u: of some columns), Delete, and never Truncate,
+/// triGgers, referenCes. A new table must be put in here.
+const WRITER: &[(&str, &str)] = &[
+    ("chain_heads", "SIU"),
+    ("checkpoints", "SIu"),
+    ("commit_signatures", "SI"),
+    ("commits", "SI"),
+    ("cursors", "SIU"),
+    ("deliveries", "SIUD"),
+    ("delivery_proofs", "SIUD"),
+    ("entries", "SI"),
+    ("event_id_runs", "SI"),
+    ("idempotency", "SIUD"),
+    ("ledger", "SI"),
+    ("licences", "SIUD"),
+    ("orders", "SIUD"),
+    ("private_documents", "SID"),
+    ("readable_entries", "S"),
+    ("schema_history", "S"),
+    ("skus", "SIUD"),
+    ("stream_heads", "SIU"),
+    ("tiles", "SI"),
+];
+
+#[test]
+fn the_rights_are_these_and_no_others() {
+    for (url, ranges) in [(postgres::database(), 0), (postgres::partitioned_database(), 4)] {
+        let name = postgres::name_of(&url);
+        let rights = |role: &str| {
+            let sql = format!(
+                "SELECT c.relname, string_agg(CASE WHEN has_table_privilege('{role}', c.oid, r) THEN letter \
+                 WHEN r = 'UPDATE' AND has_any_column_privilege('{role}', c.oid, r) THEN 'u' END, '' ORDER BY n) \
+                 FROM pg_class c, (VALUES (1, 'SELECT', 'S'), (2, 'INSERT', 'I'), (3, 'UPDATE', 'U'), (4, 'DELETE', 'D'), \
+                 (5, 'TRUNCATE', 'T'), (6, 'TRIGGER', 'G'), (7, 'REFERENCES', 'C')) v (n, r, letter) \
+                 WHERE c.relnamespace = 'ledger'::regnamespace AND c.relkind IN ('r', 'p', 'v') GROUP BY 1 ORDER BY 1"
+            );
+            Server::shared().psql(name, &sql)
+        };
+        let mut tables: Vec<(String, &str)> = WRITER.iter().map(|(table, may)| ((*table).to_owned(), *may)).collect();
+        // Entries go in by the whole table's name.
+        tables.extend((1..=ranges).map(|n| (format!("entries_{n}"), "S")));
+        tables.sort();
+        let lines = |of: fn(&'static str) -> &'static str| {
+            tables.iter().map(|(table, may)| format!("{table}|{}", of(may))).collect::<Vec<_>>().join("\n")
+        };
+        assert_eq!(rights("ledger_writer"), lines(|may| may));
+        assert_eq!(rights("ledger_auditor"), lines(|_| "S"));
+        let owners = "SELECT string_agg(DISTINCT pg_get_userbyid(relowner)::text, ',') FROM pg_class \
+                      WHERE relnamespace = 'ledger'::regnamespace AND relkind IN ('r', 'p', 'v')";
+        assert_eq!(Server::shared().psql(name, owners), "ledger_owner");
+        let make = "SELECT bool_or(has_schema_privilege(r, 'ledger', 'CREATE')) FROM unnest(ARRAY['ledger_writer', 'ledger_auditor']) r";
+        assert_eq!(Server::shared().psql(name, make), "f");
+    }
+}
+
+/// Where the last range ends, nothing more is stored; another one is made like the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_range_is_added_after_the_last_one() {
+    let url = postgres::partitioned_database();
+    let name = postgres::name_of(&url);
+    Server::shared().psql(name, "DROP TABLE ledger.entries_4, ledger.entries_3, ledger.entries_2");
+    let ledger = postgres::create(&postgres::as_writer(&url), 1).await;
+    list_sku(&ledger, "s").await;
+    for n in 0..18 {
+        create_order(&ledger, &format!("k{n}"), "s").await;
+    }
+    let full = send(&ledger, &create_line("ann", "s")).await.unwrap_err().to_string();
+    assert!(full.contains("23514"), "{full}");
+    let owner = "SET ROLE ledger_owner; SELECT ledger.add_range(40)";
+    assert_eq!(Server::shared().psql(name, owner), "ledger.entries_2");
+    let ranges = "SELECT string_agg(c.relname || ' ' || pg_get_expr(c.relpartbound, c.oid), ', ' ORDER BY c.relname) \
+                  FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'ledger.entries'::regclass";
+    let expected = "entries_1 FOR VALUES FROM ('0') TO ('20'), entries_2 FOR VALUES FROM ('20') TO ('40')";
+    assert_eq!(Server::shared().psql(name, ranges), expected);
+    create_order(&ledger, "ann", "s").await;
+    for (role, expected) in [("ledger_writer", NO_RIGHT), ("postgres", REFUSED)] {
+        for sql in ["TRUNCATE ledger.entries_2", "DELETE FROM ledger.entries_2"] {
+            assert_eq!(attempt(name, role, sql), expected, "{sql} by {role}");
+        }
+    }
+    assert_eq!(attempt(name, "ledger_writer", "PERFORM ledger.add_range(60)"), NO_RIGHT);
+}
+
+/// With the rights of `ledger_auditor` alone everything can be read, compared and exported, and nothing written.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_auditor_reads_all_of_it() {
+    for url in [postgres::database(), postgres::partitioned_database()] {
+        let ledger = postgres::create(&postgres::as_writer(&url), 2).await;
+        list_sku(&ledger, "s").await;
+        let order = create_order(&ledger, "ann", "s").await;
+        for line in life(&order) {
+            send(&ledger, &line).await.unwrap();
+        }
+        ledger.checkpoint().await.unwrap();
+        let auditor = postgres::as_auditor(&url);
+        let store = Arc::new(PostgresStore::open_read_only(postgres::options(&auditor)).unwrap());
+        let heads = store.heads().unwrap();
+        assert_eq!(heads, ledger.store().heads().unwrap());
+        for head in &heads {
+            let entries = store.entries(head.chain, 0, 100).unwrap();
+            assert_eq!(entries.len() as u64, head.size());
+            for entry in entries {
+                assert_eq!(store.find_event(entry.header.id()).unwrap(), Some((head.chain, entry.header.index)));
+            }
+        }
+        let (reader, _) = Reader::open(store).await.unwrap();
+        assert!(reader.check_projections().await.unwrap().is_empty());
+        let case = CaseId::parse(&order).unwrap();
+        assert!(reader.order(case).await.unwrap().is_some());
+        assert_eq!(reader.read_order(case).await.unwrap().len(), 9);
+        let refused = reader.rebuild().await.unwrap_err().to_string();
+        assert!(refused.contains("read-only"), "{refused}");
+        let out = tempfile::tempdir().unwrap();
+        let exported = out.path().join("export");
+        let options =
+            ExportOptions { gzip: false, withhold_private: false, exported_at_us: 1, tool: "test".to_owned() };
+        reader.export(options, &exported).await.unwrap();
+        let id = ledger.id();
+        let report = tokio::task::spawn_blocking(move || audit_verify::verify_path(&exported, Some(id))).await.unwrap();
+        assert_eq!(report.exit(), 0, "{}", report.to_text());
+        postgres::verify(&auditor, id).await;
+        // Who opens it for writing is told what is missing.
+        let writing = Arc::new(PostgresStore::open(postgres::options(&auditor)).unwrap());
+        let (reader, _) = Reader::open(writing).await.unwrap();
+        let refused = reader.rebuild().await.unwrap_err().to_string();
+        assert!(refused.contains("ledger_writer"), "{refused}");
+    }
+}
+
+/// Who owns the database and may make roles need not be a superuser.
+#[test]
+fn a_database_owner_may_migrate() {
+    let server = Server::start();
+    server.psql("postgres", "CREATE ROLE landlord LOGIN CREATEROLE");
+    server.psql("postgres", "CREATE DATABASE shop OWNER landlord");
+    assert_eq!(migrate(&server.url_of("landlord", "shop")).unwrap().applied.len(), 1);
+    let partitioned = include_str!("../../migrations/postgres/partitioned.sql");
+    server.psql("shop", &format!("SET SESSION AUTHORIZATION landlord; {partitioned}"));
+}
+
+/// What keeps entries from being rewritten may be gone since the migration.
+#[test]
+fn a_schema_without_its_guards_stops_the_start() {
+    let open = |url: &str| PostgresStore::open(postgres::options(url)).map(drop).map_err(|e| e.to_string());
+    let (whole, parted) = (postgres::database(), postgres::partitioned_database());
+    let conditional = "DROP TRIGGER append_only ON ledger.entries; CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.entries \
+                       FOR EACH ROW WHEN (OLD.idx > 9) EXECUTE FUNCTION ledger.refuse()";
+    for (template, sql, said) in [
+        (&whole, "DROP TRIGGER append_only ON ledger.entries", "trigger append_only of ledger.entries"),
+        (&whole, conditional, "trigger append_only of ledger.entries"),
+        (&whole, "ALTER TABLE ledger.commits DISABLE TRIGGER append_only", "trigger append_only of ledger.commits"),
+        (
+            &whole,
+            "ALTER TABLE ledger.chain_heads ENABLE REPLICA TRIGGER only_forward",
+            "only_forward of ledger.chain_heads",
+        ),
+        (&whole, "DROP TRIGGER signed_is_final ON ledger.checkpoints", "signed_is_final of ledger.checkpoints"),
+        (
+            &whole,
+            "GRANT UPDATE ON ledger.entries TO ledger_writer",
+            "ledger_writer has the right to UPDATE ledger.entries",
+        ),
+        (
+            &whole,
+            "GRANT UPDATE (body) ON ledger.entries TO ledger_writer",
+            "ledger_writer has the right to UPDATE ledger.entries",
+        ),
+        (&whole, "GRANT DELETE ON ledger.commits TO PUBLIC", "ledger_auditor has the right to DELETE ledger.commits"),
+        (
+            &whole,
+            "GRANT TRUNCATE ON ledger.entries TO ledger_writer",
+            "ledger_writer has the right to TRUNCATE ledger.entries",
+        ),
+        (&parted, "ALTER TABLE ledger.entries_2 DISABLE TRIGGER append_only", "append_only of ledger.entries_2"),
+        (&parted, "DROP TRIGGER append_only_truncate ON ledger.entries_3", "append_only_truncate of ledger.entries_3"),
+        (
+            &parted,
+            "GRANT DELETE ON ledger.entries_1 TO ledger_writer",
+            "ledger_writer has the right to DELETE ledger.entries_1",
+        ),
+    ] {
+        let url = Server::shared().copy_of(postgres::name_of(template));
+        // A copy has not the database's settings.
+        migrate(&url).unwrap();
+        open(&url).unwrap();
+        Server::shared().psql(postgres::name_of(&url), sql);
+        let refused = open(&url).unwrap_err();
+        assert!(refused.contains(said), "{sql}: {refused}");
+        // Auditors read it nevertheless: it is theirs to judge.
+        PostgresStore::open_read_only(postgres::options(&url)).unwrap();
     }
 }
 
@@ -221,6 +442,52 @@ fn a_database_out_of_reach_says_what_to_do() {
     let error = |url: &str| PostgresStore::open(PostgresOptions::new(url)).map(drop).unwrap_err();
     assert!(matches!(error("postgres://127.0.0.1:1/x"), StoreError::Unavailable(_)));
     assert!(matches!(error("postgres:/nonsense"), StoreError::Unusable(_)));
+}
+
+/// While the server is down, callers are told at once and the server is asked now and then; when it is back, the next caller
+/// finds it.
+#[test]
+fn a_dead_server_is_not_run_over() {
+    let server = Server::start_durable("");
+    let url = server.database();
+    migrate(&url).unwrap();
+    let store = PostgresStore::open(postgres::options(&url)).unwrap();
+    server.crash();
+    // In its place, something that hangs up on everybody and counts them.
+    let listener = TcpListener::bind(server.host()).unwrap();
+    let (ended, accepted, refused) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for client in listener.incoming() {
+                if ended.load(Ordering::Acquire) {
+                    return;
+                }
+                accepted.fetch_add(1, Ordering::AcqRel);
+                drop(client);
+            }
+        });
+        let call = || {
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_secs(2) {
+                assert!(matches!(store.heads(), Err(StoreError::Unavailable(_))));
+                refused.fetch_add(1, Ordering::AcqRel);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        let callers: Vec<_> = (0..32).map(|_| scope.spawn(call)).collect();
+        callers.into_iter().for_each(|caller| caller.join().unwrap());
+        ended.store(true, Ordering::Release);
+        drop(TcpStream::connect(server.host()));
+    });
+    let (accepted, refused) = (accepted.into_inner(), refused.into_inner());
+    // The pool's connections at once, then one at a time: after 50 ms, 100 ms, and so on, a part of that for chance.
+    assert!((2..=16 + 12).contains(&accepted), "{accepted} attempts");
+    assert!(refused > 10 * accepted, "{refused} answers of {accepted} attempts");
+    drop(listener);
+    server.start_again();
+    let begun = Instant::now();
+    store.heads().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
 }
 
 /// What one caller waits for: the lock of the head, and the commit. A key or an order that the writer has not seen is looked up

@@ -213,9 +213,10 @@ SELECT chain, idx, stream, revision, event_type, to_timestamp(recorded_at_us / 1
     encode(event_id, 'hex')::uuid AS event_id, convert_from(body, 'UTF8') AS body, encode(entry_hash, 'hex') AS entry_hash
 FROM ledger.entries;
 
+-- A code of its own: whoever gets it had the right.
 CREATE FUNCTION ledger.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    RAISE EXCEPTION '% is append-only: % refused', TG_TABLE_NAME, TG_OP USING ERRCODE = 'insufficient_privilege';
+    RAISE EXCEPTION '% is append-only: % refused', TG_TABLE_NAME, TG_OP USING ERRCODE = 'LG001';
 END
 $$;
 
@@ -236,6 +237,9 @@ CREATE TRIGGER only_forward BEFORE UPDATE ON ledger.chain_heads FOR EACH ROW
 CREATE TRIGGER append_only BEFORE DELETE ON ledger.chain_heads FOR EACH ROW EXECUTE FUNCTION ledger.refuse();
 CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON ledger.chain_heads FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse();
 
+-- An owner of tables must be able to make them, and whoever hands them over need not be a superuser.
+GRANT USAGE, CREATE ON SCHEMA ledger TO ledger_owner;
+
 DO $$
 DECLARE
     t regclass;
@@ -248,7 +252,7 @@ $$;
 ALTER FUNCTION ledger.refuse() OWNER TO ledger_owner;
 
 REVOKE ALL ON SCHEMA ledger FROM PUBLIC;
-GRANT USAGE ON SCHEMA ledger TO ledger_owner, ledger_writer, ledger_auditor;
+GRANT USAGE ON SCHEMA ledger TO ledger_writer, ledger_auditor;
 GRANT SELECT ON ALL TABLES IN SCHEMA ledger TO ledger_writer, ledger_auditor;
 GRANT INSERT ON ledger.ledger, ledger.entries, ledger.commits, ledger.commit_signatures, ledger.tiles, ledger.event_id_runs
     TO ledger_writer;

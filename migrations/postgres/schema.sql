@@ -3,11 +3,13 @@
 
 CREATE SCHEMA ledger;
 
+ALTER SCHEMA ledger OWNER TO postgres;
+
 CREATE FUNCTION ledger.refuse() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    RAISE EXCEPTION '% is append-only: % refused', TG_TABLE_NAME, TG_OP USING ERRCODE = 'insufficient_privilege';
+    RAISE EXCEPTION '% is append-only: % refused', TG_TABLE_NAME, TG_OP USING ERRCODE = 'LG001';
 END
 $$;
 
@@ -322,7 +324,7 @@ CREATE TRIGGER only_forward BEFORE UPDATE ON ledger.chain_heads FOR EACH ROW WHE
 
 CREATE TRIGGER signed_is_final BEFORE UPDATE ON ledger.checkpoints FOR EACH ROW WHEN ((old.note IS NOT NULL)) EXECUTE FUNCTION ledger.refuse();
 
-GRANT USAGE ON SCHEMA ledger TO ledger_owner;
+GRANT ALL ON SCHEMA ledger TO ledger_owner;
 GRANT USAGE ON SCHEMA ledger TO ledger_writer;
 GRANT USAGE ON SCHEMA ledger TO ledger_auditor;
 

@@ -152,6 +152,8 @@ fn a_database_that_is_away_is_said_to_be_and_missed_no_longer_than_that() {
         assert_eq!(checkpoint.status, 503, "{:?}", checkpoint.body);
         assert_eq!(server.of("eve@example.org", "auditor").get("/audit/events").status, 503);
         assert_eq!(stranger.get("/health").said(), (200, "ok"));
+        // An answer holds for a second.
+        std::thread::sleep(Duration::from_millis(1100));
         let ready = stranger.get("/ready");
         assert_eq!((ready.status, &ready.body["store"]), (503, &Value::Bool(false)), "{:?}", ready.body);
         // What cannot be told to anybody leaks to nobody.

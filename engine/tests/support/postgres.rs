@@ -1,7 +1,7 @@
 //! Ledgers in a real PostgreSQL, each in a database of its own.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use ledger_engine::hash::Hash;
 use ledger_engine::ledger::Ledger;
@@ -27,15 +27,38 @@ pub fn migrate_away(url: &str) {
     std::thread::scope(|s| s.spawn(|| migrate(url).unwrap()).join().unwrap());
 }
 
-/// A new database whose entries lie in three ranges.
+/// A new database whose entries lie in ranges, the last of which was added later.
 pub fn partitioned_database() -> String {
     let url = database();
     let name = name_of(&url);
     let sql = include_str!("../../../migrations/postgres/partitioned.sql")
+        .replace("30000000", "100")
         .replace("20000000", "60")
         .replace("10000000", "20");
     Server::shared().psql(name, &sql);
+    Server::shared().psql(name, "SELECT ledger.add_range(1000000)");
     url
+}
+
+/// The same database for a login role that is a member of `ledger_writer` and nothing else.
+pub fn as_writer(url: &str) -> String {
+    as_member(url, "shop", "ledger_writer")
+}
+
+/// The same database for a login role that is a member of `ledger_auditor` and nothing else.
+pub fn as_auditor(url: &str) -> String {
+    as_member(url, "reader", "ledger_auditor")
+}
+
+fn as_member(url: &str, login: &str, role: &str) -> String {
+    // Roles belong to the server that all tests of a process share.
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _alone = MAKING.lock().unwrap();
+    let server = Server::shared();
+    if server.psql("postgres", &format!("SELECT count(*) FROM pg_roles WHERE rolname = '{login}'")) == "0" {
+        server.psql("postgres", &format!("CREATE ROLE {login} LOGIN NOSUPERUSER IN ROLE {role}"));
+    }
+    server.url_of(login, name_of(url))
 }
 
 /// Simulated time has nothing to do with the server's clock.

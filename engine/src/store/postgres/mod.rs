@@ -10,6 +10,8 @@
 //! [`Store::settle`] then writes the head row, on the server that accepts writes, and commits that: it waits for every
 //! transaction that held the lock, and its own commit waits for the standby as theirs should have.
 
+mod backoff;
+mod guards;
 mod migrate;
 mod queries;
 mod read;
@@ -41,12 +43,13 @@ pub struct PostgresStore {
 }
 
 impl PostgresStore {
-    /// Opens the schema for writing. Every connection goes to a server that accepts writes. The server's settings are
-    /// checked: those without which an answer would not mean durable are refused.
+    /// Opens the schema for writing. Every connection goes to a server that accepts writes. Refuses server settings without which an
+    /// answer would not mean durable, and a schema without the triggers and rights that keep entries from being rewritten.
     pub fn open(options: PostgresOptions) -> Result<PostgresStore, StoreError> {
         let store = PostgresStore { sessions: Sessions::new(options, true)?, ledger_id: OnceLock::new() };
         store.sessions.run(async |s| {
             migrate::check_schema(s).await?;
+            guards::check(s).await?;
             migrate::check_server(s).await
         })?;
         Ok(store)

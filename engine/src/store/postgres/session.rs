@@ -1,10 +1,12 @@
-//! Connections: pooled, bounded in number and time, made again when they break.
+//! Connections: pooled, bounded in number and time, made again when they break, with growing delays while that fails.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use deadpool_postgres::{Connect, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
+use deadpool::Runtime;
+use deadpool::managed::{self, Metrics, PoolError, RecycleResult};
+use deadpool_postgres::{ClientWrapper, Connect, Manager, ManagerConfig, RecyclingMethod};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use tokio::task::JoinHandle;
@@ -12,6 +14,7 @@ use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, Client, Config, Error, Statement};
 
+use super::backoff::Backoff;
 use super::write;
 use crate::connect::{MakeRustlsConnect, explain, settings};
 use crate::store::{ChainHead, CommitBatch, StoreError};
@@ -77,6 +80,54 @@ impl Connect for Connector {
         .boxed()
     }
 }
+
+/// Makes the connections of a pool, and waits after failures.
+struct Patient {
+    manager: Manager,
+    backoff: Backoff,
+}
+
+/// Why there is no new connection.
+#[derive(Debug, thiserror::Error)]
+enum NoConnection {
+    #[error("{}", explain(.0))]
+    Failed(#[from] Error),
+    #[error("{0}; this will be tried again in a moment")]
+    Waiting(String),
+}
+
+impl managed::Manager for Patient {
+    type Type = ClientWrapper;
+    type Error = NoConnection;
+
+    async fn create(&self) -> Result<ClientWrapper, NoConnection> {
+        let turn = self.backoff.turn().await.map_err(NoConnection::Waiting)?;
+        match self.manager.create().await {
+            Ok(client) => {
+                turn.succeeded();
+                Ok(client)
+            }
+            Err(e) => {
+                turn.failed(explain(&e));
+                Err(e.into())
+            }
+        }
+    }
+
+    async fn recycle(&self, client: &mut ClientWrapper, metrics: &Metrics) -> RecycleResult<NoConnection> {
+        self.manager.recycle(client, metrics).await.map_err(|e| match e {
+            managed::RecycleError::Message(text) => managed::RecycleError::Message(text),
+            managed::RecycleError::Backend(e) => managed::RecycleError::Backend(e.into()),
+        })
+    }
+
+    fn detach(&self, client: &mut ClientWrapper) {
+        self.manager.detach(client);
+    }
+}
+
+type Pool = managed::Pool<Patient>;
+type Object = managed::Object<Patient>;
 
 /// One connection, and what its transaction needs to know.
 pub(super) struct Session {
@@ -159,7 +210,8 @@ impl Sessions {
             let connector =
                 Connector { tls: tls.clone(), notices: Arc::clone(&notices), setup: setup(&options, write) };
             let manager = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-            Pool::builder(Manager::from_connect(config.clone(), connector, manager))
+            let manager = Manager::from_connect(config.clone(), connector, manager);
+            Pool::builder(Patient { manager, backoff: Backoff::default() })
                 .max_size(options.connections.max(1))
                 .wait_timeout(Some(options.statement_timeout))
                 .create_timeout(Some(options.connect_timeout * 2))
@@ -179,7 +231,7 @@ impl Sessions {
 
     async fn take(&self, pool: &Pool) -> Result<Session, StoreError> {
         let client = pool.get().await.map_err(|e| match e {
-            PoolError::Backend(e) => unreachable_or(&e),
+            PoolError::Backend(NoConnection::Failed(e)) => unreachable_or(&e),
             PoolError::Timeout(_) => StoreError::Unavailable(
                 "no connection to the database in time: it is down, or all connections are busy; try again".into(),
             ),
@@ -325,7 +377,8 @@ pub(super) fn failed(e: Error) -> StoreError {
     let (code, message) = (db.code(), db.message());
     let advised = |advice: &str| format!("database: {message} ({}); {advice}", code.code());
     match code.code().get(..2) {
-        Some("22" | "23") => StoreError::Rejected(advised("nothing was written")),
+        // LG: a trigger of the schema.
+        Some("22" | "23" | "LG") => StoreError::Rejected(advised("nothing was written")),
         _ if *code == SqlState::INSUFFICIENT_PRIVILEGE => {
             StoreError::Unusable(advised("make the role a member of ledger_writer, or of ledger_auditor for reading"))
         }
