@@ -44,7 +44,7 @@ const SETTLE_TRIES: u32 = 20;
 /// Commits of up to this many commands are stored by the writer itself.
 const INLINE_JOBS: usize = 8;
 /// Commands that a commit may take however few callers there are.
-const COMMIT_SHARE_MIN: usize = 64;
+const COMMIT_SHARE_MIN: usize = 16;
 /// Tries to link to a moving head before the lock is taken first.
 const OPTIMISTIC_TRIES: u32 = 2;
 
