@@ -53,8 +53,12 @@ queries! {
     LAST_CHECKPOINT: "SELECT size, root, note FROM ledger.checkpoints WHERE chain = $1 ORDER BY size DESC LIMIT 1";
     PRIVATE_DOCUMENTS: "SELECT idx, document FROM ledger.private_documents WHERE chain = $1 AND idx >= $2 ORDER BY idx LIMIT $3";
     IDEMPOTENCY: "SELECT idx FROM ledger.idempotency WHERE chain = $1 AND key = $2";
-    KNOWN_KEYS: "SELECT key, idx FROM ledger.idempotency WHERE chain = $1 AND key = ANY($2)";
-    KNOWN_STREAMS: "SELECT stream FROM ledger.stream_heads WHERE chain = $1 AND stream = ANY($2)";
+    /// One look into the index for each key. A plan for `= ANY` that was made while the table was empty reads the whole chain and
+    /// compares each of its rows with every key.
+    KNOWN_KEYS: "SELECT f.key, f.idx FROM unnest($2::bytea[]) AS w (key) CROSS JOIN LATERAL \
+                 (SELECT i.key, i.idx FROM ledger.idempotency i WHERE i.chain = $1 AND i.key = w.key LIMIT 1) AS f";
+    KNOWN_STREAMS: "SELECT f.stream FROM unnest($2::text[]) AS w (stream) CROSS JOIN LATERAL \
+                    (SELECT h.stream FROM ledger.stream_heads h WHERE h.chain = $1 AND h.stream = w.stream LIMIT 1) AS f";
     TILE: "SELECT hashes FROM ledger.tiles WHERE chain = $1 AND level = $2 AND n = $3";
 }
 
