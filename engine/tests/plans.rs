@@ -87,13 +87,16 @@ fn plans(log: &str) -> Vec<(String, BTreeSet<String>)> {
 
 fn scanned(node: &Value, into: &mut BTreeSet<String>) {
     let name = node["Relation Name"].as_str().filter(|name| !name.starts_with("pg_"));
-    // A filter throws away rows that were read: with a plan for a small table, most of a large one.
-    let is_whole = node["Node Type"] == "Seq Scan" || node.get("Filter").is_some();
-    into.extend(name.filter(|_| is_whole).map(str::to_owned));
+    into.extend(name.filter(|_| node["Node Type"] == "Seq Scan").map(str::to_owned));
     // These read a table whole by whatever way.
     into.extend(
         node["Node Type"].as_str().filter(|kind| matches!(*kind, "Hash Join" | "Merge Join")).map(str::to_owned),
     );
+    // More of an index than the rows that are wanted: all of a chain.
+    let by_chain_alone = node["Index Cond"].as_str().is_some_and(|cond| !cond.contains(" AND "));
+    if node["Join Filter"].is_string() || by_chain_alone && node["Filter"].is_string() {
+        into.insert(format!("{} by a filter, no Join", node["Relation Name"]));
+    }
     for child in node["Plans"].as_array().into_iter().flatten() {
         scanned(child, into);
     }
