@@ -82,7 +82,8 @@ impl Reader {
                 StoreError::Corrupt(format!("entry {} of the stream legacy: {e}", entry.header.index))
             };
             let body = entry.parse_body().map_err(|e| corrupt(&e))?;
-            let next = Adoption::follow(adopted.last(), &occurrence(&entry, &body, Stream::Legacy)).map_err(|e| corrupt(&e.0))?;
+            let next = Adoption::follow(adopted.last(), &occurrence(&entry, &body, Stream::Legacy))
+                .map_err(|e| corrupt(&e.0))?;
             adopted.push(next);
         }
         Ok(adopted)

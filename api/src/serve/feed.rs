@@ -91,7 +91,8 @@ pub(crate) fn listen(
     let mut sizes = state.feed.sizes.subscribe();
     // Whatever is known is news to somebody who just came.
     sizes.mark_changed();
-    let listener = Listener { state: Arc::clone(state), at, sizes, turn: 0, greeted: false, token: token.to_owned(), _room: room };
+    let listener =
+        Listener { state: Arc::clone(state), at, sizes, turn: 0, greeted: false, token: token.to_owned(), _room: room };
     Ok(unfold(Some(listener), |listener| async {
         let mut listener = listener?;
         match listener.next().await {

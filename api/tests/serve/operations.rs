@@ -233,7 +233,8 @@ fn the_smoke_script_finds_everything_in_order() {
     let out = run("sku-e2e");
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(out.status.success(), "{text}{}", String::from_utf8_lossy(&out.stderr));
-    for step in ["health", "checkout", "webhook", "finalize", "licence", "audit trail", "proof", "audit-verify", "done"] {
+    for step in ["health", "checkout", "webhook", "finalize", "licence", "audit trail", "proof", "audit-verify", "done"]
+    {
         assert!(text.lines().any(|l| l.starts_with(step)), "{step} in {text}");
     }
     let out = run("nothing");

@@ -4,7 +4,9 @@ use std::sync::Barrier;
 
 use serde_json::json;
 
-use crate::support::{WEBHOOK_SECRET, Finance, Server, Start, checkout_body, now, paid_order, payment_event, stripe_signature};
+use crate::support::{
+    Finance, Server, Start, WEBHOOK_SECRET, checkout_body, now, paid_order, payment_event, stripe_signature,
+};
 
 #[test]
 fn an_order_goes_from_checkout_to_its_licence() {

@@ -100,7 +100,11 @@ pub enum Action {
     FailDelivery {
         reason: String,
     },
-    ReissueDelivery { reason: String, key_fingerprint: Option<String>, delivery: Option<u64> },
+    ReissueDelivery {
+        reason: String,
+        key_fingerprint: Option<String>,
+        delivery: Option<u64>,
+    },
     Finalize,
     Cancel {
         reason: String,

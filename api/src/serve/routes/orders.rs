@@ -287,10 +287,9 @@ async fn change(
 /// What failed after something was recorded must not sound as if nothing was.
 fn recorded(e: ApiError) -> ApiError {
     match e.code {
-        Code::StoreUnavailable => ApiError::new(
-            Code::OutcomeUnknown,
-            "it was recorded, but the order cannot be shown now; GET it later",
-        ),
+        Code::StoreUnavailable => {
+            ApiError::new(Code::OutcomeUnknown, "it was recorded, but the order cannot be shown now; GET it later")
+        }
         _ => e,
     }
 }
