@@ -170,7 +170,9 @@ async fn rows_are_found_by_an_index() {
 
 fn check(log: &str, filled: bool) {
     let mut seen: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for (text, read) in plans(log).into_iter().filter(|(text, _)| text.contains("ledger.")) {
+    // What the start asks the catalog about the tables reads none of them.
+    let of_ledger = |text: &str| text.contains("ledger.") && !text.contains("pg_partition_tree('ledger.entries')");
+    for (text, read) in plans(log).into_iter().filter(|(text, _)| of_ledger(text)) {
         seen.entry(text).or_default().extend(read);
     }
     for text in lookup_texts().iter().filter(|text| !text.contains("event_id_runs")) {
