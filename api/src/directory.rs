@@ -13,14 +13,15 @@ use ledger_engine::keys::{PrivateKey, PseudonymKey, read_key, write_key};
 use ledger_engine::ledger::{AppendError, Appended, Config, Enrolment, Ledger};
 use ledger_engine::reader::Reader;
 use ledger_engine::registry::{Key, Purpose, Registry};
-use ledger_engine::signer::{LocalSigner, Signer};
+use ledger_engine::signer::LocalSigner;
 use ledger_engine::store::postgres::{PostgresOptions, PostgresStore};
 use ledger_engine::store::sqlite::{DATABASE_FILE, SqliteOptions, SqliteStore};
 use ledger_engine::store::{Store, StoreError};
 
-use crate::CliError;
 use crate::serve::DevKey;
+use crate::{CliError, signers};
 
+const KEYS: &str = "keys";
 const COMMIT_KEY: &str = "keys/commit.pem";
 const CHECKPOINT_KEY: &str = "keys/checkpoint.pem";
 const LICENCE_KEY: &str = "keys/licence.pem";
@@ -142,7 +143,7 @@ async fn create_in(
     store: Arc<dyn Store>,
     dir: &Path,
     genesis: &Genesis,
-    governance: &dyn Signer,
+    governance: &LocalSigner,
 ) -> Result<(), CliError> {
     let ledger = Ledger::create(config(dir, store)?, genesis.clone()).await?;
     let licence = PrivateKey::read(&dir.join(LICENCE_KEY))?;
@@ -156,11 +157,11 @@ async fn create_in(
 pub(crate) async fn enrol(
     ledger: &Ledger,
     key: Key,
-    governance: &dyn Signer,
+    governance: &LocalSigner,
     private: &PrivateKey,
 ) -> Result<Appended, CliError> {
     let (revision, statement) = ledger.enrol_statement(&key).await?;
-    let governance_signature = governance.sign(&statement).map_err(AppendError::from)?;
+    let governance_signature = governance.signature(&statement);
     let possession_signature = private
         .sign(&statement)
         .ok_or_else(|| CliError::Io("random generator".into(), std::io::Error::other("it gave nothing")))?;
@@ -207,9 +208,7 @@ fn config(dir: &Path, store: Arc<dyn Store>) -> Result<Config, CliError> {
     Ok(Config {
         store,
         environment: Arc::new(SystemEnvironment),
-        commit_signer: Arc::new(read_key(&dir.join(COMMIT_KEY), Purpose::Commit)?),
-        checkpoint_signer: Arc::new(read_key(&dir.join(CHECKPOINT_KEY), Purpose::Checkpoint)?),
-        licence_signer: None,
+        signers: signers::keyring(&dir.join(KEYS))?,
         pseudonyms: PseudonymKey::read(&dir.join(PSEUDONYM_KEY))?,
     })
 }
@@ -230,13 +229,16 @@ pub(crate) async fn rebuilder(place: &Place) -> Result<Reader, CliError> {
 
 /// Opens a ledger for writing. It signs licences if it has a key for that.
 pub(crate) async fn open(place: &Place) -> Result<Ledger, CliError> {
-    let config = config(&place.dir, store(place)?)?;
+    let ledger = open_for_keys(place).await?;
     let licence_key = place.dir.join(LICENCE_KEY);
-    let licence_signer: Option<Arc<dyn Signer>> = match licence_key.exists() {
-        true => Some(Arc::new(read_key(&licence_key, Purpose::Licence)?)),
-        false => None,
-    };
-    Ok(Ledger::open(Config { licence_signer, ..config }).await?)
+    if licence_key.exists() && !ledger.signs_licences() {
+        let text = format!(
+            "the key registry has no licence key, and {} is there: enrol it with `ledger keys enrol`, or remove the file",
+            licence_key.display()
+        );
+        return Err(StoreError::Unusable(text).into());
+    }
+    Ok(ledger)
 }
 
 /// Opens a ledger to change its keys: one that is not enrolled yet must not stand in the way.

@@ -5,6 +5,7 @@ mod directory;
 mod error;
 mod output;
 mod serve;
+mod signers;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -14,7 +14,8 @@ use ledger_engine::genesis::{Genesis, Limits};
 use ledger_engine::keys::PseudonymKey;
 use ledger_engine::ledger::{Config, Ledger};
 use ledger_engine::registry::Purpose;
-use ledger_engine::signer::{LocalSigner, Signer as _};
+use ledger_engine::signer::keyring::Keyring;
+use ledger_engine::signer::{LocalSigner, Signer};
 use ledger_engine::store::Store;
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
 use ledger_engine::stream::CaseId;
@@ -57,14 +58,16 @@ pub fn order(seed: u64, i: u64) -> Vec<String> {
     ]
 }
 
+fn signer(purpose: Purpose, seed: u8) -> Arc<dyn Signer> {
+    Arc::new(LocalSigner::from_seed(purpose, &[seed; 32]))
+}
+
 /// A ledger with keys from fixed seeds and the machine's clock.
 pub fn config(store: Arc<dyn Store>) -> Config {
     Config {
         store,
         environment: Arc::new(SystemEnvironment),
-        commit_signer: Arc::new(LocalSigner::from_seed(Purpose::Commit, &[2; 32])),
-        checkpoint_signer: Arc::new(LocalSigner::from_seed(Purpose::Checkpoint, &[3; 32])),
-        licence_signer: None,
+        signers: Arc::new(Keyring::new([signer(Purpose::Commit, 2), signer(Purpose::Checkpoint, 3)])),
         pseudonyms: PseudonymKey::new([9; 32]),
     }
 }

@@ -7,8 +7,8 @@ use ledger_engine::domain::projection::{Cell, Row, Table};
 use ledger_engine::hash::{EventId, Hash};
 use ledger_engine::store::sqlite::{DATABASE_FILE, MIGRATIONS, SqliteOptions, SqliteStore};
 use ledger_engine::store::{
-    ChainHead, CheckpointRow, CommitBatch, Entry, LookedUp, MakeCommit, Settled, Store, StoreError, StoredCommit,
-    StreamHead,
+    ChainHead, CheckpointRow, CommitBatch, Entry, LookedUp, MakeCommit, MakeCut, Settled, Store, StoreError,
+    StoredCommit, StreamHead,
 };
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ToSql, params, params_from_iter};
@@ -55,6 +55,7 @@ impl<S: Store> Store for Recorder<S> {
         heads() -> Vec<ChainHead>;
         ledger_id() -> Option<Hash>;
         append_locked(chain: u32, make: &mut MakeCommit<'_>) -> ();
+        append_cut(make: &mut MakeCut<'_>) -> ();
         settle(batch: &CommitBatch) -> Settled;
         entry(chain: u32, index: u64) -> Option<Entry>;
         entries(chain: u32, from: u64, limit: usize) -> Vec<Entry>;

@@ -7,7 +7,7 @@ use futures_util::future::{BoxFuture, FutureExt as _, try_join_all};
 use ledger_engine::domain::projection::{Cell, Row, TABLES, Table};
 use ledger_engine::hash::{sha256, to_hex};
 use ledger_engine::registry::Purpose;
-use ledger_engine::signer::{LocalSigner, Signer as _};
+use ledger_engine::signer::LocalSigner;
 use ledger_engine::store::CommitBatch;
 use tokio_postgres::binary_copy::BinaryCopyInWriter;
 use tokio_postgres::types::{ToSql, Type};
@@ -257,7 +257,7 @@ impl OldPattern {
         let before = before.unwrap_or_default();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros());
         let hash = sha256(&[before.as_bytes(), &now.to_le_bytes(), body.as_bytes()]);
-        let signature = to_hex(&self.key.sign(&hash.0).expect("a key in memory"));
+        let signature = to_hex(&self.key.signature(&hash.0));
         let (actor, kind) = ("service:market", "order.event");
         self.client.execute(insert, &[&actor, &kind, &body, &hash.to_hex(), &before, &signature]).await?;
         self.client.batch_execute("COMMIT").await

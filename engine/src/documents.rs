@@ -14,7 +14,8 @@ use crate::json::Value;
 use crate::ledger::{AppendError, Ledger};
 use crate::licence::{Licence, SCOPE_DEFAULT, Terms};
 use crate::reader::blocking;
-use crate::signer::{Signer, SignerError};
+use crate::registry::{Purpose, Registry};
+use crate::signer::SignerError;
 use crate::store::{Store, StoreError};
 use crate::stream::{CaseId, Stream};
 use crate::writer::Work;
@@ -87,14 +88,15 @@ impl Ledger {
         let mut documents = Documents::default();
         match &mut action {
             Action::IssueLicense { expires_at, scope, licence } => {
-                let Some(signer) = &self.licence_signer else {
+                let registry = self.registry();
+                if registry.current(Purpose::Licence).is_none() {
                     if scope.is_none() {
                         return Ok((action, documents));
                     }
                     let message = "scope belongs to signed licences, and this ledger has no licence key; enrol one with `ledger keys`";
                     return Err(Refusal::new(RefusalCode::InvalidCommand, message).into());
-                };
-                match self.licence(Arc::clone(signer), case, scope.as_deref(), *expires_at).await {
+                }
+                match self.licence(registry, case, scope.as_deref(), *expires_at).await {
                     Ok(signed) => *licence = signed,
                     // A retry still gets its first answer, and a refusal its own code.
                     Err(AppendError::Signer(e)) => documents.away = Some(e),
@@ -113,7 +115,7 @@ impl Ledger {
     /// The signed licence of an order; none of one that does not exist.
     async fn licence(
         &self,
-        signer: Arc<dyn Signer>,
+        registry: Registry,
         case: CaseId,
         scope: Option<&str>,
         expires_at_us: Option<i64>,
@@ -126,6 +128,9 @@ impl Ledger {
             about = self.order_about(case).await?.map(|(about, _)| about);
         }
         let Some(About { sku_id, buyer }) = about else { return Ok(None) };
+        let keyring = Arc::clone(&self.shared.keyring);
+        let choosing = blocking(move || Ok(keyring.signer(&registry, registry.size(), Purpose::Licence)));
+        let chosen = choosing.await??;
         let terms = Terms {
             order_id: case,
             sku_id,
@@ -134,11 +139,10 @@ impl Ledger {
             expires_at_us,
             issued_at_us: self.shared.environment.now_us(),
             ledger_id: self.id(),
-            signer_kid: signer.key().kid.clone(),
+            signer_kid: chosen.key.kid.clone(),
         };
-        let signing = tokio::task::spawn_blocking(move || terms.sign(&*signer));
-        let signed = signing.await.map_err(|e| StoreError::Unavailable(format!("a signing task died: {e}")))?;
-        Ok(Some(signed?))
+        let signature = chosen.sign(&terms.statement()).await?;
+        Ok(Some(terms.signed(signature)))
     }
 
     /// Checks the signature of finance, if order and key are known already.

@@ -101,10 +101,13 @@ pub fn write_key(path: &Path, key: &SigningKey) -> Result<(), KeyFileError> {
 }
 
 /// Reads a private key.
+pub fn read_signing_key(path: &Path) -> Result<SigningKey, KeyFileError> {
+    parse_key(&read_secret(path)?).map_err(|reason| KeyFileError::Malformed { path: path.to_owned(), reason })
+}
+
+/// Reads a private key that is for this purpose.
 pub fn read_key(path: &Path, purpose: Purpose) -> Result<LocalSigner, KeyFileError> {
-    let key =
-        parse_key(&read_secret(path)?).map_err(|reason| KeyFileError::Malformed { path: path.to_owned(), reason })?;
-    Ok(LocalSigner::new(purpose, key))
+    Ok(LocalSigner::new(purpose, read_signing_key(path)?))
 }
 
 /// Reads the text of a private key file. `Err` says why it is none.

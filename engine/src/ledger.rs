@@ -20,7 +20,8 @@ use crate::keys::PseudonymKey;
 use crate::note::{Checkpoint, Note};
 use crate::reader::{Reader, blocking, load_registry};
 use crate::registry::{self, Key, Purpose, Registry, govern_payload};
-use crate::signer::{Signer, SignerError};
+use crate::signer::SignerError;
+use crate::signer::keyring::{Chosen, Keyring};
 use crate::store::{ChainHead, CheckpointRow, Entry, Store, StoreError};
 use crate::stream::{CaseId, HEADS_STREAM, Stream};
 use crate::writer::{
@@ -183,13 +184,9 @@ pub struct Config {
     pub store: Arc<dyn Store>,
     /// Time and randomness.
     pub environment: Arc<dyn Environment>,
-    /// Signs commits.
-    pub commit_signer: Arc<dyn Signer>,
-    /// Signs checkpoints.
-    pub checkpoint_signer: Arc<dyn Signer>,
-    /// Signs licences; without one they are issued unsigned. Its key is enrolled first ([`Ledger::enrol`]), so that a new
-    /// ledger is created without.
-    pub licence_signer: Option<Arc<dyn Signer>>,
+    /// Sign commits, checkpoints and licences. Signers whose keys are not enrolled sign nothing until they are; licences are issued
+    /// unsigned for as long as the registry has no key for them.
+    pub signers: Arc<Keyring>,
     /// Makes pseudonyms.
     pub pseudonyms: PseudonymKey,
 }
@@ -198,8 +195,6 @@ pub struct Config {
 pub struct Ledger {
     pub(crate) shared: Arc<Shared>,
     reader: Reader,
-    checkpoint_signer: Arc<dyn Signer>,
-    pub(crate) licence_signer: Option<Arc<dyn Signer>>,
     pub(crate) orders: AskedOrders,
     pseudonyms: PseudonymKey,
     queues: RwLock<Vec<mpsc::Sender<Message>>>,
@@ -258,29 +253,8 @@ impl Ledger {
     /// Opens an existing ledger without replaying it.
     pub async fn open(config: Config) -> Result<Ledger, AppendError> {
         let (reader, registry) = Reader::open(Arc::clone(&config.store)).await?;
-        let known = [
-            (Some(&config.commit_signer), Purpose::Commit),
-            (Some(&config.checkpoint_signer), Purpose::Checkpoint),
-            (config.licence_signer.as_ref(), Purpose::Licence),
-        ];
-        for (signer, purpose) in known.into_iter().filter_map(|(signer, purpose)| Some((signer?, purpose))) {
-            let key = signer.key();
-            let valid = registry
-                .record(&key.kid)
-                .is_some_and(|r| r.key == *key && r.key.purpose == purpose && r.retired.is_none());
-            if !valid {
-                let text = format!(
-                    "the {} key {} is not a valid key of this ledger; {}",
-                    purpose.as_str(),
-                    key.kid,
-                    match purpose {
-                        Purpose::Licence => "enrol it with `ledger keys enrol`, or remove its key file",
-                        _ => "use the key files that belong to it",
-                    }
-                );
-                return Err(StoreError::Unusable(text).into());
-            }
-        }
+        let (signers, known) = (Arc::clone(&config.signers), registry.clone());
+        blocking(move || Ok(check_signers(&signers, &known))).await??;
         let store = Arc::clone(&config.store);
         blocking(move || check_published(&*store, &store.heads()?)).await?;
         let genesis = reader.genesis();
@@ -295,14 +269,13 @@ impl Ledger {
             let inbox = sender.clone();
             let storer = move || run_storer(&storing, &stored, &inbox);
             writers.push(spawn(format!("store-{chain}"), storer)?);
-            writers.push(spawn(format!("chain-{chain}"), move || writer.run(receiver, &batches))?);
+            let signed = sender.clone();
+            writers.push(spawn(format!("chain-{chain}"), move || writer.run(receiver, &signed, &batches))?);
             queues.push(sender);
         }
         Ok(Ledger {
             shared,
             reader,
-            checkpoint_signer: config.checkpoint_signer,
-            licence_signer: config.licence_signer,
             orders: AskedOrders::default(),
             pseudonyms: config.pseudonyms,
             queues: RwLock::new(queues),
@@ -316,9 +289,14 @@ impl Ledger {
         self.shared.registry.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether licences are signed.
+    /// Whether licences are signed: the registry has a key for them.
     pub fn signs_licences(&self) -> bool {
-        self.licence_signer.is_some()
+        self.shared.registry.read().unwrap_or_else(PoisonError::into_inner).current(Purpose::Licence).is_some()
+    }
+
+    /// The signers of this process.
+    pub fn signers(&self) -> &Arc<Keyring> {
+        &self.shared.keyring
     }
 
     /// What the writers did, and what waits for them.
@@ -438,7 +416,7 @@ impl Ledger {
             Action::CreateOrder { sku_id, .. } => self.remote_sku(case, sku_id).await?,
             _ => None,
         };
-        if let (Action::CreateOrder { sku_id, .. }, Some(_)) = (&command.action, &self.licence_signer) {
+        if let (Action::CreateOrder { sku_id, .. }, true) = (&command.action, self.signs_licences()) {
             self.orders.asked(case, sku_id, &buyer_id);
         }
         let (action, documents) = self.documents(command, case).await?;
@@ -558,12 +536,26 @@ impl Ledger {
         self.enqueue(0, Work::System(Box::new(event))).await?.await.unwrap_or(Err(AppendError::Closed))
     }
 
+    /// Records, signs and stores the checkpoint of what is durable now. Recording comes first: a signer that dies after
+    /// signing must not sign another root for the same size when it is back.
     async fn checkpoint_chain(&self, chain: u32) -> Result<Note, CheckpointError> {
-        let (shared, signer) = (Arc::clone(&self.shared), Arc::clone(&self.checkpoint_signer));
-        let base = self.genesis().origin.clone();
-        tokio::task::spawn_blocking(move || sign_checkpoint(&shared, &*signer, &base, chain))
-            .await
-            .unwrap_or_else(|e| Err(StoreError::Unavailable(format!("the checkpoint task died: {e}")).into()))
+        let task = |e| CheckpointError::from(StoreError::Unavailable(format!("the checkpoint task died: {e}")));
+        let (shared, base) = (Arc::clone(&self.shared), self.genesis().origin.clone());
+        let recording = tokio::task::spawn_blocking(move || record_checkpoint(&shared, &base, chain));
+        let (checkpoint, mut row, chosen) = match recording.await.unwrap_or_else(|e| Err(task(e)))? {
+            Recorded::Signed(note) => return Ok(note),
+            Recorded::New(checkpoint, row, chosen) => (checkpoint, row, chosen),
+        };
+        let signature = chosen.sign(checkpoint.to_text().as_bytes()).await?;
+        let note = checkpoint.to_note(chosen.signer.public_key(), signature.to_vec());
+        row.note = Some(note.to_string());
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            shared.published.lock().unwrap_or_else(PoisonError::into_inner).insert(chain, row.clone());
+            shared.store.sign_checkpoint(&row)
+        })
+        .await?;
+        Ok(note)
     }
 
     /// Stops the writers after all queued commands are answered, issues a checkpoint, and closes the store.
@@ -619,8 +611,8 @@ fn shared(config: &Config, ledger_id: Hash, genesis: &Genesis, registry: Registr
     Arc::new(Shared {
         store: Arc::clone(&config.store),
         environment: Arc::clone(&config.environment),
-        signer: Arc::clone(&config.commit_signer),
-        signs_licences: config.licence_signer.is_some(),
+        keyring: Arc::clone(&config.signers),
+        runtime: tokio::runtime::Handle::current(),
         ledger_id,
         genesis: genesis.clone(),
         limits: genesis.limits,
@@ -655,6 +647,23 @@ fn heads_sizes(payload: &Object) -> Vec<u64> {
     items.iter().map(|item| size(item).unwrap_or(0)).collect()
 }
 
+/// Refuses to open a ledger for which nobody here could sign.
+fn check_signers(signers: &Keyring, registry: &Registry) -> Result<(), StoreError> {
+    if signers.refresh().is_err() {
+        // What cannot be asked now may have the key: until then whoever needs it is told so, and everybody can read.
+        return Ok(());
+    }
+    for purpose in [Purpose::Commit, Purpose::Checkpoint] {
+        signers.signer(registry, registry.size(), purpose).map_err(|e| {
+            StoreError::Unusable(format!(
+                "{} is not a valid key of this ledger that could be used here: {}; use the key files or signers that belong to it",
+                e.kid, e.reason
+            ))
+        })?;
+    }
+    Ok(())
+}
+
 /// Refuses to go on from a history that is shorter or other than what was published.
 fn check_published(store: &dyn Store, heads: &[ChainHead]) -> Result<(), StoreError> {
     for head in heads {
@@ -668,13 +677,20 @@ fn check_published(store: &dyn Store, heads: &[ChainHead]) -> Result<(), StoreEr
     Ok(())
 }
 
-/// Records, signs and stores the checkpoint of what is durable now. Recording comes first: a signer that dies after
-/// signing must not sign another root for the same size when it is back.
-fn sign_checkpoint(shared: &Shared, signer: &dyn Signer, base: &str, chain: u32) -> Result<Note, CheckpointError> {
+/// A checkpoint that may be signed.
+enum Recorded {
+    /// It was before.
+    Signed(Note),
+    /// It is recorded; by whom it is to be signed.
+    New(Checkpoint, CheckpointRow, Chosen),
+}
+
+fn record_checkpoint(shared: &Shared, base: &str, chain: u32) -> Result<Recorded, CheckpointError> {
     let store = &*shared.store;
+    shared.refresh_registry()?;
     let head = store.heads()?.into_iter().find(|h| h.chain == chain);
     let head = head.ok_or_else(|| StoreError::Corrupt(format!("chain {chain} has no head row")))?;
-    let mut row = CheckpointRow { chain, size: head.size(), root: head.range.root(), note: None };
+    let row = CheckpointRow { chain, size: head.size(), root: head.range.root(), note: None };
     let checkpoint =
         Checkpoint { origin: Checkpoint::origin_of(base, &shared.ledger_id, chain), size: row.size, root: row.root };
     let stored = store.last_checkpoint(chain)?;
@@ -692,21 +708,18 @@ fn sign_checkpoint(shared: &Shared, signer: &dyn Signer, base: &str, chain: u32)
         }
     }
     if let Some(note) = stored.filter(|last| last.size == row.size).and_then(|last| last.note) {
-        return Note::parse(note.as_bytes()).map_err(|e| StoreError::Corrupt(e.to_string()).into());
+        let note = Note::parse(note.as_bytes()).map_err(|e| StoreError::Corrupt(e.to_string()))?;
+        return Ok(Recorded::Signed(note));
     }
+    // Without a signer nothing is recorded.
+    let chosen = {
+        let registry = shared.registry.read().unwrap_or_else(PoisonError::into_inner).clone();
+        shared.keyring.signer(&registry, registry.size(), Purpose::Checkpoint)?
+    };
     store.record_checkpoint(&row).inspect_err(|e| {
         if let StoreError::WentBack(why) = e {
             shared.stop(why.clone());
         }
     })?;
-    let signature = signer.sign(checkpoint.to_text().as_bytes())?;
-    let public_key = signer.key().public_key.ed25519().ok_or_else(|| SignerError {
-        kid: signer.key().kid.clone(),
-        reason: "checkpoints need an Ed25519 key".into(),
-    })?;
-    let note = checkpoint.to_note(public_key, signature.to_vec());
-    row.note = Some(note.to_string());
-    shared.published.lock().unwrap_or_else(PoisonError::into_inner).insert(chain, row.clone());
-    store.sign_checkpoint(&row)?;
-    Ok(note)
+    Ok(Recorded::New(checkpoint, row, chosen))
 }

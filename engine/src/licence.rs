@@ -7,7 +7,6 @@ use crate::hash::{Hash, hex_array, sha256, to_hex};
 use crate::json::{self, JsonError, Object, Value};
 use crate::public_key::Algorithm;
 use crate::registry::{Purpose, Registry, is_kid};
-use crate::signer::{Signer, SignerError};
 use crate::stream::CaseId;
 use crate::time::{parse_rfc3339, rfc3339};
 
@@ -88,16 +87,14 @@ impl Terms {
         sha256(&[&self.to_object().to_canonical()])
     }
 
-    /// Signs the licence, and checks what the signer gave.
-    pub fn sign(self, signer: &dyn Signer) -> Result<Licence, SignerError> {
-        let key = signer.key();
-        let message = statement(&self.ledger_id, &self.digest());
-        let signature = signer.sign(&message)?;
-        if key.kid != self.signer_kid || !key.public_key.verify(&message, &signature) {
-            let reason = "its signature does not verify".to_owned();
-            return Err(SignerError { kid: key.kid.clone(), reason });
-        }
-        Ok(Licence { terms: self, signature })
+    /// What is signed.
+    pub fn statement(&self) -> Vec<u8> {
+        statement(&self.ledger_id, &self.digest())
+    }
+
+    /// The licence with a signature over [`Terms::statement`].
+    pub fn signed(self, signature: [u8; 64]) -> Licence {
+        Licence { terms: self, signature }
     }
 
     /// Whether it is for what was bought.

@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
@@ -31,7 +32,8 @@ use crate::merkle::{self, TILE_BYTES, TILE_WIDTH};
 use crate::reader::{StoredNodes, load_registry};
 use crate::registry::{Purpose, Registry, RegistryPlace};
 use crate::runs::{RUN_ENTRIES, event_id_run};
-use crate::signer::{Signer, SignerError};
+use crate::signer::keyring::Keyring;
+use crate::signer::{Pending, SignerError};
 use crate::store::{
     ChainHead, CheckpointRow, CommitBatch, Entry, LookedUp, Settled, Store, StoreError, StreamHead, Tile,
 };
@@ -86,9 +88,9 @@ pub(crate) struct Job {
 pub(crate) struct Shared {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) environment: Arc<dyn Environment>,
-    pub(crate) signer: Arc<dyn Signer>,
-    /// Licences are signed: none is issued without a signature.
-    pub(crate) signs_licences: bool,
+    pub(crate) keyring: Arc<Keyring>,
+    /// Where signatures that take a while are waited for.
+    pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) ledger_id: Hash,
     pub(crate) genesis: Genesis,
     pub(crate) limits: Limits,
@@ -161,8 +163,10 @@ struct Cached {
 /// What a writer's inbox takes.
 pub(crate) enum Message {
     Job(Job),
-    /// The commit on its way is durable, or not.
+    /// The oldest commit on its way is durable, or not.
     Stored(Result<(), StoreError>),
+    /// A commit on its way has its signature, or not.
+    Signed(u64, Result<[u8; 64], SignerError>),
     /// Look at [`Shared::closing`].
     Close,
 }
@@ -183,13 +187,25 @@ impl Open {
     }
 }
 
-/// The commit that is being stored.
+/// A commit on its way.
 struct InFlight {
+    /// Names it among those of this writer.
+    ticket: u64,
+    stage: Stage,
     /// Size and hash of the chain with it.
     after: (u64, Hash),
     jobs: Vec<Job>,
     outcomes: Vec<Outcome>,
     idempotency: HashMap<Hash, (Hash, usize)>,
+}
+
+/// How far a commit on its way is. Signing takes as long as a remote signer takes, and several are signed at once: a statement
+/// rests on the hashes of the commit before it, not on its signature. They are stored one after the other.
+enum Stage {
+    Signing(Box<CommitBatch>),
+    Signed(Box<CommitBatch>),
+    Storing,
+    Failed(SignerError),
 }
 
 /// What the writers of a ledger did, for those who watch it.
@@ -266,6 +282,8 @@ pub(crate) struct Writer {
     outstanding: usize,
     /// Commands that the next commit takes at most.
     share: usize,
+    /// Commits that were on their way.
+    tickets: u64,
 }
 
 /// A commit under construction.
@@ -317,14 +335,20 @@ impl Writer {
             stale: true,
             outstanding: 0,
             share: COMMIT_SHARE_MIN,
+            tickets: 0,
         };
         writer.reload()?;
         Ok(writer)
     }
 
-    /// Runs until the ledger closes. While one commit is being stored the next one is decided, linked and signed, so that
-    /// both cores work; at most one more waits for the store, so that the store never waits.
-    pub(crate) fn run(mut self, mut inbox: mpsc::Receiver<Message>, storer: &std::sync::mpsc::Sender<CommitBatch>) {
+    /// Runs until the ledger closes. While one commit is being signed or stored the next one is decided, linked and signed, so
+    /// that both cores work; at most one more waits for the store, so that the store never waits. `signed` leads to `inbox`.
+    pub(crate) fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<Message>,
+        signed: &mpsc::Sender<Message>,
+        storer: &std::sync::mpsc::Sender<CommitBatch>,
+    ) {
         let mut open = Open::default();
         let mut in_flight: VecDeque<InFlight> = VecDeque::with_capacity(2);
         let mut failed: VecDeque<Job> = VecDeque::new();
@@ -355,15 +379,26 @@ impl Writer {
                 }
                 Some(Message::Stored(result)) => {
                     if let Some(stored) = in_flight.pop_front() {
-                        self.stored(stored, result, &mut failed);
+                        self.stored(stored, result.map_err(Into::into), &mut failed);
                     }
+                    self.hand_over(&mut in_flight, storer, &mut failed);
+                    if in_flight.is_empty() && !failed.is_empty() {
+                        self.recover(std::mem::take(&mut failed), &mut open);
+                    }
+                }
+                Some(Message::Signed(ticket, result)) => {
+                    // One that was given up meanwhile is not there any more.
+                    if let Some(flight) = in_flight.iter_mut().find(|f| f.ticket == ticket) {
+                        flight.signed(result);
+                    }
+                    self.hand_over(&mut in_flight, storer, &mut failed);
                     if in_flight.is_empty() && !failed.is_empty() {
                         self.recover(std::mem::take(&mut failed), &mut open);
                     }
                 }
                 Some(Message::Close) => {}
                 // The inbox is empty, or the commit is full.
-                None if may_flush => self.flush(&mut open, &mut in_flight, storer),
+                None if may_flush => self.flush(&mut open, &mut in_flight, signed, storer),
                 None => return,
             }
             let closing = self.shared.closing.load(std::sync::atomic::Ordering::Acquire);
@@ -375,16 +410,15 @@ impl Writer {
 
     /// Answers the callers of a stored commit, or puts aside the jobs that are to be done again. A commit that was linked
     /// to a failed one fails too: the store finds another head than it names.
-    fn stored(&mut self, flight: InFlight, result: Result<(), StoreError>, failed: &mut VecDeque<Job>) {
+    fn stored(&mut self, flight: InFlight, result: Result<(), AppendError>, failed: &mut VecDeque<Job>) {
         match result {
             Ok(()) => {
                 self.acknowledged = Some(flight.after);
                 flight.jobs.into_iter().zip(flight.outcomes).for_each(|(job, outcome)| answer(job, outcome));
             }
-            Err(e) => {
+            Err(error) => {
                 self.stale = true;
-                let again = matches!(e, StoreError::HeadMoved(_) | StoreError::Rejected(_));
-                let error = AppendError::Store(Arc::new(e));
+                let again = matches!(&error, AppendError::Store(e) if e.may_be_linked_again());
                 for (job, outcome) in flight.jobs.into_iter().zip(flight.outcomes) {
                     // What was only repeated or refused may hold without this commit.
                     if again || !matches!(outcome, Outcome::Appended(Appended { repeated: false, .. })) {
@@ -394,6 +428,36 @@ impl Writer {
                     }
                 }
             }
+        }
+    }
+
+    /// Hands what is signed to the store, in order. What was linked to a commit without a signature fails with it.
+    fn hand_over(
+        &mut self,
+        in_flight: &mut VecDeque<InFlight>,
+        storer: &std::sync::mpsc::Sender<CommitBatch>,
+        failed: &mut VecDeque<Job>,
+    ) {
+        for flight in in_flight.iter_mut() {
+            match std::mem::replace(&mut flight.stage, Stage::Storing) {
+                Stage::Storing => {}
+                Stage::Signed(batch) => {
+                    if storer.send(*batch).is_err() {
+                        let reason = "the storing thread is gone".to_owned();
+                        flight.stage = Stage::Failed(SignerError { kid: "commit".into(), reason });
+                        break;
+                    }
+                }
+                waiting => {
+                    flight.stage = waiting;
+                    break;
+                }
+            }
+        }
+        let Some(Stage::Failed(error)) = in_flight.front().map(|f| &f.stage) else { return };
+        let error = AppendError::Signer(error.clone());
+        for flight in in_flight.drain(..) {
+            self.stored(flight, Err(error.clone()), failed);
         }
     }
 
@@ -470,6 +534,7 @@ impl Writer {
         &mut self,
         open: &mut Open,
         in_flight: &mut VecDeque<InFlight>,
+        signed: &mpsc::Sender<Message>,
         storer: &std::sync::mpsc::Sender<CommitBatch>,
     ) {
         // What another chain lost stops this one, too.
@@ -495,33 +560,48 @@ impl Writer {
             return self.fill(open, in_flight);
         };
         let after = (draft.after.size(), draft.after.hash);
-        let mut flight = InFlight { after, jobs, outcomes, idempotency: draft.idempotency.clone() };
-        let now_us = draft.now_us;
-        let batch = match self.finish(draft) {
-            Ok(batch) => batch,
+        self.tickets += 1;
+        let (ticket, idempotency, now_us) = (self.tickets, draft.idempotency.clone(), draft.now_us);
+        let mut flight = InFlight { ticket, stage: Stage::Storing, after, jobs, outcomes, idempotency };
+        let mut failed = VecDeque::new();
+        match self.finish(draft) {
             Err(e) => {
-                self.stale = true;
-                let error = match e {
-                    CommitError::Signer(e) => AppendError::Signer(e),
-                    CommitError::Store(e) => AppendError::Store(Arc::new(e)),
-                };
-                return fail_all(&mut std::mem::take(&mut flight.jobs).into(), &error);
+                self.stored(flight, Err(e.into()), &mut failed);
             }
-        };
-        self.advance(&batch, now_us);
-        if in_flight.is_empty() && flight.jobs.len() <= INLINE_JOBS {
-            // A hand-over to the other thread would cost a lone caller more than it wins.
-            let mut failed = VecDeque::new();
-            self.stored(flight, store_settled(&self.shared, &batch), &mut failed);
-            if !failed.is_empty() {
-                return self.recover(failed, open);
+            Ok((batch, mut signing)) => {
+                self.advance(&batch, now_us);
+                match self.at_hand(&mut signing) {
+                    Some(result) => {
+                        flight.stage = Stage::Signing(Box::new(batch));
+                        flight.signed(result);
+                    }
+                    None => {
+                        flight.stage = Stage::Signing(Box::new(batch));
+                        let signed = signed.clone();
+                        self.shared.runtime.spawn(async move {
+                            let message = Message::Signed(ticket, signing.await);
+                            // A writer that is gone has answered nobody with success.
+                            let _ = signed.send(message).await;
+                        });
+                    }
+                }
+                let alone = in_flight.is_empty() && flight.jobs.len() <= INLINE_JOBS;
+                match std::mem::replace(&mut flight.stage, Stage::Storing) {
+                    // A hand-over to the other thread would cost a lone caller more than it wins.
+                    Stage::Signed(batch) if alone => {
+                        let result = store_settled(&self.shared, &batch).map_err(Into::into);
+                        self.stored(flight, result, &mut failed);
+                    }
+                    stage => {
+                        flight.stage = stage;
+                        in_flight.push_back(flight);
+                        self.hand_over(in_flight, storer, &mut failed);
+                    }
+                }
             }
-        } else if storer.send(batch).is_ok() {
-            in_flight.push_back(flight);
-        } else {
-            let gone = StoreError::Unavailable("the storing thread is gone".into());
-            self.stale = true;
-            fail_all(&mut flight.jobs.into(), &AppendError::Store(Arc::new(gone)));
+        }
+        if in_flight.is_empty() && !failed.is_empty() {
+            return self.recover(failed, open);
         }
         self.fill(open, in_flight);
     }
@@ -646,7 +726,7 @@ impl Writer {
                     }
                     return;
                 }
-                Err(CommitError::Store(StoreError::HeadMoved(_))) => {
+                Err(CommitError::Store(StoreError::HeadMoved(_) | StoreError::RegistryMoved)) => {
                     self.stale = true;
                     tries += 1;
                 }
@@ -804,7 +884,9 @@ impl Writer {
             self.stale = false;
             return Ok((taken, outcomes, None, now_us));
         }
-        let batch = self.finish(draft)?;
+        let (mut batch, mut signing) = self.finish(draft)?;
+        let signature = self.at_hand(&mut signing).unwrap_or_else(|| self.shared.runtime.block_on(signing));
+        sign(&mut batch, signature.map_err(CommitError::Signer)?);
         self.stale = false;
         Ok((taken, outcomes, Some(batch), now_us))
     }
@@ -982,7 +1064,8 @@ impl Writer {
         };
         if let Some(document) = &signed {
             self.check_document(document, s, draft)?;
-        } else if let (Action::IssueLicense { .. }, true) = (&s.action, self.shared.signs_licences) {
+        } else if matches!(s.action, Action::IssueLicense { .. }) && self.registry().current(Purpose::Licence).is_some()
+        {
             if let Some(away) = &s.documents.away {
                 return Err(Stop::Signer(away.clone()));
             }
@@ -1096,7 +1179,8 @@ impl Writer {
         Ok(reference)
     }
 
-    fn finish(&mut self, draft: Draft) -> Result<CommitBatch, CommitError> {
+    /// The commit, unsigned, and its signature to come.
+    fn finish(&mut self, draft: Draft) -> Result<(CommitBatch, Signing), CommitError> {
         let registry_size = draft.registry_size;
         let registry_head = self.registry().head(registry_size).unwrap_or_default();
         let statement = Statement {
@@ -1109,9 +1193,12 @@ impl Writer {
             registry_size,
             registry_head,
         };
-        let signer = &self.shared.signer;
-        let kid = signer.key().kid.clone();
-        let signature = signer.sign(&statement.to_bytes(ALG_ED25519, &kid)).map_err(CommitError::Signer)?;
+        let chosen = {
+            let registry = self.registry();
+            self.shared.keyring.signer(&registry, registry_size, Purpose::Commit).map_err(CommitError::Signer)?
+        };
+        let kid = chosen.key.kid.clone();
+        let message = statement.to_bytes(ALG_ED25519, &kid);
         let mut rows: Vec<Row> = Vec::with_capacity(draft.touched.len() + draft.keys.len());
         for (key, touched) in &draft.touched {
             match (self.cases.peek(key).map(|c| &c.state), touched) {
@@ -1123,19 +1210,30 @@ impl Writer {
         rows.extend(draft.keys.iter().map(|(idem, index)| idempotency_row(self.chain, idem, *index)));
         let runs = draft.before.size() / RUN_ENTRIES..draft.after.size() / RUN_ENTRIES;
         let runs = runs.map(|run| (run, event_id_run(&self.shared.ledger_id, self.chain, run))).collect();
-        Ok(CommitBatch {
+        let signatures = vec![CommitSignature { kid, alg: ALG_ED25519, signature: Vec::new() }];
+        let batch = CommitBatch {
             before: draft.before,
             after: draft.after,
             entries: draft.entries,
             private: draft.private,
             statement,
-            signatures: vec![CommitSignature { kid, alg: ALG_ED25519, signature: signature.to_vec() }],
+            signatures,
             streams: draft.streams.into_iter().map(|(s, h)| (s.to_string(), h)).collect(),
             tiles: draft.tiles,
             runs,
             rows,
             erase: draft.erase,
-        })
+        };
+        Ok((batch, Box::pin(async move { chosen.sign(&message).await })))
+    }
+
+    /// The signature, if the signer has it at once.
+    fn at_hand(&self, signing: &mut Signing) -> Option<Result<[u8; 64], SignerError>> {
+        let _entered = self.shared.runtime.enter();
+        match signing.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(result) => Some(result),
+            Poll::Pending => None,
+        }
     }
 
     /// Brings a case's state into the cache, folding its entries if it is not there.
@@ -1146,6 +1244,29 @@ impl Writer {
         let cached = load(&*self.shared.store, self.chain, key)?;
         self.cases.put(key, cached);
         Ok(())
+    }
+}
+
+/// A signature to come.
+type Signing = Pending<'static, Result<[u8; 64], SignerError>>;
+
+fn sign(batch: &mut CommitBatch, signature: [u8; 64]) {
+    for unsigned in &mut batch.signatures {
+        unsigned.signature = signature.to_vec();
+    }
+}
+
+impl InFlight {
+    /// It has its signature, or will have none.
+    fn signed(&mut self, result: Result<[u8; 64], SignerError>) {
+        self.stage = match (std::mem::replace(&mut self.stage, Stage::Storing), result) {
+            (Stage::Signing(mut batch), Ok(signature)) => {
+                sign(&mut batch, signature);
+                Stage::Signed(batch)
+            }
+            (Stage::Signing(_), Err(error)) => Stage::Failed(error),
+            (stage, _) => stage,
+        };
     }
 }
 
@@ -1256,6 +1377,15 @@ impl From<StoreError> for Stop {
 enum CommitError {
     Store(StoreError),
     Signer(SignerError),
+}
+
+impl From<CommitError> for AppendError {
+    fn from(e: CommitError) -> Self {
+        match e {
+            CommitError::Signer(e) => AppendError::Signer(e),
+            CommitError::Store(e) => AppendError::Store(Arc::new(e)),
+        }
+    }
 }
 
 impl From<StoreError> for CommitError {

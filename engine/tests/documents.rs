@@ -13,10 +13,10 @@ use ledger_engine::domain::money::Money;
 use ledger_engine::finance;
 use ledger_engine::hash::to_hex;
 use ledger_engine::keys::PrivateKey;
-use ledger_engine::ledger::{AppendError, Appended, Config, Enrolment, Ledger};
+use ledger_engine::ledger::{AppendError, Appended, Enrolment, Ledger};
 use ledger_engine::licence::{Licence, Reason, judge};
 use ledger_engine::registry::{Action, Key, Purpose};
-use ledger_engine::signer::{LocalSigner, Signer, SignerError};
+use ledger_engine::signer::{LocalSigner, Pending, Signer, SignerError};
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
 use ledger_engine::stream::{CaseId, Stream};
 use support::{code, create, create_line, create_order, genesis, life, list_sku, send};
@@ -34,14 +34,14 @@ fn rsa() -> PrivateKey {
 /// The enrolment of a key over the statement as it is now.
 async fn enrolment(ledger: &Ledger, key: Key, governance: u8, sign: impl Fn(&[u8]) -> Vec<u8>) -> Enrolment {
     let (revision, statement) = ledger.enrol_statement(&key).await.unwrap();
-    let governance_signature = signer(Purpose::Governance, governance).sign(&statement).unwrap();
+    let governance_signature = signer(Purpose::Governance, governance).signature(&statement);
     Enrolment { key, revision, governance_signature, possession_signature: sign(&statement) }
 }
 
 async fn enrol(ledger: &Ledger, purpose: Purpose, seed: u8) -> Result<Appended, AppendError> {
     let incoming = signer(purpose, seed);
     let key = incoming.key().clone();
-    let enrolment = enrolment(ledger, key, 1, |statement| incoming.sign(statement).unwrap().to_vec()).await;
+    let enrolment = enrolment(ledger, key, 1, |statement| incoming.signature(statement).to_vec()).await;
     ledger.enrol(enrolment).await
 }
 
@@ -49,13 +49,14 @@ async fn enrol(ledger: &Ledger, purpose: Purpose, seed: u8) -> Result<Appended, 
 struct Flaky(LocalSigner, AtomicBool);
 
 impl Signer for Flaky {
-    fn key(&self) -> &Key {
-        self.0.key()
+    fn public_key(&self) -> [u8; 32] {
+        self.0.public_key()
     }
 
-    fn sign(&self, message: &[u8]) -> Result<[u8; 64], SignerError> {
+    fn sign<'a>(&'a self, message: &'a [u8]) -> Pending<'a, Result<[u8; 64], SignerError>> {
         if self.1.load(Ordering::Relaxed) {
-            return Err(SignerError { kid: self.key().kid.clone(), reason: "unplugged".into() });
+            let away = SignerError { kid: self.0.key().kid.clone(), reason: "unplugged".into() };
+            return Box::pin(std::future::ready(Err(away)));
         }
         self.0.sign(message)
     }
@@ -69,7 +70,8 @@ async fn licensing(dir: &Path, chains: u32) -> (Ledger, Arc<Flaky>) {
     drop(ledger);
     let licence_signer = Arc::new(Flaky(signer(Purpose::Licence, 20), AtomicBool::new(false)));
     let store = SqliteStore::open(dir, SqliteOptions::default()).unwrap();
-    let config = Config { licence_signer: Some(licence_signer.clone()), ..support::config(Arc::new(store)) };
+    let config = support::config(Arc::new(store));
+    config.signers.add(licence_signer.clone());
     (Ledger::open(config).await.unwrap(), licence_signer)
 }
 
@@ -136,7 +138,7 @@ async fn an_enrolment_that_is_not_right_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = create(dir.path(), 1).await;
     let incoming = signer(Purpose::Finance, 21);
-    let sign = |statement: &[u8]| incoming.sign(statement).unwrap().to_vec();
+    let sign = |statement: &[u8]| incoming.signature(statement).to_vec();
     let refused = async |enrolment: Enrolment, expected: &str| {
         let e = ledger.enrol(enrolment).await.unwrap_err();
         assert_eq!(e.code(), expected, "{e}");
@@ -144,14 +146,14 @@ async fn an_enrolment_that_is_not_right_is_refused() {
     let key = incoming.key().clone();
     // Another governance key, another's possession, a signature over something else, a key twice, and a kid twice.
     refused(enrolment(&ledger, key.clone(), 9, sign).await, "KEY_REFUSED").await;
-    let other = |statement: &[u8]| signer(Purpose::Finance, 22).sign(statement).unwrap().to_vec();
+    let other = |statement: &[u8]| signer(Purpose::Finance, 22).signature(statement).to_vec();
     refused(enrolment(&ledger, key.clone(), 1, other).await, "KEY_REFUSED").await;
     refused(enrolment(&ledger, key.clone(), 1, |_| sign(b"else")).await, "KEY_REFUSED").await;
     let ours = Key::named(Purpose::Commit, rsa().public_key().unwrap());
     refused(enrolment(&ledger, ours, 1, |s| rsa().sign(s).unwrap()).await, "KEY_REFUSED").await;
     let late = enrolment(&ledger, key.clone(), 1, sign).await;
     let too_late = enrolment(&ledger, signer(Purpose::Export, 23).key().clone(), 1, |s| {
-        signer(Purpose::Export, 23).sign(s).unwrap().to_vec()
+        signer(Purpose::Export, 23).signature(s).to_vec()
     })
     .await;
     ledger.enrol(late).await.unwrap();
@@ -159,7 +161,7 @@ async fn an_enrolment_that_is_not_right_is_refused() {
     refused(too_late, "REVISION_CONFLICT").await;
     refused(enrolment(&ledger, key.clone(), 1, sign).await, "KEY_REFUSED").await;
     let same_kid = Key { kid: key.kid.clone(), ..signer(Purpose::Finance, 24).key().clone() };
-    let by_24 = |s: &[u8]| signer(Purpose::Finance, 24).sign(s).unwrap().to_vec();
+    let by_24 = |s: &[u8]| signer(Purpose::Finance, 24).signature(s).to_vec();
     refused(enrolment(&ledger, same_kid, 1, by_24).await, "KEY_REFUSED").await;
     assert_eq!(ledger.registry().size(), 2);
     ledger.shutdown().await.unwrap();
@@ -177,7 +179,7 @@ async fn of_two_enrolments_at_once_one_is_admitted() {
         let seed = 40 + 2 * round as u8;
         let make = async |ledger: &Ledger, seed: u8| {
             let incoming = signer(Purpose::Export, seed);
-            enrolment(ledger, incoming.key().clone(), 1, |s| incoming.sign(s).unwrap().to_vec()).await
+            enrolment(ledger, incoming.key().clone(), 1, |s| incoming.signature(s).to_vec()).await
         };
         let (first, second) = (make(one, seed).await, make(two, seed + 1).await);
         let (first, second) = tokio::join!(one.enrol(first), two.enrol(second));
@@ -321,12 +323,23 @@ async fn a_ledger_without_a_licence_key_issues_as_before() {
     assert_eq!(code(&ledger, &issue(&order, r#","scope":"team""#)).await, "INVALID_COMMAND");
     assert_eq!(code(&ledger, &issue(&order, "")).await, "accepted");
     ledger.shutdown().await.unwrap();
-    // A signer whose key is not enrolled opens nothing.
+    // A signer whose key is not enrolled signs nothing; once it is enrolled, none is issued without it.
     let store = SqliteStore::open(dir.path(), SqliteOptions::default()).unwrap();
-    let licence_signer: Option<Arc<dyn Signer>> = Some(Arc::new(signer(Purpose::Licence, 20)));
-    let opened = Ledger::open(Config { licence_signer, ..support::config(Arc::new(store)) }).await;
-    let said = opened.err().unwrap().to_string();
-    assert!(said.contains("ledger keys enrol"), "{said}");
+    let config = support::config(Arc::new(store));
+    let signers = Arc::clone(&config.signers);
+    let licence_signer = Arc::new(signer(Purpose::Licence, 20));
+    signers.add(licence_signer);
+    let ledger = Ledger::open(config).await.unwrap();
+    let order = settled(&ledger, "k2").await;
+    assert_eq!(code(&ledger, &issue(&order, "")).await, "accepted");
+    enrol(&ledger, Purpose::Licence, 20).await.unwrap();
+    let order = settled(&ledger, "k3").await;
+    assert_eq!(code(&ledger, &issue(&order, "")).await, "accepted");
+    assert_eq!(licence_of(&ledger, &order).await.terms.signer_kid, signer(Purpose::Licence, 20).key().kid);
+    ledger.shutdown().await.unwrap();
+    let ledger = support::open(dir.path()).await;
+    let order = settled(&ledger, "k4").await;
+    assert_eq!(code(&ledger, &issue(&order, "")).await, "SIGNING_UNAVAILABLE");
     assert_eq!(genesis(1).commit_key, *signer(Purpose::Commit, 2).key());
 }
 
@@ -355,7 +368,7 @@ async fn a_settlement_counts_only_with_the_signature_of_finance() {
     };
     let order = paid("k1").await;
     let kid = ed.key().kid.clone();
-    let by_ed = |order: &str, amount| to_hex(&ed.sign(&statement(order, amount)).unwrap());
+    let by_ed = |order: &str, amount| to_hex(&ed.signature(&statement(order, amount)));
     let size = || ledger.store().heads().unwrap().iter().map(|h| h.size()).sum::<u64>();
     let before = size();
     let message = async |line: &str| {
@@ -434,7 +447,7 @@ async fn a_key_that_another_process_enrolled_is_seen() {
     other.shutdown().await.unwrap();
     let ed = signer(Purpose::Finance, 21);
     let total = Money { amount: 1250, currency: "EUR".into(), scale: 2 };
-    let signature = to_hex(&ed.sign(&finance::statement(CaseId::parse(&order).unwrap(), "lp", &total)).unwrap());
+    let signature = to_hex(&ed.signature(&finance::statement(CaseId::parse(&order).unwrap(), "lp", &total)));
     let line = format!(
         r#"{{"command":"order.settle","actor":"service:f","order_id":"{order}","ledger_proof_id":"lp","finance_kid":"{}","finance_signature":"{signature}"}}"#,
         ed.key().kid

@@ -15,7 +15,8 @@ use ledger_engine::hash::{EventId, Hash};
 use ledger_engine::ledger::Ledger;
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
 use ledger_engine::store::{
-    ChainHead, CheckpointRow, CommitBatch, Entry, MakeCommit, Settled, Store, StoreError, StoredCommit, StreamHead,
+    ChainHead, CheckpointRow, CommitBatch, Entry, MakeCommit, MakeCut, Settled, Store, StoreError, StoredCommit,
+    StreamHead,
 };
 use support::{config, create, create_line, list_sku, send};
 
@@ -70,6 +71,7 @@ impl Store for Faulty {
         heads() -> Vec<ChainHead>;
         ledger_id() -> Option<Hash>;
         append_locked(chain: u32, make: &mut MakeCommit<'_>) -> ();
+        append_cut(make: &mut MakeCut<'_>) -> ();
         settle(batch: &CommitBatch) -> Settled;
         entry(chain: u32, index: u64) -> Option<Entry>;
         entries(chain: u32, from: u64, limit: usize) -> Vec<Entry>;

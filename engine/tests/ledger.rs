@@ -132,8 +132,8 @@ async fn opening_the_wrong_thing_is_explained() {
     drop(ledger);
     let store = SqliteStore::open(dir.path(), SqliteOptions::default()).unwrap();
     let mut config = support::config(Arc::new(store));
-    config.commit_signer =
-        Arc::new(ledger_engine::signer::LocalSigner::from_seed(ledger_engine::registry::Purpose::Commit, &[77; 32]));
+    let foreign = ledger_engine::signer::LocalSigner::from_seed(ledger_engine::registry::Purpose::Commit, &[77; 32]);
+    config.signers = Arc::new(ledger_engine::signer::keyring::Keyring::new([Arc::new(foreign) as Arc<_>]));
     let error = ledger_engine::ledger::Ledger::open(config).await.map(drop).unwrap_err().to_string();
     assert!(error.contains("not a valid key of this ledger"), "{error}");
 }

@@ -22,7 +22,7 @@ use ledger_engine::note::Checkpoint;
 use ledger_engine::proof::{Proof, ProofError, ProvenCommit, ProvenEntry, SignedCheckpoint};
 use ledger_engine::prover::ProveError;
 use ledger_engine::registry::{Action, Key, Purpose, govern_payload, govern_statement};
-use ledger_engine::signer::{LocalSigner, Signer as _};
+use ledger_engine::signer::LocalSigner;
 use ledger_engine::stream::CaseId;
 use serde_json::{Value, json};
 use support::{create, create_line, genesis, life, list_sku, send};
@@ -206,7 +206,7 @@ impl Log {
             registry_size: commit.registry_size,
             registry_head: commit.registry_head,
         };
-        let signature = by.sign(&statement.to_bytes(ALG_ED25519, &by.key().kid)).unwrap().to_vec();
+        let signature = by.signature(&statement.to_bytes(ALG_ED25519, &by.key().kid)).to_vec();
         commit.signatures = vec![CommitSignature { kid: by.key().kid.clone(), alg: ALG_ED25519, signature }];
     }
 
@@ -215,7 +215,7 @@ impl Log {
         let (size, parent) = self.registry_tip();
         let message = govern_statement(&self.id, size + 1, &parent, action);
         let governance = signer(Purpose::Governance, seed);
-        let sign = |signer: &LocalSigner| signer.sign(&message).unwrap();
+        let sign = |signer: &LocalSigner| signer.signature(&message);
         let possession = incoming.map(sign);
         let payload = govern_payload(
             action,
@@ -260,7 +260,8 @@ impl Log {
             ledger_id: self.id,
             signer_kid: key.key().kid.clone(),
         };
-        let licence = terms.sign(&key).unwrap();
+        let signature = key.signature(&terms.statement());
+        let licence = terms.signed(signature);
         let payload = ledger_engine::json::Object::new()
             .with("license_id", format!("license-{case}"))
             .with("expires_at", 1_900_000_000_000_000_i64)
@@ -276,7 +277,7 @@ impl Log {
         let origin = Checkpoint::origin_of(&self.origin, &self.id, 0);
         let checkpoint = Checkpoint { origin, size, root: merkle::root(&leaves) };
         let signer = signer(Purpose::Checkpoint, seed);
-        let signature = signer.sign(checkpoint.to_text().as_bytes()).unwrap().to_vec();
+        let signature = signer.signature(checkpoint.to_text().as_bytes()).to_vec();
         let note = checkpoint.to_note(signer.key().public_key.ed25519().unwrap(), signature);
         let entry = |at: usize| {
             let Ok(path) = merkle::inclusion_proof(&leaves[..], at as u64, size);

@@ -25,7 +25,7 @@ use ledger_engine::merkle::{CompactRange, leaf_hash, root};
 use ledger_engine::note::{Checkpoint, Note, NoteKey, NoteSignature};
 use ledger_engine::public_key::Algorithm;
 use ledger_engine::registry::{Action, Key, Purpose, govern_payload, govern_statement};
-use ledger_engine::signer::{LocalSigner, Signer as _};
+use ledger_engine::signer::LocalSigner;
 use ledger_engine::stream::{CaseId, LEGACY_STREAM};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
@@ -153,7 +153,7 @@ fn sign_again(db: &Connection, ledger_id: Hash) {
             };
             let signer =
                 COMMIT_SEEDS.map(|seed| key(Purpose::Commit, seed)).into_iter().find(|s| s.key().kid == kid).unwrap();
-            let signature = signer.sign(&statement.to_bytes(ALG_ED25519, &kid)).unwrap();
+            let signature = signer.signature(&statement.to_bytes(ALG_ED25519, &kid));
             db.execute(
                 "UPDATE commits SET registry_size = ?3, registry_head = ?4 WHERE chain = ?1 AND first_index = ?2",
                 params![chain, first, statement.registry_size as i64, statement.registry_head.0],
@@ -197,7 +197,7 @@ impl Registrar<'_> {
     /// Appends a change of keys in a commit of its own, signed with the commit key of a seed.
     fn govern(&self, action: &Action, commit: u8, (named, signing, possession): Signers) {
         self.govern_with(action, commit, (named, signing), |statement| {
-            possession.map(|(purpose, seed)| key(purpose, seed).sign(statement).unwrap().to_vec())
+            possession.map(|(purpose, seed)| key(purpose, seed).signature(statement).to_vec())
         });
     }
 
@@ -214,7 +214,7 @@ impl Registrar<'_> {
             self.db.query_row(of_parent, [], |r| Ok((r.get(0)?, r.get(1)?))).unwrap();
         let parent = Hash::from_slice(&parent).unwrap();
         let statement = govern_statement(&self.id, revision as u64 + 1, &parent, action);
-        let governance = key(Purpose::Governance, signing).sign(&statement).unwrap();
+        let governance = key(Purpose::Governance, signing).signature(&statement);
         let possession = possession(&statement);
         let payload = govern_payload(action, &kid(Purpose::Governance, named), &governance, possession.as_deref());
         self.append("ledger", action.event_type(), "governance", payload, commit);
@@ -287,7 +287,7 @@ impl Registrar<'_> {
         let origin = Checkpoint::origin_of("ledger.example/test", &self.id, 0);
         let text = Checkpoint { origin: origin.clone(), size: size as u64, root }.to_text();
         let signer = key(Purpose::Checkpoint, seed);
-        let signature = signer.sign(text.as_bytes()).unwrap().to_vec();
+        let signature = signer.signature(text.as_bytes()).to_vec();
         let key_id = NoteKey { name: origin.clone(), public_key: signer.key().public_key.ed25519().unwrap() }.key_id();
         let note = Note { text, signatures: vec![NoteSignature { name: origin, key_id, signature }] };
         let insert = "INSERT INTO checkpoints VALUES (0, ?1, ?2, ?3)";
@@ -533,7 +533,7 @@ impl Registrar<'_> {
     }
 
     fn finance(&self, signer: &LocalSigner, total: &Money) -> FinanceSignature {
-        let signature = signer.sign(&finance::statement(self.paid().id, PROOF_ID, total)).unwrap().to_vec();
+        let signature = signer.signature(&finance::statement(self.paid().id, PROOF_ID, total)).to_vec();
         FinanceSignature { alg: Algorithm::Ed25519, kid: signer.key().kid.clone(), signature }
     }
 
@@ -577,7 +577,7 @@ impl Registrar<'_> {
     ) -> (Object, Licence) {
         let terms = terms(self.terms(order, &signer.key().kid));
         let message = licence::statement(&self.id, &terms.digest());
-        let licence = Licence { terms, signature: signer.sign(&message).unwrap() };
+        let licence = Licence { terms, signature: signer.signature(&message) };
         let payload = Object::new()
             .with("license_id", format!("license-{}", order.id))
             .with("expires_at", 1_900_000_000_000_000_i64)
@@ -697,7 +697,7 @@ fn documents() -> Vec<Change> {
             r.enrol_rsa(Commit, |statement| rsa().sign(statement).unwrap());
         }),
         ("broken/key_rsa_possessed_by_another", "another key signs for the RSA key", 1, &["registry_invalid"], |r| {
-            r.enrol_rsa(Finance, |statement| key(Finance, FINANCE_SEED).sign(statement).unwrap().to_vec());
+            r.enrol_rsa(Finance, |statement| key(Finance, FINANCE_SEED).signature(statement).to_vec());
         }),
     ]
 }

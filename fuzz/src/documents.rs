@@ -7,7 +7,7 @@ use ledger_engine::json;
 use ledger_engine::licence::{LICENCE_BYTES_MAX, Licence, Reason, Terms, judge};
 use ledger_engine::public_key::{Algorithm, PublicKey};
 use ledger_engine::registry::{Key, Purpose, Registry};
-use ledger_engine::signer::{LocalSigner, Signer as _};
+use ledger_engine::signer::LocalSigner;
 use ledger_engine::stream::CaseId;
 
 const LEDGER: Hash = Hash([9; 32]);
@@ -29,7 +29,8 @@ fn issued() -> Licence {
         ledger_id: LEDGER,
         signer_kid: key.key().kid.clone(),
     };
-    terms.sign(&key).expect("a key in memory signs")
+    let signature = key.signature(&terms.statement());
+    terms.signed(signature)
 }
 
 /// A licence that is read prints to a text that reads as the same licence; none but the issued one holds.

@@ -11,7 +11,7 @@ use ledger_engine::header::{FORMAT_VERSION, Header, is_event_type};
 use ledger_engine::json as canonical;
 use ledger_engine::merkle::{CompactRange, leaf_hash, root};
 use ledger_engine::registry::Purpose;
-use ledger_engine::signer::{LocalSigner, Signer as _};
+use ledger_engine::signer::LocalSigner;
 use serde_json::{Value, json};
 
 use crate::input::Input;
@@ -329,7 +329,7 @@ fn sign_again(
             registry_size,
             registry_head,
         };
-        let signature = signer.sign(&statement.to_bytes(ALG_ED25519, &kid)).expect("a key in memory signs");
+        let signature = signer.signature(&statement.to_bytes(ALG_ED25519, &kid));
         signatures.insert(first, to_hex(&signature));
     }
     for row in rows_of(tables, "commit_signatures", u64::from(chain)) {

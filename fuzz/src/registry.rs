@@ -7,7 +7,7 @@ use ledger_engine::json::{self, Value};
 use ledger_engine::registry::{
     Action, Key, Purpose, Registry, RegistryPlace, govern_payload, govern_statement, is_kid,
 };
-use ledger_engine::signer::{LocalSigner, Signer as _};
+use ledger_engine::signer::LocalSigner;
 
 pub(crate) fn genesis(bytes: &[u8]) {
     let Ok(body) = Body::decode(bytes) else { return };
@@ -47,7 +47,7 @@ pub(crate) fn registry(bytes: &[u8]) {
             let parent = registry.head(registry.size()).expect("the head of what is there");
             let place = RegistryPlace { ledger_id: &ledger_id, revision, parent_hash: &parent, index: revision };
             let message = govern_statement(&ledger_id, revision, &parent, &action);
-            let sign = |s: &LocalSigner| s.sign(&message).expect("a key in memory signs");
+            let sign = |s: &LocalSigner| s.signature(&message);
             let key = matches!(action, Action::Enrol { .. } | Action::Rotate { .. });
             let possession = key.then(|| sign(&incoming));
             let signed = govern_payload(

@@ -147,6 +147,9 @@ pub enum StoreError {
     /// Another writer was first. Nothing was written; link again.
     #[error("another process appended to chain {} first", .0.chain)]
     HeadMoved(Box<ChainHead>),
+    /// The commit names fewer entries of the key registry than there are: its key may be retired. Nothing was written; link again.
+    #[error("the key registry was changed meanwhile")]
+    RegistryMoved,
     /// Nothing was written; the same may succeed later (busy, disk full, I/O error).
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
@@ -170,6 +173,13 @@ pub enum StoreError {
     Unusable(String),
 }
 
+impl StoreError {
+    /// Whether the commands of the commit may be decided, linked and stored again.
+    pub fn may_be_linked_again(&self) -> bool {
+        matches!(self, StoreError::HeadMoved(_) | StoreError::RegistryMoved | StoreError::Rejected(_))
+    }
+}
+
 /// Whether a commit of unknown outcome became durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settled {
@@ -181,6 +191,8 @@ pub enum Settled {
 
 /// Called with a locked head, it gives the commit to append, or `None` to append nothing.
 pub type MakeCommit<'a> = dyn FnMut(&ChainHead) -> Option<CommitBatch> + 'a;
+/// Called with the locked heads of all chains, it gives the commit to append to chain 0, or `None` to append nothing.
+pub type MakeCut<'a> = dyn FnMut(&[ChainHead]) -> Option<CommitBatch> + 'a;
 
 /// Storage of one ledger. Calls block; async callers use a blocking thread.
 ///
@@ -199,10 +211,14 @@ pub trait Store: Send + Sync {
     fn heads(&self) -> Result<Vec<ChainHead>, StoreError>;
     /// The ledger id that the store claims.
     fn ledger_id(&self) -> Result<Option<Hash>, StoreError>;
-    /// Appends one commit if the head is still `batch.before`.
+    /// Appends one commit if the head is still `batch.before` and the stream `ledger` has no more entries than its statement names.
+    /// Both are read under the head's lock, so that no commit slips behind a cut ([`Store::append_cut`]).
     fn append(&self, batch: &CommitBatch) -> Result<(), StoreError>;
     /// Locks the chain's head first, then appends what `make` links to it. For chains with busy neighbours.
     fn append_locked(&self, chain: u32, make: &mut MakeCommit<'_>) -> Result<(), StoreError>;
+    /// Locks the heads of all chains, in ascending order, then appends to chain 0 what `make` links to it: a change of keys that records
+    /// every chain's size.
+    fn append_cut(&self, make: &mut MakeCut<'_>) -> Result<(), StoreError>;
     /// After [`StoreError::Unknown`]: locks the head and compares it with the batch.
     fn settle(&self, batch: &CommitBatch) -> Result<Settled, StoreError>;
     /// Whether the first `size` entries of a chain, at least one, end with this entry hash; `true` only once they are durable.

@@ -14,7 +14,8 @@ use rusqlite::{
 };
 
 use super::{
-    ChainHead, CheckpointRow, CommitBatch, Entry, MakeCommit, Settled, Store, StoreError, StoredCommit, StreamHead,
+    ChainHead, CheckpointRow, CommitBatch, Entry, MakeCommit, MakeCut, Settled, Store, StoreError, StoredCommit,
+    StreamHead,
 };
 use crate::commit::CommitSignature;
 use crate::domain::projection::{Cell, Row, TABLES, Table};
@@ -22,6 +23,7 @@ use crate::hash::{EventId, Hash};
 use crate::header::{FORMAT_VERSION, Header};
 use crate::merkle::CompactRange;
 use crate::runs::{RUN_ENTRIES, find_in_run};
+use crate::stream::LEDGER_STREAM;
 
 /// File name of the database in a ledger's directory.
 pub const DATABASE_FILE: &str = "ledger.db";
@@ -285,6 +287,20 @@ fn head_of(conn: &Connection, chain: u32) -> Result<Option<ChainHead>, StoreErro
         .transpose()
 }
 
+fn heads_of(conn: &Connection) -> Result<Vec<ChainHead>, StoreError> {
+    let text = "SELECT chain, size, head_hash, compact_range FROM chain_heads ORDER BY chain";
+    let mut s = conn.prepare_cached(text).map_err(sql)?;
+    collect(s.query([]).map_err(sql)?, read_head)
+}
+
+/// How many entries the key registry has.
+fn registry_size_of(conn: &Connection) -> Result<u64, StoreError> {
+    conn.prepare_cached("SELECT revision FROM stream_heads WHERE chain = 0 AND stream = ?1")
+        .and_then(|mut s| s.query_row([LEDGER_STREAM], |r| r.get::<_, i64>(0)).optional())
+        .map(|revision| revision.unwrap_or(0) as u64)
+        .map_err(sql)
+}
+
 fn read_head(row: &SqlRow<'_>) -> Result<ChainHead, StoreError> {
     let bad = || StoreError::Corrupt("a row of chain_heads is malformed; verify the ledger".into());
     let size = column::<i64>(row, 1)?;
@@ -504,12 +520,7 @@ fn append_in(tx: Transaction<'_>, batch: &CommitBatch) -> Result<(), StoreError>
 
 impl Store for SqliteStore {
     fn heads(&self) -> Result<Vec<ChainHead>, StoreError> {
-        self.read(|conn| {
-            let mut s = conn
-                .prepare_cached("SELECT chain, size, head_hash, compact_range FROM chain_heads ORDER BY chain")
-                .map_err(sql)?;
-            collect(s.query([]).map_err(sql)?, read_head)
-        })
+        self.read(heads_of)
     }
 
     fn ledger_id(&self) -> Result<Option<Hash>, StoreError> {
@@ -523,6 +534,9 @@ impl Store for SqliteStore {
         if head != batch.before {
             return Err(StoreError::HeadMoved(Box::new(head)));
         }
+        if registry_size_of(&tx)? > batch.statement.registry_size {
+            return Err(StoreError::RegistryMoved);
+        }
         append_in(tx, batch)
     }
 
@@ -531,6 +545,17 @@ impl Store for SqliteStore {
         let tx = begin(&mut conn)?;
         let head = head_of(&tx, chain)?.unwrap_or_else(|| empty_head(chain));
         match make(&head) {
+            Some(batch) => append_in(tx, &batch),
+            None => Ok(()),
+        }
+    }
+
+    fn append_cut(&self, make: &mut MakeCut<'_>) -> Result<(), StoreError> {
+        let mut conn = lock(&self.writer);
+        // Its lock is one for all chains.
+        let tx = begin(&mut conn)?;
+        let heads = heads_of(&tx)?;
+        match make(&heads) {
             Some(batch) => append_in(tx, &batch),
             None => Ok(()),
         }

@@ -14,7 +14,8 @@ use ledger_engine::hash::Hash;
 use ledger_engine::keys::PseudonymKey;
 use ledger_engine::ledger::{AppendError, Appended, Config, Ledger};
 use ledger_engine::registry::Purpose;
-use ledger_engine::signer::{LocalSigner, Signer as _};
+use ledger_engine::signer::keyring::Keyring;
+use ledger_engine::signer::{LocalSigner, Signer};
 use ledger_engine::store::Store;
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
 
@@ -33,13 +34,17 @@ pub fn genesis(chains: u32) -> Genesis {
     }
 }
 
+/// Those of the genesis keys.
+pub fn signers() -> Keyring {
+    let signer = |purpose, seed| Arc::new(LocalSigner::from_seed(purpose, &[seed; 32])) as Arc<dyn Signer>;
+    Keyring::new([signer(Purpose::Commit, 2), signer(Purpose::Checkpoint, 3)])
+}
+
 pub fn config(store: Arc<dyn Store>) -> Config {
     Config {
         store,
         environment: Arc::new(SeededEnvironment::new(1, 1_795_000_000_000_000, 1000)),
-        commit_signer: Arc::new(LocalSigner::from_seed(Purpose::Commit, &[2; 32])),
-        checkpoint_signer: Arc::new(LocalSigner::from_seed(Purpose::Checkpoint, &[3; 32])),
-        licence_signer: None,
+        signers: Arc::new(signers()),
         pseudonyms: PseudonymKey::new([9; 32]),
     }
 }

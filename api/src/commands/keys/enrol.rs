@@ -5,7 +5,6 @@ use ledger_engine::keys::{PrivateKey, read_key, read_public_key};
 use ledger_engine::ledger::{AppendError, Enrolment};
 use ledger_engine::public_key::{Algorithm, PublicKey};
 use ledger_engine::registry::{Key, Purpose, is_kid};
-use ledger_engine::signer::Signer as _;
 
 use crate::directory::{self, Place};
 use crate::{CliError, output};
@@ -152,7 +151,7 @@ async fn enrol(place: &Place, json: bool, key: Key, governance_key: &Path, holde
                 );
                 return Err(CliError::Usage(text));
             }
-            let governance_signature = governance.sign(&statement).map_err(AppendError::from)?;
+            let governance_signature = governance.signature(&statement);
             let enrolment = Enrolment { key: key.clone(), revision, governance_signature, possession_signature };
             ledger.enrol(enrolment).await.map_err(CliError::from)
         }

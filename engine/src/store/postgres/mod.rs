@@ -28,8 +28,8 @@ use std::sync::OnceLock;
 use session::{Session, Sessions};
 
 use super::{
-    ChainHead, CheckpointRow, CommitBatch, Entry, LookedUp, MakeCommit, Settled, Store, StoreError, StoredCommit,
-    StreamHead,
+    ChainHead, CheckpointRow, CommitBatch, Entry, LookedUp, MakeCommit, MakeCut, Settled, Store, StoreError,
+    StoredCommit, StreamHead,
 };
 use crate::domain::projection::{Row, Table};
 use crate::hash::{EventId, Hash};
@@ -78,11 +78,14 @@ impl Store for PostgresStore {
 
     fn append(&self, batch: &CommitBatch) -> Result<(), StoreError> {
         self.sessions.write(async |session| {
-            let head = write::lock_head(session, batch.before.chain).await?;
-            if head == batch.before {
+            let (head, registry_size) = write::lock_head(session, batch.before.chain).await?;
+            if head == batch.before && registry_size <= batch.statement.registry_size {
                 return write::commit(session, batch).await;
             }
             session.roll_back().await;
+            if head == batch.before {
+                return Err(StoreError::RegistryMoved);
+            }
             if batch.before.size() == 0 {
                 return Err(StoreError::Unusable("the database holds a ledger already".into()));
             }
@@ -91,9 +94,15 @@ impl Store for PostgresStore {
     }
 
     fn append_locked(&self, chain: u32, make: &mut MakeCommit<'_>) -> Result<(), StoreError> {
-        let (session, head) = self.sessions.begin_locked(chain)?;
+        let (session, (head, _)) = self.sessions.begin_locked(async |s| write::lock_head(s, chain).await)?;
         // The commit is made outside of the executor: it reads the store through connections of its own.
         let batch = make(&head);
+        self.sessions.finish_locked(session, batch.as_ref())
+    }
+
+    fn append_cut(&self, make: &mut MakeCut<'_>) -> Result<(), StoreError> {
+        let (session, heads) = self.sessions.begin_locked(write::lock_heads)?;
+        let batch = make(&heads);
         self.sessions.finish_locked(session, batch.as_ref())
     }
 
@@ -186,7 +195,7 @@ impl Store for PostgresStore {
 
     fn replace_projections(&self, chain: u32, size: u64, rows: &[Row]) -> Result<(), StoreError> {
         self.sessions.write(async |session| {
-            let head = write::lock_head(session, chain).await?;
+            let (head, _) = write::lock_head(session, chain).await?;
             if head.size() != size {
                 session.roll_back().await;
                 return Err(StoreError::HeadMoved(Box::new(head)));

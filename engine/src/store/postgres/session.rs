@@ -17,7 +17,7 @@ use tokio_postgres::{AsyncMessage, Client, Config, Error, Statement};
 use super::backoff::Backoff;
 use super::write;
 use crate::connect::{MakeRustlsConnect, explain, settings};
-use crate::store::{ChainHead, CommitBatch, StoreError};
+use crate::store::{CommitBatch, StoreError};
 
 /// How to reach the database, and how long to wait for it.
 #[derive(Clone, Debug)]
@@ -268,11 +268,14 @@ impl Sessions {
         })
     }
 
-    /// Begins a transaction and locks a chain's head in it.
-    pub(super) fn begin_locked(&self, chain: u32) -> Result<(Session, ChainHead), StoreError> {
+    /// Begins a transaction in which `lock` locks one head or all.
+    pub(super) fn begin_locked<T>(
+        &self,
+        lock: impl AsyncFnOnce(&Session) -> Result<T, StoreError>,
+    ) -> Result<(Session, T), StoreError> {
         self.block(async {
             let session = self.take(&self.writers).await?;
-            match self.in_time(write::lock_head(&session, chain)).await {
+            match self.in_time(lock(&session)).await {
                 Some(Ok(head)) => Ok((session, head)),
                 Some(Err(e)) => {
                     self.give_back(session, true);
@@ -301,7 +304,7 @@ impl Sessions {
         // Where the server fell silent, nobody knows how far it came.
         let result = result.unwrap_or_else(|| Err(StoreError::Unknown("the database did not answer in time".into())));
         // After a failure its transaction may be open: the server ends it with the connection.
-        let spoiled = !matches!(result, Ok(_) | Err(StoreError::HeadMoved(_)));
+        let spoiled = !matches!(result, Ok(_) | Err(StoreError::HeadMoved(_) | StoreError::RegistryMoved));
         self.give_back(session, spoiled);
         result
     }

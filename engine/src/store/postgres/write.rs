@@ -15,26 +15,44 @@ use crate::store::{ChainHead, CheckpointRow, CommitBatch, Entry, StoreError};
 
 pub(super) const LOCK_HEAD: &str = "SELECT chain, size, head_hash, compact_range, \
      (extract(epoch FROM clock_timestamp()) * 1000000)::bigint FROM ledger.chain_heads WHERE chain = $1 FOR UPDATE";
+const LOCK_HEADS: &str =
+    "SELECT chain, size, head_hash, compact_range FROM ledger.chain_heads ORDER BY chain FOR UPDATE";
+const REGISTRY_SIZE: &str = "SELECT revision FROM ledger.stream_heads WHERE chain = 0 AND stream = 'ledger'";
 pub(super) const CONFIRM: &str = "SELECT entry_hash FROM ledger.entries WHERE chain = $1 AND idx = $2";
 pub(super) const RECORDED: &str = "SELECT c.root, (SELECT h.size FROM ledger.chain_heads h WHERE h.chain = $1) FROM ledger.checkpoints c \
      WHERE c.chain = $1 AND c.size = $2";
 
 /// Begins a transaction and locks the chain's head: one round trip. READ COMMITTED, and the lock is a statement of its
-/// own, so that what follows sees everything that was committed before.
-pub(super) async fn lock_head(session: &Session, chain: u32) -> Result<ChainHead, StoreError> {
+/// own, so that what follows sees everything that was committed before: the size of the key registry, too, which is read with it.
+pub(super) async fn lock_head(session: &Session, chain: u32) -> Result<(ChainHead, u64), StoreError> {
     let lock = session.prepare(LOCK_HEAD).await.map_err(failed)?;
+    let registry = session.prepare(REGISTRY_SIZE).await.map_err(failed)?;
     let key = chain as i32;
     let parameters: [&(dyn ToSql + Sync); 1] = [&key];
-    let (begun, row) = futures_util::join!(session.batch_execute("BEGIN"), session.query_opt(&lock, &parameters));
+    let (begun, row, registry) = futures_util::join!(
+        session.batch_execute("BEGIN"),
+        session.query_opt(&lock, &parameters),
+        session.query_opt(&registry, &[])
+    );
     begun.map_err(failed)?;
-    match row.map_err(failed)? {
+    let head = match row.map_err(failed)? {
         Some(row) => {
             session.check_clock(row.try_get(4).map_err(failed)?)?;
-            head_of_row(&row)
+            head_of_row(&row)?
         }
         // Before its genesis a chain has no row to lock; of two that make it, the key lets one.
-        None => Ok(ChainHead { chain, hash: Hash::ZERO, range: CompactRange::default() }),
-    }
+        None => ChainHead { chain, hash: Hash::ZERO, range: CompactRange::default() },
+    };
+    let registry = registry.map_err(failed)?.map(|row| row.try_get::<_, i64>(0)).transpose().map_err(failed)?;
+    Ok((head, registry.unwrap_or(0) as u64))
+}
+
+/// Begins a transaction and locks the heads of all chains, in ascending order.
+pub(super) async fn lock_heads(session: &Session) -> Result<Vec<ChainHead>, StoreError> {
+    let lock = session.prepare(LOCK_HEADS).await.map_err(failed)?;
+    let (begun, rows) = futures_util::join!(session.batch_execute("BEGIN"), session.query(&lock, &[]));
+    begun.map_err(failed)?;
+    rows.map_err(failed)?.iter().map(head_of_row).collect()
 }
 
 /// A parameter: one value, or a column of values for `unnest`.

@@ -1,0 +1,148 @@
+//! The signers that a process has, found by what the key registry says of their public keys.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{Signer, SignerError};
+use crate::registry::{Key, KeyRecord, Purpose, Registry};
+
+/// How often sources are asked for a key that the registry has and the ring has not.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Where signers are found: a directory of key files, a token, a signing service. Asked when a ledger is opened, and again when the
+/// registry names a key that is not there: so a rotation is taken over without a restart. Calls block.
+pub trait SignerSource: Send + Sync {
+    /// All signers that there are now. Those that are not enrolled are kept for the day when they are.
+    fn signers(&self) -> Result<Vec<Arc<dyn Signer>>, SignerError>;
+}
+
+struct Held {
+    signers: Vec<Arc<dyn Signer>>,
+    asked: Option<Instant>,
+    /// What a source said last, if it could not be asked.
+    trouble: Option<SignerError>,
+}
+
+/// A signer, and its key as enrolled.
+#[derive(Clone, Debug)]
+pub struct Chosen {
+    /// Name, purpose and public key.
+    pub key: Key,
+    /// Who has the private key.
+    pub signer: Arc<dyn Signer>,
+}
+
+impl Chosen {
+    /// A signature over `message`. Errors name the kid.
+    pub async fn sign(&self, message: &[u8]) -> Result<[u8; 64], SignerError> {
+        self.signer.sign(message).await.map_err(|e| SignerError { kid: self.key.kid.clone(), ..e })
+    }
+}
+
+/// The signers of a process. Which of them signs follows from the registry: the newest valid key of the purpose that is held here.
+pub struct Keyring {
+    held: Mutex<Held>,
+    sources: Vec<Box<dyn SignerSource>>,
+}
+
+impl Keyring {
+    /// A ring of these signers and no source.
+    pub fn new(signers: impl IntoIterator<Item = Arc<dyn Signer>>) -> Keyring {
+        let held = Held { signers: signers.into_iter().collect(), asked: None, trouble: None };
+        Keyring { held: Mutex::new(held), sources: Vec::new() }
+    }
+
+    /// The ring with one more place to look for signers.
+    #[must_use]
+    pub fn with_source(mut self, source: Box<dyn SignerSource>) -> Keyring {
+        self.sources.push(source);
+        self
+    }
+
+    /// Adds a signer.
+    pub fn add(&self, signer: Arc<dyn Signer>) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).add(signer);
+    }
+
+    /// Whatever is held now, in no order.
+    pub fn signers(&self) -> Vec<Arc<dyn Signer>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).signers.clone()
+    }
+
+    /// Asks the sources what there is now. Blocks. A source that cannot be asked does not hide what another one has.
+    pub fn refresh(&self) -> Result<(), SignerError> {
+        let (mut found, mut trouble) = (Vec::new(), None);
+        for source in &self.sources {
+            match source.signers() {
+                Ok(signers) => found.extend(signers),
+                Err(e) => trouble = Some(e),
+            }
+        }
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        found.into_iter().for_each(|signer| held.add(signer));
+        held.trouble.clone_from(&trouble);
+        trouble.map_or(Ok(()), Err)
+    }
+
+    /// The signer for a purpose, and its key as enrolled, for a statement that names the first `registry_size` entries of the
+    /// registry. Blocks when a source has to be asked, which happens at most once a second.
+    pub fn signer(&self, registry: &Registry, registry_size: u64, purpose: Purpose) -> Result<Chosen, SignerError> {
+        let valid = |record: &&KeyRecord| {
+            let retired = record.retired.as_ref().is_some_and(|r| r.registry_size <= registry_size);
+            record.key.purpose == purpose && record.enrolled_size <= registry_size.max(1) && !retired
+        };
+        let newest_first: Vec<&KeyRecord> = registry.records().iter().rev().filter(valid).collect();
+        if newest_first.first().is_some_and(|record| self.held(&record.key).is_none()) && self.may_ask() {
+            // What it says is kept, and said if no other key serves.
+            let _ = self.refresh();
+        }
+        let found = newest_first
+            .iter()
+            .find_map(|record| Some(Chosen { signer: self.held(&record.key)?, key: record.key.clone() }));
+        found.ok_or_else(|| self.missing(&newest_first, purpose))
+    }
+
+    fn held(&self, key: &Key) -> Option<Arc<dyn Signer>> {
+        let public_key = key.public_key.ed25519()?;
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.signers.iter().find(|s| s.public_key() == public_key).cloned()
+    }
+
+    fn may_ask(&self) -> bool {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = !self.sources.is_empty() && held.asked.is_none_or(|at| at.elapsed() >= ASK_AGAIN);
+        if due {
+            held.asked = Some(Instant::now());
+        }
+        due
+    }
+
+    fn missing(&self, valid: &[&KeyRecord], purpose: Purpose) -> SignerError {
+        let Some(newest) = valid.first() else {
+            let reason = format!("the key registry has no valid {} key", purpose.as_str());
+            return SignerError { kid: purpose.as_str().to_owned(), reason };
+        };
+        let trouble = self.held.lock().unwrap_or_else(PoisonError::into_inner).trouble.clone();
+        let reason = match trouble {
+            Some(trouble) => trouble.reason,
+            None => "no signer of this process has that key".into(),
+        };
+        SignerError { kid: newest.key.kid.clone(), reason }
+    }
+}
+
+impl Held {
+    fn add(&mut self, signer: Arc<dyn Signer>) {
+        let public_key = signer.public_key();
+        // The one that is there keeps its sessions and its counters.
+        if !self.signers.iter().any(|s| s.public_key() == public_key) {
+            self.signers.push(signer);
+        }
+    }
+}
+
+impl std::fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.signers()).finish()
+    }
+}
