@@ -11,9 +11,10 @@ use ledger_engine::genesis::{Genesis, Limits};
 use ledger_engine::hash::to_hex;
 use ledger_engine::keys::{PrivateKey, PseudonymKey, read_key, write_key};
 use ledger_engine::ledger::{AppendError, Appended, Config, Enrolment, Ledger};
+use ledger_engine::public_key::PublicKey;
 use ledger_engine::reader::Reader;
 use ledger_engine::registry::{Key, Purpose, Registry};
-use ledger_engine::signer::LocalSigner;
+use ledger_engine::signer::{LocalSigner, Signer as _};
 use ledger_engine::store::postgres::{PostgresOptions, PostgresStore};
 use ledger_engine::store::sqlite::{DATABASE_FILE, SqliteOptions, SqliteStore};
 use ledger_engine::store::{Store, StoreError};
@@ -231,12 +232,16 @@ pub(crate) async fn rebuilder(place: &Place) -> Result<Reader, CliError> {
 pub(crate) async fn open(place: &Place) -> Result<Ledger, CliError> {
     let ledger = open_for_keys(place).await?;
     let licence_key = place.dir.join(LICENCE_KEY);
-    if licence_key.exists() && !ledger.signs_licences() {
-        let text = format!(
-            "the key registry has no licence key, and {} is there: enrol it with `ledger keys enrol`, or remove the file",
-            licence_key.display()
-        );
-        return Err(StoreError::Unusable(text).into());
+    if licence_key.exists() {
+        let public_key = PublicKey::Ed25519(read_key(&licence_key, Purpose::Licence)?.public_key());
+        let registry = ledger.registry();
+        if !registry.records().iter().any(|r| r.key.purpose == Purpose::Licence && r.key.public_key == public_key) {
+            let text = format!(
+                "the key in {} is not a licence key of this ledger: enrol it with `ledger keys enrol`, or remove the file",
+                licence_key.display()
+            );
+            return Err(StoreError::Unusable(text).into());
+        }
     }
     Ok(ledger)
 }

@@ -656,7 +656,8 @@ fn check_signers(signers: &Keyring, registry: &Registry) -> Result<(), StoreErro
     for purpose in [Purpose::Commit, Purpose::Checkpoint] {
         signers.signer(registry, registry.size(), purpose).map_err(|e| {
             StoreError::Unusable(format!(
-                "{} is not a valid key of this ledger that could be used here: {}; use the key files or signers that belong to it",
+                "{} signs for this ledger, and it is not here: {}. What is here is not a valid key of this ledger: if its file was lost, \
+                 restore it from your backup",
                 e.kid, e.reason
             ))
         })?;

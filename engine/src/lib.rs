@@ -47,6 +47,8 @@ pub mod prover;
 #[cfg(feature = "write")]
 pub mod reader;
 #[cfg(feature = "write")]
+pub mod retire;
+#[cfg(feature = "write")]
 pub mod store;
 #[cfg(feature = "write")]
 mod writer;

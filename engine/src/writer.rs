@@ -30,7 +30,8 @@ use crate::header::{FORMAT_VERSION, HEADER_BYTES_MAX, Header};
 use crate::ledger::{AppendError, Appended, EntryRef};
 use crate::merkle::{self, TILE_BYTES, TILE_WIDTH};
 use crate::reader::{StoredNodes, load_registry};
-use crate::registry::{Purpose, Registry, RegistryPlace};
+use crate::registry::{Purpose, Registry, RegistryPlace, govern_payload};
+use crate::retire::{Authorise, Authority, Retire};
 use crate::runs::{RUN_ENTRIES, event_id_run};
 use crate::signer::keyring::Keyring;
 use crate::signer::{Pending, SignerError};
@@ -806,6 +807,63 @@ impl Writer {
         Ok((taken, outcomes))
     }
 
+    /// Retires a key while the heads of all chains are locked.
+    pub(crate) fn retire(mut self, retire: &Retire, mut authorise: Authorise) -> Result<Appended, AppendError> {
+        let (store, start) = (Arc::clone(&self.shared.store), Instant::now());
+        let mut made = None;
+        let result = store.append_cut(&mut |heads| {
+            let prepared = self.prepare_retirement(heads, retire, &mut authorise);
+            let batch = prepared.as_ref().ok().map(|(_, batch)| batch.clone());
+            made = Some(prepared);
+            batch
+        });
+        let Some(prepared) = made else {
+            return Err(result.err().unwrap_or_else(|| StoreError::Unavailable("no lock".into())).into());
+        };
+        let (appended, batch) = prepared?;
+        settle(&*store, &batch, result)?;
+        self.shared.counters.stored(&batch, start.elapsed());
+        Ok(appended)
+    }
+
+    fn prepare_retirement(
+        &mut self,
+        heads: &[ChainHead],
+        retire: &Retire,
+        authorise: &mut Authorise,
+    ) -> Result<(Appended, CommitBatch), AppendError> {
+        let head = heads.iter().find(|h| h.chain == self.chain);
+        self.head = head.cloned().ok_or_else(|| StoreError::Corrupt("chain 0 has no head row".into()))?;
+        self.check_acknowledged()?;
+        self.cases.clear();
+        self.load_tail()?;
+        let registry = self.registry().clone();
+        retire.check(&registry)?;
+        let mut cut: Vec<u64> = heads.iter().map(ChainHead::size).collect();
+        if let Some(first) = cut.first_mut() {
+            // The entry that says so is still signed by the old key.
+            *first += 1;
+        }
+        let action = retire.action(cut);
+        let Some(governance) = registry.current(Purpose::Governance) else {
+            return Err(Refusal::new(RefusalCode::KeyRefused, "the ledger has no valid governance key").into());
+        };
+        let Authority { governance: signature, possession } =
+            authorise(&registry.next_statement(&self.shared.ledger_id, &action))?;
+        let payload = govern_payload(&action, &governance.kid, &signature, possession.as_deref());
+        let body = Body { actor_id: "governance".into(), payload, private_sha256: None, meta: None };
+        let expected = ExpectedRevision::Exact(registry.size());
+        let event = SystemEvent { stream: Stream::Ledger, event_type: action.event_type(), body, expected };
+        let mut draft = self.new_draft();
+        let work = Work::System(Box::new(event));
+        let appended = self.execute(&work, &mut draft, 0, &[], &VecDeque::new()).map_err(|stop| match stop {
+            Stop::Refused(refusal) => AppendError::Refused(refusal),
+            Stop::Signer(e) => AppendError::Signer(e),
+            Stop::Store(e) => e.into(),
+        })?;
+        Ok((appended, self.finish_signed(draft)?))
+    }
+
     /// An answer that is given again must be durable too, and what was read need not be: a commit that waits for a standby
     /// can be read once its wait is cut short, or once the server is back from a crash. Answers that come with a commit wait
     /// for that; these have none.
@@ -884,9 +942,7 @@ impl Writer {
             self.stale = false;
             return Ok((taken, outcomes, None, now_us));
         }
-        let (mut batch, mut signing) = self.finish(draft)?;
-        let signature = self.at_hand(&mut signing).unwrap_or_else(|| self.shared.runtime.block_on(signing));
-        sign(&mut batch, signature.map_err(CommitError::Signer)?);
+        let batch = self.finish_signed(draft)?;
         self.stale = false;
         Ok((taken, outcomes, Some(batch), now_us))
     }
@@ -1225,6 +1281,14 @@ impl Writer {
             erase: draft.erase,
         };
         Ok((batch, Box::pin(async move { chosen.sign(&message).await })))
+    }
+
+    /// The commit, signed, however long that takes.
+    fn finish_signed(&mut self, draft: Draft) -> Result<CommitBatch, CommitError> {
+        let (mut batch, mut signing) = self.finish(draft)?;
+        let signature = self.at_hand(&mut signing).unwrap_or_else(|| self.shared.runtime.block_on(signing));
+        sign(&mut batch, signature.map_err(CommitError::Signer)?);
+        Ok(batch)
     }
 
     /// The signature, if the signer has it at once.

@@ -15,9 +15,9 @@ use crate::store::{ChainHead, CheckpointRow, CommitBatch, Entry, StoreError};
 
 pub(super) const LOCK_HEAD: &str = "SELECT chain, size, head_hash, compact_range, \
      (extract(epoch FROM clock_timestamp()) * 1000000)::bigint FROM ledger.chain_heads WHERE chain = $1 FOR UPDATE";
-const LOCK_HEADS: &str =
+pub(super) const LOCK_HEADS: &str =
     "SELECT chain, size, head_hash, compact_range FROM ledger.chain_heads ORDER BY chain FOR UPDATE";
-const REGISTRY_SIZE: &str = "SELECT revision FROM ledger.stream_heads WHERE chain = 0 AND stream = 'ledger'";
+pub(super) const REGISTRY_SIZE: &str = "SELECT revision FROM ledger.stream_heads WHERE chain = 0 AND stream = 'ledger'";
 pub(super) const CONFIRM: &str = "SELECT entry_hash FROM ledger.entries WHERE chain = $1 AND idx = $2";
 pub(super) const RECORDED: &str = "SELECT c.root, (SELECT h.size FROM ledger.chain_heads h WHERE h.chain = $1) FROM ledger.checkpoints c \
      WHERE c.chain = $1 AND c.size = $2";
