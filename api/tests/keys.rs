@@ -1,8 +1,9 @@
 //! Keys at the command line, with openssl in the hands of finance.
 #![allow(missing_docs)]
 
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -103,6 +104,115 @@ fn finance_enrols_with_openssl() {
     expect(path, &format!("keys enrol --purpose kernel --key rsa.pem {with}"), 1, "KEY_REFUSED");
     let listed = expect(path, "--json keys", 0, "rsa-sha256");
     assert!(listed.contains("finance-ed") && listed.contains("finance-rsa"), "{listed}");
+    let report = verify(path);
+    assert_eq!(report.exit(), 0, "{}", report.to_text());
+}
+
+const SKU: &str = r#"{"command":"sku.list","actor":"service:c","sku_id":"s","title":"t","price":{"amount":5,"currency":"EUR","scale":2}}"#;
+const ORDER: &str =
+    r#"{"command":"order.create","actor":"b@example.org","sku_id":"s","delivery_mode":"marketplace-managed"}"#;
+
+fn files(dir: &Path) -> Vec<String> {
+    let items = std::fs::read_dir(dir).unwrap();
+    let mut names: Vec<String> = items.map(|item| item.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// The kid that is valid for a purpose.
+fn valid(dir: &Path, purpose: &str) -> String {
+    let listed = expect(dir, "--json keys", 0, purpose);
+    let keys = listed.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let mut kids = keys.filter(|k| k["purpose"] == purpose && k["state"] == "valid").map(|k| k["kid"].clone());
+    let kid = kids.next().unwrap().as_str().unwrap().to_owned();
+    assert_eq!(kids.next(), None);
+    kid
+}
+
+/// A process that is at work takes over a rotation without being told.
+#[test]
+fn a_running_process_takes_over_a_rotation() {
+    let dir = init();
+    let path = dir.path();
+    let mut writer = Command::new(LEDGER)
+        .args(["--dir", "shop", "--json", "submit", "-"])
+        .current_dir(path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut input, mut answers) =
+        (writer.stdin.take().unwrap(), BufReader::new(writer.stdout.take().unwrap()).lines());
+    let mut ask = |line: &str| {
+        writeln!(input, "{line}").unwrap();
+        answers.next().unwrap().unwrap()
+    };
+    let accepted = |answer: String| assert!(answer.contains("\"accepted\""), "{answer}");
+    accepted(ask(SKU));
+    for purpose in ["commit", "checkpoint", "licence", "commit"] {
+        let old = valid(path, purpose);
+        let rotate = format!("keys rotate --purpose {purpose} --governance-key shop-governance.pem");
+        expect(path, &rotate, 0, &format!("{old} counts up to the sizes"));
+        let new = valid(path, purpose);
+        assert_ne!(new, old);
+        assert!(path.join(format!("shop/keys/{new}.pem")).exists());
+        accepted(ask(ORDER));
+    }
+    drop(input);
+    assert!(writer.wait().unwrap().success());
+    let report = verify(path);
+    assert_eq!(report.exit(), 0, "{}", report.to_text());
+    let db = rusqlite::Connection::open(path.join("shop/ledger.db")).unwrap();
+    let last = "SELECT kid FROM commit_signatures ORDER BY first_index DESC LIMIT 1";
+    let last: String = db.query_row(last, [], |row| row.get(0)).unwrap();
+    assert_eq!(last, valid(path, "commit"));
+}
+
+#[test]
+fn governance_alone_retires_keys_and_the_registry_keeps_them() {
+    let dir = init();
+    let path = dir.path();
+    std::fs::write(path.join("sku"), SKU).unwrap();
+    expect(path, "submit sku", 0, "");
+    let before = files(&path.join("shop/keys"));
+    // Nobody else's key does it, and no key is left lying about.
+    shell(path, "openssl genpkey -algorithm ed25519 -out other.pem; chmod 600 other.pem");
+    expect(path, "keys rotate --purpose commit --governance-key other.pem", 2, "not the valid governance key");
+    expect(
+        path,
+        "keys rotate --purpose commit --governance-key shop/keys/commit.pem",
+        2,
+        "not the valid governance key",
+    );
+    expect(path, "keys rotate --purpose commit --kid commit-00 --governance-key shop-governance.pem", 1, "KEY_REFUSED");
+    expect(path, "keys rotate --purpose finance --governance-key shop-governance.pem", 2, "no valid finance key");
+    assert_eq!(files(&path.join("shop/keys")), before);
+    let (commit, licence) = (valid(path, "commit"), valid(path, "licence"));
+    let revoke = |kid: &str, rest: &str| format!("keys revoke --kid {kid} --governance-key shop-governance.pem {rest}");
+    expect(path, &revoke(&commit, "--reason lost"), 1, "last valid commit key");
+    expect(path, &revoke(&licence, "--reason lost --compromised-since 1,1"), 1, "KEY_REFUSED");
+    let said = expect(path, &format!("--json {}", revoke(&licence, "--reason lost")), 0, "key.revoked");
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["cut"][0].as_u64().unwrap(), 4);
+    expect(path, &revoke(&licence, "--reason lost"), 1, "is no valid key");
+    // Governance itself can be handed over; the old key then does nothing any more.
+    expect(path, "keys rotate --purpose governance --governance-key shop-governance.pem", 0, "signs from now on");
+    expect(
+        path,
+        "keys rotate --purpose commit --governance-key shop-governance.pem",
+        2,
+        "not the valid governance key",
+    );
+    let governance = valid(path, "governance");
+    expect(path, &format!("keys rotate --purpose commit --governance-key {governance}.pem"), 0, "signs from now on");
+    // The old tool's registry: everything is there, and the legacy reader takes it.
+    expect(path, "keys export-registry --out signers.json", 0, "6 keys");
+    let signers: Value = serde_json::from_slice(&std::fs::read(path.join("signers.json")).unwrap()).unwrap();
+    let of =
+        |kid: &str| signers["signers"].as_array().unwrap().iter().find(|s| s["signer_kid"] == kid).unwrap().clone();
+    assert_eq!((of(&licence)["reason"].as_str(), of(&licence)["revokedAt"].is_string()), (Some("lost"), true));
+    assert_eq!(of(&governance)["revokedAt"], Value::Null);
+    audit_verify::legacy::Signers::read(&path.join("signers.json")).unwrap();
     let report = verify(path);
     assert_eq!(report.exit(), 0, "{}", report.to_text());
 }

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ledger_benches::raw::{Recorder, database, write};
-use ledger_benches::{ENTRIES_PER_ORDER, create, create_on, parsed, run_orders, run_parsed, tiny};
+use ledger_benches::{
+    ENTRIES_PER_ORDER, create, create_on, open_with_distant_key, parsed, run_orders, run_parsed, tiny,
+};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -60,9 +62,37 @@ fn group(c: &mut Criterion, callers: u64, orders: u64, entries_per_raw_commit: u
     group.finish();
 }
 
+/// The commit key is elsewhere: signing one commit must not keep the next ones from being filled and signed.
+fn distant(c: &mut Criterion, callers: u64, orders: u64) {
+    let orders = if tiny() { 4 } else { orders };
+    let mut group = c.benchmark_group(format!("append/{callers} callers"));
+    group.throughput(Throughput::Elements(orders * ENTRIES_PER_ORDER)).sample_size(10);
+    group.measurement_time(Duration::from_secs(15));
+    let rt = runtime();
+    group.bench_function("a signer that takes 10 ms", |b| {
+        b.iter_custom(|iterations| {
+            let dir = tempfile::tempdir_in(".").expect("a directory on the disk under test");
+            rt.block_on(async { create(dir.path()).await.shutdown().await.map(drop) }).expect("a clean end");
+            let ledger = rt.block_on(open_with_distant_key(dir.path(), Duration::from_millis(10)));
+            let mut spent = Duration::ZERO;
+            for i in 0..iterations {
+                let commands = parsed(SEED, i * orders, orders);
+                let start = Instant::now();
+                rt.block_on(run_parsed(&ledger, commands, callers));
+                spent += start.elapsed();
+            }
+            rt.block_on(ledger.shutdown()).expect("a clean end");
+            spent
+        });
+    });
+    group.finish();
+}
+
 fn append(c: &mut Criterion) {
     group(c, 256, 4096, 256);
     group(c, 1, 100, 1);
+    distant(c, 256, 4096);
+    distant(c, 1024, 4096);
 }
 
 criterion_group!(benches, append);

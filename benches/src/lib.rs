@@ -7,6 +7,7 @@ pub mod raw_postgres;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use ledger_engine::domain::command::{Command, idempotency_hash};
 use ledger_engine::environment::SystemEnvironment;
@@ -15,7 +16,8 @@ use ledger_engine::keys::PseudonymKey;
 use ledger_engine::ledger::{Config, Ledger};
 use ledger_engine::registry::Purpose;
 use ledger_engine::signer::keyring::Keyring;
-use ledger_engine::signer::{LocalSigner, Signer};
+use ledger_engine::signer::remote::{Patience, RemoteError, RemoteKey, RemoteSigner};
+use ledger_engine::signer::{Keeper, LocalSigner, Pending, Signer};
 use ledger_engine::store::Store;
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
 use ledger_engine::stream::CaseId;
@@ -109,6 +111,40 @@ pub async fn open(dir: &Path) -> Arc<Ledger> {
 /// Opens the ledger on a store.
 pub async fn open_on(store: Arc<dyn Store>) -> Arc<Ledger> {
     Arc::new(Ledger::open(config(store)).await.expect("a ledger"))
+}
+
+/// A key that is elsewhere and takes its time: what a token or a signing service is to the writer.
+struct Distant {
+    key: LocalSigner,
+    delay: Duration,
+}
+
+impl RemoteKey for Distant {
+    fn sign<'a>(&'a self, message: &'a [u8]) -> Pending<'a, Result<Vec<u8>, RemoteError>> {
+        Box::pin(async move {
+            tokio::time::sleep(self.delay).await;
+            Ok(self.key.signature(message).to_vec())
+        })
+    }
+
+    fn check(&self) -> Pending<'_, Result<(), RemoteError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn keeper(&self) -> Keeper {
+        Keeper::Proxy
+    }
+}
+
+/// Opens the ledger in `dir` with a commit key whose signatures take `delay`.
+pub async fn open_with_distant_key(dir: &Path, delay: Duration) -> Arc<Ledger> {
+    let store = SqliteStore::open(dir, SqliteOptions::default()).expect("a ledger");
+    let key = LocalSigner::from_seed(Purpose::Commit, &[2; 32]);
+    let public_key = Signer::public_key(&key);
+    let remote = RemoteSigner::new(public_key, "bench".into(), Arc::new(Distant { key, delay }), Patience::default());
+    let signers = Keyring::new([Arc::new(remote) as Arc<dyn Signer>, signer(Purpose::Checkpoint, 3)]);
+    let config = Config { signers: Arc::new(signers), ..config(Arc::new(store)) };
+    Arc::new(Ledger::open(config).await.expect("a ledger"))
 }
 
 /// The commands of `orders` orders from order `first`, parsed.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{Signer, SignerError};
 use crate::registry::{Key, KeyRecord, Purpose, Registry};
 
-/// How often sources are asked for a key that the registry has and the ring has not.
+/// How often sources are asked for one and the same key that the registry has and the ring has not.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Where signers are found: a directory of key files, a token, a signing service. Asked when a ledger is opened, and again when the
@@ -18,7 +18,8 @@ pub trait SignerSource: Send + Sync {
 
 struct Held {
     signers: Vec<Arc<dyn Signer>>,
-    asked: Option<Instant>,
+    /// When the sources were asked last, and for which kid.
+    asked: Option<(Instant, String)>,
     /// What a source said last, if it could not be asked.
     trouble: Option<SignerError>,
 }
@@ -92,7 +93,8 @@ impl Keyring {
             record.key.purpose == purpose && record.enrolled_size <= registry_size.max(1) && !retired
         };
         let newest_first: Vec<&KeyRecord> = registry.records().iter().rev().filter(valid).collect();
-        if newest_first.first().is_some_and(|record| self.held(&record.key).is_none()) && self.may_ask() {
+        let missing = newest_first.first().filter(|record| self.held(&record.key).is_none());
+        if missing.is_some_and(|record| self.may_ask(&record.key.kid)) {
             // What it says is kept, and said if no other key serves.
             let _ = self.refresh();
         }
@@ -108,11 +110,12 @@ impl Keyring {
         held.signers.iter().find(|s| s.public_key() == public_key).cloned()
     }
 
-    fn may_ask(&self) -> bool {
+    fn may_ask(&self, kid: &str) -> bool {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = !self.sources.is_empty() && held.asked.is_none_or(|at| at.elapsed() >= ASK_AGAIN);
+        let asked = held.asked.as_ref();
+        let due = asked.is_none_or(|(at, for_kid)| for_kid != kid || at.elapsed() >= ASK_AGAIN);
         if due {
-            held.asked = Some(Instant::now());
+            held.asked = Some((Instant::now(), kid.to_owned()));
         }
         due
     }

@@ -1,5 +1,7 @@
 mod enrol;
+mod export_registry;
 mod generate;
+mod retire;
 
 use clap::Subcommand;
 use ledger_engine::registry::Purpose;
@@ -20,6 +22,9 @@ enum Command {
     List,
     Enrol(enrol::Args),
     Generate(generate::Args),
+    Rotate(retire::Rotate),
+    Revoke(retire::Revoke),
+    ExportRegistry(export_registry::Args),
 }
 
 /// A purpose by its word.
@@ -32,6 +37,9 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
         None | Some(Command::List) => list(place, json).await,
         Some(Command::Enrol(args)) => enrol::run(place, json, args).await,
         Some(Command::Generate(args)) => generate::run(json, args),
+        Some(Command::Rotate(args)) => retire::rotate(place, json, args).await,
+        Some(Command::Revoke(args)) => retire::revoke(place, json, args).await,
+        Some(Command::ExportRegistry(args)) => export_registry::run(place, args).await,
     }
 }
 

@@ -1,0 +1,194 @@
+//! `keys rotate` and `keys revoke`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ledger_engine::keys::{KeyFileError, PrivateKey, SigningKey, read_key, write_key};
+use ledger_engine::ledger::AppendError;
+use ledger_engine::registry::{Action, Key, Purpose, Registry};
+use ledger_engine::retire::{Authorise, Authority, Retire};
+use ledger_engine::signer::{LocalSigner, SignerError};
+
+use crate::directory::{self, Place};
+use crate::{CliError, output};
+
+/// Put a new key in the place of one that is in use
+///
+/// Every chain is locked for a moment, and its size recorded: the old key counts up to there. Running processes that share
+/// the directory of keys take the new one over by themselves. Keep the old public key in registries: without it nothing
+/// that it signed can be verified.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Rotate {
+    /// What the key is for: commit, checkpoint, licence, export, delivery-proof, finance, kernel, governance
+    #[arg(long, value_parser = super::purpose)]
+    purpose: Purpose,
+    /// The key that goes [default: the newest valid one of the purpose]
+    #[arg(long, value_name = "KID")]
+    kid: Option<String>,
+    /// The governance key, which alone can do this
+    #[arg(long, value_name = "FILE")]
+    governance_key: PathBuf,
+    /// The private key that comes; without this a new Ed25519 key is written to keys/KID.pem
+    #[arg(long, value_name = "PRIVATE.pem")]
+    key: Option<PathBuf>,
+}
+
+/// Let a key sign no more
+///
+/// What it signed before keeps counting, unless somebody else may have had it: --compromised-since names the sizes from which on.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Revoke {
+    /// The key that goes
+    #[arg(long, value_name = "KID")]
+    kid: String,
+    /// Why; it is recorded for those who read it years later
+    #[arg(long)]
+    reason: String,
+    /// The sizes of all chains, ascending by chain and separated by commas, from which on somebody else may have had the key
+    #[arg(long, value_name = "SIZES", value_delimiter = ',')]
+    compromised_since: Option<Vec<u64>>,
+    /// The governance key, which alone can do this
+    #[arg(long, value_name = "FILE")]
+    governance_key: PathBuf,
+}
+
+/// The key that comes.
+struct Incoming {
+    key: Key,
+    private: PrivateKey,
+    /// Written for this rotation.
+    made: Option<PathBuf>,
+}
+
+fn incoming(place: &Place, args: &Rotate) -> Result<Incoming, CliError> {
+    if let Some(path) = &args.key {
+        let private = PrivateKey::read(path)?;
+        let public_key = private.public_key().map_err(|e| CliError::Usage(format!("{}: {e}", path.display())))?;
+        return Ok(Incoming { key: Key::named(args.purpose, public_key), private, made: None });
+    }
+    if args.purpose.is_external() {
+        let text = format!("a {} key is held by others: give the one that comes with --key", args.purpose.as_str());
+        return Err(CliError::Usage(text));
+    }
+    let signing = SigningKey::from_bytes(&directory::random()?);
+    let key = LocalSigner::new(args.purpose, signing.clone()).key().clone();
+    let path = match args.purpose {
+        // Whoever runs the server must not have it.
+        Purpose::Governance => args.governance_key.with_file_name(format!("{}.pem", key.kid)),
+        _ => place.dir.join("keys").join(format!("{}.pem", key.kid)),
+    };
+    // There before it counts: a process that sees the rotation looks for it at once.
+    write_key(&path, &signing)?;
+    Ok(Incoming { key, private: PrivateKey::Ed25519(Box::new(signing)), made: Some(path) })
+}
+
+fn governance(path: &Path, registry: &Registry) -> Result<LocalSigner, CliError> {
+    let signer = read_key(path, Purpose::Governance)?;
+    if registry.current(Purpose::Governance) == Some(signer.key()) {
+        return Ok(signer);
+    }
+    let reason = "not the valid governance key of this ledger (`ledger keys` lists them)".to_owned();
+    Err(KeyFileError::Unusable { path: path.to_owned(), reason }.into())
+}
+
+fn authorise(governance: LocalSigner, private: Option<PrivateKey>) -> Authorise {
+    Box::new(move |statement| {
+        let none = || SignerError { kid: "the incoming key".into(), reason: "the system gives no randomness".into() };
+        let possession = private.as_ref().map(|key| key.sign(statement).ok_or_else(none)).transpose()?;
+        Ok(Authority { governance: governance.signature(statement), possession })
+    })
+}
+
+pub(crate) async fn rotate(place: &Place, json: bool, args: Rotate) -> Result<u8, CliError> {
+    let (_, registry) = directory::reader(place).await?;
+    // Before a key is made.
+    let governance = governance(&args.governance_key, &registry)?;
+    let old_kid = match (&args.kid, registry.current(args.purpose)) {
+        (Some(kid), _) => kid.clone(),
+        (None, Some(key)) => key.kid.clone(),
+        (None, None) => {
+            let text =
+                format!("the ledger has no valid {} key; enrol one with `ledger keys enrol`", args.purpose.as_str());
+            return Err(CliError::Usage(text));
+        }
+    };
+    let Incoming { key, private, made } = incoming(place, &args)?;
+    let kid = key.kid.clone();
+    let retire = Retire::Rotate { old_kid: old_kid.clone(), key };
+    let exit = retired(place, json, governance, retire, Some(private), (&old_kid, Some(&kid))).await;
+    if let (Some(path), Ok(1)) = (&made, &exit) {
+        // It governs nothing.
+        std::fs::remove_file(path).map_err(|e| CliError::Io(path.display().to_string(), e))?;
+    }
+    if let (Ok(0), false) = (&exit, json) {
+        output::line(&match (&made, &args.key) {
+            (Some(path), _) => format!("its private key: {}", path.display()),
+            (None, Some(path)) if !args.purpose.is_external() && args.purpose != Purpose::Governance => {
+                format!("servers sign with it once {} lies in their keys/ directory", path.display())
+            }
+            _ => "its private key stays where it is".to_owned(),
+        })?;
+    }
+    exit
+}
+
+pub(crate) async fn revoke(place: &Place, json: bool, args: Revoke) -> Result<u8, CliError> {
+    let Revoke { kid, reason, compromised_since, governance_key } = args;
+    if reason.trim().is_empty() {
+        return Err(CliError::Usage("--reason: say why, for those who read it years later".into()));
+    }
+    let governance = governance(&governance_key, &directory::reader(place).await?.1)?;
+    let retire = Retire::Revoke { kid: kid.clone(), reason, compromised_since };
+    retired(place, json, governance, retire, None, (&kid, None)).await
+}
+
+async fn retired(
+    place: &Place,
+    json: bool,
+    governance: LocalSigner,
+    retire: Retire,
+    private: Option<PrivateKey>,
+    (old, new): (&str, Option<&str>),
+) -> Result<u8, CliError> {
+    let ledger = directory::open_for_keys(place).await?;
+    if let Some(PrivateKey::Ed25519(signing)) = &private {
+        // What this process still has to sign, it signs with that.
+        ledger.signers().add(Arc::new(LocalSigner::new(Purpose::Commit, (**signing).clone())));
+    }
+    let result = ledger.retire(retire, authorise(governance, private)).await;
+    let appended = match result {
+        Err(AppendError::Refused(refusal)) => {
+            let (code, text) = (refusal.code.as_str(), refusal.to_string());
+            let object = serde_json::json!({ "ok": false, "error": { "code": code, "message": text } });
+            output::line(&if json { object.to_string() } else { format!("{code}: {text}") })?;
+            ledger.shutdown().await?;
+            return Ok(1);
+        }
+        result => result?,
+    };
+    let cut = ledger.registry().record(old).and_then(|r| r.retired.as_ref().map(|r| r.cut.clone())).unwrap_or_default();
+    let entry = appended.entries.first();
+    let (event_id, event_type) = entry.map(|e| (e.event_id.to_string(), e.event_type.clone())).unwrap_or_default();
+    // Whoever signs checkpoints now may not be here: what was done is done.
+    let closed = ledger.shutdown().await;
+    if json {
+        let object = serde_json::json!({
+            "ok": true, "event_type": event_type, "event_id": event_id, "old_kid": old, "kid": new, "cut": cut,
+        });
+        output::line(&object.to_string())?;
+    } else {
+        let cut: Vec<String> = cut.iter().map(u64::to_string).collect();
+        let successor = new.map(|new| format!("; {new} signs from now on")).unwrap_or_default();
+        output::line(&format!("{old} counts up to the sizes {}{successor}; entry {event_id}", cut.join(", ")))?;
+    }
+    closed?;
+    Ok(0)
+}
+
+/// What a registry entry says, for `keys export-registry`.
+pub(super) fn reason_of(action: &Action) -> Option<&str> {
+    match action {
+        Action::Revoke { reason, .. } => Some(reason),
+        _ => None,
+    }
+}
