@@ -294,6 +294,14 @@ impl Ledger {
         self.shared.registry.read().unwrap_or_else(PoisonError::into_inner).current(Purpose::Licence).is_some()
     }
 
+    /// Whether a signer is held for everything that this process signs: commits, checkpoints and licences.
+    pub fn holds_signers(&self) -> bool {
+        let registry = self.shared.registry.read().unwrap_or_else(PoisonError::into_inner);
+        [Purpose::Commit, Purpose::Checkpoint, Purpose::Licence]
+            .iter()
+            .all(|p| self.shared.keyring.holds(&registry, *p))
+    }
+
     /// The signers of this process.
     pub fn signers(&self) -> &Arc<Keyring> {
         &self.shared.keyring

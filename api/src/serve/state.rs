@@ -56,7 +56,7 @@ pub(crate) struct State {
     pub(crate) readiness: Readiness,
     closing: watch::Sender<bool>,
     /// When a checkpoint was issued last, and whether the last try failed.
-    checkpoint: Mutex<(Option<SystemTime>, bool)>,
+    checkpoint: Mutex<(SystemTime, bool)>,
 }
 
 impl State {
@@ -78,7 +78,7 @@ impl State {
             metrics,
             readiness: Readiness::default(),
             closing: watch::Sender::new(false),
-            checkpoint: Mutex::new((None, false)),
+            checkpoint: Mutex::new((SystemTime::now(), false)),
         })
     }
 
@@ -100,14 +100,15 @@ impl State {
     /// Notes whether the last checkpoint could be issued.
     pub(crate) fn checkpointed(&self, well: bool) {
         let mut checkpoint = self.checkpoint.lock().unwrap_or_else(PoisonError::into_inner);
-        *checkpoint = (if well { Some(SystemTime::now()) } else { checkpoint.0 }, !well);
+        *checkpoint = (if well { SystemTime::now() } else { checkpoint.0 }, !well);
     }
 
     pub(crate) fn is_checkpointing(&self) -> bool {
         !self.checkpoint.lock().unwrap_or_else(PoisonError::into_inner).1
     }
 
-    pub(crate) fn last_checkpoint(&self) -> Option<SystemTime> {
+    /// When this process issued a checkpoint last, or began.
+    pub(crate) fn last_checkpoint(&self) -> SystemTime {
         self.checkpoint.lock().unwrap_or_else(PoisonError::into_inner).0
     }
 }

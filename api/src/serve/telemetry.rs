@@ -61,11 +61,14 @@ fn describe() {
     metrics::describe_histogram!("http_request_duration_seconds", "Time of requests by route");
     metrics::describe_counter!("ledger_commits_total", "Commits of this process");
     metrics::describe_counter!("ledger_entries_total", "Entries of this process");
-    metrics::describe_counter!("ledger_commit_seconds_total_us", "Time that storing commits took, microseconds");
+    metrics::describe_counter!("ledger_commit_microseconds_total", "Time that storing commits took, microseconds");
     metrics::describe_gauge!("ledger_commands_waiting", "Commands in the queues of the chains' writers");
     metrics::describe_gauge!("ledger_requests_under_way", "Requests that are being answered");
     metrics::describe_gauge!("ledger_chain_size", "Entries of a chain");
-    metrics::describe_gauge!("ledger_checkpoint_age_seconds", "Time since this process issued a checkpoint");
+    metrics::describe_gauge!(
+        "ledger_checkpoint_age_seconds",
+        "Time since this process issued a checkpoint, or since it started"
+    );
     metrics::describe_counter!("ledger_checkpoint_failures_total", "Checkpoints that could not be issued");
     metrics::describe_counter!(
         "ledger_payments_unplaced_total",

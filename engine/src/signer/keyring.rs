@@ -104,6 +104,12 @@ impl Keyring {
         found.ok_or_else(|| self.missing(&newest_first, purpose))
     }
 
+    /// Whether a valid key of the purpose is held. No source is asked.
+    pub fn holds(&self, registry: &Registry, purpose: Purpose) -> bool {
+        let valid = registry.records().iter().filter(|r| r.key.purpose == purpose && r.retired.is_none());
+        valid.into_iter().any(|record| self.held(&record.key).is_some())
+    }
+
     fn held(&self, key: &Key) -> Option<Arc<dyn Signer>> {
         let public_key = key.public_key.ed25519()?;
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);

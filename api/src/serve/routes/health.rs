@@ -41,7 +41,7 @@ pub(crate) async fn health(state: Shared) -> HttpResponse {
     HttpResponse::Ok().json(HealthAnswer {
         ok: true,
         mtls: settings.tls.as_ref().is_some_and(|t| t.client_ca.is_some()),
-        signing_configured: state.ledger.signs_licences(),
+        signing_configured: state.ledger.holds_signers(),
         kernel_configured: false,
         maintenance: settings.maintenance,
         dev: settings.dev,
@@ -99,7 +99,7 @@ async fn gauges(state: &Arc<State>) {
     let stats = ledger.stats();
     ::metrics::counter!("ledger_commits_total").absolute(stats.commits);
     ::metrics::counter!("ledger_entries_total").absolute(stats.entries);
-    ::metrics::counter!("ledger_commit_seconds_total_us").absolute(stats.store_us);
+    ::metrics::counter!("ledger_commit_microseconds_total").absolute(stats.store_us);
     ::metrics::gauge!("ledger_commands_waiting").set(stats.waiting as f64);
     ::metrics::gauge!("ledger_requests_under_way")
         .set((state.settings.requests_max - state.requests.available_permits()) as f64);
@@ -110,9 +110,7 @@ async fn gauges(state: &Arc<State>) {
     for (chain, size) in (0_u32..).zip(sizes) {
         ::metrics::gauge!("ledger_chain_size", "chain" => chain.to_string()).set(size as f64);
     }
-    if let Some(at) = state.last_checkpoint()
-        && let Ok(age) = now.duration_since(at)
-    {
+    if let Ok(age) = now.duration_since(state.last_checkpoint()) {
         ::metrics::gauge!("ledger_checkpoint_age_seconds").set(age.as_secs_f64());
     }
 }
