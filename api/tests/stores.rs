@@ -1,0 +1,282 @@
+//! The same commands on the embedded store and on PostgreSQL, of four chains: what each is answered, and what verifiers say of the result.
+#![allow(missing_docs)]
+
+use std::collections::HashSet;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use audit_verify::Demands;
+use ledger_engine::hash::Hash;
+use serde_json::Value;
+use test_servers::Server;
+
+const LEDGER: &str = env!("CARGO_BIN_EXE_ledger");
+const CHAINS: u64 = 4;
+
+/// A ledger made by the command line.
+struct Shop {
+    dir: tempfile::TempDir,
+    /// Of the database, for the writer and for the auditor.
+    urls: Option<(String, String)>,
+    id: Hash,
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// A new database with the schema, and URLs of its writer and its auditor.
+fn database() -> (String, String) {
+    let server = Server::shared();
+    let url = server.database();
+    let name = url.rsplit('/').next().unwrap();
+    let migrated = Command::new(LEDGER).args(["--database", &url, "migrate"]).output().unwrap();
+    assert!(migrated.status.success(), "{}", text(&migrated));
+    for (login, role) in [("shop", "ledger_writer"), ("reader", "ledger_auditor")] {
+        let login = format!("{login}_{name}");
+        server.psql("postgres", &format!("CREATE ROLE {login} LOGIN NOSUPERUSER IN ROLE {role}"));
+    }
+    (server.url_of(&format!("shop_{name}"), name), server.url_of(&format!("reader_{name}"), name))
+}
+
+impl Shop {
+    fn open(urls: Option<(String, String)>) -> Shop {
+        let dir = tempfile::tempdir().unwrap();
+        let mut shop = Shop { dir, urls, id: Hash::ZERO };
+        let init = shop.json("init --origin shop.example/orders --chains 4");
+        shop.id = Hash::from_hex(init["ledger_id"].as_str().unwrap()).unwrap();
+        shop
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(LEDGER);
+        command.args(["--json", "--dir", "shop"]).current_dir(self.dir.path()).env_remove("DATABASE_URL");
+        if let Some((writer, _)) = &self.urls {
+            command.args(["--database", writer]);
+        }
+        command.args(line.split(' '));
+        command
+    }
+
+    /// The answers, one a line.
+    fn answers(&self, line: &str) -> Vec<Value> {
+        let output = self.command(line).output().unwrap();
+        assert!(output.status.success(), "{line}: {}", text(&output));
+        let lines = String::from_utf8(output.stdout).unwrap();
+        lines.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{line}: {e}: {l}"))).collect()
+    }
+
+    fn json(&self, line: &str) -> Value {
+        self.answers(line).swap_remove(0)
+    }
+
+    fn refused(&self, line: &str, exit: i32) -> String {
+        let output = self.command(line).output().unwrap();
+        assert_eq!(output.status.code(), Some(exit), "{line}: {}", text(&output));
+        text(&output)
+    }
+
+    /// Submits lines, and gives what each was answered.
+    fn submit(&self, lines: &[String]) -> Vec<Value> {
+        std::fs::write(self.path("commands"), lines.join("\n")).unwrap();
+        let mut answers = self.answers("submit commands");
+        answers.retain(|a| a.get("line").is_some());
+        answers
+    }
+
+    fn demands(&self) -> Demands<'static> {
+        Demands { trust: Some(self.id), ..Demands::default() }
+    }
+
+    /// What the auditor's program says of the ledger itself.
+    fn verify(&self) -> audit_verify::Report {
+        let place = self.urls.as_ref().map_or_else(|| self.path("shop"), |(_, auditor)| PathBuf::from(auditor));
+        let report = audit_verify::verify_path_with(&place, self.demands());
+        assert_eq!((report.exit(), report.reason()), (0, ""), "{}", report.to_text());
+        report
+    }
+}
+
+fn orders() -> Vec<String> {
+    let money = r#"{"amount":5,"currency":"EUR","scale":2}"#;
+    let mut lines =
+        vec![format!(r#"{{"command":"sku.list","actor":"service:c","sku_id":"s","title":"t","price":{money}}}"#)];
+    for n in 0..24 {
+        lines.push(format!(
+            r#"{{"command":"order.create","actor":"b{n}@example.org","idempotency_key":"k{n}","ref":"o{n}","sku_id":"s","delivery_mode":"marketplace-managed"}}"#
+        ));
+        lines.push(format!(
+            r#"{{"command":"payment.capture","actor":"service:m","order_id":"ref:o{n}","provider":"p","payment_id":"{n}","total":{money}}}"#
+        ));
+    }
+    lines
+}
+
+/// The orders that answers speak of, each once, in order.
+fn ids(answers: &[Value]) -> Vec<String> {
+    let mut ids: Vec<String> = answers.iter().filter_map(|a| a["order_id"].as_str().map(str::to_owned)).collect();
+    ids.dedup();
+    ids
+}
+
+fn day(shop: &Shop) {
+    let answers = shop.submit(&orders());
+    assert_eq!(answers.len(), 49);
+    assert!(answers.iter().all(|a| a["outcome"] == "accepted"), "{answers:?}");
+    let chains: HashSet<u64> = answers.iter().filter_map(|a| a["entries"][0]["chain"].as_u64()).collect();
+    assert_eq!(chains.len() as u64, CHAINS, "orders lie on every chain: {answers:?}");
+    // Creations again are the same orders; payments have no key, and are refused.
+    let creations: Vec<String> = orders().into_iter().filter(|l| l.contains("order.create")).collect();
+    let again = shop.submit(&creations);
+    assert!(again.iter().all(|a| a["outcome"] == "repeated"), "{again:?}");
+    let ids = ids(&again);
+    assert_eq!((ids.len(), &ids), (24, &self::ids(&answers)));
+    for id in &ids {
+        let order = shop.json(&format!("order {id}"));
+        assert_eq!(order["order"]["status"], "paid", "{order}");
+    }
+    assert_eq!(shop.answers("log --type payment.").len(), 24);
+    assert_eq!(shop.answers("checkpoint").len() as u64, CHAINS);
+    shop.answers("replay --check");
+    assert!(shop.answers("keys").len() >= 4);
+    for (n, id) in ids.iter().enumerate().take(8) {
+        shop.answers(&format!("proof {id} --out {n}.proof"));
+        let judged = audit_verify::verify_proof(&shop.path(&format!("{n}.proof")), shop.demands());
+        assert_eq!(judged.exit(), 0, "{}", judged.to_text());
+    }
+    shop.verify();
+    for (name, form) in [("plain", " --plain"), ("packed", "")] {
+        shop.answers(&format!("export --out {name}{form}"));
+        let report = audit_verify::verify_path(&shop.path(name), Some(shop.id));
+        assert_eq!((report.exit(), report.reason()), (0, ""), "{}", report.to_text());
+    }
+    shop.refused("export --out plain", 2);
+    // A key of somebody else's is enrolled, and one of ours rotated, in the same place.
+    shop.answers("keys generate --purpose finance --out finance.pem");
+    shop.answers("keys enrol --purpose finance --governance-key shop-governance.pem --key finance.pem");
+    let rotated = shop.json("keys rotate --purpose commit --governance-key shop-governance.pem");
+    assert_eq!(rotated["cut"].as_array().unwrap().len() as u64, CHAINS);
+    let late = orders().into_iter().filter(|l| l.contains("order.create")).map(|l| l.replace("\"k", "\"late-k"));
+    assert!(shop.submit(&late.collect::<Vec<_>>()).iter().all(|a| a["outcome"] == "accepted"));
+    shop.verify();
+}
+
+#[test]
+fn a_day_on_four_chains_of_the_embedded_store() {
+    let shop = Shop::open(None);
+    day(&shop);
+    shop.answers("backup copy.db");
+    let report = audit_verify::verify_path(&shop.path("copy.db"), Some(shop.id));
+    assert_eq!(report.exit(), 0, "{}", report.to_text());
+}
+
+#[test]
+fn a_day_on_four_chains_of_a_database() {
+    let shop = Shop::open(Some(database()));
+    day(&shop);
+    assert!(!shop.path("shop/ledger.db").exists());
+}
+
+/// Two processes want the same revision of the same orders: each is given to one of them.
+fn race(shop: &Shop) {
+    let answers = shop.submit(&orders());
+    let paid = ids(&answers);
+    let settle = |proof: &str| {
+        let line = |id: &String| {
+            format!(
+                r#"{{"command":"order.settle","actor":"service:{proof}","order_id":"{id}","ledger_proof_id":"{proof}","expected_revision":2}}"#
+            )
+        };
+        paid.iter().map(line).collect::<Vec<_>>().join("\n")
+    };
+    let racing: Vec<_> = ["one", "two"]
+        .map(|name| {
+            let mut child = shop
+                .command("submit -")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            child.stdin.take().unwrap().write_all(settle(name).as_bytes()).unwrap();
+            child
+        })
+        .into_iter()
+        .map(|child| child.wait_with_output().unwrap())
+        .collect();
+    let mut won = 0;
+    for output in &racing {
+        for line in String::from_utf8_lossy(&output.stdout).lines() {
+            let answer: Value = serde_json::from_str(line).unwrap();
+            match (answer["outcome"].as_str(), answer["code"].as_str()) {
+                (Some("accepted"), _) => won += 1,
+                (Some("refused"), code) => assert_eq!(code, Some("REVISION_CONFLICT"), "{answer}"),
+                _ => assert!(answer.get("line").is_none(), "{answer}"),
+            }
+        }
+    }
+    assert_eq!(won, 24, "{}", racing.iter().map(text).collect::<String>());
+    shop.verify();
+}
+
+#[test]
+fn of_two_processes_one_wins_each_revision_in_the_embedded_store() {
+    race(&Shop::open(None));
+}
+
+#[test]
+fn of_two_processes_one_wins_each_revision_in_a_database() {
+    race(&Shop::open(Some(database())));
+}
+
+/// Rows of the old system in one database are adopted by a ledger in another, twice.
+#[test]
+fn a_legacy_table_is_adopted_by_a_ledger_in_a_database() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/legacy");
+    let rows = std::fs::read_to_string(fixtures.join("legacy-chain-ed25519.jsonl")).unwrap();
+    let rows: Vec<&str> = rows.lines().collect();
+    let url = Server::shared().database();
+    let name = url.rsplit('/').next().unwrap();
+    Server::shared().psql(
+        name,
+        "CREATE TABLE audit_events (id text PRIMARY KEY, actor_id text, event_type text NOT NULL, payload json, \
+         created_at timestamptz NOT NULL, hash text, prev_hash text, signature text NOT NULL, signer_kid text NOT NULL)",
+    );
+    let load = |rows: &[&str]| {
+        let sql = format!(
+            "INSERT INTO audit_events SELECT id, actor_id, event_type, payload, created_at, hash, prev_hash, signature, signer_kid \
+             FROM json_populate_recordset(NULL::audit_events, $rows$[{}]$rows$)",
+            rows.join(",")
+        );
+        Server::shared().psql(name, &sql)
+    };
+    load(&rows[..10]);
+    let shop = Shop::open(Some(database()));
+    let signers = fixtures.join("legacy-signers.json").display().to_string();
+    let adopt = format!("import-legacy -d {url} -s {signers}");
+    let (first, dry) = (shop.json(&adopt), shop.json(&format!("{adopt} --dry-run")));
+    assert_eq!((&first["adopted"], &first["count"]), (&Value::from(true), &Value::from(10)), "{first}");
+    assert_eq!((&dry["adopted"], &dry["index"]), (&Value::from(false), &first["index"]), "{dry}");
+    load(&rows[10..]);
+    assert_eq!(shop.json(&adopt)["count"], rows.len());
+    let judge = || {
+        let report = shop.verify();
+        let signers = audit_verify::legacy::Signers::read(Path::new(&signers)).unwrap();
+        let mut source = audit_verify::legacy::open_source(&url, "audit_events").unwrap();
+        audit_verify::legacy::verify_adopted("t", source.as_mut(), Some(&signers), &[], report.adopted(), &|_, _| true)
+    };
+    let judged = judge();
+    assert_eq!((judged.exit(), judged.adopted_rows()), (0, rows.len() as u64), "{}", judged.to_text());
+    // The old chain does not cover the actor; what was adopted does.
+    Server::shared()
+        .psql(name, "UPDATE audit_events SET actor_id = 'nobody' WHERE id = (SELECT min(id) FROM audit_events)");
+    let judged = judge();
+    assert_eq!(judged.exit(), 1, "{}", judged.to_text());
+    assert!(judged.to_text().contains("legacy_adoption_mismatch"), "{}", judged.to_text());
+    assert!(shop.refused(&adopt, 1).contains("ADOPTED_ROWS_CHANGED"));
+}
