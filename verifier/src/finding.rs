@@ -39,7 +39,7 @@ codes! {
     PrevHashMismatch "prev_hash_mismatch" "the link to the entry before was changed, or the entry before was replaced; compare both entries with a backup";
     EntryHashMismatch "entry_hash_mismatch" "a header column (type, time, stream, revision, …) or the stored hash was changed; compare the row with a backup or an export";
     TimeRegression "time_regression" "the entry's time is before the one of the entry before: the writer broke a rule; ask who ran it, and with which clock";
-    ParentIndexMismatch "parent_index_mismatch" "the stored place of the stream's previous entry was changed; nothing signed is affected";
+    ParentIndexMismatch "parent_index_mismatch" "the stored place of the stream's previous entry was changed: nothing signed is affected, but readers follow it; take the row from a backup";
     RevisionMismatch "revision_mismatch" "the stream's revisions have a gap or repeat: the writer broke a rule; look at the whole stream with --stream";
     ParentHashMismatch "parent_hash_mismatch" "the link to the stream's previous entry is wrong: the writer broke a rule; look at the whole stream with --stream";
     BodyInvalid "body_invalid" "the body is not canonical JSON of the format: the writer broke a rule; find out which program wrote it";

@@ -75,3 +75,17 @@ fn a_history_and_what_came_after_an_anchor() {
     let (exit, said) = run(dir.path(), &[ledger, "--since-anchor"]);
     assert!(exit == 2 && said.contains("--anchor"), "{exit}: {said}");
 }
+
+/// The page that auditors keep beside a report says of each code what the program says.
+#[test]
+fn the_page_of_findings_has_every_code() {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("FINDINGS.md")).unwrap();
+    let rows = page.lines().filter(|line| line.starts_with("| `"));
+    let said: Vec<String> = rows.map(str::to_owned).collect();
+    let row = |code: &audit_verify::Code| {
+        let (means, then) = code.meaning().split_once(": ").or_else(|| code.meaning().split_once("; ")).unwrap();
+        format!("| `{}` | {means} | {then} |", code.as_str())
+    };
+    let expected: Vec<String> = audit_verify::Code::ALL.iter().map(row).collect();
+    assert_eq!(said, expected, "verifier/FINDINGS.md, row by row:\n{}", expected.join("\n"));
+}
