@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The legacy half of audit-verify against plain Node, in one run: from a file and from PostgreSQL.
 # Usage: benches/legacy.sh [ROWS] [postgres://… whose table audit_events is made anew; a server of its own is started without one]
-# Needs Node 20 with npm, and for a server of its own Debian's postgresql-15.
+# Needs Node 20 with npm, and for a server of its own Debian's postgresql-15. Ends with the ratios, and with status 1 if the baseline is
+# slower than 70 % of what openssl verifies (a slow baseline would flatter) or a ratio is below its target.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rows=${1:-200000}
@@ -19,16 +20,28 @@ timed() {
     start=$(date +%s.%N)
     "$@" > "$work/out.txt"
     end=$(date +%s.%N)
-    awk -v n="$name" -v r="$rows" -v s="$start" -v e="$end" 'BEGIN { printf "%-28s %8.2f s %10.0f rows/s\n", n, e - s, r / (e - s) }'
+    rate=$(awk -v r="$rows" -v s="$start" -v e="$end" 'BEGIN { printf "%.0f", r / (e - s) }')
+    printf '%-28s %10s rows/s\n' "$name" "$rate"
+}
+
+failed=0
+# The first rate as so many times the second one, which must be at least this.
+ratio() {
+    awk -v n="$1" -v a="$2" -v b="$3" -v least="$4" \
+        'BEGIN { printf "%-44s %6.2f times, at least %s\n", n, a / b, least; exit a / b < least }' || failed=1
 }
 
 echo "openssl, one core:"
-openssl speed -seconds 3 ed25519 2>/dev/null | tail -1
+openssl speed -seconds 3 ed25519 2>/dev/null | tail -1 | tee "$work/openssl.txt"
+openssl=$(awk '{ print $NF }' "$work/openssl.txt")
 timed "node, file" node benches/legacy-baseline.mjs "$work/chain.jsonl" "$work/signers.json"
+node_file=$rate
 for threads in 1 2; do
     RAYON_NUM_THREADS=$threads timed "audit-verify, file, $threads cores" \
         taskset -c "0-$((threads - 1))" target/release/audit-verify "$work/chain.jsonl" -s "$work/signers.json"
+    [ "$threads" = 1 ] && one_core=$rate
 done
+two_cores=$rate
 
 if [ -z "$database" ]; then
     programs=$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -1)
@@ -55,4 +68,13 @@ SQL
 # A module finds packages beside itself.
 cp benches/legacy-baseline.mjs "$work/baseline.mjs"
 timed "node, PostgreSQL" node "$work/baseline.mjs" "$database" "$work/signers.json"
+node_database=$rate
 timed "audit-verify, PostgreSQL" target/release/audit-verify -d "$database" -s "$work/signers.json"
+
+echo
+ratio "node, file, to openssl" "$node_file" "$openssl" 0.7
+ratio "node, PostgreSQL, to openssl" "$node_database" "$openssl" 0.7
+ratio "two cores to one, file" "$two_cores" "$one_core" 1.7
+ratio "audit-verify to node, file" "$two_cores" "$node_file" 16
+ratio "audit-verify to node, PostgreSQL" "$rate" "$node_database" 12
+exit "$failed"
