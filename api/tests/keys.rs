@@ -216,3 +216,50 @@ fn governance_alone_retires_keys_and_the_registry_keeps_them() {
     let report = verify(path);
     assert_eq!(report.exit(), 0, "{}", report.to_text());
 }
+
+/// Key files may be encrypted, as openssl does it; the passphrase comes from a file that nobody else may read, or from the environment.
+#[test]
+fn key_files_may_be_encrypted() {
+    let dir = init();
+    let path = dir.path();
+    for (form, key) in
+        [("-scrypt", "shop-governance.pem"), ("-v2 aes-256-cbc -v2prf hmacWithSHA256", "shop/keys/commit.pem")]
+    {
+        shell(
+            path,
+            &format!(
+                "openssl pkcs8 -topk8 {form} -in {key} -out encrypted.pem -passout pass:'correct horse'
+                 chmod 600 encrypted.pem; mv encrypted.pem {key}"
+            ),
+        );
+    }
+    std::fs::write(path.join("sku"), SKU).unwrap();
+    shell(
+        path,
+        "printf 'correct horse\\n' > secret; printf wrong > wrong; chmod 600 secret wrong; cp secret open; chmod 644 open",
+    );
+    let with = |variable: &str, value: &str, line: &str| {
+        let mut command = Command::new(LEDGER);
+        let output =
+            command.args(["--dir", "shop"]).args(line.split(' ')).env(variable, value).current_dir(path).output();
+        let output = output.unwrap();
+        (output.status.code().unwrap(), text(&output))
+    };
+    const FILE: &str = "LEDGER_KEY_PASSPHRASE_FILE";
+    let rotate = "keys rotate --purpose commit --governance-key shop-governance.pem";
+    expect(path, "submit sku", 2, FILE);
+    expect(path, rotate, 2, FILE);
+    for (variable, value, says) in [
+        (FILE, "wrong", "the passphrase is wrong"),
+        ("LEDGER_KEY_PASSPHRASE", "", "the passphrase is wrong"),
+        (FILE, "open", "chmod 600"),
+        (FILE, "nowhere", "nowhere"),
+    ] {
+        let (exit, said) = with(variable, value, "submit sku");
+        assert!(exit == 2 && said.contains(says) && !said.contains("correct horse"), "{said}");
+    }
+    assert_eq!(with(FILE, "secret", "submit sku").0, 0);
+    let (exit, said) = with("LEDGER_KEY_PASSPHRASE", "correct horse", rotate);
+    assert_eq!(exit, 0, "{said}");
+    assert_eq!(verify(path).exit(), 0);
+}

@@ -14,6 +14,8 @@ use ed25519_dalek::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, Keypair
 use ring::rand::SystemRandom;
 use ring::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
 
+use zeroize::Zeroizing;
+
 use crate::domain::command::is_service;
 use crate::hash::{from_hex, to_hex};
 use crate::public_key::{PublicKey, PublicKeyError};
@@ -35,7 +37,7 @@ pub enum KeyFileError {
         source: std::io::Error,
     },
     /// It is not a key.
-    #[error("key file {path} is not an unencrypted Ed25519 PKCS#8 PEM key: {reason}")]
+    #[error("key file {path} is not an Ed25519 PKCS#8 PEM key: {reason}")]
     Malformed {
         /// Which file.
         path: PathBuf,
@@ -78,8 +80,8 @@ pub fn write_secret(path: &Path, contents: &[u8]) -> Result<(), KeyFileError> {
     })
 }
 
-/// Reads a text that only its owner may read.
-pub fn read_secret(path: &Path) -> Result<String, KeyFileError> {
+/// Reads a text that only its owner may read. It is wiped when it is dropped.
+pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt as _;
@@ -88,7 +90,30 @@ pub fn read_secret(path: &Path) -> Result<String, KeyFileError> {
             return Err(KeyFileError::Permissions { path: path.to_owned(), mode });
         }
     }
-    fs::read_to_string(path).map_err(io(path))
+    fs::read_to_string(path).map(Zeroizing::new).map_err(io(path))
+}
+
+/// The variable that names the file whose first line is the passphrase of encrypted key files.
+pub const PASSPHRASE_FILE: &str = "LEDGER_KEY_PASSPHRASE_FILE";
+/// The variable that holds the passphrase itself, where there is no file.
+pub const PASSPHRASE: &str = "LEDGER_KEY_PASSPHRASE";
+const ENCRYPTED: &str = "-----BEGIN ENCRYPTED PRIVATE KEY-----";
+
+/// The passphrase of encrypted key files, from the environment.
+fn passphrase() -> Result<Zeroizing<String>, String> {
+    if let Some(path) = std::env::var_os(PASSPHRASE_FILE) {
+        let text = read_secret(Path::new(&path)).map_err(|e| format!("{PASSPHRASE_FILE}: {e}"))?;
+        return Ok(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned()));
+    }
+    std::env::var(PASSPHRASE).map(Zeroizing::new).map_err(|_| {
+        format!("it is encrypted: give its passphrase by the variable {PASSPHRASE_FILE}, which names a file, or {PASSPHRASE}")
+    })
+}
+
+/// Reads the text of an encrypted private key file (PKCS#8, PBES2: RFC 8018). `Err` says why it is none.
+pub fn parse_encrypted_key(pem: &str, passphrase: &str) -> Result<SigningKey, String> {
+    SigningKey::from_pkcs8_encrypted_pem(pem, passphrase)
+        .map_err(|e| format!("it cannot be decrypted ({e}): the passphrase is wrong, or it is no Ed25519 key"))
 }
 
 /// Writes a private key as PKCS#8 PEM, version 1 (RFC 8410 7): OpenSSL 3.0 reads no other.
@@ -102,7 +127,12 @@ pub fn write_key(path: &Path, key: &SigningKey) -> Result<(), KeyFileError> {
 
 /// Reads a private key.
 pub fn read_signing_key(path: &Path) -> Result<SigningKey, KeyFileError> {
-    parse_key(&read_secret(path)?).map_err(|reason| KeyFileError::Malformed { path: path.to_owned(), reason })
+    let pem = read_secret(path)?;
+    if pem.contains(ENCRYPTED) {
+        let key = passphrase().and_then(|passphrase| parse_encrypted_key(&pem, &passphrase));
+        return key.map_err(|reason| KeyFileError::Unusable { path: path.to_owned(), reason });
+    }
+    parse_key(&pem).map_err(|reason| KeyFileError::Malformed { path: path.to_owned(), reason })
 }
 
 /// Reads a private key that is for this purpose.
@@ -124,10 +154,14 @@ pub enum PrivateKey {
 }
 
 impl PrivateKey {
-    /// Reads an unencrypted PKCS#8 PEM file that nobody else may read.
+    /// Reads a PKCS#8 PEM file that nobody else may read; of RSA, an unencrypted one.
     pub fn read(path: &Path) -> Result<PrivateKey, KeyFileError> {
         let unusable = |reason: String| KeyFileError::Unusable { path: path.to_owned(), reason };
-        PrivateKey::parse(&read_secret(path)?).map_err(unusable)
+        let pem = read_secret(path)?;
+        if pem.contains(ENCRYPTED) {
+            return read_signing_key(path).map(|key| PrivateKey::Ed25519(Box::new(key)));
+        }
+        PrivateKey::parse(&pem).map_err(unusable)
     }
 
     /// Reads the text of such a file. `Err` says why it is none.
