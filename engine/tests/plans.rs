@@ -9,6 +9,8 @@ use std::path::Path;
 
 use audit_verify::{Anchor, Demands, verify_path, verify_path_with, verify_stream};
 use ledger_engine::archive::ExportOptions;
+use ledger_engine::registry::Purpose;
+use ledger_engine::retire::{Authority, Retire};
 use ledger_engine::store::postgres::lookup_texts;
 use serde_json::Value;
 use support::{create_line, create_order, life, list_sku, postgres, send};
@@ -145,6 +147,11 @@ async fn use_all_of_it(url: &str) {
         again.read_event(entry.header.id()).await.unwrap();
         again.proof(round % 2, 1, true).await.unwrap();
     }
+    // Locks all heads, and is refused.
+    let kid = again.registry().current(Purpose::Commit).unwrap().kid.clone();
+    let retire = Retire::Revoke { kid, reason: "asked".into(), compromised_since: None };
+    let authorise = Box::new(|_: &[u8]| Ok(Authority { governance: [0; 64], possession: None }));
+    assert_eq!(again.retire(retire, authorise).await.unwrap_err().code(), "KEY_REFUSED");
     assert!(again.check_projections().await.unwrap().is_empty());
     again.rebuild().await.unwrap();
     let out = tempfile::tempdir().unwrap();
