@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ledger_engine::keys::{KeyFileError, read_signing_key};
+use ledger_engine::keys::{KeyFileError, is_signing_key, read_signing_key};
 use ledger_engine::registry::Purpose;
 use ledger_engine::signer::keyring::{Keyring, SignerSource};
 use ledger_engine::signer::{LocalSigner, Signer, SignerError};
+use zeroize::Zeroizing;
 
-/// All private keys in a directory, whatever they are for: the registry knows.
+/// All Ed25519 private keys in a directory, whatever they are for: the registry knows. What else lies there is passed over.
 struct KeyDirectory(PathBuf);
 
 impl KeyDirectory {
@@ -22,6 +23,10 @@ impl KeyDirectory {
         paths.sort();
         let mut signers: Vec<Arc<dyn Signer>> = Vec::new();
         for path in paths {
+            let unreadable = |source| KeyFileError::Io { path: path.clone(), source };
+            if !is_signing_key(&Zeroizing::new(std::fs::read_to_string(&path).map_err(unreadable)?)) {
+                continue;
+            }
             // The word stands for none here: by its public key the registry finds what it is for.
             signers.push(Arc::new(LocalSigner::new(Purpose::Commit, read_signing_key(&path)?)));
         }

@@ -173,6 +173,13 @@ fn governance_alone_retires_keys_and_the_registry_keeps_them() {
     let dir = init();
     let path = dir.path();
     std::fs::write(path.join("sku"), SKU).unwrap();
+    // What else lies beside the keys is nobody's business: certificates, public keys, keys of other algorithms.
+    shell(
+        path,
+        "cd shop/keys; openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out rsa.pem 2> log
+         openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out ec.pem; openssl pkey -in ec.pem -pubout -out public.pem
+         openssl req -x509 -key ec.pem -subj /CN=localhost -out certificate.pem; chmod 644 *.pem; chmod 600 commit.pem checkpoint.pem licence.pem",
+    );
     expect(path, "submit sku", 0, "");
     let before = files(&path.join("shop/keys"));
     // Nobody else's key does it, and no key is left lying about.

@@ -10,7 +10,7 @@ use ed25519_dalek::Signer as _;
 pub use ed25519_dalek::SigningKey;
 use ed25519_dalek::pkcs8::spki::der::SecretDocument;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
-use ed25519_dalek::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, KeypairBytes};
+use ed25519_dalek::pkcs8::{ALGORITHM_OID, DecodePrivateKey as _, EncodePrivateKey as _, KeypairBytes};
 use ring::rand::SystemRandom;
 use ring::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
 
@@ -133,6 +133,20 @@ pub fn read_signing_key(path: &Path) -> Result<SigningKey, KeyFileError> {
         return key.map_err(|reason| KeyFileError::Unusable { path: path.to_owned(), reason });
     }
     parse_key(&pem).map_err(|reason| KeyFileError::Malformed { path: path.to_owned(), reason })
+}
+
+/// Whether the text of a file is meant to be an Ed25519 private key: no certificate, no public key, no key of another algorithm.
+pub fn is_signing_key(pem: &str) -> bool {
+    if pem.contains(ENCRYPTED) {
+        return true;
+    }
+    if !pem.contains("-----BEGIN PRIVATE KEY-----") {
+        return false;
+    }
+    // One that cannot be read is to be named, not passed over.
+    let Ok((_, der)) = SecretDocument::from_pem(pem) else { return true };
+    let info = pkcs8::PrivateKeyInfoRef::try_from(der.as_bytes());
+    !info.is_ok_and(|info| info.algorithm.oid != ALGORITHM_OID)
 }
 
 /// Reads a private key that is for this purpose.
