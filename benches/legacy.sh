@@ -55,7 +55,7 @@ if [ -z "$database" ]; then
             -o "-c listen_addresses=127.0.0.1 -c port=$port -c unix_socket_directories=" start > /dev/null)
     database=postgres://postgres@127.0.0.1:$port/postgres
 fi
-psql -q "$database" <<SQL
+psql -q -v ON_ERROR_STOP=1 "$database" <<SQL
 DROP TABLE IF EXISTS audit_events;
 CREATE TABLE audit_events (id bigserial PRIMARY KEY, actor_id text, event_type text, payload jsonb, created_at timestamptz,
     hash text, prev_hash text, signature text, signer_kid text);

@@ -1,6 +1,8 @@
 //! How fast does the embedded ledger append durably, and how near is that to SQLite alone?
 #![allow(missing_docs)]
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -8,6 +10,7 @@ use ledger_benches::raw::{Recorder, database, write};
 use ledger_benches::{
     ENTRIES_PER_ORDER, create, create_on, open_with_distant_key, parsed, run_orders, run_parsed, tiny,
 };
+use ledger_engine::ledger::Ledger;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -18,16 +21,22 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime")
 }
 
-fn group(c: &mut Criterion, callers: u64, orders: u64, entries_per_raw_commit: usize) {
-    let orders = if tiny() { 4 } else { orders };
+type Group<'a> = criterion::BenchmarkGroup<'a, criterion::measurement::WallTime>;
+
+fn begin(c: &mut Criterion, callers: u64, orders: u64) -> Group<'_> {
     let mut group = c.benchmark_group(format!("append/{callers} callers"));
     group.throughput(Throughput::Elements(orders * ENTRIES_PER_ORDER)).sample_size(10);
     group.measurement_time(Duration::from_secs(15));
+    group
+}
+
+/// Times the orders on a ledger that `open` makes in a new directory.
+fn ledger(group: &mut Group<'_>, name: &str, callers: u64, orders: u64, open: impl AsyncFn(&Path) -> Arc<Ledger>) {
     let rt = runtime();
-    group.bench_function("ledger", |b| {
+    group.bench_function(name, |b| {
         b.iter_custom(|iterations| {
             let dir = tempfile::tempdir_in(".").expect("a directory on the disk under test");
-            let ledger = rt.block_on(create(dir.path()));
+            let ledger = rt.block_on(open(dir.path()));
             let mut spent = Duration::ZERO;
             for i in 0..iterations {
                 let commands = parsed(SEED, i * orders, orders);
@@ -39,6 +48,13 @@ fn group(c: &mut Criterion, callers: u64, orders: u64, entries_per_raw_commit: u
             spent
         });
     });
+}
+
+fn group(c: &mut Criterion, callers: u64, orders: u64, entries_per_raw_commit: usize) {
+    let orders = if tiny() { 4 } else { orders };
+    let mut group = begin(c, callers, orders);
+    ledger(&mut group, "ledger", callers, orders, async |dir| create(dir).await);
+    let rt = runtime();
     group.bench_function("raw SQLite", |b| {
         b.iter_custom(|iterations| {
             let dir = tempfile::tempdir_in(".").expect("a directory on the disk under test");
@@ -65,25 +81,10 @@ fn group(c: &mut Criterion, callers: u64, orders: u64, entries_per_raw_commit: u
 /// The commit key is elsewhere: signing one commit must not keep the next ones from being filled and signed.
 fn distant(c: &mut Criterion, callers: u64, orders: u64) {
     let orders = if tiny() { 4 } else { orders };
-    let mut group = c.benchmark_group(format!("append/{callers} callers"));
-    group.throughput(Throughput::Elements(orders * ENTRIES_PER_ORDER)).sample_size(10);
-    group.measurement_time(Duration::from_secs(15));
-    let rt = runtime();
-    group.bench_function("a signer that takes 10 ms", |b| {
-        b.iter_custom(|iterations| {
-            let dir = tempfile::tempdir_in(".").expect("a directory on the disk under test");
-            rt.block_on(async { create(dir.path()).await.shutdown().await.map(drop) }).expect("a clean end");
-            let ledger = rt.block_on(open_with_distant_key(dir.path(), Duration::from_millis(10)));
-            let mut spent = Duration::ZERO;
-            for i in 0..iterations {
-                let commands = parsed(SEED, i * orders, orders);
-                let start = Instant::now();
-                rt.block_on(run_parsed(&ledger, commands, callers));
-                spent += start.elapsed();
-            }
-            rt.block_on(ledger.shutdown()).expect("a clean end");
-            spent
-        });
+    let mut group = begin(c, callers, orders);
+    ledger(&mut group, "a signer that takes 10 ms", callers, orders, async |dir| {
+        create(dir).await.shutdown().await.expect("a clean end");
+        open_with_distant_key(dir, Duration::from_millis(10)).await
     });
     group.finish();
 }

@@ -19,7 +19,7 @@ use ledger_engine::registry::{Action, Key, Purpose};
 use ledger_engine::signer::{LocalSigner, Pending, Signer, SignerError};
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
 use ledger_engine::stream::{CaseId, Stream};
-use support::{code, create, create_line, create_order, genesis, life, list_sku, send};
+use support::{code, create, create_line, create_order, genesis, life, list_sku, send, verified};
 
 const YEAR_2030_US: i64 = 1_893_456_000_000_000;
 
@@ -73,12 +73,6 @@ async fn licensing(dir: &Path, chains: u32) -> (Ledger, Arc<Flaky>) {
     let config = support::config(Arc::new(store));
     config.signers.add(licence_signer.clone());
     (Ledger::open(config).await.unwrap(), licence_signer)
-}
-
-fn verified(dir: &Path, ledger: &Ledger) {
-    let demands = Demands { trust: Some(ledger.id()), ..Demands::default() };
-    let report = audit_verify::verify_path_with(dir, demands);
-    assert_eq!((report.exit(), report.reason()), (0, ""), "{}", report.to_text());
 }
 
 /// The licence in an order's entry.

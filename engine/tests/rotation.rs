@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use audit_verify::Demands;
 use ledger_engine::archive::ExportOptions;
-use ledger_engine::hash::Hash;
 use ledger_engine::ledger::{AppendError, Appended, Config, Enrolment, Ledger};
 use ledger_engine::registry::{Key, Purpose};
 use ledger_engine::retire::{Authorise, Authority, Retire};
@@ -15,7 +14,7 @@ use ledger_engine::signer::{LocalSigner, Signer};
 use ledger_engine::store::Store;
 use ledger_engine::store::postgres::{PostgresOptions, PostgresStore};
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
-use support::{code, create_line, create_order, list_sku, postgres};
+use support::{code, create_line, create_order, list_sku, postgres, verified};
 
 fn signer(purpose: Purpose, seed: u8) -> LocalSigner {
     LocalSigner::from_seed(purpose, &[seed; 32])
@@ -51,10 +50,6 @@ async fn open(store: Arc<dyn Store>, seeds: &[u8]) -> Ledger {
 fn kids(ledger: &Ledger, chain: u32) -> Vec<(u64, String)> {
     let commits = ledger.store().commits(chain, 0, 10_000).unwrap();
     commits.into_iter().map(|c| (c.first_index, c.signatures[0].kid.clone())).collect()
-}
-
-fn demands(id: Hash) -> Demands<'static> {
-    Demands { trust: Some(id), ..Demands::default() }
 }
 
 /// Two ledgers write to four chains while a third rotates their key; nothing that was acknowledged is lost or broken.
@@ -110,8 +105,7 @@ async fn a_rotation_reaches_every_writer_of_the_embedded_store() {
     let store = || Arc::new(SqliteStore::open(dir.path(), SqliteOptions::default()).unwrap()) as Arc<dyn Store>;
     let ledger = rotates_under_load([store(), store(), store()]).await;
     ledger.shutdown().await.unwrap();
-    let report = audit_verify::verify_path_with(dir.path(), demands(ledger.id()));
-    assert_eq!((report.exit(), report.reason()), (0, ""), "{}", report.to_text());
+    verified(dir.path(), &ledger);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -125,8 +119,7 @@ async fn a_rotation_reaches_every_writer_of_a_database() {
     let export = dir.path().join("export");
     let options = ExportOptions { gzip: false, withhold_private: false, exported_at_us: 0, tool: "test".into() };
     ledger.export(options, &export).await.unwrap();
-    let report = audit_verify::verify_path_with(&export, demands(ledger.id()));
-    assert_eq!((report.exit(), report.reason()), (0, ""), "{}", report.to_text());
+    verified(&export, &ledger);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -146,8 +139,7 @@ async fn who_has_not_the_new_key_writes_nothing_until_it_does() {
         assert_eq!(code(&ledger, &create_line(&format!("k{n}"), "s")).await, "accepted");
     }
     ledger.shutdown().await.unwrap();
-    let report = audit_verify::verify_path_with(dir.path(), demands(ledger.id()));
-    assert_eq!((report.exit(), report.reason()), (0, ""), "{}", report.to_text());
+    verified(dir.path(), &ledger);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,8 +161,7 @@ async fn of_two_that_rotate_a_key_one_wins() {
     assert_eq!(one.retire(retire, authorise(Some(40))).await.unwrap_err().code(), "KEY_REFUSED");
     one.shutdown().await.unwrap();
     two.shutdown().await.unwrap();
-    let report = audit_verify::verify_path_with(dir.path(), demands(one.id()));
-    assert_eq!(report.exit(), 0, "{}", report.to_text());
+    verified(dir.path(), &one);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -209,7 +200,7 @@ async fn a_revoked_key_leaves_another_and_its_doubtful_entries_uncovered() {
     ledger.retire(revoke(Some(vec![2, 1])), authorise(None)).await.unwrap();
     create_order(&ledger, "after", "s").await;
     ledger.shutdown().await.unwrap();
-    let report = audit_verify::verify_path_with(dir.path(), demands(ledger.id()));
+    let report = audit_verify::verify_path_with(dir.path(), Demands { trust: Some(ledger.id()), ..Demands::default() });
     let text = report.to_text();
     assert_eq!(report.exit(), 2, "{text}");
     assert!(text.contains("commit-6a3803d5"), "{text}");
@@ -236,7 +227,6 @@ async fn a_hundred_rotations_verify() {
     let last = (0..2).any(|chain| kids(&ledger, chain).last().unwrap().1 == commit_key(199).kid);
     assert!(last, "the last order is signed by the last key");
     ledger.shutdown().await.unwrap();
-    let report = audit_verify::verify_path_with(dir.path(), demands(ledger.id()));
-    assert_eq!((report.exit(), report.reason()), (0, ""), "{}", report.to_text());
+    verified(dir.path(), &ledger);
     assert_eq!(signer(Purpose::Commit, 199).public_key(), commit_key(199).public_key.ed25519().unwrap());
 }

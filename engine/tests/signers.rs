@@ -8,15 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use audit_verify::Demands;
-use ledger_engine::domain::command::Command;
 use ledger_engine::ledger::Ledger;
 use ledger_engine::registry::Purpose;
 use ledger_engine::signer::keyring::{Keyring, SignerSource};
 use ledger_engine::signer::remote::{Patience, RemoteError, RemoteKey, RemoteSigner};
 use ledger_engine::signer::{Keeper, LocalSigner, Pending, Signer, SignerError};
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
-use support::{code, create_line, list_sku};
+use support::{at_once, code, create_line, list_sku};
 
 const MESSAGE: &[u8] = b"a statement";
 
@@ -195,23 +193,13 @@ fn size(ledger: &Ledger) -> u64 {
 
 async fn verified(dir: &std::path::Path, ledger: &Ledger) {
     ledger.shutdown().await.unwrap();
-    let demands = Demands { trust: Some(ledger.id()), ..Demands::default() };
-    let report = audit_verify::verify_path_with(dir, demands);
-    assert_eq!((report.exit(), report.reason()), (0, ""), "{}", report.to_text());
+    support::verified(dir, ledger);
 }
 
-/// Queues `n` new orders in turn and waits for all; returns the index of each.
+/// Makes `n` new orders at once; returns the index of each.
 async fn orders(ledger: &Ledger, name: &str, n: usize) -> Vec<Result<u64, &'static str>> {
-    let mut waiting = Vec::new();
-    for i in 0..n {
-        let command = Command::parse(create_line(&format!("{name}-{i}"), "s").as_bytes()).unwrap();
-        waiting.push(ledger.submit(&command, None, "SUBMIT").await.unwrap());
-    }
-    let mut answers = Vec::new();
-    for pending in waiting {
-        answers.push(pending.wait().await.map(|a| a.entries[0].index).map_err(|e| e.code()));
-    }
-    answers
+    let answers = at_once(ledger, (0..n).map(|i| create_line(&format!("{name}-{i}"), "s"))).await;
+    answers.into_iter().map(|a| a.map(|a| a.entries[0].index).map_err(|e| e.code())).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,24 +7,15 @@ mod support;
 use std::path::Path;
 
 use audit_verify::{Anchor, Demands, Report, Verdict, verify_path_with};
-use ledger_engine::domain::command::Command;
 use ledger_engine::hash::Hash;
 use ledger_engine::ledger::Ledger;
 use ledger_engine::stream::CaseId;
-use support::{create, create_line, life, list_sku, open, send, tamper};
+use support::{at_once, create, create_line, life, list_sku, open, send, tamper};
 
 /// `count` orders at once, so that commits hold several entries.
 async fn orders(ledger: &Ledger, prefix: &str, count: u32) -> Vec<CaseId> {
-    let mut waiting = Vec::new();
-    for i in 0..count {
-        let command = Command::parse(create_line(&format!("{prefix}{i}"), "s").as_bytes()).unwrap();
-        waiting.push(ledger.submit(&command, None, "SUBMIT").await.unwrap());
-    }
-    let mut made = Vec::new();
-    for pending in waiting {
-        made.push(pending.wait().await.unwrap().case.unwrap());
-    }
-    made
+    let answers = at_once(ledger, (0..count).map(|i| create_line(&format!("{prefix}{i}"), "s"))).await;
+    answers.into_iter().map(|a| a.unwrap().case.unwrap()).collect()
 }
 
 async fn kept(ledger: &Ledger) -> Vec<Anchor> {

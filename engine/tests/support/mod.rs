@@ -7,6 +7,7 @@ pub mod postgres;
 use std::path::Path;
 use std::sync::Arc;
 
+use audit_verify::Demands;
 use ledger_engine::domain::command::Command;
 use ledger_engine::environment::SeededEnvironment;
 use ledger_engine::genesis::{Genesis, Limits};
@@ -63,6 +64,27 @@ pub async fn open(dir: &Path) -> Ledger {
 pub async fn send(ledger: &Ledger, line: &str) -> Result<Appended, AppendError> {
     let command = Command::parse(line.as_bytes()).unwrap_or_else(|e| panic!("{e}: {line}"));
     ledger.append(&command, "SUBMIT").await
+}
+
+/// Queues all commands in turn, so that commits hold several entries, then waits for all answers.
+pub async fn at_once(ledger: &Ledger, lines: impl IntoIterator<Item = String>) -> Vec<Result<Appended, AppendError>> {
+    let mut waiting = Vec::new();
+    for line in lines {
+        let command = Command::parse(line.as_bytes()).unwrap();
+        waiting.push(ledger.submit(&command, None, "SUBMIT").await.unwrap());
+    }
+    let mut answers = Vec::new();
+    for pending in waiting {
+        answers.push(pending.wait().await);
+    }
+    answers
+}
+
+/// Verifies the ledger, or the export, in a directory.
+pub fn verified(dir: &Path, ledger: &Ledger) {
+    let demands = Demands { trust: Some(ledger.id()), ..Demands::default() };
+    let report = audit_verify::verify_path_with(dir, demands);
+    assert_eq!((report.exit(), report.reason()), (0, ""), "{}", report.to_text());
 }
 
 pub async fn code(ledger: &Ledger, line: &str) -> &'static str {
