@@ -3,11 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ledger_engine::keys::{KeyFileError, is_signing_key, read_signing_key};
-use ledger_engine::registry::Purpose;
+use ledger_engine::keys::{KeyFileError, find_signing_key};
 use ledger_engine::signer::keyring::{Keyring, SignerSource};
-use ledger_engine::signer::{LocalSigner, Signer, SignerError};
-use zeroize::Zeroizing;
+use ledger_engine::signer::{Signer, SignerError};
 
 /// All Ed25519 private keys in a directory, whatever they are for: the registry knows. What else lies there is passed over.
 struct KeyDirectory(PathBuf);
@@ -23,12 +21,7 @@ impl KeyDirectory {
         paths.sort();
         let mut signers: Vec<Arc<dyn Signer>> = Vec::new();
         for path in paths {
-            let unreadable = |source| KeyFileError::Io { path: path.clone(), source };
-            if !is_signing_key(&Zeroizing::new(std::fs::read_to_string(&path).map_err(unreadable)?)) {
-                continue;
-            }
-            // The word stands for none here: by its public key the registry finds what it is for.
-            signers.push(Arc::new(LocalSigner::new(Purpose::Commit, read_signing_key(&path)?)));
+            signers.extend(find_signing_key(&path)?.map(|key| Arc::new(key) as Arc<dyn Signer>));
         }
         Ok(signers)
     }

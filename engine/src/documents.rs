@@ -14,7 +14,7 @@ use crate::json::Value;
 use crate::ledger::{AppendError, Ledger};
 use crate::licence::{Licence, SCOPE_DEFAULT, Terms};
 use crate::reader::blocking;
-use crate::registry::{Purpose, Registry};
+use crate::registry::Purpose;
 use crate::signer::SignerError;
 use crate::store::{Store, StoreError};
 use crate::stream::{CaseId, Stream};
@@ -88,15 +88,14 @@ impl Ledger {
         let mut documents = Documents::default();
         match &mut action {
             Action::IssueLicense { expires_at, scope, licence } => {
-                let registry = self.registry();
-                if registry.current(Purpose::Licence).is_none() {
+                if !self.signs_licences() {
                     if scope.is_none() {
                         return Ok((action, documents));
                     }
                     let message = "scope belongs to signed licences, and this ledger has no licence key; enrol one with `ledger keys`";
                     return Err(Refusal::new(RefusalCode::InvalidCommand, message).into());
                 }
-                match self.licence(registry, case, scope.as_deref(), *expires_at).await {
+                match self.licence(case, scope.as_deref(), *expires_at).await {
                     Ok(signed) => *licence = signed,
                     // A retry still gets its first answer, and a refusal its own code.
                     Err(AppendError::Signer(e)) => documents.away = Some(e),
@@ -115,7 +114,6 @@ impl Ledger {
     /// The signed licence of an order; none of one that does not exist.
     async fn licence(
         &self,
-        registry: Registry,
         case: CaseId,
         scope: Option<&str>,
         expires_at_us: Option<i64>,
@@ -128,9 +126,8 @@ impl Ledger {
             about = self.order_about(case).await?.map(|(about, _)| about);
         }
         let Some(About { sku_id, buyer }) = about else { return Ok(None) };
-        let keyring = Arc::clone(&self.shared.keyring);
-        let choosing = blocking(move || Ok(keyring.signer(&registry, registry.size(), Purpose::Licence)));
-        let chosen = choosing.await??;
+        let shared = Arc::clone(&self.shared);
+        let chosen = blocking(move || Ok(shared.signer(Purpose::Licence))).await??;
         let terms = Terms {
             order_id: case,
             sku_id,

@@ -82,6 +82,16 @@ pub fn write_secret(path: &Path, contents: &[u8]) -> Result<(), KeyFileError> {
 
 /// Reads a text that only its owner may read. It is wiped when it is dropped.
 pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
+    check_private(path)?;
+    read_text(path)
+}
+
+fn read_text(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
+    fs::read_to_string(path).map(Zeroizing::new).map_err(io(path))
+}
+
+/// Refuses a file that others may read.
+fn check_private(path: &Path) -> Result<(), KeyFileError> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt as _;
@@ -90,7 +100,7 @@ pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
             return Err(KeyFileError::Permissions { path: path.to_owned(), mode });
         }
     }
-    fs::read_to_string(path).map(Zeroizing::new).map_err(io(path))
+    Ok(())
 }
 
 /// The variable that names the file whose first line is the passphrase of encrypted key files.
@@ -127,16 +137,29 @@ pub fn write_key(path: &Path, key: &SigningKey) -> Result<(), KeyFileError> {
 
 /// Reads a private key.
 pub fn read_signing_key(path: &Path) -> Result<SigningKey, KeyFileError> {
-    let pem = read_secret(path)?;
+    signing_key_of(path, &read_secret(path)?)
+}
+
+/// Reads a private key from a file that may be something else, such as a certificate: then there is none, whoever may read it.
+pub fn find_signing_key(path: &Path) -> Result<Option<SigningKey>, KeyFileError> {
+    let pem = read_text(path)?;
+    if !is_signing_key(&pem) {
+        return Ok(None);
+    }
+    check_private(path)?;
+    signing_key_of(path, &pem).map(Some)
+}
+
+fn signing_key_of(path: &Path, pem: &str) -> Result<SigningKey, KeyFileError> {
     if pem.contains(ENCRYPTED) {
-        let key = passphrase().and_then(|passphrase| parse_encrypted_key(&pem, &passphrase));
+        let key = passphrase().and_then(|passphrase| parse_encrypted_key(pem, &passphrase));
         return key.map_err(|reason| KeyFileError::Unusable { path: path.to_owned(), reason });
     }
-    parse_key(&pem).map_err(|reason| KeyFileError::Malformed { path: path.to_owned(), reason })
+    parse_key(pem).map_err(|reason| KeyFileError::Malformed { path: path.to_owned(), reason })
 }
 
 /// Whether the text of a file is meant to be an Ed25519 private key: no certificate, no public key, no key of another algorithm.
-pub fn is_signing_key(pem: &str) -> bool {
+fn is_signing_key(pem: &str) -> bool {
     if pem.contains(ENCRYPTED) {
         return true;
     }
@@ -173,7 +196,7 @@ impl PrivateKey {
         let unusable = |reason: String| KeyFileError::Unusable { path: path.to_owned(), reason };
         let pem = read_secret(path)?;
         if pem.contains(ENCRYPTED) {
-            return read_signing_key(path).map(|key| PrivateKey::Ed25519(Box::new(key)));
+            return signing_key_of(path, &pem).map(|key| PrivateKey::Ed25519(Box::new(key)));
         }
         PrivateKey::parse(&pem).map_err(unusable)
     }

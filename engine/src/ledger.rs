@@ -657,11 +657,14 @@ fn heads_sizes(payload: &Object) -> Vec<u64> {
 
 /// Refuses to open a ledger for which nobody here could sign.
 fn check_signers(signers: &Keyring, registry: &Registry) -> Result<(), StoreError> {
-    if signers.refresh().is_err() {
-        // What cannot be asked now may have the key: until then whoever needs it is told so, and everybody can read.
-        return Ok(());
-    }
     for purpose in [Purpose::Commit, Purpose::Checkpoint] {
+        if signers.signer(registry, registry.size(), purpose).is_ok() {
+            continue;
+        }
+        if signers.refresh().is_err() {
+            // What cannot be asked now may have the key: until then whoever needs it is told so, and everybody can read.
+            return Ok(());
+        }
         signers.signer(registry, registry.size(), purpose).map_err(|e| {
             StoreError::Unusable(format!(
                 "{} signs for this ledger, and it is not here: {}. What is here is not a valid key of this ledger: if its file was lost, \
@@ -721,10 +724,7 @@ fn record_checkpoint(shared: &Shared, base: &str, chain: u32) -> Result<Recorded
         return Ok(Recorded::Signed(note));
     }
     // Without a signer nothing is recorded.
-    let chosen = {
-        let registry = shared.registry.read().unwrap_or_else(PoisonError::into_inner).clone();
-        shared.keyring.signer(&registry, registry.size(), Purpose::Checkpoint)?
-    };
+    let chosen = shared.signer(Purpose::Checkpoint)?;
     store.record_checkpoint(&row).inspect_err(|e| {
         if let StoreError::WentBack(why) = e {
             shared.stop(why.clone());

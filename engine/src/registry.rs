@@ -359,7 +359,15 @@ impl Registry {
 
     /// The valid key of a purpose, the newest if there are several.
     pub fn current(&self, purpose: Purpose) -> Option<&Key> {
-        self.records.iter().rev().find(|r| r.key.purpose == purpose && r.retired.is_none()).map(|r| &r.key)
+        self.valid(self.size(), purpose).next().map(|r| &r.key)
+    }
+
+    /// The keys of a purpose that are valid in the prefix `registry_size`, the newest first.
+    pub fn valid(&self, registry_size: u64, purpose: Purpose) -> impl Iterator<Item = &KeyRecord> {
+        self.records.iter().rev().filter(move |record| {
+            let retired = record.retired.as_ref().is_some_and(|r| r.registry_size <= registry_size);
+            record.key.purpose == purpose && record.enrolled_size <= registry_size.max(1) && !retired
+        })
     }
 
     /// Checks a registry entry without changing anything.

@@ -57,12 +57,8 @@ impl Retire {
         let Retire::Revoke { kid, .. } = self else { return Ok(()) };
         let Some(record) = registry.record(kid).filter(|r| r.retired.is_none()) else { return Ok(()) };
         let purpose = record.key.purpose;
-        let others = registry.records().iter().filter(|r| {
-            let other = r.key.kid != *kid && r.key.purpose == purpose;
-            other && r.retired.is_none()
-        });
         let needed = matches!(purpose, Purpose::Governance | Purpose::Commit | Purpose::Checkpoint);
-        if !needed || others.count() > 0 {
+        if !needed || registry.valid(registry.size(), purpose).any(|other| other.key.kid != *kid) {
             return Ok(());
         }
         let message = format!(

@@ -33,7 +33,7 @@ use crate::reader::{StoredNodes, load_registry};
 use crate::registry::{Purpose, Registry, RegistryPlace, govern_payload};
 use crate::retire::{Authorise, Authority, Retire};
 use crate::runs::{RUN_ENTRIES, event_id_run};
-use crate::signer::keyring::Keyring;
+use crate::signer::keyring::{Chosen, Keyring};
 use crate::signer::{Pending, SignerError};
 use crate::store::{
     ChainHead, CheckpointRow, CommitBatch, Entry, LookedUp, Settled, Store, StoreError, StreamHead, Tile,
@@ -119,6 +119,12 @@ impl Shared {
         Ok(())
     }
 
+    /// The signer for a purpose by the registry as it is now. Blocks when a source has to be asked.
+    pub(crate) fn signer(&self, purpose: Purpose) -> Result<Chosen, SignerError> {
+        let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner);
+        self.keyring.signer(&registry, registry.size(), purpose)
+    }
+
     /// No chain takes another entry. The first reason stays.
     pub(crate) fn stop(&self, why: String) -> StoreError {
         StoreError::WentBack(self.went_back.get_or_init(|| why).clone())
@@ -186,6 +192,17 @@ impl Open {
     fn has_work(&self) -> bool {
         !self.jobs.is_empty() || !self.queue.is_empty()
     }
+}
+
+/// What lies between the commit that grows and the answers to those before it.
+struct Pipeline<'a> {
+    /// The commits that are being signed and stored, oldest first.
+    in_flight: VecDeque<InFlight>,
+    /// Jobs of failed commits, which are done again when none is on its way.
+    failed: VecDeque<Job>,
+    /// Where signatures come in.
+    signed: &'a mpsc::Sender<Message>,
+    storer: &'a std::sync::mpsc::Sender<CommitBatch>,
 }
 
 /// A commit on its way.
@@ -351,12 +368,12 @@ impl Writer {
         storer: &std::sync::mpsc::Sender<CommitBatch>,
     ) {
         let mut open = Open::default();
-        let mut in_flight: VecDeque<InFlight> = VecDeque::with_capacity(2);
-        let mut failed: VecDeque<Job> = VecDeque::new();
+        let mut pipeline = Pipeline { in_flight: VecDeque::with_capacity(2), failed: VecDeque::new(), signed, storer };
         let mut next = None;
         loop {
             let full = open.jobs.len() >= self.share || !open.queue.is_empty();
-            let may_flush = open.has_work() && (in_flight.is_empty() || (in_flight.len() == 1 && full && !self.stale));
+            let on_its_way = pipeline.in_flight.len();
+            let may_flush = open.has_work() && (on_its_way == 0 || (on_its_way == 1 && full && !self.stale));
             let message = match (next.take(), may_flush, full) {
                 (Some(message), _, _) => Some(message),
                 (None, true, true) => None,
@@ -376,34 +393,28 @@ impl Writer {
                             }
                         }
                     }
-                    self.fill(&mut open, &in_flight);
+                    self.fill(&mut open, &pipeline.in_flight);
                 }
                 Some(Message::Stored(result)) => {
-                    if let Some(stored) = in_flight.pop_front() {
-                        self.stored(stored, result.map_err(Into::into), &mut failed);
+                    if let Some(stored) = pipeline.in_flight.pop_front() {
+                        self.stored(stored, result.map_err(Into::into), &mut pipeline.failed);
                     }
-                    self.hand_over(&mut in_flight, storer, &mut failed);
-                    if in_flight.is_empty() && !failed.is_empty() {
-                        self.recover(std::mem::take(&mut failed), &mut open);
-                    }
+                    self.go_on(&mut open, &mut pipeline);
                 }
                 Some(Message::Signed(ticket, result)) => {
                     // One that was given up meanwhile is not there any more.
-                    if let Some(flight) = in_flight.iter_mut().find(|f| f.ticket == ticket) {
+                    if let Some(flight) = pipeline.in_flight.iter_mut().find(|f| f.ticket == ticket) {
                         flight.signed(result);
                     }
-                    self.hand_over(&mut in_flight, storer, &mut failed);
-                    if in_flight.is_empty() && !failed.is_empty() {
-                        self.recover(std::mem::take(&mut failed), &mut open);
-                    }
+                    self.go_on(&mut open, &mut pipeline);
                 }
                 Some(Message::Close) => {}
                 // The inbox is empty, or the commit is full.
-                None if may_flush => self.flush(&mut open, &mut in_flight, signed, storer),
+                None if may_flush => self.flush(&mut open, &mut pipeline),
                 None => return,
             }
             let closing = self.shared.closing.load(std::sync::atomic::Ordering::Acquire);
-            if closing && in_flight.is_empty() && !open.has_work() && inbox.is_empty() && next.is_none() {
+            if closing && pipeline.in_flight.is_empty() && !open.has_work() && inbox.is_empty() && next.is_none() {
                 return;
             }
         }
@@ -433,17 +444,12 @@ impl Writer {
     }
 
     /// Hands what is signed to the store, in order. What was linked to a commit without a signature fails with it.
-    fn hand_over(
-        &mut self,
-        in_flight: &mut VecDeque<InFlight>,
-        storer: &std::sync::mpsc::Sender<CommitBatch>,
-        failed: &mut VecDeque<Job>,
-    ) {
-        for flight in in_flight.iter_mut() {
+    fn hand_over(&mut self, pipeline: &mut Pipeline<'_>) {
+        for flight in &mut pipeline.in_flight {
             match std::mem::replace(&mut flight.stage, Stage::Storing) {
                 Stage::Storing => {}
                 Stage::Signed(batch) => {
-                    if storer.send(*batch).is_err() {
+                    if pipeline.storer.send(*batch).is_err() {
                         let reason = "the storing thread is gone".to_owned();
                         flight.stage = Stage::Failed(SignerError { kid: "commit".into(), reason });
                         break;
@@ -455,11 +461,21 @@ impl Writer {
                 }
             }
         }
-        let Some(Stage::Failed(error)) = in_flight.front().map(|f| &f.stage) else { return };
+        let Some(Stage::Failed(error)) = pipeline.in_flight.front().map(|f| &f.stage) else { return };
         let error = AppendError::Signer(error.clone());
-        for flight in in_flight.drain(..) {
-            self.stored(flight, Err(error.clone()), failed);
+        for flight in pipeline.in_flight.drain(..) {
+            self.stored(flight, Err(error.clone()), &mut pipeline.failed);
         }
+    }
+
+    /// Hands over what is signed; once nothing is on its way, does again what failed. Whether something did.
+    fn go_on(&mut self, open: &mut Open, pipeline: &mut Pipeline<'_>) -> bool {
+        self.hand_over(pipeline);
+        let again = pipeline.in_flight.is_empty() && !pipeline.failed.is_empty();
+        if again {
+            self.recover(std::mem::take(&mut pipeline.failed), open);
+        }
+        again
     }
 
     fn fill(&mut self, open: &mut Open, in_flight: &VecDeque<InFlight>) {
@@ -481,13 +497,12 @@ impl Writer {
             let at = open.outcomes.len();
             match self.execute(&job.work, draft, at, &open.outcomes, in_flight) {
                 Ok(appended) => open.outcomes.push(Outcome::Appended(appended)),
-                Err(Stop::Refused(r)) => open.outcomes.push(Outcome::Failed(AppendError::Refused(r))),
-                Err(Stop::Signer(e)) => open.outcomes.push(Outcome::Failed(AppendError::Signer(e))),
                 Err(Stop::Store(_)) => {
                     open.queue.push_front(job);
                     self.stale = true;
                     return;
                 }
+                Err(stop) => open.outcomes.push(Outcome::Failed(stop.into())),
             }
             open.jobs.push(job);
         }
@@ -531,24 +546,19 @@ impl Writer {
     }
 
     /// Signs the open commit and hands it to the store.
-    fn flush(
-        &mut self,
-        open: &mut Open,
-        in_flight: &mut VecDeque<InFlight>,
-        signed: &mpsc::Sender<Message>,
-        storer: &std::sync::mpsc::Sender<CommitBatch>,
-    ) {
+    fn flush(&mut self, open: &mut Open, pipeline: &mut Pipeline<'_>) {
         // What another chain lost stops this one, too.
         self.stale |= self.shared.went_back.get().is_some();
         if self.stale {
             return self.recover(VecDeque::new(), open);
         }
-        self.balance(open.jobs.len() + open.queue.len() + in_flight.iter().map(|f| f.jobs.len()).sum::<usize>());
+        let on_their_way = pipeline.in_flight.iter().map(|f| f.jobs.len()).sum::<usize>();
+        self.balance(open.jobs.len() + open.queue.len() + on_their_way);
         let (draft, jobs) = (open.draft.take(), std::mem::take(&mut open.jobs));
         let outcomes = std::mem::take(&mut open.outcomes);
         let Some(draft) = draft.filter(|d| !d.entries.is_empty()) else {
             // Refusals and repetitions may rest on the commit before, so they wait for it.
-            match in_flight.back_mut() {
+            match pipeline.in_flight.back_mut() {
                 Some(last) => {
                     last.jobs.extend(jobs);
                     last.outcomes.extend(outcomes);
@@ -558,53 +568,43 @@ impl Writer {
                 }
                 None => return self.recover(jobs.into(), open),
             }
-            return self.fill(open, in_flight);
+            return self.fill(open, &pipeline.in_flight);
         };
         let after = (draft.after.size(), draft.after.hash);
         self.tickets += 1;
         let (ticket, idempotency, now_us) = (self.tickets, draft.idempotency.clone(), draft.now_us);
         let mut flight = InFlight { ticket, stage: Stage::Storing, after, jobs, outcomes, idempotency };
-        let mut failed = VecDeque::new();
         match self.finish(draft) {
-            Err(e) => {
-                self.stored(flight, Err(e.into()), &mut failed);
-            }
+            Err(e) => self.stored(flight, Err(e.into()), &mut pipeline.failed),
             Ok((batch, mut signing)) => {
                 self.advance(&batch, now_us);
-                match self.at_hand(&mut signing) {
-                    Some(result) => {
-                        flight.stage = Stage::Signing(Box::new(batch));
-                        flight.signed(result);
-                    }
-                    None => {
-                        flight.stage = Stage::Signing(Box::new(batch));
-                        let signed = signed.clone();
-                        self.shared.runtime.spawn(async move {
-                            let message = Message::Signed(ticket, signing.await);
-                            // A writer that is gone has answered nobody with success.
-                            let _ = signed.send(message).await;
-                        });
-                    }
+                flight.stage = Stage::Signing(Box::new(batch));
+                if let Some(result) = self.at_hand(&mut signing) {
+                    flight.signed(result);
+                } else {
+                    let signed = pipeline.signed.clone();
+                    self.shared.runtime.spawn(async move {
+                        // A writer that is gone has answered nobody with success.
+                        let _ = signed.send(Message::Signed(ticket, signing.await)).await;
+                    });
                 }
-                let alone = in_flight.is_empty() && flight.jobs.len() <= INLINE_JOBS;
+                let alone = pipeline.in_flight.is_empty() && flight.jobs.len() <= INLINE_JOBS;
                 match std::mem::replace(&mut flight.stage, Stage::Storing) {
                     // A hand-over to the other thread would cost a lone caller more than it wins.
                     Stage::Signed(batch) if alone => {
                         let result = store_settled(&self.shared, &batch).map_err(Into::into);
-                        self.stored(flight, result, &mut failed);
+                        self.stored(flight, result, &mut pipeline.failed);
                     }
                     stage => {
                         flight.stage = stage;
-                        in_flight.push_back(flight);
-                        self.hand_over(in_flight, storer, &mut failed);
+                        pipeline.in_flight.push_back(flight);
                     }
                 }
             }
         }
-        if in_flight.is_empty() && !failed.is_empty() {
-            return self.recover(failed, open);
+        if !self.go_on(open, pipeline) {
+            self.fill(open, &pipeline.in_flight);
         }
-        self.fill(open, in_flight);
     }
 
     /// After a failed commit: what was assumed is forgotten, and its jobs, with those that built on it, are done again
@@ -856,11 +856,7 @@ impl Writer {
         let event = SystemEvent { stream: Stream::Ledger, event_type: action.event_type(), body, expected };
         let mut draft = self.new_draft();
         let work = Work::System(Box::new(event));
-        let appended = self.execute(&work, &mut draft, 0, &[], &VecDeque::new()).map_err(|stop| match stop {
-            Stop::Refused(refusal) => AppendError::Refused(refusal),
-            Stop::Signer(e) => AppendError::Signer(e),
-            Stop::Store(e) => e.into(),
-        })?;
+        let appended = self.execute(&work, &mut draft, 0, &[], &VecDeque::new())?;
         Ok((appended, self.finish_signed(draft)?))
     }
 
@@ -931,9 +927,8 @@ impl Writer {
             let at = outcomes.len();
             let outcome = match self.execute(&job.work, &mut draft, at, &outcomes, &none) {
                 Ok(appended) => Outcome::Appended(appended),
-                Err(Stop::Refused(r)) => Outcome::Failed(AppendError::Refused(r)),
-                Err(Stop::Signer(e)) => Outcome::Failed(AppendError::Signer(e)),
                 Err(Stop::Store(e)) => return Err(e.into()),
+                Err(stop) => Outcome::Failed(stop.into()),
             };
             outcomes.push(outcome);
         }
@@ -1426,6 +1421,16 @@ enum Stop {
     Store(StoreError),
 }
 
+impl From<Stop> for AppendError {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Refused(refusal) => AppendError::Refused(refusal),
+            Stop::Signer(e) => AppendError::Signer(e),
+            Stop::Store(e) => e.into(),
+        }
+    }
+}
+
 impl From<Refusal> for Stop {
     fn from(r: Refusal) -> Self {
         Stop::Refused(r)
@@ -1447,7 +1452,7 @@ impl From<CommitError> for AppendError {
     fn from(e: CommitError) -> Self {
         match e {
             CommitError::Signer(e) => AppendError::Signer(e),
-            CommitError::Store(e) => AppendError::Store(Arc::new(e)),
+            CommitError::Store(e) => e.into(),
         }
     }
 }

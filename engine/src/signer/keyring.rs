@@ -88,11 +88,7 @@ impl Keyring {
     /// The signer for a purpose, and its key as enrolled, for a statement that names the first `registry_size` entries of the
     /// registry. Blocks when a source has to be asked, which happens at most once a second.
     pub fn signer(&self, registry: &Registry, registry_size: u64, purpose: Purpose) -> Result<Chosen, SignerError> {
-        let valid = |record: &&KeyRecord| {
-            let retired = record.retired.as_ref().is_some_and(|r| r.registry_size <= registry_size);
-            record.key.purpose == purpose && record.enrolled_size <= registry_size.max(1) && !retired
-        };
-        let newest_first: Vec<&KeyRecord> = registry.records().iter().rev().filter(valid).collect();
+        let newest_first: Vec<&KeyRecord> = registry.valid(registry_size, purpose).collect();
         let missing = newest_first.first().filter(|record| self.held(&record.key).is_none());
         if missing.is_some_and(|record| self.may_ask(&record.key.kid)) {
             // What it says is kept, and said if no other key serves.
@@ -106,8 +102,7 @@ impl Keyring {
 
     /// Whether a valid key of the purpose is held. No source is asked.
     pub fn holds(&self, registry: &Registry, purpose: Purpose) -> bool {
-        let valid = registry.records().iter().filter(|r| r.key.purpose == purpose && r.retired.is_none());
-        valid.into_iter().any(|record| self.held(&record.key).is_some())
+        registry.valid(registry.size(), purpose).any(|record| self.held(&record.key).is_some())
     }
 
     fn held(&self, key: &Key) -> Option<Arc<dyn Signer>> {

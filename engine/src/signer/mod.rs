@@ -10,7 +10,7 @@ use std::future::{Future, ready};
 use std::pin::Pin;
 use std::time::Duration;
 
-use ed25519_dalek::{Signer as _, SigningKey};
+use ed25519_dalek::SigningKey;
 
 use crate::hash::to_hex;
 use crate::registry::{Key, Purpose};
@@ -114,17 +114,28 @@ impl LocalSigner {
 
     /// A signature over `message`, at once.
     pub fn signature(&self, message: &[u8]) -> [u8; 64] {
-        self.signing.sign(message).to_bytes()
+        ed25519_dalek::Signer::sign(&self.signing, message).to_bytes()
+    }
+}
+
+/// A key in memory is at hand.
+impl Signer for SigningKey {
+    fn public_key(&self) -> [u8; 32] {
+        self.verifying_key().to_bytes()
+    }
+
+    fn sign<'a>(&'a self, message: &'a [u8]) -> Pending<'a, Result<[u8; 64], SignerError>> {
+        Box::pin(ready(Ok(ed25519_dalek::Signer::sign(self, message).to_bytes())))
     }
 }
 
 impl Signer for LocalSigner {
     fn public_key(&self) -> [u8; 32] {
-        self.signing.verifying_key().to_bytes()
+        self.signing.public_key()
     }
 
     fn sign<'a>(&'a self, message: &'a [u8]) -> Pending<'a, Result<[u8; 64], SignerError>> {
-        Box::pin(ready(Ok(self.signature(message))))
+        Signer::sign(&self.signing, message)
     }
 }
 

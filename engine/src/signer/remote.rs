@@ -77,6 +77,16 @@ impl Default for Patience {
     }
 }
 
+/// The answer, or that there was none in time.
+async fn within<T>(
+    limit: Duration,
+    what: &str,
+    asking: impl Future<Output = Result<T, RemoteError>>,
+) -> Result<T, RemoteError> {
+    let late = || RemoteError::passing(format!("no {what} within {} ms", limit.as_millis()));
+    timeout(limit, asking).await.unwrap_or_else(|_| Err(late()))
+}
+
 /// A circuit breaker: closed while `rest` is zero; open until `until`, then half open for one request.
 struct Breaker {
     failures: u32,
@@ -149,9 +159,7 @@ impl RemoteSigner {
     }
 
     async fn ask(&self, message: &[u8]) -> Result<[u8; 64], RemoteError> {
-        let asked = timeout(self.patience.attempt, self.key.sign(message)).await;
-        let late = || RemoteError::passing(format!("no answer within {} ms", self.patience.attempt.as_millis()));
-        let given = asked.unwrap_or_else(|_| Err(late()))?;
+        let given = within(self.patience.attempt, "answer", self.key.sign(message)).await?;
         let signature = <[u8; 64]>::try_from(given.as_slice());
         let signature =
             signature.map_err(|_| RemoteError::passing(format!("it gave {} bytes, not a signature", given.len())))?;
@@ -197,9 +205,7 @@ impl Signer for RemoteSigner {
         Box::pin(async move {
             let trial = self.admit()?;
             let start = Instant::now();
-            let late = || RemoteError::passing(format!("no signature within {} ms", self.patience.total.as_millis()));
-            let answered = timeout(self.patience.total, self.attempts(message)).await;
-            let result = answered.unwrap_or_else(|_| Err(late()));
+            let result = within(self.patience.total, "signature", self.attempts(message)).await;
             self.concluded(result.as_ref().err());
             drop(trial);
             if result.is_ok() {
@@ -223,9 +229,7 @@ impl Signer for RemoteSigner {
             if let Some(last) = resting {
                 return Err(self.away(last));
             }
-            let late = || RemoteError::passing(format!("no answer within {} ms", self.patience.attempt.as_millis()));
-            let checked = timeout(self.patience.attempt, self.key.check()).await.unwrap_or_else(|_| Err(late()));
-            checked.map_err(|e| self.away(e))
+            within(self.patience.attempt, "answer", self.key.check()).await.map_err(|e| self.away(e))
         })
     }
 

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use ledger_engine::finance::signature_from_text;
-use ledger_engine::keys::{PrivateKey, read_key, read_public_key};
+use ledger_engine::keys::{PrivateKey, read_public_key};
 use ledger_engine::ledger::{AppendError, Enrolment};
 use ledger_engine::public_key::{Algorithm, PublicKey};
 use ledger_engine::registry::{Key, Purpose, is_kid};
@@ -133,13 +133,8 @@ async fn statement(place: &Place, json: bool, args: &Args, key: &Key) -> Result<
 }
 
 async fn enrol(place: &Place, json: bool, key: Key, governance_key: &Path, holder: Holder) -> Result<u8, CliError> {
-    let governance = read_key(governance_key, Purpose::Governance)?;
     let ledger = directory::open_for_keys(place).await?;
-    let registry = ledger.registry();
-    if registry.current(Purpose::Governance) != Some(governance.key()) {
-        let text = format!("{} is not the governance key of this ledger", governance_key.display());
-        return Err(CliError::Usage(text));
-    }
+    let governance = super::governance(governance_key, &ledger.registry())?;
     let enrolled = match holder {
         Holder::Here(private) => directory::enrol(&ledger, key.clone(), &governance, &private).await,
         Holder::Signed(possession_signature) => {
@@ -159,12 +154,7 @@ async fn enrol(place: &Place, json: bool, key: Key, governance_key: &Path, holde
     };
     let closed = ledger.shutdown().await;
     let appended = match enrolled {
-        Err(CliError::Append(AppendError::Refused(refusal))) => {
-            let (code, text) = (refusal.code.as_str(), refusal.to_string());
-            let object = serde_json::json!({ "ok": false, "error": { "code": code, "message": text } });
-            output::line(&if json { object.to_string() } else { format!("{code}: {text}") })?;
-            return Ok(1);
-        }
+        Err(CliError::Append(AppendError::Refused(refusal))) => return super::refused(json, &refusal),
         enrolled => enrolled?,
     };
     closed?;

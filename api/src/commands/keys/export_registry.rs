@@ -11,7 +11,6 @@ use ledger_engine::stream::Stream;
 use ledger_engine::time::rfc3339;
 use serde_json::{Value, json};
 
-use super::retire::reason_of;
 use crate::directory::{self, Place};
 use crate::{CliError, output};
 
@@ -74,8 +73,10 @@ pub(crate) async fn run(place: &Place, args: Args) -> Result<u8, CliError> {
         let h = &entry.header;
         let object =
             entry.parse_body().ok().and_then(|b| b.payload.value("action").and_then(|a| a.as_object().cloned()));
-        let action = object.and_then(|object| Action::read(&h.event_type, &object).ok());
-        let reason = action.as_ref().and_then(reason_of).map(str::to_owned);
+        let reason = match object.and_then(|object| Action::read(&h.event_type, &object).ok()) {
+            Some(Action::Revoke { reason, .. }) => Some(reason),
+            _ => None,
+        };
         entries.insert(h.revision, (rfc3339(h.recorded_at_us), reason));
     }
     let text = serde_json::to_string_pretty(&signers(&ledger.id().to_hex(), &registry, &entries))

@@ -3,8 +3,13 @@ mod export_registry;
 mod generate;
 mod retire;
 
+use std::path::Path;
+
 use clap::Subcommand;
-use ledger_engine::registry::Purpose;
+use ledger_engine::domain::decide::Refusal;
+use ledger_engine::keys::{KeyFileError, read_key};
+use ledger_engine::registry::{Purpose, Registry};
+use ledger_engine::signer::LocalSigner;
 
 use crate::directory::{self, Place};
 use crate::{CliError, output};
@@ -30,6 +35,25 @@ enum Command {
 /// A purpose by its word.
 fn purpose(text: &str) -> Result<Purpose, String> {
     Purpose::parse(text).ok_or_else(|| format!("one of {}", Purpose::names().collect::<Vec<_>>().join(", ")))
+}
+
+/// The governance key of a ledger, from its file.
+fn governance(path: &Path, registry: &Registry) -> Result<LocalSigner, CliError> {
+    let signer = read_key(path, Purpose::Governance)?;
+    if registry.current(Purpose::Governance) == Some(signer.key()) {
+        return Ok(signer);
+    }
+    let reason =
+        "not the governance key of this ledger, or not the valid governance key any more (`ledger keys` lists them)";
+    Err(KeyFileError::Unusable { path: path.to_owned(), reason: reason.to_owned() }.into())
+}
+
+/// Says why a change of keys was refused.
+fn refused(json: bool, refusal: &Refusal) -> Result<u8, CliError> {
+    let (code, text) = (refusal.code.as_str(), refusal.to_string());
+    let object = serde_json::json!({ "ok": false, "error": { "code": code, "message": text } });
+    output::line(&if json { object.to_string() } else { format!("{code}: {text}") })?;
+    Ok(1)
 }
 
 pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {

@@ -1,11 +1,11 @@
 //! `keys rotate` and `keys revoke`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use ledger_engine::keys::{KeyFileError, PrivateKey, SigningKey, read_key, write_key};
+use ledger_engine::keys::{PrivateKey, SigningKey, write_key};
 use ledger_engine::ledger::AppendError;
-use ledger_engine::registry::{Action, Key, Purpose, Registry};
+use ledger_engine::registry::{Key, Purpose};
 use ledger_engine::retire::{Authorise, Authority, Retire};
 use ledger_engine::signer::{LocalSigner, SignerError};
 
@@ -82,15 +82,6 @@ fn incoming(place: &Place, args: &Rotate) -> Result<Incoming, CliError> {
     Ok(Incoming { key, private: PrivateKey::Ed25519(Box::new(signing)), made: Some(path) })
 }
 
-fn governance(path: &Path, registry: &Registry) -> Result<LocalSigner, CliError> {
-    let signer = read_key(path, Purpose::Governance)?;
-    if registry.current(Purpose::Governance) == Some(signer.key()) {
-        return Ok(signer);
-    }
-    let reason = "not the valid governance key of this ledger (`ledger keys` lists them)".to_owned();
-    Err(KeyFileError::Unusable { path: path.to_owned(), reason }.into())
-}
-
 fn authorise(governance: LocalSigner, private: Option<PrivateKey>) -> Authorise {
     Box::new(move |statement| {
         let none = || SignerError { kid: "the incoming key".into(), reason: "the system gives no randomness".into() };
@@ -102,7 +93,7 @@ fn authorise(governance: LocalSigner, private: Option<PrivateKey>) -> Authorise 
 pub(crate) async fn rotate(place: &Place, json: bool, args: Rotate) -> Result<u8, CliError> {
     let (_, registry) = directory::reader(place).await?;
     // Before a key is made.
-    let governance = governance(&args.governance_key, &registry)?;
+    let governance = super::governance(&args.governance_key, &registry)?;
     let old_kid = match (&args.kid, registry.current(args.purpose)) {
         (Some(kid), _) => kid.clone(),
         (None, Some(key)) => key.kid.clone(),
@@ -137,7 +128,7 @@ pub(crate) async fn revoke(place: &Place, json: bool, args: Revoke) -> Result<u8
     if reason.trim().is_empty() {
         return Err(CliError::Usage("--reason: say why, for those who read it years later".into()));
     }
-    let governance = governance(&governance_key, &directory::reader(place).await?.1)?;
+    let governance = super::governance(&governance_key, &directory::reader(place).await?.1)?;
     let retire = Retire::Revoke { kid: kid.clone(), reason, compromised_since };
     retired(place, json, governance, retire, None, (&kid, None)).await
 }
@@ -153,16 +144,14 @@ async fn retired(
     let ledger = directory::open_for_keys(place).await?;
     if let Some(PrivateKey::Ed25519(signing)) = &private {
         // What this process still has to sign, it signs with that.
-        ledger.signers().add(Arc::new(LocalSigner::new(Purpose::Commit, (**signing).clone())));
+        ledger.signers().add(Arc::new((**signing).clone()));
     }
     let result = ledger.retire(retire, authorise(governance, private)).await;
     let appended = match result {
         Err(AppendError::Refused(refusal)) => {
-            let (code, text) = (refusal.code.as_str(), refusal.to_string());
-            let object = serde_json::json!({ "ok": false, "error": { "code": code, "message": text } });
-            output::line(&if json { object.to_string() } else { format!("{code}: {text}") })?;
+            let answered = super::refused(json, &refusal);
             ledger.shutdown().await?;
-            return Ok(1);
+            return answered;
         }
         result => result?,
     };
@@ -183,12 +172,4 @@ async fn retired(
     }
     closed?;
     Ok(0)
-}
-
-/// What a registry entry says, for `keys export-registry`.
-pub(super) fn reason_of(action: &Action) -> Option<&str> {
-    match action {
-        Action::Revoke { reason, .. } => Some(reason),
-        _ => None,
-    }
 }
