@@ -14,12 +14,13 @@ use ledger_engine::ledger::{AppendError, Appended, Config, Enrolment, Ledger};
 use ledger_engine::public_key::PublicKey;
 use ledger_engine::reader::Reader;
 use ledger_engine::registry::{Key, Purpose, Registry};
-use ledger_engine::signer::{LocalSigner, Signer as _};
+use ledger_engine::signer::{LocalSigner, Signer};
 use ledger_engine::store::postgres::{PostgresOptions, PostgresStore};
 use ledger_engine::store::sqlite::{DATABASE_FILE, SqliteOptions, SqliteStore};
 use ledger_engine::store::{Store, StoreError};
 
 use crate::serve::DevKey;
+use crate::signers::{Holder, Signing};
 use crate::{CliError, signers};
 
 const KEYS: &str = "keys";
@@ -40,6 +41,8 @@ pub(crate) struct Place {
     pub(crate) dir: PathBuf,
     /// `postgres://` URL.
     pub(crate) database: Option<String>,
+    /// Which signers there are besides the keys in the directory, and which may sign.
+    pub(crate) signing: Signing,
 }
 
 impl Place {
@@ -69,6 +72,17 @@ pub(crate) struct NewLedger<'a> {
     pub(crate) governance_key: &'a Path,
     pub(crate) origin: String,
     pub(crate) chains: u32,
+    /// Signers elsewhere; keys of the other purposes are made, and written to files.
+    pub(crate) elsewhere: Elsewhere,
+}
+
+/// The keys of a new ledger that are not in files.
+#[derive(Default)]
+pub(crate) struct Elsewhere {
+    pub(crate) governance: Option<Arc<dyn Signer>>,
+    pub(crate) commit: Option<Arc<dyn Signer>>,
+    pub(crate) checkpoint: Option<Arc<dyn Signer>>,
+    pub(crate) licence: Option<Arc<dyn Signer>>,
 }
 
 fn io(what: &Path) -> impl FnOnce(std::io::Error) -> CliError + '_ {
@@ -89,7 +103,7 @@ pub(crate) async fn create(new: NewLedger<'_>) -> Result<Genesis, CliError> {
     if dir.exists() {
         return Err(CliError::Usage(format!("{} exists already; choose another --dir", dir.display())));
     }
-    if new.governance_key.exists() {
+    if new.elsewhere.governance.is_none() && new.governance_key.exists() {
         return Err(CliError::Usage(format!("{} exists already; move it away first", new.governance_key.display())));
     }
     let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -104,7 +118,7 @@ pub(crate) async fn create(new: NewLedger<'_>) -> Result<Genesis, CliError> {
     let (result, made) = match (result, url) {
         (Ok((genesis, governance)), Some(url)) => {
             let created = match PostgresStore::open(PostgresOptions::new(url)) {
-                Ok(store) => create_in(Arc::new(store), dir, &genesis, &governance).await,
+                Ok(store) => create_in(Arc::new(store), dir, &new, &genesis, &*governance).await,
                 Err(e) => Err(e.into()),
             };
             (created.map(|()| genesis), dir)
@@ -113,7 +127,9 @@ pub(crate) async fn create(new: NewLedger<'_>) -> Result<Genesis, CliError> {
     };
     if result.is_err() && !outcome_unknown(&result) {
         // They govern nothing, and would stand in the way of the next attempt. The error that matters is the first one.
-        let _ = fs::remove_file(new.governance_key);
+        if new.elsewhere.governance.is_none() {
+            let _ = fs::remove_file(new.governance_key);
+        }
         let _ = fs::remove_dir_all(made);
     }
     let genesis = result?;
@@ -143,13 +159,20 @@ fn outcome_unknown(result: &Result<Genesis, CliError>) -> bool {
 async fn create_in(
     store: Arc<dyn Store>,
     dir: &Path,
+    new: &NewLedger<'_>,
     genesis: &Genesis,
-    governance: &LocalSigner,
+    governance: &dyn Signer,
 ) -> Result<(), CliError> {
-    let ledger = Ledger::create(config(dir, store)?, genesis.clone()).await?;
-    let licence = PrivateKey::read(&dir.join(LICENCE_KEY))?;
-    let public_key = licence.public_key().map_err(|e| CliError::Usage(e.to_string()))?;
-    enrol(&ledger, Key::named(Purpose::Licence, public_key), governance, &licence).await?;
+    let config = config(dir, &new.place.signing, store)?;
+    let Elsewhere { commit, checkpoint, licence, .. } = &new.elsewhere;
+    [commit, checkpoint, licence].into_iter().flatten().for_each(|signer| config.signers.add(Arc::clone(signer)));
+    let ledger = Ledger::create(config, genesis.clone()).await?;
+    let licence = match licence {
+        Some(signer) => Holder::Elsewhere(Arc::clone(signer)),
+        None => Holder::Here(PrivateKey::read(&dir.join(LICENCE_KEY))?),
+    };
+    let key = Key::named(Purpose::Licence, licence.public_key()?);
+    enrol(&ledger, key, None, governance, &licence).await?;
     ledger.shutdown().await?;
     Ok(())
 }
@@ -158,58 +181,75 @@ async fn create_in(
 pub(crate) async fn enrol(
     ledger: &Ledger,
     key: Key,
-    governance: &LocalSigner,
-    private: &PrivateKey,
+    justification: Option<String>,
+    governance: &dyn Signer,
+    private: &Holder,
 ) -> Result<Appended, CliError> {
-    let (revision, statement) = ledger.enrol_statement(&key).await?;
-    let governance_signature = governance.signature(&statement);
-    let possession_signature = private
-        .sign(&statement)
-        .ok_or_else(|| CliError::Io("random generator".into(), std::io::Error::other("it gave nothing")))?;
-    let enrolment = Enrolment { key, revision, governance_signature, possession_signature };
+    let (revision, statement) = ledger.enrol_statement(&key, justification.as_deref()).await?;
+    let governance_signature = governance.sign(&statement).await.map_err(AppendError::Signer)?;
+    let possession_signature = private.sign(&statement).await.map_err(AppendError::Signer)?;
+    let enrolment = Enrolment { key, justification, revision, governance_signature, possession_signature };
     Ok(ledger.enrol(enrolment).await?)
 }
 
-async fn build(dir: &Path, new: &NewLedger<'_>, url: Option<&str>) -> Result<(Genesis, LocalSigner), CliError> {
-    let keys = dir.join("keys");
+async fn build(dir: &Path, new: &NewLedger<'_>, url: Option<&str>) -> Result<(Genesis, Arc<dyn Signer>), CliError> {
+    let keys = dir.join(KEYS);
     fs::create_dir_all(&keys).map_err(io(&keys))?;
-    let seeds = [random::<32>()?, random::<32>()?, random::<32>()?, random::<32>()?];
-    let signing = seeds.map(|seed| ed25519(&seed));
-    write_key(&dir.join(COMMIT_KEY), &signing[1])?;
-    write_key(&dir.join(CHECKPOINT_KEY), &signing[2])?;
+    // What signs, and what is to be written to the file once everything else is there.
+    let signer = |given: &Option<Arc<dyn Signer>>| match given {
+        Some(signer) => Ok((Arc::clone(signer), None)),
+        None => {
+            let key = ed25519(&random()?);
+            Ok::<_, CliError>((Arc::new(key.clone()) as Arc<dyn Signer>, Some(key)))
+        }
+    };
+    let elsewhere = &new.elsewhere;
+    let (governance, governance_key) = signer(&elsewhere.governance)?;
+    let files = [
+        (&elsewhere.commit, COMMIT_KEY, Purpose::Commit),
+        (&elsewhere.checkpoint, CHECKPOINT_KEY, Purpose::Checkpoint),
+        (&elsewhere.licence, LICENCE_KEY, Purpose::Licence),
+    ];
+    let mut named = Vec::new();
+    for (given, file, purpose) in files {
+        let (signer, made) = signer(given)?;
+        if let Some(key) = made {
+            write_key(&dir.join(file), &key)?;
+        }
+        named.push(Key::named(purpose, signer.public_key()));
+    }
+    let [commit_key, checkpoint_key, _] = <[Key; 3]>::try_from(named).unwrap_or_else(|_| unreachable!("three files"));
     PseudonymKey::new(random()?).write(&dir.join(PSEUDONYM_KEY))?;
-    write_key(&dir.join(LICENCE_KEY), &signing[3])?;
-    let [governance, commit, checkpoint, _] = signing;
-    let key = |purpose, signing| LocalSigner::new(purpose, signing).key().clone();
     let genesis = Genesis {
         origin: new.origin.clone(),
         chains: new.chains,
         limits: Limits::default(),
-        governance_key: key(Purpose::Governance, governance.clone()),
-        commit_key: key(Purpose::Commit, commit),
-        checkpoint_key: key(Purpose::Checkpoint, checkpoint),
+        governance_key: Key::named(Purpose::Governance, governance.public_key()),
+        commit_key,
+        checkpoint_key,
         nonce: random()?,
     };
-    let signer = LocalSigner::new(Purpose::Governance, governance.clone());
     if url.is_none() {
         let store = SqliteStore::create(dir, SqliteOptions::default())?;
-        create_in(Arc::new(store), dir, &genesis, &signer).await?;
+        create_in(Arc::new(store), dir, new, &genesis, &*governance).await?;
     }
     sync_directory(&keys)?;
     sync_directory(dir)?;
-    write_key(new.governance_key, &governance)?;
-    Ok((genesis, signer))
+    if let Some(key) = governance_key {
+        write_key(new.governance_key, &key)?;
+    }
+    Ok((genesis, governance))
 }
 
 fn ed25519(seed: &[u8; 32]) -> ledger_engine::keys::SigningKey {
     ledger_engine::keys::SigningKey::from_bytes(seed)
 }
 
-fn config(dir: &Path, store: Arc<dyn Store>) -> Result<Config, CliError> {
+fn config(dir: &Path, signing: &Signing, store: Arc<dyn Store>) -> Result<Config, CliError> {
     Ok(Config {
         store,
         environment: Arc::new(SystemEnvironment),
-        signers: signers::keyring(&dir.join(KEYS))?,
+        signers: signers::keyring(&dir.join(KEYS), signing)?,
         pseudonyms: PseudonymKey::read(&dir.join(PSEUDONYM_KEY))?,
     })
 }
@@ -231,6 +271,7 @@ pub(crate) async fn rebuilder(place: &Place) -> Result<Reader, CliError> {
 /// Opens a ledger for writing. It signs licences if it has a key for that.
 pub(crate) async fn open(place: &Place) -> Result<Ledger, CliError> {
     let ledger = open_for_keys(place).await?;
+    place.signing.refuse_local(&place.dir.join(KEYS), &ledger.registry())?;
     let licence_key = place.dir.join(LICENCE_KEY);
     if licence_key.exists() {
         let public_key = PublicKey::Ed25519(read_key(&licence_key, Purpose::Licence)?.public_key());
@@ -248,7 +289,7 @@ pub(crate) async fn open(place: &Place) -> Result<Ledger, CliError> {
 
 /// Opens a ledger to change its keys: one that is not enrolled yet must not stand in the way.
 pub(crate) async fn open_for_keys(place: &Place) -> Result<Ledger, CliError> {
-    Ok(Ledger::open(config(&place.dir, store(place)?)?).await?)
+    Ok(Ledger::open(config(&place.dir, &place.signing, store(place)?)?).await?)
 }
 
 /// A development ledger: made if there is none, with a key for tokens, a finance key and something to buy. Returns what was made.
@@ -257,17 +298,18 @@ pub(crate) async fn make_dev(place: &Place) -> Result<Vec<String>, CliError> {
     if !dir.exists() {
         let governance_key = governance_path(dir);
         let origin = DEV_ORIGIN.to_owned();
-        create(NewLedger { place, governance_key: &governance_key, origin, chains: 1 }).await?;
+        let elsewhere = Elsewhere::default();
+        create(NewLedger { place, governance_key: &governance_key, origin, chains: 1, elsewhere }).await?;
         made.push(format!("a new ledger in {place}, its keys in {}", dir.join("keys").display()));
         let finance = dir.join(DEV_FINANCE_KEY);
         let signing = ed25519(&random()?);
         write_key(&finance, &signing)?;
         let ledger = open(place).await?;
         let governance = read_key(&governance_key, Purpose::Governance)?;
-        let private = PrivateKey::read(&finance)?;
+        let private = Holder::Here(PrivateKey::read(&finance)?);
         let key = LocalSigner::new(Purpose::Finance, signing).key().clone();
         made.push(format!("a finance key {} in {}", key.kid, finance.display()));
-        enrol(&ledger, key, &governance, &private).await?;
+        enrol(&ledger, key, None, &governance, &private).await?;
         let sku = Command::parse(DEV_SKU.as_bytes()).map_err(|e| CliError::Usage(e.to_string()))?;
         ledger.append(&sku, "SUBMIT").await?;
         made.push("a SKU sku-e2e for 12.50 EUR".to_owned());

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use directory::Place;
+use signers::Signing;
 
 pub use error::CliError;
 
@@ -34,6 +35,8 @@ pub struct Cli {
     /// Print JSON, one object a line
     #[arg(long, global = true)]
     json: bool,
+    #[command(flatten)]
+    signing: signers::Args,
     #[command(subcommand)]
     command: Command,
 }
@@ -68,12 +71,16 @@ enum Once {
 
 /// Runs one command and returns the exit status.
 pub fn run(cli: Cli) -> ExitCode {
-    let Cli { dir, database, json, command } = cli;
-    let place = Place { dir, database: database.filter(|url| !url.is_empty()) };
+    let Cli { dir, database, json, signing, command } = cli;
+    let mut place = Place { dir, database: database.filter(|url| !url.is_empty()), signing: Signing::default() };
     let command = match command {
-        Command::Serve(args) => return commands::serve::run(&place, json, *args),
+        Command::Serve(args) => return commands::serve::run(place, json, *args, signing),
         Command::Once(command) => command,
     };
+    match signing.read() {
+        Ok(signing) => place.signing = signing,
+        Err(faults) => return error::report(&CliError::Usage(faults.join("; ")), None, json),
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => return error::report(&CliError::Io("cannot start the runtime".into(), e), None, json),

@@ -109,13 +109,18 @@ pub const PASSPHRASE_FILE: &str = "LEDGER_KEY_PASSPHRASE_FILE";
 pub const PASSPHRASE: &str = "LEDGER_KEY_PASSPHRASE";
 const ENCRYPTED: &str = "-----BEGIN ENCRYPTED PRIVATE KEY-----";
 
+/// A secret from the environment: the first line of the file that the one variable names, else what the other one holds.
+pub(crate) fn secret_of_environment(file: &str, direct: &str) -> Result<Option<Zeroizing<String>>, String> {
+    if let Some(path) = std::env::var_os(file).filter(|path| !path.is_empty()) {
+        let text = read_secret(Path::new(&path)).map_err(|e| format!("{file}: {e}"))?;
+        return Ok(Some(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned())));
+    }
+    Ok(std::env::var(direct).ok().filter(|secret| !secret.is_empty()).map(Zeroizing::new))
+}
+
 /// The passphrase of encrypted key files, from the environment.
 fn passphrase() -> Result<Zeroizing<String>, String> {
-    if let Some(path) = std::env::var_os(PASSPHRASE_FILE) {
-        let text = read_secret(Path::new(&path)).map_err(|e| format!("{PASSPHRASE_FILE}: {e}"))?;
-        return Ok(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned()));
-    }
-    std::env::var(PASSPHRASE).map(Zeroizing::new).map_err(|_| {
+    secret_of_environment(PASSPHRASE_FILE, PASSPHRASE)?.ok_or_else(|| {
         format!("it is encrypted: give its passphrase by the variable {PASSPHRASE_FILE}, which names a file, or {PASSPHRASE}")
     })
 }
@@ -132,6 +137,18 @@ pub fn write_key(path: &Path, key: &SigningKey) -> Result<(), KeyFileError> {
         |e: ed25519_dalek::pkcs8::Error| KeyFileError::Malformed { path: path.to_owned(), reason: e.to_string() };
     let key = KeypairBytes { secret_key: key.to_bytes(), public_key: None };
     let pem = key.to_pkcs8_pem(LineEnding::LF).map_err(malformed)?;
+    write_secret(path, pem.as_bytes())
+}
+
+/// The same, encrypted (PBES2: RFC 8018, scrypt and AES-256-CBC) with the passphrase from the environment.
+pub fn write_encrypted_key(path: &Path, key: &SigningKey) -> Result<(), KeyFileError> {
+    let unusable = |reason: String| KeyFileError::Unusable { path: path.to_owned(), reason };
+    let passphrase = passphrase().map_err(unusable)?;
+    if passphrase.is_empty() {
+        return Err(unusable("the passphrase is empty".into()));
+    }
+    let key = KeypairBytes { secret_key: key.to_bytes(), public_key: None };
+    let pem = key.to_pkcs8_encrypted_pem(&passphrase, LineEnding::LF).map_err(|e| unusable(e.to_string()))?;
     write_secret(path, pem.as_bytes())
 }
 

@@ -170,6 +170,8 @@ pub struct Stats {
 pub struct Enrolment {
     /// The key.
     pub key: Key,
+    /// Why there is one, of an emergency key.
+    pub justification: Option<String>,
     /// Revision of the registry entry that was signed.
     pub revision: u64,
     /// By the governance key.
@@ -300,6 +302,24 @@ impl Ledger {
         [Purpose::Commit, Purpose::Checkpoint, Purpose::Licence]
             .iter()
             .all(|p| self.shared.keyring.holds(&registry, *p))
+    }
+
+    /// Asks everything that this process signs with whether it would sign now. Nothing is signed.
+    pub async fn check_signers(&self) -> Result<(), SignerError> {
+        let licences = self.signs_licences().then_some(Purpose::Licence);
+        let mut checked: Vec<[u8; 32]> = Vec::new();
+        for purpose in [Purpose::Commit, Purpose::Checkpoint].into_iter().chain(licences) {
+            let shared = Arc::clone(&self.shared);
+            let chosen = tokio::task::spawn_blocking(move || shared.signer(purpose)).await;
+            let died = |e: tokio::task::JoinError| SignerError { kid: purpose.as_str().into(), reason: e.to_string() };
+            let chosen = chosen.map_err(died)??;
+            let public_key = chosen.signer.public_key();
+            if !checked.contains(&public_key) {
+                chosen.signer.check().await.map_err(|e| SignerError { kid: chosen.key.kid.clone(), ..e })?;
+                checked.push(public_key);
+            }
+        }
+        Ok(())
     }
 
     /// The signers of this process.
@@ -453,8 +473,8 @@ impl Ledger {
         let Some(governance) = registry.current(Purpose::Governance) else {
             return Err(Refusal::new(RefusalCode::KeyRefused, "the ledger has no valid governance key").into());
         };
-        let Enrolment { key, governance_signature, possession_signature, .. } = enrolment;
-        let action = registry::Action::Enrol { key };
+        let Enrolment { key, justification, governance_signature, possession_signature, .. } = enrolment;
+        let action = registry::Action::Enrol { key, justification };
         let payload = govern_payload(&action, &governance.kid, &governance_signature, Some(&possession_signature));
         let body = Body { actor_id: "governance".into(), payload, private_sha256: None, meta: None };
         let expected = ExpectedRevision::Exact(registry.size());

@@ -46,10 +46,10 @@ impl Reader {
     }
 
     /// What governance and the key itself sign so that the key is enrolled, and the revision of the registry entry that it makes.
-    /// It is good until the registry changes.
-    pub async fn enrol_statement(&self, key: &Key) -> Result<(u64, Vec<u8>), StoreError> {
+    /// It is good until the registry changes. An emergency key has a justification, which is recorded.
+    pub async fn enrol_statement(&self, key: &Key, justification: Option<&str>) -> Result<(u64, Vec<u8>), StoreError> {
         let registry = self.stored_registry().await?;
-        let action = Action::Enrol { key: key.clone() };
+        let action = Action::Enrol { key: key.clone(), justification: justification.map(str::to_owned) };
         Ok((registry.size() + 1, registry.next_statement(&self.id, &action)))
     }
 

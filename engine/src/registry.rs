@@ -127,6 +127,8 @@ pub struct KeyRecord {
     pub key: Key,
     /// Registry size from which the key is known. Genesis keys: 1, and they also sign the first commit.
     pub enrolled_size: u64,
+    /// Present for an emergency key: why there is one.
+    pub justification: Option<String>,
     /// Present once it was rotated away or revoked.
     pub retired: Option<Retirement>,
 }
@@ -148,7 +150,7 @@ pub enum KeyFault {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the members of A in FORMAT.md 6")]
 pub enum Action {
-    Enrol { key: Key },
+    Enrol { key: Key, justification: Option<String> },
     Rotate { old_kid: String, key: Key, cut: Vec<u64> },
     Revoke { kid: String, reason: String, cut: Vec<u64>, compromised_since: Option<Vec<u64>> },
 }
@@ -174,7 +176,11 @@ impl Action {
     /// The object A.
     pub fn to_object(&self) -> Object {
         match self {
-            Action::Enrol { key } => Object::new().with("type", "enrol").with("key", key.to_object()),
+            Action::Enrol { key, justification } => {
+                let mut object = Object::new().with("type", "enrol").with("key", key.to_object());
+                object.set_some("justification", justification.as_deref());
+                object
+            }
             Action::Rotate { old_kid, key, cut } => Object::new()
                 .with("type", "rotate")
                 .with("key", key.to_object())
@@ -198,7 +204,10 @@ impl Action {
         let kind = f.required("type", text1);
         let key = |f: &mut Fields<'_>| f.required("key", |v| Key::read(v).map(Some));
         let (action, wanted) = match event_type {
-            "key.enrolled" => (key(&mut f).map(|key| Action::Enrol { key }), "enrol"),
+            "key.enrolled" => {
+                let justification = f.optional("justification", text1);
+                (key(&mut f).map(|key| Action::Enrol { key, justification }), "enrol")
+            }
             "key.rotated" => {
                 let old_kid = f.required("old_kid", text1);
                 let cut = f.required("cut", read_sizes);
@@ -221,7 +230,7 @@ impl Action {
 
     fn incoming(&self) -> Option<&Key> {
         match self {
-            Action::Enrol { key } | Action::Rotate { key, .. } => Some(key),
+            Action::Enrol { key, .. } | Action::Rotate { key, .. } => Some(key),
             Action::Revoke { .. } => None,
         }
     }
@@ -277,7 +286,10 @@ pub struct Registry {
 impl Registry {
     /// The registry of a genesis entry.
     pub fn new(chains: u32, keys: [Key; 3], genesis_hash: Hash) -> Registry {
-        let records = keys.into_iter().map(|key| KeyRecord { key, enrolled_size: 1, retired: None }).collect();
+        let records = keys
+            .into_iter()
+            .map(|key| KeyRecord { key, enrolled_size: 1, justification: None, retired: None })
+            .collect();
         Registry { chains, records, heads: vec![genesis_hash] }
     }
 
@@ -429,8 +441,8 @@ impl Registry {
         let registry_size = self.size();
         let action = checked?;
         let (retired, incoming) = match action {
-            Action::Enrol { key } => (None, Some(key)),
-            Action::Rotate { old_kid, key, cut } => (Some((old_kid, cut, None)), Some(key)),
+            Action::Enrol { key, justification } => (None, Some((key, justification))),
+            Action::Rotate { old_kid, key, cut } => (Some((old_kid, cut, None)), Some((key, None))),
             Action::Revoke { kid, cut, compromised_since, .. } => (Some((kid, cut, compromised_since)), None),
         };
         if let Some((kid, cut, compromised_since)) = retired
@@ -438,8 +450,8 @@ impl Registry {
         {
             record.retired = Some(Retirement { registry_size, cut, compromised_since });
         }
-        if let Some(key) = incoming {
-            self.records.push(KeyRecord { key, enrolled_size: registry_size, retired: None });
+        if let Some((key, justification)) = incoming {
+            self.records.push(KeyRecord { key, enrolled_size: registry_size, justification, retired: None });
         }
         Ok(())
     }

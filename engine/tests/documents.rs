@@ -33,9 +33,9 @@ fn rsa() -> PrivateKey {
 
 /// The enrolment of a key over the statement as it is now.
 async fn enrolment(ledger: &Ledger, key: Key, governance: u8, sign: impl Fn(&[u8]) -> Vec<u8>) -> Enrolment {
-    let (revision, statement) = ledger.enrol_statement(&key).await.unwrap();
+    let (revision, statement) = ledger.enrol_statement(&key, None).await.unwrap();
     let governance_signature = signer(Purpose::Governance, governance).signature(&statement);
-    Enrolment { key, revision, governance_signature, possession_signature: sign(&statement) }
+    Enrolment { key, justification: None, revision, governance_signature, possession_signature: sign(&statement) }
 }
 
 async fn enrol(ledger: &Ledger, purpose: Purpose, seed: u8) -> Result<Appended, AppendError> {
@@ -447,7 +447,7 @@ async fn a_key_that_another_process_enrolled_is_seen() {
         ed.key().kid
     );
     assert_eq!(code(&ledger, &line).await, "accepted");
-    let action = Action::Enrol { key: ed.key().clone() };
+    let action = Action::Enrol { key: ed.key().clone(), justification: None };
     assert_eq!(action.event_type(), "key.enrolled");
     ledger.shutdown().await.unwrap();
     verified(dir.path(), &ledger);

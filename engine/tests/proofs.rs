@@ -242,7 +242,7 @@ impl Log {
     /// Admits the licence key of these vectors.
     fn enrol_licence_key(&mut self) {
         let key = signer(Purpose::Licence, 20);
-        let action = Action::Enrol { key: key.key().clone() };
+        let action = Action::Enrol { key: key.key().clone(), justification: None };
         self.govern(&action, 1, Some(&key), &signer(Purpose::Commit, 2));
     }
 

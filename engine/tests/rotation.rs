@@ -184,8 +184,9 @@ async fn a_revoked_key_leaves_another_and_its_doubtful_entries_uncovered() {
     assert_eq!(refused.code(), "KEY_REFUSED");
     assert!(refused.to_string().contains("last valid commit key"), "{refused}");
     let (key, incoming) = (commit_key(30), signer(Purpose::Commit, 30));
-    let (revision, statement) = ledger.enrol_statement(&key).await.unwrap();
+    let (revision, statement) = ledger.enrol_statement(&key, None).await.unwrap();
     let enrolment = Enrolment {
+        justification: None,
         key,
         revision,
         governance_signature: signer(Purpose::Governance, 1).signature(&statement),

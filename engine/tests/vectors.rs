@@ -245,7 +245,12 @@ impl Registrar<'_> {
     }
 
     fn enrol(&self, purpose: Purpose, seed: u8, commit: u8) {
-        let action = Action::Enrol { key: key(purpose, seed).key().clone() };
+        let action = Action::Enrol { key: key(purpose, seed).key().clone(), justification: None };
+        self.govern(&action, commit, (GOVERNANCE_SEED, GOVERNANCE_SEED, Some((purpose, seed))));
+    }
+
+    fn enrol_for_emergencies(&self, purpose: Purpose, seed: u8, justification: &str, commit: u8) {
+        let action = Action::Enrol { key: key(purpose, seed).key().clone(), justification: Some(justification.into()) };
         self.govern(&action, commit, (GOVERNANCE_SEED, GOVERNANCE_SEED, Some((purpose, seed))));
     }
 
@@ -382,6 +387,10 @@ fn changes_of_keys() -> Vec<Change> {
                 r.revoke(Commit, 2, Some(9), 15);
             },
         ),
+        ("valid/key_for_emergencies", "an emergency key is enrolled, and signs the next commit", 0, &[], |r| {
+            r.enrol_for_emergencies(Commit, 12, "kept in the safe for the day when the service is away", 2);
+            r.revoke(Commit, 12, None, 12);
+        }),
         ("broken/key_used_after_rotation", "the old commit key signs after its cut", 1, &["kid_not_valid"], |r| {
             let first = r.size() + 1;
             r.rotate_all();
@@ -408,16 +417,19 @@ fn changes_of_keys() -> Vec<Change> {
                 r.checkpoint(3);
             },
         ),
+        ("broken/key_for_emergencies_unjustified", "an empty justification", 1, &["registry_invalid"], |r| {
+            r.enrol_for_emergencies(Commit, 14, "", 2);
+        }),
         ("broken/key_without_possession", "the incoming key does not sign", 1, &["registry_invalid"], |r| {
-            let action = Action::Enrol { key: key(Export, 14).key().clone() };
+            let action = Action::Enrol { key: key(Export, 14).key().clone(), justification: None };
             r.govern(&action, 2, (GOVERNANCE_SEED, GOVERNANCE_SEED, None));
         }),
         ("broken/key_possessed_by_another", "another key signs for the incoming one", 1, &["registry_invalid"], |r| {
-            let action = Action::Enrol { key: key(Export, 14).key().clone() };
+            let action = Action::Enrol { key: key(Export, 14).key().clone(), justification: None };
             r.govern(&action, 2, (GOVERNANCE_SEED, GOVERNANCE_SEED, Some((Export, 15))));
         }),
         ("broken/key_admitted_by_stranger", "not the governance key signs", 1, &["registry_invalid"], |r| {
-            let action = Action::Enrol { key: key(Export, 14).key().clone() };
+            let action = Action::Enrol { key: key(Export, 14).key().clone(), justification: None };
             r.govern(&action, 2, (GOVERNANCE_SEED, 9, Some((Export, 14))));
         }),
         (
@@ -426,7 +438,7 @@ fn changes_of_keys() -> Vec<Change> {
             1,
             &["registry_invalid"],
             |r| {
-                let action = Action::Enrol { key: key(Export, 14).key().clone() };
+                let action = Action::Enrol { key: key(Export, 14).key().clone(), justification: None };
                 r.govern(&action, 2, (9, 9, Some((Export, 14))));
             },
         ),
@@ -504,7 +516,7 @@ impl Registrar<'_> {
     }
 
     fn enrol_rsa(&self, purpose: Purpose, signature: impl FnOnce(&[u8]) -> Vec<u8>) {
-        let action = Action::Enrol { key: rsa_key(purpose) };
+        let action = Action::Enrol { key: rsa_key(purpose), justification: None };
         self.govern_with(&action, 2, (GOVERNANCE_SEED, GOVERNANCE_SEED), |statement| Some(signature(statement)));
     }
 

@@ -61,7 +61,7 @@ EVENTS = {row.split("|")[0].strip(): row.split("|")[1:] for row in """
     order.refunded|refund:M reason|paid settled open||
     subject.erased|reason entries:ints|||""".replace("open|", "licensed finalized|").replace(
         "print", "key_fingerprint?:hex64").strip().splitlines()}
-ACTIONS = {"key.enrolled": ("enrol", "type key:key"),                            # section 6: event, type and form of A
+ACTIONS = {"key.enrolled": ("enrol", "type key:key justification?:text1"),       # section 6: event, type and form of A
            "key.rotated": ("rotate", "type key:key old_kid:kid cut:ints"),
            "key.revoked": ("revoke", "type kid:kid reason cut:ints compromised_since?:ints")}
 PURPOSES = "governance commit checkpoint export licence delivery-proof finance kernel".split()

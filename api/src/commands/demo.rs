@@ -10,8 +10,9 @@ use ledger_engine::ledger::Ledger;
 use rusqlite::Connection;
 
 use super::submit::{Outcome, Summary, submit_lines};
-use crate::directory::{self, NewLedger, Place};
+use crate::directory::{self, Elsewhere, NewLedger, Place};
 use crate::output::line;
+use crate::signers::Signing;
 use crate::{CliError, output};
 
 /// Run a whole marketplace day into a fresh ledger, prove it, tamper with copies, and see each caught
@@ -59,9 +60,16 @@ pub(crate) async fn run(json: bool, args: Args) -> Result<u8, CliError> {
     let base = args.into.unwrap_or_else(fresh);
     std::fs::create_dir(&base).map_err(io(&base))?;
     let (dir, governance) = (base.join("shop"), base.join("governance.pem"));
-    let place = Place { dir: dir.clone(), database: None };
+    let place = Place { dir: dir.clone(), database: None, signing: Signing::default() };
     let origin = "ledger.example/demo".to_owned();
-    directory::create(NewLedger { place: &place, governance_key: &governance, origin, chains: 1 }).await?;
+    directory::create(NewLedger {
+        place: &place,
+        governance_key: &governance,
+        origin,
+        chains: 1,
+        elsewhere: Elsewhere::default(),
+    })
+    .await?;
     let day = ledger_fixtures::recorded_day().map_err(CliError::Usage)?;
     let commands = base.join("day.jsonl");
     std::fs::write(&commands, &day).map_err(io(&commands))?;

@@ -1,9 +1,12 @@
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ledger_engine::genesis::{CHAINS_MAX, Genesis, is_origin};
+use ledger_engine::public_key::PublicKey;
+use ledger_engine::signer::Signer;
 
-use crate::directory::{self, NewLedger, Place};
-use crate::{CliError, output};
+use crate::directory::{self, Elsewhere, NewLedger, Place};
+use crate::{CliError, output, signers};
 
 /// Make a new ledger: its directory, its keys, its genesis entries
 #[derive(Debug, clap::Args)]
@@ -17,6 +20,30 @@ pub(crate) struct Args {
     /// Where to write the governance key [default: beside the directory]. Keep it away from the server
     #[arg(long, value_name = "FILE")]
     governance_key: Option<PathBuf>,
+    /// The governance key is not made, but is here: pkcs11:…, awskms:KEY or https://PROXY
+    #[arg(long, value_name = "SIGNER", conflicts_with = "governance_key")]
+    governance_signer: Option<String>,
+    /// The same of the key that signs commits; otherwise keys/commit.pem is made
+    #[arg(long, value_name = "SIGNER")]
+    commit_signer: Option<String>,
+    /// The same of the key that signs checkpoints; otherwise keys/checkpoint.pem is made
+    #[arg(long, value_name = "SIGNER")]
+    checkpoint_signer: Option<String>,
+    /// The same of the key that signs licences; otherwise keys/licence.pem is made
+    #[arg(long, value_name = "SIGNER")]
+    licence_signer: Option<String>,
+}
+
+/// The key that a flag names; each must be another one.
+async fn elsewhere(given: &Option<String>, known: &mut Vec<PublicKey>) -> Result<Option<Arc<dyn Signer>>, CliError> {
+    let Some(text) = given else { return Ok(None) };
+    let holder = signers::holder(text, known).await?;
+    let public_key = holder.public_key()?;
+    if known.contains(&public_key) {
+        return Err(CliError::Usage(format!("{text}: that key has another purpose already; each needs its own")));
+    }
+    known.push(public_key);
+    holder.signer().map(Some).ok_or_else(|| CliError::Usage(format!("{text}: must be an Ed25519 key")))
 }
 
 pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
@@ -25,21 +52,36 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
         return Err(CliError::Usage(text.into()));
     }
     let governance_key = args.governance_key.unwrap_or_else(|| directory::governance_path(&place.dir));
-    let new = NewLedger { place, governance_key: &governance_key, origin: args.origin, chains: args.chains };
+    let mut known = Vec::new();
+    let elsewhere = Elsewhere {
+        governance: elsewhere(&args.governance_signer, &mut known).await?,
+        commit: elsewhere(&args.commit_signer, &mut known).await?,
+        checkpoint: elsewhere(&args.checkpoint_signer, &mut known).await?,
+        licence: elsewhere(&args.licence_signer, &mut known).await?,
+    };
+    let governance_made = elsewhere.governance.is_none();
+    let (origin, chains) = (args.origin, args.chains);
+    let new = NewLedger { place, governance_key: &governance_key, origin, chains, elsewhere };
     let genesis = directory::create(new).await?;
     let id = Genesis::ledger_id(&genesis.to_body().encode());
     if json {
         let object = serde_json::json!({
             "ok": true, "ledger_id": id.to_hex(), "dir": place.dir, "chains": genesis.chains, "origin": genesis.origin,
-            "governance_key": governance_key,
+            "governance_key": governance_made.then_some(&governance_key),
+            "governance_kid": genesis.governance_key.kid, "commit_kid": genesis.commit_key.kid,
+            "checkpoint_kid": genesis.checkpoint_key.kid,
         });
         output::line(&object.to_string())?;
     } else {
         output::line(&format!("ledger      {}", place.dir.display()))?;
         output::line(&format!("ledger id   {id}"))?;
-        output::line(&format!("governance  {}", governance_key.display()))?;
+        let governance = args.governance_signer.unwrap_or_else(|| governance_key.display().to_string());
+        output::line(&format!("governance  {governance}"))?;
         output::line("")?;
         output::line("Give the ledger id to your auditors: whoever pins it pins keys, chains and rules.")?;
+        if !governance_made {
+            return Ok(0);
+        }
         output::line("Move the governance key to a safe place: it alone can admit or retire keys.")?;
     }
     Ok(0)

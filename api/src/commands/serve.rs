@@ -3,24 +3,25 @@ use std::process::ExitCode;
 use crate::CliError;
 use crate::directory::Place;
 use crate::serve::{self, Args, Settings};
-use crate::{error, output};
+use crate::{error, output, signers};
 
 /// Runs the server on a runtime of its own: the framework wants one thread for each worker.
-pub(crate) fn run(place: &Place, json: bool, args: Args) -> ExitCode {
-    match start(place, args) {
+pub(crate) fn run(place: Place, json: bool, args: Args, signing: signers::Args) -> ExitCode {
+    match start(place, args, signing) {
         Ok(code) => ExitCode::from(code),
         Err(e) => error::report(&e, None, json),
     }
 }
 
-fn start(place: &Place, args: Args) -> Result<u8, CliError> {
+fn start(mut place: Place, args: Args, signing: signers::Args) -> Result<u8, CliError> {
     let check_only = args.check_config;
-    let settings = Settings::read(args)?;
+    let settings = Settings::read(args, signing)?;
     if check_only {
         actix_web::rt::System::new().block_on(serve::check(&settings))?;
         output::line(settings.to_string().trim_end())?;
         output::line("the settings are good")?;
         return Ok(0);
     }
-    actix_web::rt::System::new().block_on(serve::run(place, settings))
+    place.signing = settings.signing.clone();
+    actix_web::rt::System::new().block_on(serve::run(&place, settings))
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::CliError;
+use crate::signers::{self, Signing, boolean};
 
 /// Run the HTTP API
 ///
@@ -90,12 +91,6 @@ pub(crate) struct Args {
     /// Refuse writes with MAINTENANCE, keep reads [default: false]
     #[arg(long, env = "MAINTENANCE_MODE", value_name = "BOOL")]
     maintenance_mode: Option<String>,
-    /// Refuse local signing keys [default: false]
-    #[arg(long, env = "REQUIRE_KMS", value_name = "BOOL")]
-    require_kms: Option<String>,
-    /// Refuse local signing keys [default: false]
-    #[arg(long, env = "REQUIRE_SIGNING_PROXY", value_name = "BOOL")]
-    require_signing_proxy: Option<String>,
     /// Where traces go (OTLP over HTTP) [default: nowhere]
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     otel_exporter_otlp_endpoint: Option<String>,
@@ -142,6 +137,8 @@ pub(crate) struct Settings {
     pub(crate) tls: Option<Tls>,
     /// Names in client certificates, and the service each is.
     pub(crate) services: BTreeMap<String, String>,
+    /// Which signers there are besides the directory of keys, and the guards.
+    pub(crate) signing: Signing,
     pub(crate) jwks: Option<Jwks>,
     pub(crate) issuer: String,
     pub(crate) audience: String,
@@ -166,16 +163,35 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// Reads all layers. The error has a line for each bad value.
-    pub(crate) fn read(args: Args) -> Result<Settings, CliError> {
+    pub(crate) fn read(args: Args, signing: signers::Args) -> Result<Settings, CliError> {
         let mut layers = Layers::open(args.config.as_deref())?;
         let variable = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
-        let settings = read(&mut layers, args, &variable);
+        let settings = read(&mut layers, args, signing, &variable);
         layers.finish()?;
         Ok(settings)
     }
 }
 
-fn read(l: &mut Layers, args: Args, variable: &dyn Fn(&str) -> Option<String>) -> Settings {
+/// Which signers there are, and the guards.
+fn signing(l: &mut Layers, args: signers::Args) -> Signing {
+    let given = args.signers.join(" ");
+    let list = |text: &str| Ok(text.split([',', ' ']).filter(|s| !s.is_empty()).map(str::to_owned).collect());
+    let mut guard = |name: &str, given| Some(l.take(name, given, boolean, false).to_string());
+    let (require_kms, require_signing_proxy) =
+        (guard("require_kms", args.require_kms), guard("require_signing_proxy", args.require_signing_proxy));
+    let signers = l.take("signers", Some(given), list, Vec::new());
+    signers::Args { signers, require_kms, require_signing_proxy }.read().unwrap_or_else(|faults| {
+        faults.into_iter().for_each(|fault| l.fault(fault));
+        Signing::default()
+    })
+}
+
+fn read(
+    l: &mut Layers,
+    args: Args,
+    signing_args: signers::Args,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Settings {
     let dev = args.dev;
     let mut listen = l.take("listen", args.listen, address, SocketAddr::from(([127, 0, 0, 1], 8080)));
     // What platforms set; an address says more.
@@ -210,12 +226,14 @@ fn read(l: &mut Layers, args: Args, variable: &dyn Fn(&str) -> Option<String>) -
     let tolerance = args.payment_webhook_tolerance_seconds;
     let tolerance = l.take("payment_webhook_tolerance_seconds", tolerance, |t| number(t, 1, 86_400), 300);
     let services = l.services();
+    let signing = signing(l, signing_args);
     let settings = Settings {
         dev,
         listen,
         ledger_id,
         tls,
         services,
+        signing,
         jwks,
         issuer,
         audience,
@@ -244,15 +262,6 @@ fn read(l: &mut Layers, args: Args, variable: &dyn Fn(&str) -> Option<String>) -
         maintenance: l.take("maintenance_mode", args.maintenance_mode, boolean, false),
         otlp: l.take("otel_exporter_otlp_endpoint", args.otel_exporter_otlp_endpoint, |t| url(t).map(Some), None),
     };
-    let guards = [("require_kms", args.require_kms), ("require_signing_proxy", args.require_signing_proxy)];
-    for (name, given) in guards {
-        let required = l.take(name, given, boolean, false);
-        l.check(!required, &format!("{name}: this program signs with local key files only, which it forbids"));
-    }
-    for name in ["AUDIT_SIGNING_KMS_KEY_ID", "SIGNING_PROXY_URL"] {
-        let line = format!("{name}: set, but this program signs with local key files only; unset it to agree to that");
-        l.check(variable(name).is_none(), &line);
-    }
     l.check_together(&settings);
     settings
 }
@@ -366,14 +375,6 @@ fn number(text: &str, low: u64, high: u64) -> Result<u64, String> {
     text.parse().ok().filter(|n| (low..=high).contains(n)).ok_or_else(wanted)
 }
 
-fn boolean(text: &str) -> Result<bool, String> {
-    match text.to_ascii_lowercase().as_str() {
-        "1" | "true" | "yes" | "on" => Ok(true),
-        "0" | "false" | "no" | "off" => Ok(false),
-        _ => Err("true or false".into()),
-    }
-}
-
 fn text(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
@@ -465,6 +466,7 @@ impl fmt::Display for Settings {
             Some(Jwks::File(path)) => path.display().to_string(),
             Some(Jwks::Url(url)) => url.clone(),
         };
+        line("signers", &self.signing.describe())?;
         line("jwks", &jwks)?;
         line("jwt_issuer", &self.issuer)?;
         line("jwt_audience", &self.audience)?;

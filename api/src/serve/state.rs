@@ -18,25 +18,42 @@ use super::settings::Settings;
 /// One part in so many of the requests under way may be of callers who were not recognised.
 const STRANGERS_SHARE: usize = 4;
 
-/// Whether the store answers, asked once a second at most however many want to know.
+/// Whether store and signers answer, asked once a second at most however many want to know.
 #[derive(Default)]
-pub(crate) struct Readiness(tokio::sync::Mutex<Option<(Instant, bool)>>);
+pub(crate) struct Readiness {
+    store: Answer,
+    signers: Answer,
+}
+
+type Answer = tokio::sync::Mutex<Option<(Instant, bool)>>;
+
+/// How long an answer of [`Readiness`] holds, and how long there is for it.
+const READY_HOLDS: Duration = Duration::from_secs(1);
+const READY_PATIENCE: Duration = Duration::from_secs(3);
+
+async fn asked(known: &Answer, asking: impl Future<Output = bool>) -> bool {
+    let mut known = known.lock().await;
+    if let Some((at, answer)) = *known
+        && at.elapsed() < READY_HOLDS
+    {
+        return answer;
+    }
+    let answer = tokio::time::timeout(READY_PATIENCE, asking).await.unwrap_or(false);
+    *known = Some((Instant::now(), answer));
+    answer
+}
 
 impl Readiness {
-    /// How long an answer holds, and how long the store has for it.
-    const HOLDS: Duration = Duration::from_secs(1);
-    const PATIENCE: Duration = Duration::from_secs(3);
-
     pub(crate) async fn store(&self, ledger: &Ledger) -> bool {
-        let mut known = self.0.lock().await;
-        if let Some((at, answer)) = *known
-            && at.elapsed() < Self::HOLDS
-        {
-            return answer;
-        }
-        let answer = tokio::time::timeout(Self::PATIENCE, ledger.sizes()).await.is_ok_and(|sizes| sizes.is_ok());
-        *known = Some((Instant::now(), answer));
-        answer
+        asked(&self.store, async { ledger.sizes().await.is_ok() }).await
+    }
+
+    pub(crate) async fn signers(&self, ledger: &Ledger) -> bool {
+        let asking = async {
+            let checked = ledger.check_signers().await;
+            checked.inspect_err(|e| tracing::warn!("not ready: {e}")).is_ok()
+        };
+        asked(&self.signers, asking).await
     }
 }
 

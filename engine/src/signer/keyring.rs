@@ -1,9 +1,11 @@
 //! The signers that a process has, found by what the key registry says of their public keys.
 
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Signer, SignerError};
+use super::{Keeper, Signer, SignerError};
 use crate::registry::{Key, KeyRecord, Purpose, Registry};
 
 /// How often sources are asked for one and the same key that the registry has and the ring has not.
@@ -18,8 +20,8 @@ pub trait SignerSource: Send + Sync {
 
 struct Held {
     signers: Vec<Arc<dyn Signer>>,
-    /// When the sources were asked last, and for which kid.
-    asked: Option<(Instant, String)>,
+    /// When the sources were asked last, by the kid for which.
+    asked: HashMap<String, Instant>,
     /// What a source said last, if it could not be asked.
     trouble: Option<SignerError>,
 }
@@ -31,32 +33,47 @@ pub struct Chosen {
     pub key: Key,
     /// Who has the private key.
     pub signer: Arc<dyn Signer>,
+    /// Whether the last signature of the ring was not given.
+    away: Arc<AtomicBool>,
 }
 
 impl Chosen {
     /// A signature over `message`. Errors name the kid.
     pub async fn sign(&self, message: &[u8]) -> Result<[u8; 64], SignerError> {
-        self.signer.sign(message).await.map_err(|e| SignerError { kid: self.key.kid.clone(), ..e })
+        let signed = self.signer.sign(message).await;
+        self.away.store(signed.is_err(), Ordering::Relaxed);
+        signed.map_err(|e| SignerError { kid: self.key.kid.clone(), ..e })
     }
 }
 
-/// The signers of a process. Which of them signs follows from the registry: the newest valid key of the purpose that is held here.
+/// The signers of a process. Which of them signs follows from the registry: an emergency key for as long as it is held here, else the
+/// newest valid key of the purpose that is.
 pub struct Keyring {
     held: Mutex<Held>,
     sources: Vec<Box<dyn SignerSource>>,
+    /// What may keep keys that are not for emergencies; anything without this.
+    admitted: Option<Vec<Keeper>>,
+    away: Arc<AtomicBool>,
 }
 
 impl Keyring {
     /// A ring of these signers and no source.
     pub fn new(signers: impl IntoIterator<Item = Arc<dyn Signer>>) -> Keyring {
-        let held = Held { signers: signers.into_iter().collect(), asked: None, trouble: None };
-        Keyring { held: Mutex::new(held), sources: Vec::new() }
+        let held = Held { signers: signers.into_iter().collect(), asked: HashMap::new(), trouble: None };
+        Keyring { held: Mutex::new(held), sources: Vec::new(), admitted: None, away: Arc::default() }
     }
 
     /// The ring with one more place to look for signers.
     #[must_use]
     pub fn with_source(mut self, source: Box<dyn SignerSource>) -> Keyring {
         self.sources.push(source);
+        self
+    }
+
+    /// The ring as guarded: nothing signs but what these keep, and emergency keys wherever they are.
+    #[must_use]
+    pub fn admitting(mut self, keepers: &[Keeper]) -> Keyring {
+        self.admitted = Some(keepers.to_vec());
         self
     }
 
@@ -89,20 +106,36 @@ impl Keyring {
     /// registry. Blocks when a source has to be asked, which happens at most once a second.
     pub fn signer(&self, registry: &Registry, registry_size: u64, purpose: Purpose) -> Result<Chosen, SignerError> {
         let newest_first: Vec<&KeyRecord> = registry.valid(registry_size, purpose).collect();
-        let missing = newest_first.first().filter(|record| self.held(&record.key).is_none());
-        if missing.is_some_and(|record| self.may_ask(&record.key.kid)) {
-            // What it says is kept, and said if no other key serves.
-            let _ = self.refresh();
+        let (emergency, usual): (Vec<&KeyRecord>, Vec<&KeyRecord>) =
+            newest_first.into_iter().partition(|record| record.justification.is_some());
+        // Emergency keys lie in a safe. They are looked for when there is nothing else.
+        let away = self.away.load(Ordering::Relaxed);
+        let wanted = usual.first().into_iter().chain(emergency.first().filter(|_| away || usual.is_empty()));
+        for record in wanted {
+            if self.usable(record).is_none() && self.may_ask(&record.key.kid) {
+                // What it says is kept, and said if no other key serves.
+                let _ = self.refresh();
+            }
         }
-        let found = newest_first
-            .iter()
-            .find_map(|record| Some(Chosen { signer: self.held(&record.key)?, key: record.key.clone() }));
-        found.ok_or_else(|| self.missing(&newest_first, purpose))
+        let found = emergency.iter().chain(&usual).find_map(|record| {
+            Some(Chosen { signer: self.usable(record)?, key: record.key.clone(), away: Arc::clone(&self.away) })
+        });
+        found.ok_or_else(|| self.missing(usual.first().or(emergency.first()).copied(), purpose))
     }
 
     /// Whether a valid key of the purpose is held. No source is asked.
     pub fn holds(&self, registry: &Registry, purpose: Purpose) -> bool {
-        registry.valid(registry.size(), purpose).any(|record| self.held(&record.key).is_some())
+        registry.valid(registry.size(), purpose).any(|record| self.usable(record).is_some())
+    }
+
+    /// The signer of a key, if it is held and admitted.
+    fn usable(&self, record: &KeyRecord) -> Option<Arc<dyn Signer>> {
+        self.held(&record.key).filter(|signer| record.justification.is_some() || self.admits(signer.keeper()))
+    }
+
+    /// Whether what keeps a key may sign.
+    pub fn admits(&self, keeper: Keeper) -> bool {
+        self.admitted.as_ref().is_none_or(|admitted| admitted.contains(&keeper))
     }
 
     fn held(&self, key: &Key) -> Option<Arc<dyn Signer>> {
@@ -113,19 +146,22 @@ impl Keyring {
 
     fn may_ask(&self, kid: &str) -> bool {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let asked = held.asked.as_ref();
-        let due = asked.is_none_or(|(at, for_kid)| for_kid != kid || at.elapsed() >= ASK_AGAIN);
+        let due = held.asked.get(kid).is_none_or(|at| at.elapsed() >= ASK_AGAIN);
         if due {
-            held.asked = Some((Instant::now(), kid.to_owned()));
+            held.asked.insert(kid.to_owned(), Instant::now());
         }
         due
     }
 
-    fn missing(&self, valid: &[&KeyRecord], purpose: Purpose) -> SignerError {
-        let Some(newest) = valid.first() else {
+    fn missing(&self, newest: Option<&KeyRecord>, purpose: Purpose) -> SignerError {
+        let Some(newest) = newest else {
             let reason = format!("the key registry has no valid {} key", purpose.as_str());
             return SignerError { kid: purpose.as_str().to_owned(), reason };
         };
+        if self.held(&newest.key).is_some() {
+            let reason = "its private key is kept by what the guards forbid (REQUIRE_KMS, REQUIRE_SIGNING_PROXY)";
+            return SignerError { kid: newest.key.kid.clone(), reason: reason.into() };
+        }
         let trouble = self.held.lock().unwrap_or_else(PoisonError::into_inner).trouble.clone();
         let reason = match trouble {
             Some(trouble) => trouble.reason,

@@ -3,6 +3,14 @@
 
 #[cfg(feature = "write")]
 pub mod keyring;
+#[cfg(feature = "remote-signers")]
+pub mod kms;
+#[cfg(feature = "remote-signers")]
+pub mod pkcs11;
+#[cfg(feature = "remote-signers")]
+pub mod place;
+#[cfg(feature = "remote-signers")]
+pub mod proxy;
 #[cfg(feature = "write")]
 pub mod remote;
 

@@ -30,6 +30,11 @@ impl RemoteError {
     pub fn lasting(reason: impl Into<String>) -> RemoteError {
         RemoteError { reason: reason.into(), again: false }
     }
+
+    /// Said of a place that could not be asked which keys it has.
+    pub(crate) fn of(self, place: &str) -> SignerError {
+        SignerError { kid: place.to_owned(), reason: format!("{place}: {}", self.reason) }
+    }
 }
 
 /// A key in a token or behind a service. Calls may be dropped before they answer.
@@ -78,7 +83,7 @@ impl Default for Patience {
 }
 
 /// The answer, or that there was none in time.
-async fn within<T>(
+pub(crate) async fn within<T>(
     limit: Duration,
     what: &str,
     asking: impl Future<Output = Result<T, RemoteError>>,
@@ -126,8 +131,8 @@ impl RemoteSigner {
         SignerError { kid: self.name.clone(), reason: format!("{}: {reason}", self.name) }
     }
 
-    /// Lets a request through, or says for how long none is made.
-    fn admit(&self) -> Result<Trial<'_>, SignerError> {
+    /// Lets a request through, or says for how long none is made. While the breaker is open it is the single trial.
+    fn admit(&self) -> Result<Option<Trial<'_>>, SignerError> {
         let mut breaker = self.breaker();
         if let Some(until) = breaker.until {
             let now = Instant::now();
@@ -137,13 +142,13 @@ impl RemoteSigner {
                 return Err(self.away(format_args!("{} (not asked again for {left} ms)", breaker.last)));
             }
             breaker.trying = true;
+            return Ok(Some(Trial(self)));
         }
-        Ok(Trial(self))
+        Ok(None)
     }
 
     fn concluded(&self, failure: Option<&RemoteError>) {
         let mut breaker = self.breaker();
-        breaker.trying = false;
         let Some(failure) = failure else {
             (breaker.failures, breaker.rest, breaker.until) = (0, Duration::ZERO, None);
             return;
@@ -187,7 +192,7 @@ impl RemoteSigner {
     }
 }
 
-/// A request on its way; one that is given up counts as nothing, so that the next one may try.
+/// The single request of an open breaker; one that is given up counts as nothing, so that the next one may try.
 struct Trial<'a>(&'a RemoteSigner);
 
 impl Drop for Trial<'_> {

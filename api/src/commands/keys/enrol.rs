@@ -1,13 +1,14 @@
 use std::path::{Path, PathBuf};
 
 use ledger_engine::finance::signature_from_text;
-use ledger_engine::keys::{PrivateKey, read_public_key};
+use ledger_engine::keys::read_public_key;
 use ledger_engine::ledger::{AppendError, Enrolment};
 use ledger_engine::public_key::{Algorithm, PublicKey};
 use ledger_engine::registry::{Key, Purpose, is_kid};
 
 use crate::directory::{self, Place};
-use crate::{CliError, output};
+use crate::signers::{From, Holder};
+use crate::{CliError, output, signers};
 
 /// Enrol a key: the governance key admits it, and its holder proves that he has it
 ///
@@ -18,14 +19,19 @@ pub(crate) struct Args {
     /// What it may sign: commit, checkpoint, export, licence, delivery-proof; finance or kernel, which may be RSA
     #[arg(long, value_parser = super::purpose)]
     purpose: Purpose,
-    /// The governance key (PKCS#8 PEM)
-    #[arg(long, value_name = "FILE", required_unless_present = "statement_out")]
-    governance_key: Option<PathBuf>,
-    /// The private key (PKCS#8 PEM): it is only used to prove that it is there
-    #[arg(long, value_name = "PRIVATE.pem", conflicts_with = "public_key", required_unless_present = "public_key")]
-    key: Option<PathBuf>,
-    /// The public key (PEM), where the private key is elsewhere
-    #[arg(long, value_name = "FILE.pem")]
+    /// The governance key: a PKCS#8 PEM file, or a signer
+    #[arg(long, value_name = "FILE|SIGNER", required_unless_present = "statement_out")]
+    governance_key: Option<String>,
+    #[command(flatten)]
+    from: From,
+    /// For use while the usual signers are away, and then preferred to them: REQUIRE_KMS and REQUIRE_SIGNING_PROXY let it sign from a file
+    #[arg(long, requires = "justification")]
+    emergency: bool,
+    /// Why there is an emergency key; it is recorded for those who read it years later
+    #[arg(long, value_name = "TEXT", requires = "emergency")]
+    justification: Option<String>,
+    /// The public key (PEM), where nobody here can use the private key
+    #[arg(long, value_name = "FILE.pem", conflicts_with = "from", required_unless_present = "from")]
     public_key: Option<PathBuf>,
     /// The holder's signature over the statement, hex or base64
     #[arg(long, value_name = "HEX", requires = "public_key")]
@@ -34,7 +40,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", requires = "public_key", conflicts_with = "possession_signature")]
     possession_signature_file: Option<PathBuf>,
     /// Write what the holder has to sign, and stop
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["key", "possession_signature", "possession_signature_file"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["from", "possession_signature", "possession_signature_file"])]
     statement_out: Option<PathBuf>,
     /// Its name in the registry [default: from purpose and public key]
     #[arg(long)]
@@ -42,9 +48,9 @@ pub(crate) struct Args {
 }
 
 /// Who proves possession.
-enum Holder {
+enum Proof {
     /// The private key is at hand.
-    Here(PrivateKey),
+    Held(Holder),
     /// A signature was given.
     Signed(Vec<u8>),
     /// Nobody yet.
@@ -55,12 +61,13 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> CliError + '_ {
     move |e| CliError::Io(path.display().to_string(), e)
 }
 
-fn holder(args: &Args) -> Result<(PublicKey, Holder), CliError> {
+async fn proof(place: &Place, args: &Args) -> Result<(PublicKey, Proof), CliError> {
     let unreadable = |what: String| CliError::Usage(format!("{what}: neither a signature nor hex or base64 of one"));
-    if let Some(path) = &args.key {
-        let key = PrivateKey::read(path)?;
-        let public_key = key.public_key().map_err(|e| CliError::Usage(format!("{}: {e}", path.display())))?;
-        return Ok((public_key, Holder::Here(key)));
+    if let Some(from) = args.from.text()? {
+        let (_, registry) = directory::reader(place).await?;
+        let known: Vec<PublicKey> = registry.records().iter().map(|r| r.key.public_key.clone()).collect();
+        let holder = signers::holder(&from, &known).await?;
+        return Ok((holder.public_key()?, Proof::Held(holder)));
     }
     let path = args.public_key.as_deref().ok_or_else(|| CliError::Usage("give --key or --public-key".into()))?;
     let public_key = read_public_key(path)?;
@@ -75,11 +82,11 @@ fn holder(args: &Args) -> Result<(PublicKey, Holder), CliError> {
         }
         (None, None) => None,
     };
-    Ok((public_key, signature.map_or(Holder::Elsewhere, Holder::Signed)))
+    Ok((public_key, signature.map_or(Proof::Elsewhere, Proof::Signed)))
 }
 
 pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
-    let (public_key, holder) = holder(&args)?;
+    let (public_key, proof) = proof(place, &args).await?;
     let mut key = Key::named(args.purpose, public_key);
     if let Some(kid) = &args.kid {
         if !is_kid(kid) {
@@ -95,9 +102,12 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
         );
         return Err(CliError::Usage(text));
     }
-    match (holder, &args.governance_key) {
-        (Holder::Elsewhere, _) => statement(place, json, &args, &key).await,
-        (holder, Some(governance_key)) => enrol(place, json, key, governance_key, holder).await,
+    if args.justification.as_ref().is_some_and(|text| text.trim().is_empty()) {
+        return Err(CliError::Usage("--justification: say why, for those who read it years later".into()));
+    }
+    match (proof, &args.governance_key.clone()) {
+        (Proof::Elsewhere, _) => statement(place, json, &args, &key).await,
+        (proof, Some(governance_key)) => enrol(place, json, key, args.justification, governance_key, proof).await,
         (_, None) => Err(CliError::Usage("give --governance-key".into())),
     }
 }
@@ -109,7 +119,7 @@ async fn statement(place: &Place, json: bool, args: &Args, key: &Key) -> Result<
         return Err(CliError::Usage(text.into()));
     };
     let (ledger, _) = directory::reader(place).await?;
-    let (revision, bytes) = ledger.enrol_statement(key).await?;
+    let (revision, bytes) = ledger.enrol_statement(key, args.justification.as_deref()).await?;
     std::fs::write(out, &bytes).map_err(io(out))?;
     let file = out.display();
     let sign = match key.public_key.algorithm() {
@@ -132,25 +142,33 @@ async fn statement(place: &Place, json: bool, args: &Args, key: &Key) -> Result<
     Ok(2)
 }
 
-async fn enrol(place: &Place, json: bool, key: Key, governance_key: &Path, holder: Holder) -> Result<u8, CliError> {
+async fn enrol(
+    place: &Place,
+    json: bool,
+    key: Key,
+    justification: Option<String>,
+    governance_key: &str,
+    proof: Proof,
+) -> Result<u8, CliError> {
     let ledger = directory::open_for_keys(place).await?;
-    let governance = super::governance(governance_key, &ledger.registry())?;
-    let enrolled = match holder {
-        Holder::Here(private) => directory::enrol(&ledger, key.clone(), &governance, &private).await,
-        Holder::Signed(possession_signature) => {
-            let (revision, statement) = ledger.enrol_statement(&key).await?;
+    let governance = signers::governance(governance_key, &ledger.registry()).await?;
+    let enrolled = match proof {
+        Proof::Held(holder) => directory::enrol(&ledger, key.clone(), justification, &*governance, &holder).await,
+        Proof::Signed(possession_signature) => {
+            let (revision, statement) = ledger.enrol_statement(&key, justification.as_deref()).await?;
             if !key.public_key.verify(&statement, &possession_signature) {
                 let text = format!(
                     "the holder's signature does not verify over the statement as it is now (registry revision {revision}); if the \
-                     registry was changed since it was written, or --kid differs, write it again with --statement-out"
+                     registry was changed since it was written, or --kid or --justification differs, write it again with --statement-out"
                 );
                 return Err(CliError::Usage(text));
             }
-            let governance_signature = governance.signature(&statement);
-            let enrolment = Enrolment { key: key.clone(), revision, governance_signature, possession_signature };
+            let governance_signature = governance.sign(&statement).await.map_err(AppendError::Signer)?;
+            let enrolment =
+                Enrolment { key: key.clone(), justification, revision, governance_signature, possession_signature };
             ledger.enrol(enrolment).await.map_err(CliError::from)
         }
-        Holder::Elsewhere => return Err(CliError::Usage("nobody proves possession".into())),
+        Proof::Elsewhere => return Err(CliError::Usage("nobody proves possession".into())),
     };
     let closed = ledger.shutdown().await;
     let appended = match enrolled {

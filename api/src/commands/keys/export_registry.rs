@@ -48,6 +48,9 @@ fn signers(ledger_id: &str, registry: &Registry, entries: &HashMap<u64, (String,
                 "purpose": key.purpose.as_str(), "validFrom": time(record.enrolled_size),
                 "enrolled_at_registry_size": record.enrolled_size,
             });
+            if let Some(justification) = &record.justification {
+                object["justification"] = json!(justification);
+            }
             if let Some(retired) = &record.retired {
                 object["revokedAt"] = json!(time(retired.registry_size));
                 object["retired_at_registry_size"] = json!(retired.registry_size);

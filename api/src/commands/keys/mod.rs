@@ -3,13 +3,9 @@ mod export_registry;
 mod generate;
 mod retire;
 
-use std::path::Path;
-
 use clap::Subcommand;
 use ledger_engine::domain::decide::Refusal;
-use ledger_engine::keys::{KeyFileError, read_key};
-use ledger_engine::registry::{Purpose, Registry};
-use ledger_engine::signer::LocalSigner;
+use ledger_engine::registry::Purpose;
 
 use crate::directory::{self, Place};
 use crate::{CliError, output};
@@ -37,17 +33,6 @@ fn purpose(text: &str) -> Result<Purpose, String> {
     Purpose::parse(text).ok_or_else(|| format!("one of {}", Purpose::names().collect::<Vec<_>>().join(", ")))
 }
 
-/// The governance key of a ledger, from its file.
-fn governance(path: &Path, registry: &Registry) -> Result<LocalSigner, CliError> {
-    let signer = read_key(path, Purpose::Governance)?;
-    if registry.current(Purpose::Governance) == Some(signer.key()) {
-        return Ok(signer);
-    }
-    let reason =
-        "not the governance key of this ledger, or not the valid governance key any more (`ledger keys` lists them)";
-    Err(KeyFileError::Unusable { path: path.to_owned(), reason: reason.to_owned() }.into())
-}
-
 /// Says why a change of keys was refused.
 fn refused(json: bool, refusal: &Refusal) -> Result<u8, CliError> {
     let (code, text) = (refusal.code.as_str(), refusal.to_string());
@@ -60,7 +45,7 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
     match args.command {
         None | Some(Command::List) => list(place, json).await,
         Some(Command::Enrol(args)) => enrol::run(place, json, args).await,
-        Some(Command::Generate(args)) => generate::run(json, args),
+        Some(Command::Generate(args)) => generate::run(json, args).await,
         Some(Command::Rotate(args)) => retire::rotate(place, json, args).await,
         Some(Command::Revoke(args)) => retire::revoke(place, json, args).await,
         Some(Command::ExportRegistry(args)) => export_registry::run(place, args).await,
@@ -73,13 +58,18 @@ async fn list(place: &Place, json: bool) -> Result<u8, CliError> {
         output::line(&format!("{:<24} {:<14} {:<10} public key", "kid", "purpose", "state"))?;
     }
     for record in registry.records() {
-        let state = if record.retired.is_some() { "retired" } else { "valid" };
+        let state = match (&record.retired, &record.justification) {
+            (Some(_), _) => "retired",
+            (None, Some(_)) => "emergency",
+            (None, None) => "valid",
+        };
         let key = &record.key;
         let text = if json {
             let cut = record.retired.as_ref().map(|r| r.cut.clone());
             serde_json::json!({
                 "kid": key.kid, "purpose": key.purpose.as_str(), "alg": key.public_key.algorithm().as_str(), "public_key": key.public_key.to_hex(),
                 "state": state, "enrolled_at_registry_size": record.enrolled_size, "cut": cut,
+                "justification": record.justification,
             })
             .to_string()
         } else {

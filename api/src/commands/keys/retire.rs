@@ -1,16 +1,20 @@
 //! `keys rotate` and `keys revoke`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ledger_engine::keys::{PrivateKey, SigningKey, write_key};
 use ledger_engine::ledger::AppendError;
-use ledger_engine::registry::{Key, Purpose};
+use ledger_engine::public_key::PublicKey;
+use ledger_engine::registry::{Key, Purpose, Registry};
 use ledger_engine::retire::{Authorise, Authority, Retire};
-use ledger_engine::signer::{LocalSigner, SignerError};
+use ledger_engine::signer::place::SignerPlace;
+use ledger_engine::signer::{LocalSigner, Signer};
+use tokio::runtime::Handle;
 
 use crate::directory::{self, Place};
-use crate::{CliError, output};
+use crate::signers::{From, Holder};
+use crate::{CliError, output, signers};
 
 /// Put a new key in the place of one that is in use
 ///
@@ -25,12 +29,12 @@ pub(crate) struct Rotate {
     /// The key that goes [default: the newest valid one of the purpose]
     #[arg(long, value_name = "KID")]
     kid: Option<String>,
-    /// The governance key, which alone can do this
-    #[arg(long, value_name = "FILE")]
-    governance_key: PathBuf,
-    /// The private key that comes; without this a new Ed25519 key is written to keys/KID.pem
-    #[arg(long, value_name = "PRIVATE.pem")]
-    key: Option<PathBuf>,
+    /// The governance key, which alone can do this: a PKCS#8 PEM file, or a signer
+    #[arg(long, value_name = "FILE|SIGNER")]
+    governance_key: String,
+    /// Without any of these a new Ed25519 key is written to keys/KID.pem
+    #[command(flatten)]
+    from: From,
 }
 
 /// Let a key sign no more
@@ -47,24 +51,24 @@ pub(crate) struct Revoke {
     /// The sizes of all chains, ascending by chain and separated by commas, from which on somebody else may have had the key
     #[arg(long, value_name = "SIZES", value_delimiter = ',')]
     compromised_since: Option<Vec<u64>>,
-    /// The governance key, which alone can do this
-    #[arg(long, value_name = "FILE")]
-    governance_key: PathBuf,
+    /// The governance key, which alone can do this: a PKCS#8 PEM file, or a signer
+    #[arg(long, value_name = "FILE|SIGNER")]
+    governance_key: String,
 }
 
 /// The key that comes.
 struct Incoming {
     key: Key,
-    private: PrivateKey,
+    private: Holder,
     /// Written for this rotation.
     made: Option<PathBuf>,
 }
 
-fn incoming(place: &Place, args: &Rotate) -> Result<Incoming, CliError> {
-    if let Some(path) = &args.key {
-        let private = PrivateKey::read(path)?;
-        let public_key = private.public_key().map_err(|e| CliError::Usage(format!("{}: {e}", path.display())))?;
-        return Ok(Incoming { key: Key::named(args.purpose, public_key), private, made: None });
+async fn incoming(place: &Place, registry: &Registry, args: &Rotate) -> Result<Incoming, CliError> {
+    if let Some(from) = args.from.text()? {
+        let known: Vec<PublicKey> = registry.records().iter().map(|r| r.key.public_key.clone()).collect();
+        let private = signers::holder(&from, &known).await?;
+        return Ok(Incoming { key: Key::named(args.purpose, private.public_key()?), private, made: None });
     }
     if args.purpose.is_external() {
         let text = format!("a {} key is held by others: give the one that comes with --key", args.purpose.as_str());
@@ -74,26 +78,35 @@ fn incoming(place: &Place, args: &Rotate) -> Result<Incoming, CliError> {
     let key = LocalSigner::new(args.purpose, signing.clone()).key().clone();
     let path = match args.purpose {
         // Whoever runs the server must not have it.
-        Purpose::Governance => args.governance_key.with_file_name(format!("{}.pem", key.kid)),
+        Purpose::Governance if SignerPlace::is_meant(&args.governance_key) => {
+            let text = "say where the new governance key is, with --from-kms, --from-pkcs11 or --key: it does not belong beside the server";
+            return Err(CliError::Usage(text.into()));
+        }
+        Purpose::Governance => Path::new(&args.governance_key).with_file_name(format!("{}.pem", key.kid)),
         _ => place.dir.join("keys").join(format!("{}.pem", key.kid)),
     };
     // There before it counts: a process that sees the rotation looks for it at once.
     write_key(&path, &signing)?;
-    Ok(Incoming { key, private: PrivateKey::Ed25519(Box::new(signing)), made: Some(path) })
+    Ok(Incoming { key, private: Holder::Here(PrivateKey::Ed25519(Box::new(signing))), made: Some(path) })
 }
 
-fn authorise(governance: LocalSigner, private: Option<PrivateKey>) -> Authorise {
+fn authorise(governance: Arc<dyn Signer>, private: Option<Holder>) -> Authorise {
+    let runtime = Handle::current();
     Box::new(move |statement| {
-        let none = || SignerError { kid: "the incoming key".into(), reason: "the system gives no randomness".into() };
-        let possession = private.as_ref().map(|key| key.sign(statement).ok_or_else(none)).transpose()?;
-        Ok(Authority { governance: governance.signature(statement), possession })
+        runtime.block_on(async {
+            let possession = match &private {
+                Some(key) => Some(key.sign(statement).await?),
+                None => None,
+            };
+            Ok(Authority { governance: governance.sign(statement).await?, possession })
+        })
     })
 }
 
 pub(crate) async fn rotate(place: &Place, json: bool, args: Rotate) -> Result<u8, CliError> {
     let (_, registry) = directory::reader(place).await?;
     // Before a key is made.
-    let governance = super::governance(&args.governance_key, &registry)?;
+    let governance = signers::governance(&args.governance_key, &registry).await?;
     let old_kid = match (&args.kid, registry.current(args.purpose)) {
         (Some(kid), _) => kid.clone(),
         (None, Some(key)) => key.kid.clone(),
@@ -103,7 +116,7 @@ pub(crate) async fn rotate(place: &Place, json: bool, args: Rotate) -> Result<u8
             return Err(CliError::Usage(text));
         }
     };
-    let Incoming { key, private, made } = incoming(place, &args)?;
+    let Incoming { key, private, made } = incoming(place, &registry, &args).await?;
     let kid = key.kid.clone();
     let retire = Retire::Rotate { old_kid: old_kid.clone(), key };
     let exit = retired(place, json, governance, retire, Some(private), (&old_kid, Some(&kid))).await;
@@ -112,10 +125,13 @@ pub(crate) async fn rotate(place: &Place, json: bool, args: Rotate) -> Result<u8
         std::fs::remove_file(path).map_err(|e| CliError::Io(path.display().to_string(), e))?;
     }
     if let (Ok(0), false) = (&exit, json) {
-        output::line(&match (&made, &args.key) {
+        output::line(&match (&made, args.from.text()?) {
             (Some(path), _) => format!("its private key: {}", path.display()),
+            (None, Some(from)) if SignerPlace::is_meant(&from) => {
+                format!("servers sign with it that have --signer '{from}', or LEDGER_SIGNERS")
+            }
             (None, Some(path)) if !args.purpose.is_external() && args.purpose != Purpose::Governance => {
-                format!("servers sign with it once {} lies in their keys/ directory", path.display())
+                format!("servers sign with it once {path} lies in their keys/ directory")
             }
             _ => "its private key stays where it is".to_owned(),
         })?;
@@ -128,7 +144,7 @@ pub(crate) async fn revoke(place: &Place, json: bool, args: Revoke) -> Result<u8
     if reason.trim().is_empty() {
         return Err(CliError::Usage("--reason: say why, for those who read it years later".into()));
     }
-    let governance = super::governance(&governance_key, &directory::reader(place).await?.1)?;
+    let governance = signers::governance(&governance_key, &directory::reader(place).await?.1).await?;
     let retire = Retire::Revoke { kid: kid.clone(), reason, compromised_since };
     retired(place, json, governance, retire, None, (&kid, None)).await
 }
@@ -136,16 +152,14 @@ pub(crate) async fn revoke(place: &Place, json: bool, args: Revoke) -> Result<u8
 async fn retired(
     place: &Place,
     json: bool,
-    governance: LocalSigner,
+    governance: Arc<dyn Signer>,
     retire: Retire,
-    private: Option<PrivateKey>,
+    private: Option<Holder>,
     (old, new): (&str, Option<&str>),
 ) -> Result<u8, CliError> {
     let ledger = directory::open_for_keys(place).await?;
-    if let Some(PrivateKey::Ed25519(signing)) = &private {
-        // What this process still has to sign, it signs with that.
-        ledger.signers().add(Arc::new((**signing).clone()));
-    }
+    // What this process still has to sign, it signs with that.
+    private.as_ref().and_then(Holder::signer).into_iter().for_each(|signer| ledger.signers().add(signer));
     let result = ledger.retire(retire, authorise(governance, private)).await;
     let appended = match result {
         Err(AppendError::Refused(refusal)) => {

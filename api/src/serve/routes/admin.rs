@@ -17,6 +17,9 @@ pub(crate) struct SignerView {
     purpose: String,
     /// Registry size from which the key is known.
     enrolled_at: u64,
+    /// Why there is this key, of an emergency key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    justification: Option<String>,
     /// Registry size from which it is retired.
     #[serde(skip_serializing_if = "Option::is_none")]
     retired_at: Option<u64>,
@@ -57,6 +60,7 @@ pub(crate) async fn signers(state: Shared) -> Result<HttpResponse, ApiError> {
         public_key: record.key.public_key.to_hex(),
         purpose: record.key.purpose.as_str().to_owned(),
         enrolled_at: record.enrolled_size,
+        justification: record.justification.clone(),
         retired_at: record.retired.as_ref().map(|r| r.registry_size),
         cut: record.retired.as_ref().map(|r| r.cut.clone()),
         compromised_since: record.retired.as_ref().and_then(|r| r.compromised_since.clone()),

@@ -3,6 +3,9 @@
 use std::sync::Arc;
 
 use actix_web::HttpResponse;
+use ledger_engine::ledger::Ledger;
+use ledger_engine::public_key::PublicKey;
+use ledger_engine::signer::Keeper;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -56,7 +59,7 @@ pub(crate) struct ReadyAnswer {
     ok: bool,
     /// The ledger's store answers.
     store: bool,
-    /// The last checkpoint could be signed.
+    /// Whatever signs commits, checkpoints and licences answers, and the last checkpoint could be signed.
     signer: bool,
     /// The server is not shutting down.
     serving: bool,
@@ -73,8 +76,9 @@ pub(crate) struct ReadyAnswer {
     ),
 )]
 pub(crate) async fn ready(state: Shared) -> HttpResponse {
-    let store = state.readiness.store(&state.ledger).await;
-    let (signer, serving) = (state.is_checkpointing(), !state.is_closing());
+    let readiness = &state.readiness;
+    let (store, signers) = tokio::join!(readiness.store(&state.ledger), readiness.signers(&state.ledger));
+    let (signer, serving) = (signers && state.is_checkpointing(), !state.is_closing());
     let ok = store && signer && serving;
     let mut answer = if ok { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
     answer.json(ReadyAnswer { ok, store, signer, serving })
@@ -101,16 +105,32 @@ async fn gauges(state: &Arc<State>) {
     ::metrics::counter!("ledger_entries_total").absolute(stats.entries);
     ::metrics::counter!("ledger_commit_microseconds_total").absolute(stats.store_us);
     ::metrics::gauge!("ledger_commands_waiting").set(stats.waiting as f64);
+    signers(ledger);
     ::metrics::gauge!("ledger_requests_under_way")
         .set((state.settings.requests_max - state.requests.available_permits()) as f64);
+    let now = std::time::SystemTime::now();
+    if let Ok(age) = now.duration_since(state.last_checkpoint()) {
+        ::metrics::gauge!("ledger_checkpoint_age_seconds").set(age.as_secs_f64());
+    }
     // Whoever scrapes must hear the rest of it while the store hangs.
     let asked = tokio::time::timeout(std::time::Duration::from_secs(1), ledger.sizes()).await;
     let Ok(Ok(sizes)) = asked else { return };
-    let now = std::time::SystemTime::now();
     for (chain, size) in (0_u32..).zip(sizes) {
         ::metrics::gauge!("ledger_chain_size", "chain" => chain.to_string()).set(size as f64);
     }
-    if let Ok(age) = now.duration_since(state.last_checkpoint()) {
-        ::metrics::gauge!("ledger_checkpoint_age_seconds").set(age.as_secs_f64());
+}
+
+/// What the signers did whose keys are elsewhere, by the kid of each.
+fn signers(ledger: &Ledger) {
+    let registry = ledger.registry();
+    for signer in ledger.signers().signers().iter().filter(|signer| signer.keeper() != Keeper::Local) {
+        let public_key = PublicKey::Ed25519(signer.public_key());
+        let Some(record) = registry.records().iter().find(|r| r.key.public_key == public_key) else { continue };
+        let labels = [("kid", record.key.kid.clone()), ("keeper", signer.keeper().as_str().to_owned())];
+        let stats = signer.stats();
+        ::metrics::counter!("ledger_signatures_total", &labels).absolute(stats.signed);
+        ::metrics::counter!("ledger_signature_microseconds_total", &labels).absolute(stats.took.as_micros() as u64);
+        ::metrics::counter!("ledger_signer_errors_total", &labels).absolute(stats.errors);
+        ::metrics::counter!("ledger_signer_refused_total", &labels).absolute(stats.refused);
     }
 }
