@@ -258,7 +258,7 @@ fn key_files_may_be_encrypted() {
     expect(path, rotate, 2, FILE);
     for (variable, value, says) in [
         (FILE, "wrong", "the passphrase is wrong"),
-        ("LEDGER_KEY_PASSPHRASE", "", "the passphrase is wrong"),
+        ("LEDGER_KEY_PASSPHRASE", "", "give its passphrase"),
         (FILE, "open", "chmod 600"),
         (FILE, "nowhere", "nowhere"),
     ] {
@@ -269,4 +269,68 @@ fn key_files_may_be_encrypted() {
     let (exit, said) = with("LEDGER_KEY_PASSPHRASE", "correct horse", rotate);
     assert_eq!(exit, 0, "{said}");
     assert_eq!(verify(path).exit(), 0);
+}
+
+/// The real verifier, which lies beside the program.
+fn audit_verify(dir: &Path, arguments: &[&str]) -> (i32, String) {
+    let program = Path::new(LEDGER).with_file_name("audit-verify");
+    assert!(program.exists(), "build it: cargo build -p audit-verify");
+    let output = Command::new(program).arg("shop").args(arguments).current_dir(dir).output().unwrap();
+    (output.status.code().unwrap(), text(&output))
+}
+
+/// A registry that is published besides must say the same as the ledger; a difference is a finding, and a private key in it is refused.
+#[test]
+fn a_registry_given_besides_must_agree() {
+    let dir = init();
+    let path = dir.path();
+    let id: Value = serde_json::from_slice(&std::fs::read(path.join("init")).unwrap()).unwrap();
+    let with = ["--trust", id["ledger_id"].as_str().unwrap(), "-s", "signers.json"];
+    let good = || -> Value { serde_json::from_slice(&std::fs::read(path.join("good.json")).unwrap()).unwrap() };
+    expect(path, "keys export-registry --out good.json", 0, "4 keys");
+    expect(path, "keys rotate --purpose commit --governance-key shop-governance.pem", 0, "signs from now on");
+    let judged = |registry: &Value| {
+        std::fs::write(path.join("signers.json"), registry.to_string()).unwrap();
+        audit_verify(path, &with)
+    };
+    // It is as of its size: what was enrolled and rotated since is no difference.
+    let (exit, said) = judged(&good());
+    assert_eq!(exit, 0, "{said}");
+    expect(path, "keys export-registry --out now.json", 0, "5 keys");
+    let now: Value = serde_json::from_slice(&std::fs::read(path.join("now.json")).unwrap()).unwrap();
+    assert_eq!(judged(&now).0, 0);
+    type Change = fn(&mut Value);
+    let changes: [(Change, &str); 7] = [
+        (
+            |r| r["signers"][1]["public_key"] = r["signers"][2]["public_key"].clone(),
+            "SHA-256 of the public key: expected",
+        ),
+        (|r| r["signers"][1]["purpose"] = "checkpoint".into(), "purpose: expected commit, found checkpoint"),
+        (|r| drop(r["signers"].as_array_mut().unwrap().remove(1)), "the file lacks this commit key"),
+        (|r| r["signers"][1]["signer_kid"] = "commit-other".into(), "has no such key"),
+        (
+            |r| r["signers"][1]["retired_at_registry_size"] = 2.into(),
+            "expected valid, found retired at registry size 2",
+        ),
+        (|r| r["ledger_id"] = "00".repeat(32).into(), "signers/ledger_id"),
+        // One that is kept by hand, without sizes, is as of now.
+        (
+            |r| drop(["ledger_id", "registry_size"].map(|name| r.as_object_mut().unwrap().remove(name))),
+            "the file lacks this commit key",
+        ),
+    ];
+    for (change, says) in changes {
+        let mut registry = good();
+        change(&mut registry);
+        let (exit, said) = judged(&registry);
+        assert!(exit == 1 && said.contains("registry_external_mismatch") && said.contains(says), "{says}: {said}");
+    }
+    let pem = std::fs::read_to_string(path.join("shop/keys/checkpoint.pem")).unwrap();
+    for (name, value) in [("public_key", pem.as_str()), ("privateKey", "c2VlZA==")] {
+        let mut registry = good();
+        registry["signers"][1][name] = value.into();
+        let (exit, said) = judged(&registry);
+        assert!(exit == 2 && said.contains("PRIVATE key of commit-") && !said.contains("VERIFIED"), "{said}");
+        assert!(!said.contains(value), "{said}");
+    }
 }

@@ -220,6 +220,15 @@ impl PartialEq for Findings {
 impl Eq for Findings {}
 
 impl Findings {
+    /// Puts findings of no chain before the others.
+    pub(crate) fn lead(&mut self, found: Vec<Finding>) {
+        self.total += found.len() as u64;
+        if self.more.count > 0 {
+            self.held.splice(0..0, found.iter().cloned());
+        }
+        self.first.splice(0..0, found);
+    }
+
     /// Gives every finding in its order, until `give` fails.
     pub(crate) fn each(&self, give: &mut dyn FnMut(&Finding) -> io::Result<()>) -> io::Result<()> {
         if self.more.count == 0 {

@@ -46,6 +46,7 @@ codes! {
     RoutingMismatch "routing_mismatch" "the stream does not exist in the format or belongs on another chain: the writer broke a rule; find out which program wrote it";
     IllegalTransition "illegal_transition" "the event was not allowed in the state the order, delivery or SKU was in: the writer broke a rule; look at the whole stream with --stream";
     RegistryInvalid "registry_invalid" "a change of keys without the governance key's authority: do not trust keys from here on";
+    RegistryExternalMismatch "registry_external_mismatch" "the registry of signers that was given says something else of a key than the ledger: ask its publisher and the holder of the governance key which is true";
     PrivateMismatch "private_mismatch" "the private document is not the one that was recorded: it was changed; take the document from a backup";
     PrivateUnexpected "private_unexpected" "a private document that no entry names: somebody added or moved it; compare with a backup before it is removed";
     CommitUndecodable "commit_undecodable" "a commit row or its signatures are not what the format allows: they were changed or repeated; take the rows from a backup";

@@ -9,6 +9,7 @@ mod collector;
 mod commits;
 mod derived;
 mod export;
+mod external;
 mod finding;
 mod fold;
 mod html;

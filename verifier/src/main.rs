@@ -50,7 +50,7 @@ struct Cli {
     /// A database with a table of legacy audit events [default without a source: $POSTGRES_URL, then $DATABASE_URL]
     #[arg(short, long, value_name = "URL")]
     database_url: Option<String>,
-    /// The public keys of legacy signers
+    /// The public keys of legacy signers; with a ledger, a registry that must agree with its own
     #[arg(short, long, value_name = "FILE")]
     signers: Option<PathBuf>,
     /// The table of legacy audit events, with its schema if need be [default: audit_events]
@@ -383,6 +383,9 @@ fn check_options(cli: &Cli, sources: &[(String, Option<Format>)]) -> Result<(), 
                     files and ledgers are verified as a whole: leave them away"
             .to_owned());
     }
+    if cli.signers.is_some() && sources.iter().all(|(_, format)| *format == Some(Format::Proof)) {
+        return Err("--signers is for ledgers and legacy chains; a proof file brings its ledger's registry".to_owned());
+    }
     if cli.trust.is_some() && !any(Format::is_native) {
         return Err("--trust is for a ledger, and no source is one: check the path, or leave it away; \
                     a legacy chain is known by its --signers"
@@ -458,6 +461,10 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Result<u8, String> {
                         report = report.beside_legacy(chain);
                         adopted = report.adopted().to_vec();
                     }
+                }
+                // Beside a legacy chain the registry is that chain's, unless it names a ledger.
+                if let Some(signers) = legacy.signers.as_ref().filter(|s| chains.is_empty() || s.is_of_a_ledger()) {
+                    report = report.with_external_registry(signers);
                 }
                 Outcome::Native(Box::new(report))
             }

@@ -240,6 +240,24 @@ impl Report {
         }
     }
 
+    /// Adds faults that are not of the source alone.
+    pub(crate) fn with_faults(mut self, found: Vec<Finding>) -> Report {
+        if !found.is_empty() && self.verdict != Verdict::NotChecked {
+            self.verdict = Verdict::Broken;
+            self.findings.lead(found);
+        }
+        self
+    }
+
+    /// Adds what was asked for and could not be checked.
+    pub(crate) fn with_unchecked(mut self, what: String) -> Report {
+        if self.verdict == Verdict::Verified {
+            self.verdict = Verdict::NotAllChecked;
+        }
+        self.unchecked.push(what);
+        self
+    }
+
     pub(crate) fn of_kind(mut self, kind: Option<String>) -> Report {
         self.kind = kind;
         self

@@ -13,6 +13,7 @@ mod paths;
 mod pki;
 mod rates;
 mod settings;
+mod signing;
 mod stripe;
 mod support;
 mod tls;

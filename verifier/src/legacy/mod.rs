@@ -8,7 +8,7 @@ mod judge;
 mod report;
 mod resolve;
 mod row;
-mod signers;
+pub(crate) mod signers;
 #[cfg(feature = "postgres")]
 mod table;
 mod time;

@@ -36,6 +36,12 @@ pub enum SignersError {
     /// One id stands for two keys, or a member is there twice.
     #[error("the signers have {0} twice, and readers differ in which they take; remove the wrong one")]
     Ambiguous(String),
+    /// It holds a private key.
+    #[error(
+        "the signers hold the PRIVATE key of {0}: whoever has this file can forge what that key signs. Nothing was verified; revoke the \
+         key, and publish its public half only"
+    )]
+    Private(String),
 }
 
 /// A public key that may verify.
@@ -91,6 +97,9 @@ pub(crate) struct Signer {
     /// Milliseconds since 1970, both inclusive.
     pub(crate) valid_from: Option<i64>,
     pub(crate) revoked_at: Option<i64>,
+    /// What a ledger's own registry says besides: the purpose, and the registry size from which the key is retired.
+    pub(crate) purpose: Option<String>,
+    pub(crate) retired_at: Option<u64>,
 }
 
 /// The public keys of legacy signers, by kid.
@@ -99,6 +108,9 @@ pub struct Signers {
     pub(crate) list: Vec<Signer>,
     /// SHA-256 of the file.
     pub(crate) sha256: Hash,
+    /// Of which ledger, and as of which size of its registry, where the file says so.
+    pub(crate) ledger_id: Option<String>,
+    pub(crate) registry_size: Option<u64>,
     by_kid: BTreeMap<String, usize>,
 }
 
@@ -111,6 +123,11 @@ impl Signers {
             return Err(SignersError::Shape(format!("the file has {size} bytes, more than {REGISTRY_BYTES_MAX}")));
         }
         Signers::parse(&std::fs::read(path).map_err(unreadable)?)
+    }
+
+    /// Whether the file says which ledger's registry it is.
+    pub fn is_of_a_ledger(&self) -> bool {
+        self.ledger_id.is_some()
     }
 
     /// SHA-256 of the registry's bytes.
@@ -129,6 +146,8 @@ impl Signers {
         if let Some(twice) = twice {
             return Err(SignersError::Ambiguous(shown(&twice)));
         }
+        out.ledger_id = value.get("ledger_id").and_then(Value::as_str).map(str::to_owned);
+        out.registry_size = value.get("registry_size").and_then(Value::as_u64);
         match value {
             Value::Array(entries) => out.entries(&entries)?,
             Value::Object(map) => match map.get("signers") {
@@ -154,6 +173,9 @@ impl Signers {
         let Some(kid) = kid.or(named).filter(|k| !k.is_empty()) else {
             return Err(SignersError::Shape(format!("entry {} has no id", self.list.len() + 1)));
         };
+        if holds_private_key(entry) {
+            return Err(SignersError::Private(shown(kid)));
+        }
         let time = |name: &'static str| match entry.get(name) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => parse_time(text).map(Some).ok_or(name),
@@ -175,7 +197,9 @@ impl Signers {
                 Ok(key)
             }),
         };
-        let signer = Signer { kid: kid.to_owned(), key, valid_from, revoked_at };
+        let purpose = member(&["purpose"]).map(str::to_owned);
+        let retired_at = entry["retired_at_registry_size"].as_u64();
+        let signer = Signer { kid: kid.to_owned(), key, valid_from, revoked_at, purpose, retired_at };
         if let Some(&at) = self.by_kid.get(kid) {
             return if self.list[at] == signer { Ok(()) } else { Err(SignersError::Ambiguous(shown(kid))) };
         }
@@ -278,9 +302,27 @@ impl<'de> serde::Deserialize<'de> for Repeated {
     }
 }
 
+/// Whether an entry holds a private key: by the name of a member, or by what it is.
+fn holds_private_key(entry: &Value) -> bool {
+    let named = |name: &str| {
+        let name: String = name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
+        name.contains("privatekey")
+            || name.contains("secretkey")
+            || matches!(name.as_str(), "private" | "secret" | "seed")
+    };
+    match entry {
+        Value::String(text) => text.contains("PRIVATE KEY") || parse_key(text) == Err(PRIVATE),
+        Value::Object(members) => members.iter().any(|(name, value)| {
+            value.as_str().is_some_and(|text| !text.is_empty() && named(name)) || holds_private_key(value)
+        }),
+        _ => false,
+    }
+}
+
+const PRIVATE: &str = "this is a private key: whoever has the registry can forge; retire the key";
+
 /// Reads SPKI PEM (or PKCS#1 PEM of RSA), base64 SPKI DER, or base64 of 32 raw Ed25519 bytes.
-fn parse_key(text: &str) -> Result<Key, &'static str> {
-    const PRIVATE: &str = "this is a private key: whoever has the registry can forge; retire the key";
+pub(crate) fn parse_key(text: &str) -> Result<Key, &'static str> {
     if text.contains("PRIVATE KEY") {
         return Err(PRIVATE);
     }
@@ -440,9 +482,6 @@ mod tests {
         let mut over_p = [0xff; 32];
         (over_p[0], over_p[31]) = (0xf0, 0x7f);
         for (text, reason) in [
-            ("-----BEGIN PRIVATE KEY-----\nMC4=\n-----END PRIVATE KEY-----".to_owned(), "private"),
-            ("-----BEGIN RSA PRIVATE KEY-----\nMC4=\n-----END RSA PRIVATE KEY-----".to_owned(), "private"),
-            (base64(&pkcs8), "private"),
             (base64(&[0; 32]), "small order"),
             (base64(&minus_zero), "canonically"),
             (base64(&over_p), "canonically"),
@@ -453,6 +492,14 @@ mod tests {
         ] {
             let Err(refused) = one(serde_json::json!({ "k": text })).key else { panic!("{text} was accepted") };
             assert!(refused.to_string().contains(reason), "{text}: {refused}");
+        }
+        for text in [
+            "-----BEGIN PRIVATE KEY-----\nMC4=\n-----END PRIVATE KEY-----".to_owned(),
+            "-----BEGIN RSA PRIVATE KEY-----\nMC4=\n-----END RSA PRIVATE KEY-----".to_owned(),
+            base64(&pkcs8),
+        ] {
+            let refused = Signers::parse(serde_json::json!({ "k": text }).to_string().as_bytes());
+            assert!(matches!(refused, Err(SignersError::Private(_))), "{text}");
         }
         assert!(matches!(
             one(serde_json::json!([{ "id": "k", "key": ED, "algorithm": "rsa-sha256" }])).key,
