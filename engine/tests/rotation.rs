@@ -4,9 +4,11 @@
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use audit_verify::Demands;
 use ledger_engine::archive::ExportOptions;
+use ledger_engine::environment::{Environment, SystemEnvironment};
 use ledger_engine::ledger::{AppendError, Appended, Config, Enrolment, Ledger};
 use ledger_engine::registry::{Key, Purpose};
 use ledger_engine::retire::{Authorise, Authority, Retire};
@@ -230,4 +232,49 @@ async fn a_hundred_rotations_verify() {
     ledger.shutdown().await.unwrap();
     verified(dir.path(), &ledger);
     assert_eq!(signer(Purpose::Commit, 199).public_key(), commit_key(199).public_key.ed25519().unwrap());
+}
+
+/// A clock that the test sets.
+struct Clock(AtomicI64);
+
+impl Clock {
+    fn step_hours(&self, hours: i64) {
+        self.0.fetch_add(hours * 3_600_000_000, Ordering::Relaxed);
+    }
+}
+
+impl Environment for Clock {
+    fn now_us(&self) -> i64 {
+        self.0.fetch_add(1000, Ordering::Relaxed)
+    }
+
+    fn random(&self, bytes: &mut [u8]) -> std::io::Result<()> {
+        SystemEnvironment.random(bytes)
+    }
+}
+
+/// Validity is by place, not by a clock: a clock that goes back behind the moment of a rotation, or far ahead, changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_steps_across_a_rotation_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    support::create(dir.path(), 1).await.shutdown().await.unwrap();
+    let clock = Arc::new(Clock(AtomicI64::new(1_795_000_000_000_000)));
+    let store = Arc::new(SqliteStore::open(dir.path(), SqliteOptions::default()).unwrap());
+    let config = Config { environment: Arc::clone(&clock) as Arc<dyn Environment>, ..support::config(store) };
+    config.signers.add(Arc::new(signer(Purpose::Commit, 30)));
+    let ledger = Ledger::open(config).await.unwrap();
+    list_sku(&ledger, "s").await;
+    create_order(&ledger, "before", "s").await;
+    rotate(&ledger, 2, 30).await.unwrap();
+    for (n, hours) in [-48, 24 * 365 * 20, -1].into_iter().enumerate() {
+        clock.step_hours(hours);
+        create_order(&ledger, &format!("k{n}"), "s").await;
+    }
+    let entries = ledger.store().entries(0, 0, 100).unwrap();
+    assert!(entries.is_sorted_by_key(|e| e.header.recorded_at_us));
+    let signed_by = kids(&ledger, 0);
+    let cut = ledger.registry().record(&commit_key(2).kid).unwrap().retired.clone().unwrap().cut[0];
+    assert!(signed_by.iter().all(|(first, kid)| (*kid == commit_key(30).kid) == (*first >= cut)), "{signed_by:?}");
+    ledger.shutdown().await.unwrap();
+    verified(dir.path(), &ledger);
 }
