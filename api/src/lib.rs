@@ -77,7 +77,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Serve(args) => return commands::serve::run(place, json, *args, signing),
         Command::Once(command) => command,
     };
-    match signing.read() {
+    match signing.read(&signers::variable) {
         Ok(signing) => place.signing = signing,
         Err(faults) => return error::report(&CliError::Usage(faults.join("; ")), None, json),
     }

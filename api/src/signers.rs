@@ -62,13 +62,14 @@ pub(crate) fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
-fn variable(name: &str) -> Option<String> {
+/// A variable of the environment that is set to something.
+pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|text| !text.trim().is_empty())
 }
 
 impl Args {
     /// The settings, or one line for each that is wrong.
-    pub(crate) fn read(&self) -> Result<Signing, Vec<String>> {
+    pub(crate) fn read(&self, variable: &dyn Fn(&str) -> Option<String>) -> Result<Signing, Vec<String>> {
         let (mut signing, mut faults) = (Signing::default(), Vec::new());
         let given = self.signers.iter().filter(|text| !text.trim().is_empty());
         let of_kms = variable(KMS_KEY_ID).unwrap_or_default();
@@ -196,6 +197,12 @@ impl KeyDirectory {
     fn signers(&self) -> Result<Vec<Arc<dyn Signer>>, KeyFileError> {
         Ok(self.read()?.into_iter().map(|(_, key)| Arc::new(key) as Arc<dyn Signer>).collect())
     }
+}
+
+/// Whether a file in the directory holds the private key.
+pub(crate) fn has_file(keys: &Path, public_key: &PublicKey) -> bool {
+    let of = |key: &SigningKey| PublicKey::Ed25519(key.verifying_key().to_bytes());
+    KeyDirectory(keys.to_owned()).read().is_ok_and(|keys| keys.iter().any(|(_, key)| of(key) == *public_key))
 }
 
 impl SignerSource for KeyDirectory {

@@ -687,8 +687,8 @@ fn check_signers(signers: &Keyring, registry: &Registry) -> Result<(), StoreErro
         }
         signers.signer(registry, registry.size(), purpose).map_err(|e| {
             StoreError::Unusable(format!(
-                "{} signs for this ledger, and it is not here: {}. What is here is not a valid key of this ledger: if its file was lost, \
-                 restore it from your backup",
+                "{} signs for this ledger, and it is not here: {}. What is here is not a valid key of this ledger: if it is in a token or \
+                 behind a service, name that with --signer or LEDGER_SIGNERS; if its file was lost, restore it from your backup",
                 e.kid, e.reason
             ))
         })?;

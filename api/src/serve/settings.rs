@@ -173,14 +173,14 @@ impl Settings {
 }
 
 /// Which signers there are, and the guards.
-fn signing(l: &mut Layers, args: signers::Args) -> Signing {
+fn signing(l: &mut Layers, args: signers::Args, variable: &dyn Fn(&str) -> Option<String>) -> Signing {
     let given = args.signers.join(" ");
     let list = |text: &str| Ok(text.split([',', ' ']).filter(|s| !s.is_empty()).map(str::to_owned).collect());
     let mut guard = |name: &str, given| Some(l.take(name, given, boolean, false).to_string());
     let (require_kms, require_signing_proxy) =
         (guard("require_kms", args.require_kms), guard("require_signing_proxy", args.require_signing_proxy));
     let signers = l.take("signers", Some(given), list, Vec::new());
-    signers::Args { signers, require_kms, require_signing_proxy }.read().unwrap_or_else(|faults| {
+    signers::Args { signers, require_kms, require_signing_proxy }.read(variable).unwrap_or_else(|faults| {
         faults.into_iter().for_each(|fault| l.fault(fault));
         Signing::default()
     })
@@ -226,7 +226,7 @@ fn read(
     let tolerance = args.payment_webhook_tolerance_seconds;
     let tolerance = l.take("payment_webhook_tolerance_seconds", tolerance, |t| number(t, 1, 86_400), 300);
     let services = l.services();
-    let signing = signing(l, signing_args);
+    let signing = signing(l, signing_args, variable);
     let settings = Settings {
         dev,
         listen,
@@ -502,12 +502,13 @@ mod tests {
         let mut l = layers("rate_limit = 7\nfeeds_max = 8\ncors_origins = [\"https://a.example\"]\n");
         let args = |dev| Args { dev, rate_limit: Some("9".into()), ..Args::default() };
         let port = |name: &str| (name == "PORT").then(|| "81".into());
-        let settings = read(&mut l, args(true), &port);
+        let settings = read(&mut l, args(true), signers::Args::default(), &port);
         l.finish().unwrap();
         assert_eq!((settings.rate_limit, settings.feeds_max, settings.requests_max), (9, 8, 1024));
         // With known secrets, on this machine only.
         assert_eq!(settings.listen, "127.0.0.1:81".parse().unwrap());
-        assert_eq!(read(&mut layers(""), args(false), &port).listen, "0.0.0.0:81".parse().unwrap());
+        let elsewhere = read(&mut layers(""), args(false), signers::Args::default(), &port);
+        assert_eq!(elsewhere.listen, "0.0.0.0:81".parse().unwrap());
         assert_eq!(settings.cors_origins, ["https://a.example"]);
     }
 
@@ -521,10 +522,10 @@ mod tests {
             tls_certificate: Some("/does/not/exist".into()),
             maintenance_mode: Some("perhaps".into()),
             jwks: Some("http://keys.example/".into()),
-            require_kms: Some("true".into()),
             ..Args::default()
         };
-        read(&mut l, args, &|name| (name == "SIGNING_PROXY_URL").then(|| "https://sign.example".into()));
+        let signing = signers::Args { require_kms: Some("true".into()), ..signers::Args::default() };
+        read(&mut l, args, signing, &|name| (name == "SIGNING_PROXY_URL").then(|| "https://sign.example".into()));
         let Err(CliError::Usage(text)) = l.finish() else { panic!() };
         let named: Vec<&str> = text.lines().map(|line| line.split([' ', ':', '.']).next().unwrap()).collect();
         assert_eq!(
@@ -536,10 +537,10 @@ mod tests {
                 "jwks",
                 "payment_webhook_secret",
                 "services",
+                "REQUIRE_KMS",
+                "REQUIRE_KMS",
                 "rate_limit",
                 "maintenance_mode",
-                "require_kms",
-                "SIGNING_PROXY_URL",
                 "ledger_id",
                 "jwks,",
                 "nonsense"

@@ -145,6 +145,8 @@ fn a_ledger_with_all_its_keys_in_a_token() {
     // A new key of the token takes over, while nobody but the governance key of the token can say so.
     let governance = of_token("governance");
     let rotate = ["keys", "rotate", "--purpose", "commit", "--from-pkcs11", &of_token("commit-2"), "--governance-key"];
+    let into_a_file = ["keys", "rotate", "--purpose", "commit", "--governance-key", &governance];
+    expect(dir, &environment, &into_a_file, 2, "say where the one that comes is");
     let other = of_token("licence");
     expect(dir, &environment, &[&rotate[..], &[&other]].concat(), 2, "not the governance key");
     expect(dir, &environment, &[&rotate[..], &[&governance]].concat(), 0, "signs from now on");

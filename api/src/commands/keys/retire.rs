@@ -74,14 +74,19 @@ async fn incoming(place: &Place, registry: &Registry, args: &Rotate) -> Result<I
         let text = format!("a {} key is held by others: give the one that comes with --key", args.purpose.as_str());
         return Err(CliError::Usage(text));
     }
+    // A key that was in no file does not get a successor in one unasked.
+    let old = args.kid.as_ref().map_or(registry.current(args.purpose), |kid| registry.record(kid).map(|r| &r.key));
+    let in_a_file = args.purpose == Purpose::Governance && !SignerPlace::is_meant(&args.governance_key)
+        || old.is_some_and(|key| signers::has_file(&place.dir.join("keys"), &key.public_key));
+    if !in_a_file {
+        let text = "the private key of the key that goes is not in keys/: say where the one that comes is, with --from-kms, --from-pkcs11, \
+                    --from-proxy, or --key and a file made by `ledger keys generate`";
+        return Err(CliError::Usage(text.into()));
+    }
     let signing = SigningKey::from_bytes(&directory::random()?);
     let key = LocalSigner::new(args.purpose, signing.clone()).key().clone();
     let path = match args.purpose {
         // Whoever runs the server must not have it.
-        Purpose::Governance if SignerPlace::is_meant(&args.governance_key) => {
-            let text = "say where the new governance key is, with --from-kms, --from-pkcs11 or --key: it does not belong beside the server";
-            return Err(CliError::Usage(text.into()));
-        }
         Purpose::Governance => Path::new(&args.governance_key).with_file_name(format!("{}.pem", key.kid)),
         _ => place.dir.join("keys").join(format!("{}.pem", key.kid)),
     };
