@@ -35,7 +35,7 @@ pub(crate) struct Args {
         value_delimiter = ' ',
         value_name = "SIGNER"
     )]
-    pub(crate) signers: Vec<String>,
+    pub(crate) signer: Vec<String>,
     /// Nothing but AWS KMS and PKCS#11 tokens signs [default: false]
     #[arg(long, global = true, env = "REQUIRE_KMS", value_name = "BOOL")]
     pub(crate) require_kms: Option<String>,
@@ -71,7 +71,7 @@ impl Args {
     /// The settings, or one line for each that is wrong.
     pub(crate) fn read(&self, variable: &dyn Fn(&str) -> Option<String>) -> Result<Signing, Vec<String>> {
         let (mut signing, mut faults) = (Signing::default(), Vec::new());
-        let given = self.signers.iter().filter(|text| !text.trim().is_empty());
+        let given = self.signer.iter().filter(|text| !text.trim().is_empty());
         let of_kms = variable(KMS_KEY_ID).unwrap_or_default();
         let of_kms =
             of_kms.split([',', ' ']).filter(|id| !id.is_empty()).map(|id| (KMS_KEY_ID, format!("awskms:{id}")));
@@ -93,8 +93,8 @@ impl Args {
             faults.push(format!("{ALGORITHM} {alg:?}: this ledger signs by Ed25519 only; unset it, or say ed25519"));
         }
         let guards = [
-            ("REQUIRE_KMS", &self.require_kms, &[Keeper::Kms, Keeper::Pkcs11][..]),
-            ("REQUIRE_SIGNING_PROXY", &self.require_signing_proxy, &[Keeper::Proxy]),
+            ("require_kms", &self.require_kms, &[Keeper::Kms, Keeper::Pkcs11][..]),
+            ("require_signing_proxy", &self.require_signing_proxy, &[Keeper::Proxy]),
         ];
         for (name, given, keepers) in guards {
             match given.as_deref().filter(|text| !text.is_empty()).map_or(Ok(false), boolean) {
@@ -103,7 +103,7 @@ impl Args {
                     signing.guards.push(name);
                     signing.admitted.extend(keepers);
                 }
-                Err(why) => faults.push(format!("{}: {why}", name.to_ascii_lowercase())),
+                Err(why) => faults.push(format!("{name}: {why}")),
             }
         }
         faults.extend(signing.check_guards());
@@ -124,10 +124,10 @@ impl Signing {
         }
         if !self.places.iter().any(|place| self.admitted.contains(&place.keeper())) {
             let missing = match self.guards.as_slice() {
-                ["REQUIRE_KMS"] => {
+                ["require_kms"] => {
                     "no key of AWS KMS or of a PKCS#11 token is named; set AUDIT_SIGNING_KMS_KEY_ID, or give --signer"
                 }
-                ["REQUIRE_SIGNING_PROXY"] => "no signing proxy is named; set SIGNING_PROXY_URL, or give --signer",
+                ["require_signing_proxy"] => "no signing proxy is named; set SIGNING_PROXY_URL, or give --signer",
                 _ => "no signer is named; set AUDIT_SIGNING_KMS_KEY_ID or SIGNING_PROXY_URL, or give --signer",
             };
             faults.push(format!("{guards}: {missing}; local keys are refused"));
@@ -138,8 +138,12 @@ impl Signing {
     /// Where keys are besides the directory, for people.
     pub(crate) fn describe(&self) -> String {
         let places: Vec<String> = self.places.iter().map(SignerPlace::to_string).collect();
-        let guards = self.guards.iter().map(|guard| format!(" ({guard})")).collect::<String>();
-        format!("{}{guards}", if places.is_empty() { "key files".to_owned() } else { places.join(", ") })
+        if places.is_empty() { "(key files only)".to_owned() } else { places.join(", ") }
+    }
+
+    /// Whether a guard is on.
+    pub(crate) fn is_guarded(&self, guard: &str) -> bool {
+        self.guards.contains(&guard)
     }
 
     /// Refuses key files that the guards forbid: those of valid keys that are not for emergencies.

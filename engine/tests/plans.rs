@@ -94,8 +94,9 @@ fn scanned(node: &Value, into: &mut BTreeSet<String>) {
     into.extend(
         node["Node Type"].as_str().filter(|kind| matches!(*kind, "Hash Join" | "Merge Join")).map(str::to_owned),
     );
-    // More of an index than the rows that are wanted: all of a chain.
-    let by_chain_alone = node["Index Cond"].as_str().is_some_and(|cond| !cond.contains(" AND "));
+    // More of an index than the rows that are wanted: all of a chain, where that is more than a row.
+    let small = name.is_some_and(|name| SMALL.contains(&name));
+    let by_chain_alone = !small && node["Index Cond"].as_str().is_some_and(|cond| !cond.contains(" AND "));
     if node["Join Filter"].is_string() || by_chain_alone && node["Filter"].is_string() {
         into.insert(format!("{} by a filter, no Join", node["Relation Name"]));
     }

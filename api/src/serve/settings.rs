@@ -174,13 +174,13 @@ impl Settings {
 
 /// Which signers there are, and the guards.
 fn signing(l: &mut Layers, args: signers::Args, variable: &dyn Fn(&str) -> Option<String>) -> Signing {
-    let given = args.signers.join(" ");
+    let given = args.signer.join(" ");
     let list = |text: &str| Ok(text.split([',', ' ']).filter(|s| !s.is_empty()).map(str::to_owned).collect());
     let mut guard = |name: &str, given| Some(l.take(name, given, boolean, false).to_string());
     let (require_kms, require_signing_proxy) =
         (guard("require_kms", args.require_kms), guard("require_signing_proxy", args.require_signing_proxy));
-    let signers = l.take("signers", Some(given), list, Vec::new());
-    signers::Args { signers, require_kms, require_signing_proxy }.read(variable).unwrap_or_else(|faults| {
+    let signer = l.take("signer", Some(given), list, Vec::new());
+    signers::Args { signer, require_kms, require_signing_proxy }.read(variable).unwrap_or_else(|faults| {
         faults.into_iter().for_each(|fault| l.fault(fault));
         Signing::default()
     })
@@ -466,7 +466,10 @@ impl fmt::Display for Settings {
             Some(Jwks::File(path)) => path.display().to_string(),
             Some(Jwks::Url(url)) => url.clone(),
         };
-        line("signers", &self.signing.describe())?;
+        line("signer", &self.signing.describe())?;
+        for guard in ["require_kms", "require_signing_proxy"] {
+            line(guard, &self.signing.is_guarded(guard))?;
+        }
         line("jwks", &jwks)?;
         line("jwt_issuer", &self.issuer)?;
         line("jwt_audience", &self.audience)?;
@@ -537,8 +540,8 @@ mod tests {
                 "jwks",
                 "payment_webhook_secret",
                 "services",
-                "REQUIRE_KMS",
-                "REQUIRE_KMS",
+                "require_kms",
+                "require_kms",
                 "rate_limit",
                 "maintenance_mode",
                 "ledger_id",

@@ -194,8 +194,7 @@ fn the_better_place_wins_and_no_secret_is_shown() {
     for flag in flags {
         let name = flag.replace('-', "_");
         // What is about the call, and what only can be refused.
-        let about_the_call =
-            ["check_config", "config", "help", "dir", "database", "json", "require_kms", "require_signing_proxy"];
+        let about_the_call = ["check_config", "config", "help", "dir", "database", "json"];
         if !about_the_call.contains(&name.as_str()) {
             shown(&out, &name);
         }

@@ -173,8 +173,8 @@ fn guards_refuse_local_keys() {
     let set = |pairs: &[(&str, &str)]| variables(pairs.iter().map(|(name, value)| (*name, (*value).to_owned())));
     std::fs::write(dir.join("sku"), SKU).unwrap();
     for (environment, says) in [
-        (set(&[("REQUIRE_KMS", "true")]), "REQUIRE_KMS: no key of AWS KMS or of a PKCS#11 token is named"),
-        (set(&[("REQUIRE_SIGNING_PROXY", "1")]), "REQUIRE_SIGNING_PROXY: no signing proxy is named"),
+        (set(&[("REQUIRE_KMS", "true")]), "require_kms: no key of AWS KMS or of a PKCS#11 token is named"),
+        (set(&[("REQUIRE_SIGNING_PROXY", "1")]), "require_signing_proxy: no signing proxy is named"),
         (
             set(&[("REQUIRE_KMS", "1"), ("SIGNING_PROXY_URL", "https://sign.example")]),
             "forbids signing proxy https://sign.example",

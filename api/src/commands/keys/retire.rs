@@ -77,7 +77,7 @@ async fn incoming(place: &Place, registry: &Registry, args: &Rotate) -> Result<I
     // A key that was in no file does not get a successor in one unasked.
     let old = args.kid.as_ref().map_or(registry.current(args.purpose), |kid| registry.record(kid).map(|r| &r.key));
     let in_a_file = args.purpose == Purpose::Governance && !SignerPlace::is_meant(&args.governance_key)
-        || old.is_some_and(|key| signers::has_file(&place.dir.join("keys"), &key.public_key));
+        || old.is_none_or(|key| signers::has_file(&place.dir.join("keys"), &key.public_key));
     if !in_a_file {
         let text = "the private key of the key that goes is not in keys/: say where the one that comes is, with --from-kms, --from-pkcs11, \
                     --from-proxy, or --key and a file made by `ledger keys generate`";

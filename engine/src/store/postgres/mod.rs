@@ -78,6 +78,10 @@ impl Store for PostgresStore {
 
     fn append(&self, batch: &CommitBatch) -> Result<(), StoreError> {
         self.sessions.write(async |session| {
+            // Before its genesis a chain has no head to lock.
+            if batch.before.size() > 0 && write::commit_at_once(session, batch).await? {
+                return Ok(());
+            }
             let (head, registry_size) = write::lock_head(session, batch.before.chain).await?;
             if head == batch.before && registry_size <= batch.statement.registry_size {
                 return write::commit(session, batch).await;

@@ -151,10 +151,16 @@ impl Session {
         let _ = self.client.batch_execute("ROLLBACK").await;
     }
 
+    /// This machine's clock and how far the database's may be from it, microseconds.
+    pub(super) fn clock(&self) -> (i64, i64) {
+        let tolerance = self.clock_tolerance.map_or(i64::MAX, |t| i64::try_from(t.as_micros()).unwrap_or(i64::MAX));
+        (here_us(), tolerance)
+    }
+
     /// Refuses to write with a clock that others would not believe. `database_us` is the database's, just now.
     pub(super) fn check_clock(&self, database_us: i64) -> Result<(), StoreError> {
         let Some(tolerance) = self.clock_tolerance else { return Ok(()) };
-        let here = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64);
+        let here = here_us();
         let off = here.abs_diff(database_us);
         if u128::from(off) <= tolerance.as_micros() {
             return Ok(());
@@ -165,6 +171,10 @@ impl Session {
             off as f64 / 1e6
         )))
     }
+}
+
+fn here_us() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64)
 }
 
 impl std::ops::Deref for Session {

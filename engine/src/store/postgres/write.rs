@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use futures_util::future::{BoxFuture, FutureExt as _, join_all, try_join_all};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Error, Statement};
 
@@ -18,6 +19,11 @@ pub(super) const LOCK_HEAD: &str = "SELECT chain, size, head_hash, compact_range
 pub(super) const LOCK_HEADS: &str =
     "SELECT chain, size, head_hash, compact_range FROM ledger.chain_heads ORDER BY chain FOR UPDATE";
 pub(super) const REGISTRY_SIZE: &str = "SELECT revision FROM ledger.stream_heads WHERE chain = 0 AND stream = 'ledger'";
+/// Fails, by a division by zero, unless the chain's head is the one that a commit continues, the registry has no more entries than the
+/// commit knows, and the clocks agree. The head is locked by the statement before it, so that this one sees what was committed until then.
+pub(super) const EXPECT_HEAD: &str = "SELECT 1 / count(*) FROM ledger.chain_heads WHERE chain = $1 AND size = $2 AND head_hash = $3 \
+     AND (SELECT coalesce(max(revision), 0) FROM ledger.stream_heads WHERE chain = 0 AND stream = 'ledger') <= $4 \
+     AND abs((extract(epoch FROM clock_timestamp()) * 1000000)::bigint - $5) <= $6";
 pub(super) const CONFIRM: &str = "SELECT entry_hash FROM ledger.entries WHERE chain = $1 AND idx = $2";
 pub(super) const RECORDED: &str = "SELECT c.root, (SELECT h.size FROM ledger.chain_heads h WHERE h.chain = $1) FROM ledger.checkpoints c \
      WHERE c.chain = $1 AND c.size = $2";
@@ -87,11 +93,18 @@ impl<'a> Step<'a> {
         Step { statements: vec![(text, all)] }
     }
 
+    /// Known already, but for the first commit of a connection.
+    async fn prepare(&self, session: &Session) -> Result<Vec<Statement>, StoreError> {
+        try_join_all(self.statements.iter().map(|(text, _)| session.prepare(text))).await.map_err(failed)
+    }
+
     /// Sends all with `COMMIT` behind them. The outcome of the transaction follows from what each was answered.
     async fn commit(self, session: &Session) -> Result<(), StoreError> {
-        // Known already, but for the first commit of a connection.
-        let preparing = self.statements.iter().map(|(text, _)| session.prepare(text));
-        let prepared: Vec<Statement> = try_join_all(preparing).await.map_err(failed)?;
+        let prepared = self.prepare(session).await?;
+        self.commit_prepared(session, &prepared).await
+    }
+
+    async fn commit_prepared(&self, session: &Session, prepared: &[Statement]) -> Result<(), StoreError> {
         let parameters: Vec<Vec<&(dyn ToSql + Sync)>> = self
             .statements
             .iter()
@@ -158,8 +171,42 @@ fn insert(table: &str, columns: &[(&str, &str)]) -> String {
     )
 }
 
+/// Writes a commit in one round trip, if the head is the expected one: begins a transaction, locks the head, compares, writes and commits,
+/// without waiting for any answer. `false`: nothing was written, and whoever locks first and then looks learns why.
+pub(super) async fn commit_at_once(session: &Session, batch: &CommitBatch) -> Result<bool, StoreError> {
+    let step = step_of(batch);
+    let prepared = step.prepare(session).await?;
+    let lock = session.prepare(LOCK_HEAD).await.map_err(failed)?;
+    let expect = session.prepare(EXPECT_HEAD).await.map_err(failed)?;
+    let (chain, size) = (batch.before.chain as i32, batch.before.size() as i64);
+    let (hash, registry) = (&batch.before.hash.0[..], batch.statement.registry_size as i64);
+    let (now_us, tolerance_us) = session.clock();
+    let locked: [&(dyn ToSql + Sync); 1] = [&chain];
+    let expected: [&(dyn ToSql + Sync); 6] = [&chain, &size, &hash, &registry, &now_us, &tolerance_us];
+    let (begun, locked, expected, committed) = futures_util::join!(
+        session.batch_execute("BEGIN"),
+        session.query_opt(&lock, &locked),
+        session.query_opt(&expect, &expected),
+        step.commit_prepared(session, &prepared)
+    );
+    for error in [begun.err(), locked.err(), expected.err()].into_iter().flatten() {
+        // The server's word for any of them means that the transaction, which was sent to its end, could not commit.
+        match error.code() {
+            Some(&SqlState::DIVISION_BY_ZERO) => return Ok(false),
+            Some(_) => return Err(failed(error)),
+            None => return Err(unknown(&error)),
+        }
+    }
+    committed.map(|()| true)
+}
+
 /// Writes a commit and ends the transaction that holds the head's lock.
 pub(super) async fn commit(session: &Session, batch: &CommitBatch) -> Result<(), StoreError> {
+    step_of(batch).commit(session).await
+}
+
+/// All that a commit writes, as one statement.
+fn step_of(batch: &CommitBatch) -> Step<'_> {
     let mut step = Step::default();
     let chain = batch.before.chain as i32;
     let head: [Parameter<'_>; 3] =
@@ -229,8 +276,14 @@ pub(super) async fn commit(session: &Session, batch: &CommitBatch) -> Result<(),
         );
     }
     add_rows(&mut step, chain, &batch.rows);
-    add_cursors(&mut step, chain, batch.after.size());
-    step.into_one().commit(session).await
+    let size = batch.after.size();
+    if batch.before.size() == 0 {
+        add_cursors(&mut step, chain, size);
+    } else {
+        // A projection that was dropped has none, until it is made again.
+        step.add("UPDATE ledger.cursors SET size = $2 WHERE chain = $1", vec![value(chain), value(size as i64)]);
+    }
+    step.into_one()
 }
 
 fn add_entries<'a>(step: &mut Step<'a>, chain: i32, entries: &'a [Entry]) {
