@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Json, JsonConfig, get, post};
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer};
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, ResponseError};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::Parser;
@@ -27,6 +27,9 @@ use rustls::{RootCertStore, ServerConfig};
 use serde::Deserialize;
 use serde_json::json;
 use subtle::ConstantTimeEq as _;
+
+/// The longest statement that is signed.
+const MESSAGE_MAX: usize = 4096;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -65,77 +68,85 @@ struct SignRequest {
     message: String,
 }
 
-fn error(status: StatusCode, code: &str, message: &str) -> HttpResponse {
-    HttpResponse::build(status).json(json!({ "error": { "code": code, "message": message } }))
+/// Why a request was refused: status, code, words.
+#[derive(Debug)]
+struct Refusal(StatusCode, &'static str, String);
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.2)
+    }
+}
+
+impl ResponseError for Refusal {
+    fn status_code(&self) -> StatusCode {
+        self.0
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        HttpResponse::build(self.0).json(json!({ "error": { "code": self.1, "message": self.2 } }))
+    }
+}
+
+fn away(reason: impl ToString) -> Refusal {
+    Refusal(StatusCode::SERVICE_UNAVAILABLE, "TOKEN_UNAVAILABLE", reason.to_string())
 }
 
 /// Lets a caller with the API key pass.
-fn authorise(proxy: &Proxy, request: &HttpRequest) -> Result<(), HttpResponse> {
+fn authorise(proxy: &Proxy, request: &HttpRequest) -> Result<(), Refusal> {
     let given = request.headers().get("authorization").and_then(|v| v.to_str().ok()?.strip_prefix("Bearer "));
-    if !bool::from(given.unwrap_or_default().as_bytes().ct_eq(proxy.api_key.as_bytes())) {
-        return Err(error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "bring the API key: Authorization: Bearer …"));
+    if bool::from(given.unwrap_or_default().as_bytes().ct_eq(proxy.api_key.as_bytes())) {
+        return Ok(());
     }
-    Ok(())
-}
-
-fn away(reason: &str) -> HttpResponse {
-    error(StatusCode::SERVICE_UNAVAILABLE, "TOKEN_UNAVAILABLE", reason)
+    let text = "bring the API key: Authorization: Bearer KEY";
+    Err(Refusal(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", text.into()))
 }
 
 /// The keys that the token has now.
-async fn signers(proxy: &Arc<Proxy>) -> Result<Vec<Arc<dyn Signer>>, HttpResponse> {
+async fn signers(proxy: &Arc<Proxy>) -> Result<Vec<Arc<dyn Signer>>, Refusal> {
     let asking = Arc::clone(proxy);
     let asked = actix_web::web::block(move || asking.keys.refresh()).await;
-    asked.map_err(|e| away(&e.to_string()))?.map_err(|e| away(&e.reason))?;
+    asked.map_err(away)?.map_err(|e| away(e.reason))?;
     Ok(proxy.keys.signers())
 }
 
-async fn health(proxy: Data<Arc<Proxy>>, request: HttpRequest) -> HttpResponse {
-    let checked = async {
-        authorise(&proxy, &request)?;
-        for signer in signers(&proxy).await? {
-            signer.check().await.map_err(|e| away(&e.reason))?;
-        }
-        Ok(HttpResponse::Ok().json(json!({ "ok": true })))
-    };
-    checked.await.unwrap_or_else(|refusal: HttpResponse| refusal)
-}
-
-async fn keys(proxy: Data<Arc<Proxy>>, request: HttpRequest) -> HttpResponse {
-    let key = |signer: &Arc<dyn Signer>| json!({ "alg": "ed25519", "public_key": to_hex(&signer.public_key()) });
-    let listed = async {
-        authorise(&proxy, &request)?;
-        let keys: Vec<_> = signers(&proxy).await?.iter().map(key).collect();
-        Ok(HttpResponse::Ok().json(json!({ "keys": keys })))
-    };
-    listed.await.unwrap_or_else(|refusal: HttpResponse| refusal)
-}
-
-async fn sign(proxy: Data<Arc<Proxy>>, request: HttpRequest, asked: Json<SignRequest>) -> HttpResponse {
-    if let Err(refusal) = authorise(&proxy, &request) {
-        return refusal;
+async fn health(proxy: Data<Arc<Proxy>>, request: HttpRequest) -> Result<HttpResponse, Refusal> {
+    authorise(&proxy, &request)?;
+    for signer in signers(&proxy).await? {
+        signer.check().await.map_err(|e| away(e.reason))?;
     }
-    let Ok(message) = STANDARD.decode(&asked.message) else {
-        return error(StatusCode::BAD_REQUEST, "INVALID_REQUEST", "message: not base64");
-    };
+    Ok(HttpResponse::Ok().json(json!({ "ok": true })))
+}
+
+async fn keys(proxy: Data<Arc<Proxy>>, request: HttpRequest) -> Result<HttpResponse, Refusal> {
+    authorise(&proxy, &request)?;
+    let key = |signer: &Arc<dyn Signer>| json!({ "alg": "ed25519", "public_key": to_hex(&signer.public_key()) });
+    let keys: Vec<_> = signers(&proxy).await?.iter().map(key).collect();
+    Ok(HttpResponse::Ok().json(json!({ "keys": keys })))
+}
+
+async fn sign(
+    proxy: Data<Arc<Proxy>>,
+    request: HttpRequest,
+    asked: Json<SignRequest>,
+) -> Result<HttpResponse, Refusal> {
+    authorise(&proxy, &request)?;
+    let invalid = |text: &str| Refusal(StatusCode::BAD_REQUEST, "INVALID_REQUEST", text.into());
+    let message = STANDARD.decode(&asked.message).map_err(|_| invalid("message: not base64"))?;
+    if message.len() > MESSAGE_MAX {
+        return Err(invalid("message: more than 4,096 bytes"));
+    }
     let find = |signers: Vec<Arc<dyn Signer>>| {
         signers.into_iter().find(|s| asked.alg == "ed25519" && to_hex(&s.public_key()) == asked.public_key)
     };
     let signer = match find(proxy.keys.signers()) {
         Some(signer) => Some(signer),
         // It may have been made since.
-        None => match signers(&proxy).await {
-            Ok(signers) => find(signers),
-            Err(refusal) => return refusal,
-        },
+        None => find(signers(&proxy).await?),
     };
-    let Some(signer) = signer else {
-        return error(StatusCode::NOT_FOUND, "KEY_NOT_FOUND", "there is no such key");
-    };
-    match signer.sign(&message).await {
-        Ok(signature) => HttpResponse::Ok().json(json!({ "signature": STANDARD.encode(signature) })),
-        Err(e) => error(StatusCode::SERVICE_UNAVAILABLE, "TOKEN_UNAVAILABLE", &e.reason),
-    }
+    let missing = || Refusal(StatusCode::NOT_FOUND, "KEY_NOT_FOUND", "there is no such key".into());
+    let signature = signer.ok_or_else(missing)?.sign(&message).await.map_err(|e| away(e.reason))?;
+    Ok(HttpResponse::Ok().json(json!({ "signature": STANDARD.encode(signature) })))
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {

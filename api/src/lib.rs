@@ -53,13 +53,13 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum Once {
     Demo(commands::demo::Args),
-    Init(commands::init::Args),
+    Init(Box<commands::init::Args>),
     Migrate(commands::migrate::Args),
     Submit(commands::submit::Args),
     Order(commands::order::Args),
     Log(commands::log::Args),
     Proof(commands::proof::Args),
-    Keys(commands::keys::Args),
+    Keys(Box<commands::keys::Args>),
     Checkpoint(commands::checkpoint::Args),
     Replay(commands::replay::Args),
     Backup(commands::backup::Args),
@@ -97,13 +97,13 @@ pub fn run(cli: Cli) -> ExitCode {
 async fn dispatch(place: &Place, json: bool, command: Once) -> Result<u8, CliError> {
     match command {
         Once::Demo(args) => commands::demo::run(json, args).await,
-        Once::Init(args) => commands::init::run(place, json, args).await,
+        Once::Init(args) => commands::init::run(place, json, *args).await,
         Once::Migrate(args) => commands::migrate::run(place, json, args).await,
         Once::Submit(args) => commands::submit::run(place, json, args).await,
         Once::Order(args) => commands::order::run(place, json, args).await,
         Once::Log(args) => commands::log::run(place, json, args).await,
         Once::Proof(args) => commands::proof::run(place, json, args).await,
-        Once::Keys(args) => commands::keys::run(place, json, args).await,
+        Once::Keys(args) => commands::keys::run(place, json, *args).await,
         Once::Checkpoint(args) => commands::checkpoint::run(place, json, args).await,
         Once::Replay(args) => commands::replay::run(place, json, args).await,
         Once::Backup(args) => commands::backup::run(place, json, args).await,

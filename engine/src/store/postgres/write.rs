@@ -189,15 +189,15 @@ pub(super) async fn commit_at_once(session: &Session, batch: &CommitBatch) -> Re
         session.query_opt(&expect, &expected),
         step.commit_prepared(session, &prepared)
     );
-    for error in [begun.err(), locked.err(), expected.err()].into_iter().flatten() {
-        // The server's word for any of them means that the transaction, which was sent to its end, could not commit.
-        match error.code() {
-            Some(&SqlState::DIVISION_BY_ZERO) => return Ok(false),
-            Some(_) => return Err(failed(error)),
-            None => return Err(unknown(&error)),
-        }
+    let Some(error) = begun.err().or(locked.err()).or(expected.err()) else {
+        return committed.map(|()| true);
+    };
+    // The server's word for any of them means that the transaction, which was sent to its end, could not commit.
+    match error.code() {
+        Some(&SqlState::DIVISION_BY_ZERO) => Ok(false),
+        Some(_) => Err(failed(error)),
+        None => Err(unknown(&error)),
     }
-    committed.map(|()| true)
 }
 
 /// Writes a commit and ends the transaction that holds the head's lock.
