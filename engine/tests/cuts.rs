@@ -4,6 +4,9 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use ledger_engine::ledger::Ledger;
 use support::{create_line, list_sku, postgres, send};
 use test_servers::{Cut, Direction, Proxy};
@@ -115,4 +118,46 @@ async fn settling_is_cut_at_every_message() {
     assert_eq!(behind.lost, 0);
     behind.lost = 1;
     behind.check().await;
+}
+
+/// All of a commit arrived and waits for the head's lock when its connection is cut. Whatever the server makes of it, it is not stored any
+/// more once somebody was told that there is nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_the_lock_when_its_connection_is_cut() {
+    let behind = Behind::new().await;
+    let (ledger, url) = (Arc::new(behind.ledger), behind.url);
+    let list = |sku: &str| {
+        format!(
+            r#"{{"command":"sku.list","actor":"service:c","sku_id":"{sku}","title":"t","price":{{"amount":5,"currency":"EUR","scale":2}}}}"#
+        )
+    };
+    let holder = postgres::connect(&url).await;
+    let watcher = postgres::connect(&url).await;
+    for (n, held_ms) in [50, 1500].into_iter().enumerate() {
+        send(&ledger, &list(&format!("warm-{n}"))).await.unwrap();
+        let (answer, messages, _) = behind.proxy.cost(send(&ledger, &list(&format!("count-{n}")))).await;
+        answer.unwrap();
+        let before = ledger.store().heads().unwrap()[0].size();
+        holder.batch_execute("BEGIN; SELECT FROM ledger.chain_heads WHERE chain = 0 FOR UPDATE").await.unwrap();
+        behind.proxy.cut(&[Cut { direction: Direction::ToServer, message: messages, delivered: true }]);
+        let (sending, line) = (Arc::clone(&ledger), list(&format!("cut-{n}")));
+        let sent = tokio::spawn(async move { send(&sending, &line).await });
+        let waiting =
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        while watcher.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(held_ms)).await;
+        holder.batch_execute("COMMIT").await.unwrap();
+        let answer = sent.await.unwrap();
+        assert_eq!(behind.proxy.mend(), 0, "{held_ms}: it was not cut");
+        let after = ledger.store().heads().unwrap()[0].size();
+        match &answer {
+            Ok(_) => assert_eq!(after, before + 1, "{held_ms}"),
+            Err(e) => assert_eq!((e.code(), after), ("STORE_UNAVAILABLE", before), "{held_ms}: {e}"),
+        }
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        assert_eq!(ledger.store().heads().unwrap()[0].size(), after, "{held_ms}: it came after all");
+    }
+    postgres::verify(&url, ledger.id()).await;
 }

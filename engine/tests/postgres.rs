@@ -513,3 +513,38 @@ async fn an_event_takes_one_round_trip_and_a_key_another() {
         assert!(messages < 20, "{messages} messages: {line}");
     }
 }
+
+/// A commit that was sent at once and is late, or of another head, or knows less than the registry has, or comes from a clock that is
+/// elsewhere, fails before it writes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_commit_fails() {
+    let url = postgres::database();
+    let ledger = postgres::create(&url, 1).await;
+    list_sku(&ledger, "s").await;
+    let head = ledger.store().heads().unwrap().remove(0);
+    let client = postgres::connect(&url).await;
+    let texts = ledger_engine::store::postgres::lookup_texts();
+    let expect = texts.iter().find(|text| text.starts_with("SELECT 1 / count(*)")).unwrap();
+    let good = (head.size() as i64, head.hash.0.to_vec(), 1_i64, 0_i64);
+    let of = |change: fn(&mut (i64, Vec<u8>, i64, i64))| {
+        let mut values = good.clone();
+        change(&mut values);
+        values
+    };
+    let cases = [
+        (good.clone(), true),
+        (of(|v| v.3 = -400_000), true),
+        (of(|v| v.3 = -600_000), false),
+        (of(|v| v.3 = 600_000), false),
+        (of(|v| v.0 -= 1), false),
+        (of(|v| v.1[0] ^= 1), false),
+        (of(|v| v.2 = 0), false),
+    ];
+    for ((size, hash, registry, late), holds) in cases {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_micros() as i64;
+        let asked = client.query_one(expect, &[&0_i32, &size, &hash, &registry, &(now + late), &500_000_i64]).await;
+        let code = asked.as_ref().err().and_then(|e| e.code().cloned());
+        assert_eq!(code.is_none(), holds, "{late} {code:?}");
+        assert!(holds || code == Some(tokio_postgres::error::SqlState::DIVISION_BY_ZERO), "{code:?}");
+    }
+}

@@ -12,13 +12,6 @@ use ledger_engine::store::postgres::{PostgresOptions, PostgresStore};
 use ledger_engine::stream::Stream;
 use support::{code, config, create_line, create_order, genesis, life, list_sku, postgres, send};
 use test_servers::Server;
-use tokio_postgres::{Client, NoTls};
-
-async fn connect(url: &str) -> Client {
-    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client
-}
 
 fn size(ledger: &Ledger, chain: usize) -> u64 {
     ledger.store().heads().unwrap()[chain].size()
@@ -45,7 +38,7 @@ async fn locks_and_statements_time_out() {
         let options = PostgresOptions { lock_timeout, statement_timeout, ..postgres::options(&url) };
         let ledger = Ledger::open(config(Arc::new(PostgresStore::open(options).unwrap()))).await.unwrap();
         let before = size(&ledger, 0);
-        let holder = connect(&url).await;
+        let holder = postgres::connect(&url).await;
         holder.batch_execute(&format!("BEGIN; {held}")).await.unwrap();
         let line = create_line(&format!("{said} {held}"), "s");
         let error = send(&ledger, &line).await.unwrap_err();
@@ -111,7 +104,7 @@ async fn a_long_read_and_heavy_writes_do_not_meet() {
     let options = PostgresOptions { lock_timeout: Duration::from_millis(200), ..postgres::options(&url) };
     let ledger = Arc::new(create_with(options, 1).await);
     list_sku(&ledger, "s").await;
-    let auditor = connect(&url).await;
+    let auditor = postgres::connect(&url).await;
     let begin = "SET lock_timeout = '1ms'; SET ROLE ledger_auditor; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
     auditor.batch_execute(begin).await.unwrap();
     let read =
@@ -195,7 +188,7 @@ async fn chains_do_not_wait_for_each_other() {
     let ledger = create_with(options, 2).await;
     list_sku(&ledger, "s").await;
     // Everything that an append writes: rows of the chain are locked as its own append would lock them.
-    let holder = connect(&url).await;
+    let holder = postgres::connect(&url).await;
     holder
         .batch_execute(
             "BEGIN; SELECT FROM ledger.chain_heads WHERE chain = 0 FOR UPDATE; SELECT FROM ledger.cursors WHERE chain = 0 FOR UPDATE;

@@ -85,3 +85,10 @@ pub async fn verify(url: &str, id: Hash) {
     let report = tokio::task::spawn_blocking(judge).await.unwrap();
     assert_eq!(report.exit(), 0, "{}", report.to_text());
 }
+
+/// A connection of the test's own.
+pub async fn connect(url: &str) -> tokio_postgres::Client {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}

@@ -1,9 +1,11 @@
 //! The production store: PostgreSQL 15 or newer, shared by any number of processes.
 //!
-//! An append is one short transaction in two round trips: `BEGIN` and the lock of the chain's head row; then, if the head
-//! is still the one that the commit was linked to, one statement that writes all tables and `COMMIT`, sent together. Nothing of the commit
-//! is sent before the lock is held, so whoever locks the head afterwards sees it whole or never. What is appended to one
-//! chain waits for no other: no row is shared by two chains.
+//! An append is one short transaction in one round trip: `BEGIN`, the lock of the chain's head row, a statement that fails unless the head
+//! is the one that the commit was linked to, one statement that writes all tables, and `COMMIT`, sent together. If the head moved, the lock
+//! is taken first and then looked at, which takes two. What is appended to one chain waits for no other: no row is shared by two chains.
+//!
+//! What was sent together may still be on its way when its connection is lost, and take the lock after whoever asks what became of it. So
+//! it counts for [`IN_FLIGHT`](write::IN_FLIGHT) only, by the database's clock, and `NotCommitted` is answered after that.
 //!
 //! **Outcome.** An error of a statement before `COMMIT` means that nothing is stored. Any error of `COMMIT` itself, a
 //! lost connection, and any notice that arrives with it (a cancelled wait for a standby succeeds with a mere warning) mean `Unknown`:
@@ -112,12 +114,22 @@ impl Store for PostgresStore {
 
     fn settle(&self, batch: &CommitBatch) -> Result<Settled, StoreError> {
         let (size, hash) = (batch.after.size(), &batch.after.hash);
-        let committed = self.confirm(batch.before.chain, size, hash)?;
-        Ok(if committed { Settled::Committed } else { Settled::NotCommitted })
+        let over_us = session::here_us() + write::IN_FLIGHT.as_micros() as i64;
+        loop {
+            let chain = batch.before.chain;
+            let (stored, now_us) = self.sessions.write(async |s| write::confirmed_hash(s, chain, size - 1).await)?;
+            if stored == Some(*hash) {
+                return Ok(Settled::Committed);
+            }
+            if now_us > over_us {
+                return Ok(Settled::NotCommitted);
+            }
+            std::thread::sleep(write::IN_FLIGHT / 10);
+        }
     }
 
     fn confirm(&self, chain: u32, size: u64, hash: &Hash) -> Result<bool, StoreError> {
-        let stored = self.sessions.write(async |session| write::confirmed_hash(session, chain, size - 1).await)?;
+        let (stored, _) = self.sessions.write(async |session| write::confirmed_hash(session, chain, size - 1).await)?;
         Ok(stored == Some(*hash))
     }
 

@@ -151,10 +151,8 @@ impl Session {
         let _ = self.client.batch_execute("ROLLBACK").await;
     }
 
-    /// This machine's clock and how far the database's may be from it, microseconds.
-    pub(super) fn clock(&self) -> (i64, i64) {
-        let tolerance = self.clock_tolerance.map_or(i64::MAX, |t| i64::try_from(t.as_micros()).unwrap_or(i64::MAX));
-        (here_us(), tolerance)
+    pub(super) fn clock_tolerance(&self) -> Option<Duration> {
+        self.clock_tolerance
     }
 
     /// Refuses to write with a clock that others would not believe. `database_us` is the database's, just now.
@@ -173,7 +171,8 @@ impl Session {
     }
 }
 
-fn here_us() -> i64 {
+/// This machine's clock, microseconds since 1970.
+pub(super) fn here_us() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64)
 }
 

@@ -1,6 +1,7 @@
 //! The append transaction. Statements of one step are sent together and answered in order.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _, join_all, try_join_all};
 use tokio_postgres::error::SqlState;
@@ -8,7 +9,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Error, Statement};
 
 use super::read::head_of_row;
-use super::session::{Session, failed};
+use super::session::{Session, failed, here_us};
 use crate::domain::projection::{Cell, Row, TABLES, Table};
 use crate::hash::Hash;
 use crate::merkle::CompactRange;
@@ -20,11 +21,16 @@ pub(super) const LOCK_HEADS: &str =
     "SELECT chain, size, head_hash, compact_range FROM ledger.chain_heads ORDER BY chain FOR UPDATE";
 pub(super) const REGISTRY_SIZE: &str = "SELECT revision FROM ledger.stream_heads WHERE chain = 0 AND stream = 'ledger'";
 /// Fails, by a division by zero, unless the chain's head is the one that a commit continues, the registry has no more entries than the
-/// commit knows, and the clocks agree. The head is locked by the statement before it, so that this one sees what was committed until then.
+/// commit knows, and this was sent a moment ago. The head is locked by the statement before it, so that this one sees what was committed
+/// until then.
 pub(super) const EXPECT_HEAD: &str = "SELECT 1 / count(*) FROM ledger.chain_heads WHERE chain = $1 AND size = $2 AND head_hash = $3 \
      AND (SELECT coalesce(max(revision), 0) FROM ledger.stream_heads WHERE chain = 0 AND stream = 'ledger') <= $4 \
      AND abs((extract(epoch FROM clock_timestamp()) * 1000000)::bigint - $5) <= $6";
-pub(super) const CONFIRM: &str = "SELECT entry_hash FROM ledger.entries WHERE chain = $1 AND idx = $2";
+/// How long a commit that was sent at once may take to its lock. One that waits longer, or whose clock is further from the database's,
+/// is looked at first.
+pub(super) const IN_FLIGHT: Duration = Duration::from_millis(500);
+pub(super) const CONFIRM: &str = "SELECT (SELECT entry_hash FROM ledger.entries WHERE chain = $1 AND idx = $2), \
+     (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
 pub(super) const RECORDED: &str = "SELECT c.root, (SELECT h.size FROM ledger.chain_heads h WHERE h.chain = $1) FROM ledger.checkpoints c \
      WHERE c.chain = $1 AND c.size = $2";
 
@@ -180,7 +186,8 @@ pub(super) async fn commit_at_once(session: &Session, batch: &CommitBatch) -> Re
     let expect = session.prepare(EXPECT_HEAD).await.map_err(failed)?;
     let (chain, size) = (batch.before.chain as i32, batch.before.size() as i64);
     let (hash, registry) = (&batch.before.hash.0[..], batch.statement.registry_size as i64);
-    let (now_us, tolerance_us) = session.clock();
+    let tolerance = session.clock_tolerance().map_or(IN_FLIGHT, |tolerance| tolerance.min(IN_FLIGHT));
+    let (now_us, tolerance_us) = (here_us(), tolerance.as_micros() as i64);
     let locked: [&(dyn ToSql + Sync); 1] = [&chain];
     let expected: [&(dyn ToSql + Sync); 6] = [&chain, &size, &hash, &registry, &now_us, &tolerance_us];
     let (begun, locked, expected, committed) = futures_util::join!(
@@ -432,14 +439,19 @@ async fn confirmed<T>(
     Ok(result)
 }
 
-/// The hash of an entry that is durable, and with it all before; `None` if there is none.
-pub(super) async fn confirmed_hash(session: &Session, chain: u32, index: u64) -> Result<Option<Hash>, StoreError> {
+/// The hash of an entry that is durable, and with it all before; `None` if there is none. And the database's clock under the lock.
+pub(super) async fn confirmed_hash(
+    session: &Session,
+    chain: u32,
+    index: u64,
+) -> Result<(Option<Hash>, i64), StoreError> {
     let (chain, index) = (chain as i32, index as i64);
     let stored = confirmed(session, chain, async |session| {
-        let row = session.query_opt(CONFIRM, &[&chain, &index]).await?;
-        row.map(|r| r.try_get::<_, Vec<u8>>(0)).transpose()
+        let row = session.query_one(CONFIRM, &[&chain, &index]).await?;
+        Ok((row.try_get::<_, Option<Vec<u8>>>(0)?, row.try_get::<_, i64>(1)?))
     });
-    Ok(stored.await?.as_deref().and_then(Hash::from_slice))
+    let (hash, now_us) = stored.await?;
+    Ok((hash.as_deref().and_then(Hash::from_slice), now_us))
 }
 
 /// Makes all projections of a chain anew and ends the transaction that holds the head's lock.
