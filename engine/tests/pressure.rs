@@ -157,15 +157,29 @@ async fn of_two_that_expect_a_revision_one_gets_it() {
     }
     let second = Arc::new(postgres::open(&url).await);
     let won = Arc::new([AtomicU32::new(0), AtomicU32::new(0)]);
+    let (holder, watcher) = (postgres::connect(&url).await, postgres::connect(&url).await);
     // The delivery's stream is at revision 4: downloaded once.
     for revision in 4..40 {
         let line = format!(
             r#"{{"command":"delivery.download","actor":"service:m","order_id":"{order}","expected_revision":{revision}}}"#
         );
+        // Now and then both have sent their commit before either can get the lock.
+        let held = revision % 4 == 0;
+        if held {
+            holder.batch_execute("BEGIN; SELECT FROM ledger.chain_heads WHERE chain = 0 FOR UPDATE").await.unwrap();
+        }
         let tasks = [&first, &second].map(|ledger| {
             let (ledger, line) = (Arc::clone(ledger), line.clone());
             tokio::spawn(async move { code(&ledger, &line).await })
         });
+        if held {
+            let waiting =
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+            while watcher.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) < 2 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            holder.batch_execute("COMMIT").await.unwrap();
+        }
         let mut said = Vec::new();
         for (task, won) in tasks.into_iter().zip(&*won) {
             said.push(task.await.unwrap());

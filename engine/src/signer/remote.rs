@@ -32,7 +32,7 @@ impl RemoteError {
     }
 
     /// Said of a place that could not be asked which keys it has.
-    pub(crate) fn of(self, place: &str) -> SignerError {
+    pub fn of(self, place: &str) -> SignerError {
         SignerError { kid: place.to_owned(), reason: format!("{place}: {}", self.reason) }
     }
 }
