@@ -280,3 +280,55 @@ fn a_legacy_table_is_adopted_by_a_ledger_in_a_database() {
     assert!(judged.to_text().contains("legacy_adoption_mismatch"), "{}", judged.to_text());
     assert!(shop.refused(&adopt, 1).contains("ADOPTED_ROWS_CHANGED"));
 }
+
+/// The verifier's program, which lies beside the ledger's: exit status and what it printed.
+fn audit_verify_program(dir: &Path, arguments: &[&str]) -> (i32, String) {
+    let program = Path::new(LEDGER).with_file_name("audit-verify");
+    assert!(program.exists(), "build it: cargo build -p audit-verify");
+    let output = Command::new(program).args(arguments).current_dir(dir).env_remove("DATABASE_URL").output().unwrap();
+    (output.status.code().unwrap(), text(&output))
+}
+
+/// From a file, into a database, judged by the real program: ledger and old chain in one run.
+#[test]
+fn a_legacy_file_is_adopted_by_a_ledger_in_a_database() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/legacy");
+    let signers = fixtures.join("legacy-signers.json").display().to_string();
+    let rows = std::fs::read_to_string(fixtures.join("legacy-chain-ed25519.jsonl")).unwrap();
+    let rows: Vec<&str> = rows.lines().collect();
+    let broken = [&rows[..5], &rows[6..20]].concat();
+    for (rows, faults) in [(&rows, 0), (&broken, 1)] {
+        let urls = database();
+        let reader = urls.1.clone();
+        let shop = Shop::open(Some(urls));
+        std::fs::write(shop.path("old.jsonl"), rows.join("\n") + "\n").unwrap();
+        let run = |arguments: &[&str]| audit_verify_program(shop.dir.path(), arguments);
+        let adopt = format!("import-legacy old.jsonl -s {signers}");
+        let adopted = if faults == 0 {
+            shop.json(&adopt)
+        } else {
+            assert!(shop.refused(&adopt, 1).contains("CHAIN_BROKEN"));
+            let (exit, report) = run(&["old.jsonl", "-s", &signers, "--json"]);
+            assert_eq!(exit, 1, "{report}");
+            std::fs::write(shop.path("report.json"), report.lines().next().unwrap().to_owned() + "\n").unwrap();
+            let adopted = shop.json(&format!("{adopt} --accept-findings report.json"));
+            assert_eq!(adopted["findings"], faults, "{adopted}");
+            adopted
+        };
+        assert_eq!(
+            (&adopted["adopted"], &adopted["count"]),
+            (&Value::from(true), &Value::from(rows.len())),
+            "{adopted}"
+        );
+        let id = shop.id.to_hex();
+        let (exit, said) = run(&[&reader, "old.jsonl", "--trust", &id, "-s", &signers]);
+        assert_eq!(exit, faults, "{said}");
+        assert!(said.contains("VERIFIED  ") && said.contains(&format!("adopted {} legacy rows", rows.len())), "{said}");
+        assert_eq!(said.contains("legacy_link_broken"), faults > 0, "{said}");
+        // A row that the old format does not cover, and the ledger does.
+        let changed: Vec<String> = rows.iter().map(|row| row.replacen("user:", "nobody:", 1)).collect();
+        std::fs::write(shop.path("changed.jsonl"), changed.join("\n") + "\n").unwrap();
+        let (exit, said) = run(&[&reader, "changed.jsonl", "--trust", &id, "-s", &signers]);
+        assert!(exit == 1 && said.contains("legacy_adoption_mismatch"), "{said}");
+    }
+}

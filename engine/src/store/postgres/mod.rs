@@ -5,7 +5,7 @@
 //! is taken first and then looked at, which takes two. What is appended to one chain waits for no other: no row is shared by two chains.
 //!
 //! What was sent together may still be on its way when its connection is lost, and take the lock after whoever asks what became of it. So
-//! it counts for [`IN_FLIGHT`](write::IN_FLIGHT) only, by the database's clock, and `NotCommitted` is answered after that.
+//! it counts for half a second only, by the database's clock, and `NotCommitted` is answered after that.
 //!
 //! **Outcome.** An error of a statement before `COMMIT` means that nothing is stored. Any error of `COMMIT` itself, a
 //! lost connection, and any notice that arrives with it (a cancelled wait for a standby succeeds with a mere warning) mean `Unknown`:
