@@ -269,6 +269,14 @@ fn key_files_may_be_encrypted() {
     let (exit, said) = with("LEDGER_KEY_PASSPHRASE", "correct horse", rotate);
     assert_eq!(exit, 0, "{said}");
     assert_eq!(verify(path).exit(), 0);
+    // And ours, as openssl reads it; without a passphrase none is made.
+    let generate = "keys generate --purpose export --out made.pem --encrypt";
+    assert_eq!(with("LEDGER_KEY_PASSPHRASE", "", generate).0, 2);
+    assert_eq!(with(FILE, "secret", generate).0, 0);
+    shell(
+        path,
+        "openssl pkey -in made.pem -passin pass:'correct horse' -noout; ! openssl pkey -in made.pem -passin pass:wrong -noout",
+    );
 }
 
 /// The real verifier, which lies beside the program.
