@@ -289,6 +289,12 @@ pub(crate) async fn holder(text: &str, known: &[PublicKey]) -> Result<Holder, Cl
     Err(CliError::Usage(format!("{shown} has {} keys that could be meant ({}): {hint}", keys.len(), keys.join(", "))))
 }
 
+/// The same among the signers of a ledger: the keys that its registry has already are left out.
+pub(crate) async fn incoming(text: &str, registry: &Registry) -> Result<Holder, CliError> {
+    let known: Vec<PublicKey> = registry.records().iter().map(|r| r.key.public_key.clone()).collect();
+    holder(text, &known).await
+}
+
 /// The governance key of a ledger, from its file or wherever it is.
 pub(crate) async fn governance(text: &str, registry: &Registry) -> Result<Arc<dyn Signer>, CliError> {
     let current = registry.current(Purpose::Governance).and_then(|key| key.public_key.ed25519());

@@ -109,11 +109,16 @@ pub const PASSPHRASE_FILE: &str = "LEDGER_KEY_PASSPHRASE_FILE";
 pub const PASSPHRASE: &str = "LEDGER_KEY_PASSPHRASE";
 const ENCRYPTED: &str = "-----BEGIN ENCRYPTED PRIVATE KEY-----";
 
+/// The first line of a file that only its owner may read.
+pub(crate) fn secret_line(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
+    let text = read_secret(path)?;
+    Ok(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned()))
+}
+
 /// A secret from the environment: the first line of the file that the one variable names, else what the other one holds.
 pub(crate) fn secret_of_environment(file: &str, direct: &str) -> Result<Option<Zeroizing<String>>, String> {
     if let Some(path) = std::env::var_os(file).filter(|path| !path.is_empty()) {
-        let text = read_secret(Path::new(&path)).map_err(|e| format!("{file}: {e}"))?;
-        return Ok(Some(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned())));
+        return secret_line(Path::new(&path)).map(Some).map_err(|e| format!("{file}: {e}"));
     }
     Ok(std::env::var(direct).ok().filter(|secret| !secret.is_empty()).map(Zeroizing::new))
 }

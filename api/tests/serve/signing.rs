@@ -57,7 +57,7 @@ fn serve(dir: &Path, environment: &Variables) -> Server {
     environment.iter().fold(start, |start, (name, value)| start.env(name, value)).run()
 }
 
-/// Whether the whole ledger verifies, and the registry's key of each purpose is of the kind that is said.
+/// The whole ledger verifies.
 fn verified(dir: &Path, id: &str) {
     let report = audit_verify::verify_path(&dir.join("shop"), ledger_engine::hash::Hash::from_hex(id));
     assert_eq!(report.exit(), 0, "{}", report.to_text());

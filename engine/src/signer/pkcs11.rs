@@ -18,7 +18,7 @@ use super::keyring::SignerSource;
 use super::place::TokenUri;
 use super::remote::{Patience, RemoteError, RemoteKey, RemoteSigner};
 use super::{Keeper, Pending, Signer, SignerError};
-use crate::keys::secret_of_environment;
+use crate::keys::{secret_line, secret_of_environment};
 
 /// The variable that names the PKCS#11 library, for URIs without `module-path`.
 pub const MODULE: &str = "LEDGER_PKCS11_MODULE";
@@ -127,8 +127,7 @@ impl Token {
 
     fn pin(&self) -> Result<Zeroizing<String>, RemoteError> {
         if let Some(path) = &self.uri.pin_source {
-            let text = crate::keys::read_secret(path).map_err(|e| RemoteError::lasting(format!("pin-source: {e}")))?;
-            return Ok(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned()));
+            return secret_line(path).map_err(|e| RemoteError::lasting(format!("pin-source: {e}")));
         }
         let missing =
             || format!("the token wants a PIN: add &pin-source=file:FILE to its URI, or set {PIN_FILE} or {PIN}");

@@ -65,8 +65,7 @@ async fn proof(place: &Place, args: &Args) -> Result<(PublicKey, Proof), CliErro
     let unreadable = |what: String| CliError::Usage(format!("{what}: neither a signature nor hex or base64 of one"));
     if let Some(from) = args.from.text()? {
         let (_, registry) = directory::reader(place).await?;
-        let known: Vec<PublicKey> = registry.records().iter().map(|r| r.key.public_key.clone()).collect();
-        let holder = signers::holder(&from, &known).await?;
+        let holder = signers::incoming(&from, &registry).await?;
         return Ok((holder.public_key()?, Proof::Held(holder)));
     }
     let path = args.public_key.as_deref().ok_or_else(|| CliError::Usage("give --key or --public-key".into()))?;

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use ledger_engine::keys::{PrivateKey, SigningKey, write_key};
 use ledger_engine::ledger::AppendError;
-use ledger_engine::public_key::PublicKey;
 use ledger_engine::registry::{Key, Purpose, Registry};
 use ledger_engine::retire::{Authorise, Authority, Retire};
 use ledger_engine::signer::place::SignerPlace;
@@ -66,8 +65,7 @@ struct Incoming {
 
 async fn incoming(place: &Place, registry: &Registry, args: &Rotate) -> Result<Incoming, CliError> {
     if let Some(from) = args.from.text()? {
-        let known: Vec<PublicKey> = registry.records().iter().map(|r| r.key.public_key.clone()).collect();
-        let private = signers::holder(&from, &known).await?;
+        let private = signers::incoming(&from, registry).await?;
         return Ok(Incoming { key: Key::named(args.purpose, private.public_key()?), private, made: None });
     }
     if args.purpose.is_external() {
