@@ -95,6 +95,44 @@ async fn the_disk_of_the_server_is_full() {
     postgres::verify(&url, ledger.id()).await;
 }
 
+/// There is no room for the write-ahead log: the server ends in the middle of a commit. Nobody was told that it is stored, nobody that it is
+/// not; with room again the same request is done once.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_disk_of_the_log_is_full() {
+    let server = tokio::task::spawn_blocking(|| Server::start_with_small_log(64 << 20)).await.unwrap();
+    let url = server.database();
+    postgres::migrate_away(&url);
+    let ledger = postgres::create(&url, 1).await;
+    list_sku(&ledger, "s").await;
+    server.fill_room_but(512 << 10);
+    let mut made = 0;
+    let (line, error) = loop {
+        let line = create_line(&format!("k{made}"), "s");
+        match send(&ledger, &line).await {
+            Ok(_) => made += 1,
+            Err(e) => break (line, e),
+        }
+        assert!(made < 10_000, "the disk is not full");
+    };
+    assert!(["OUTCOME_UNKNOWN", "STORE_UNAVAILABLE"].contains(&error.code()), "{error}");
+    tokio::task::block_in_place(|| server.wait_for_end());
+    assert!(server.log().contains("No space left on device"), "{}", server.log());
+    assert_eq!(code(&ledger, &line).await, "STORE_UNAVAILABLE");
+    server.clear_room();
+    tokio::task::block_in_place(|| server.start_again());
+    let begun = Instant::now();
+    while send(&ledger, &line).await.is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "it does not come back");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(size(&ledger, 0), made + 3);
+    for k in 0..=made {
+        send(&ledger, &create_line(&format!("k{k}"), "s")).await.unwrap();
+    }
+    assert_eq!(size(&ledger, 0), made + 3);
+    postgres::verify(&url, ledger.id()).await;
+}
+
 /// An auditor holds a snapshot and reads on and on while orders pour in: writers do not wait for him, nor he for them, and he sees
 /// one moment only.
 #[tokio::test(flavor = "multi_thread")]
