@@ -92,12 +92,15 @@ fn callers(server: &Server) {
     );
 }
 
-/// One caller, one event at a time; a transaction of one row.
+/// One caller, one event at a time; a transaction of one row; the same rows of each event by COPY, without a look at anything.
 fn one(server: &Server) {
     let (rounds, orders) = if tiny() { (1, 2) } else { (15, 20) };
-    let url = database(server);
+    let (url, raw_url) = (database(server), database(server));
     let rt = runtime();
-    let ledger = rt.block_on(create_on(Arc::new(store(&url))));
+    let recorder = Recorder::around(store(&url));
+    let ledger = rt.block_on(create_on(recorder.clone()));
+    let raw = rt.block_on(Raw::new(&raw_url));
+    rt.block_on(raw.write(&recorder.take()));
     let client = rt.block_on(connect(&url));
     let row = "INSERT INTO public.bare (chain, body, hash) VALUES (0, $1, $2)";
     let table = "CREATE TABLE public.bare (chain integer NOT NULL, idx bigserial, body bytea NOT NULL, hash bytea NOT NULL, PRIMARY KEY (chain, idx))";
@@ -106,7 +109,7 @@ fn one(server: &Server) {
         client.prepare(row).await.expect("a statement")
     });
     let (body, hash) = (vec![b'x'; 300], vec![7_u8; 32]);
-    let (mut keyed, mut plain, mut bare) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut keyed, mut plain, mut copied, mut bare) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 0..rounds {
         for commands in parsed(SEED, round * orders, orders) {
             let mut case = None;
@@ -120,6 +123,9 @@ fn one(server: &Server) {
                 let spent = start.elapsed().as_secs_f64() * 1e6;
                 if command.idempotency_key.is_some() { keyed.push(spent) } else { plain.push(spent) }
             }
+            for batch in recorder.take() {
+                copied.push(1e6 * rt.block_on(seconds(async { assert_eq!(raw.write(&[batch]).await, 1) })));
+            }
             for _ in 0..commands.len() {
                 let inserted = async {
                     client.batch_execute("BEGIN").await?;
@@ -131,10 +137,10 @@ fn one(server: &Server) {
             }
         }
     }
-    let [keyed, plain, bare] = [keyed, plain, bare].map(median);
+    let [keyed, plain, copied, bare] = [keyed, plain, copied, bare].map(median);
     println!(
-        "one caller, medians: an event {plain:.0} µs, with an idempotency key {keyed:.0} µs; BEGIN, INSERT of one row, COMMIT {bare:.0} µs: \
-         {:.2} and {:.2} times",
+        "one caller, medians: an event {plain:.0} µs, with an idempotency key {keyed:.0} µs; the same rows by COPY {copied:.0} µs; BEGIN, \
+         INSERT of one row, COMMIT {bare:.0} µs: {:.2} and {:.2} times",
         plain / bare,
         keyed / bare
     );

@@ -184,7 +184,8 @@ fn check(log: &str, filled: bool) {
         seen.entry(text).or_default().extend(read);
     }
     for text in lookup_texts().iter().filter(|text| !text.contains("event_id_runs")) {
-        assert!(seen.contains_key(text.as_str()), "never run: {text}");
+        // By itself, or as a part of another.
+        assert!(seen.keys().any(|run| run.contains(text.as_str())), "never run: {text}");
     }
     for (text, read) in &seen {
         let large: Vec<_> = read.iter().filter(|table| !SMALL.contains(&&table[..])).collect();

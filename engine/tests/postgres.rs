@@ -514,7 +514,7 @@ async fn an_event_takes_one_round_trip_and_a_key_another() {
     }
 }
 
-/// A commit that was sent at once and is late, or of another head, or knows less than the registry has, or comes from a clock that is
+/// A commit that was sent at once and is late, or did not move the head, or knows less than the registry has, or comes from a clock that is
 /// elsewhere, fails before it writes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_commit_fails() {

@@ -1,8 +1,8 @@
 //! The production store: PostgreSQL 15 or newer, shared by any number of processes.
 //!
-//! An append is one short transaction in one round trip: `BEGIN`, the lock of the chain's head row, a statement that fails unless the head
-//! is the one that the commit was linked to, one statement that writes all tables, and `COMMIT`, sent together. If the head moved, the lock
-//! is taken first and then looked at, which takes two. What is appended to one chain waits for no other: no row is shared by two chains.
+//! An append is one short transaction in one round trip: `BEGIN`, a statement that moves the chain's head from the one that the commit was
+//! linked to, one that writes all other tables and fails unless the head was moved, and `COMMIT`, sent together. If there is another head,
+//! the lock is taken first and then looked at, which takes two. What is appended to one chain waits for no other: no row is shared by two chains.
 //!
 //! What was sent together may still be on its way when its connection is lost, and take the lock after whoever asks what became of it. So
 //! it counts for half a second only, by the database's clock, and `NotCommitted` is answered after that.

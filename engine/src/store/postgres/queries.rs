@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use super::write::{CONFIRM, EXPECT_HEAD, LOCK_HEAD, LOCK_HEADS, RECORDED, REGISTRY_SIZE};
+use super::write::{CONFIRM, HEAD_MOVED, LOCK_HEAD, LOCK_HEADS, RECORDED, REGISTRY_SIZE};
 use crate::domain::projection::{TABLES, Table};
 
 /// A text that is in [`texts`].
@@ -83,6 +83,6 @@ pub fn texts() -> Vec<String> {
         one.into_iter().chain([rows(table)])
     });
     let fixed = FIXED.iter().map(|query| query.text().to_owned());
-    let of_writer = [LOCK_HEAD, LOCK_HEADS, EXPECT_HEAD, REGISTRY_SIZE, CONFIRM, RECORDED].map(str::to_owned);
+    let of_writer = [LOCK_HEAD, LOCK_HEADS, HEAD_MOVED, REGISTRY_SIZE, CONFIRM, RECORDED].map(str::to_owned);
     fixed.chain(of_tables.map(|query| query.0.into_owned())).chain(of_writer).collect()
 }

@@ -20,11 +20,14 @@ pub(super) const LOCK_HEAD: &str = "SELECT chain, size, head_hash, compact_range
 pub(super) const LOCK_HEADS: &str =
     "SELECT chain, size, head_hash, compact_range FROM ledger.chain_heads ORDER BY chain FOR UPDATE";
 pub(super) const REGISTRY_SIZE: &str = "SELECT revision FROM ledger.stream_heads WHERE chain = 0 AND stream = 'ledger'";
-/// Fails, by a division by zero, unless the chain's head is the one that a commit continues, the registry has no more entries than the
-/// commit knows, and this was sent a moment ago. The head is locked by the statement before it, so that this one sees what was committed
-/// until then.
-pub(super) const EXPECT_HEAD: &str = "SELECT 1 / count(*) FROM ledger.chain_heads WHERE chain = $1 AND size = $2 AND head_hash = $3 \
-     AND (SELECT coalesce(max(revision), 0) FROM ledger.stream_heads WHERE chain = 0 AND stream = 'ledger') <= $4 \
+/// Moves the head and locks it, if it is the one that a commit continues.
+pub(super) const MOVE_HEAD: &str = "UPDATE ledger.chain_heads SET size = $2, head_hash = $3, compact_range = $4 \
+     WHERE chain = $1 AND size = $5 AND head_hash = $6";
+/// Fails, by a division by zero, unless the statement before it moved the head of the chain `$1` to the size `$2` and the hash `$3`, the
+/// registry has no more entries than the commit knows (`$4`), and this was sent a moment ago (`$5`, `$6`). Being part of a statement that
+/// began with the lock taken, it sees what was committed until then.
+pub(super) const HEAD_MOVED: &str = "SELECT 1 / count(*) FROM ledger.chain_heads WHERE chain = $1 AND size = $2 AND head_hash = $3 \
+     AND coalesce((SELECT revision FROM ledger.stream_heads WHERE chain = 0 AND stream = 'ledger'), 0) <= $4 \
      AND abs((extract(epoch FROM clock_timestamp()) * 1000000)::bigint - $5) <= $6";
 /// How long a commit that was sent at once may take to its lock. One that waits longer, or whose clock is further from the database's,
 /// is looked at first.
@@ -104,13 +107,19 @@ impl<'a> Step<'a> {
         try_join_all(self.statements.iter().map(|(text, _)| session.prepare(text))).await.map_err(failed)
     }
 
-    /// Sends all with `COMMIT` behind them. The outcome of the transaction follows from what each was answered.
+    /// Sends all with `COMMIT` behind them.
     async fn commit(self, session: &Session) -> Result<(), StoreError> {
         let prepared = self.prepare(session).await?;
-        self.commit_prepared(session, &prepared).await
+        self.commit_prepared(session, &prepared).await?.map_err(failed)
     }
 
-    async fn commit_prepared(&self, session: &Session, prepared: &[Statement]) -> Result<(), StoreError> {
+    /// The outcome of the transaction follows from what each was answered. The inner error is the server's word for a statement, which means
+    /// that its transaction did not commit.
+    async fn commit_prepared(
+        &self,
+        session: &Session,
+        prepared: &[Statement],
+    ) -> Result<Result<(), Error>, StoreError> {
         let parameters: Vec<Vec<&(dyn ToSql + Sync)>> = self
             .statements
             .iter()
@@ -125,14 +134,14 @@ impl<'a> Step<'a> {
         let mut results = join_all(calls).await;
         let commit = results.pop().unwrap_or(Ok(()));
         if let Some(e) = results.into_iter().find_map(Result::err) {
-            // The server's word for a statement means that its transaction cannot commit; a lost connection means nothing.
-            return Err(if e.as_db_error().is_some() { failed(e) } else { unknown(&e) });
+            // A lost connection means nothing.
+            return if e.as_db_error().is_some() { Ok(Err(e)) } else { Err(unknown(&e)) };
         }
         commit.map_err(|e| unknown(&e))?;
         if session.notices() != notices {
             return Err(warned());
         }
-        Ok(())
+        Ok(Ok(()))
     }
 }
 
@@ -161,59 +170,61 @@ fn value<'a, T: ToSql + Sync + Send + 'a>(value: T) -> Parameter<'a> {
     Box::new(value)
 }
 
-/// One column of many rows.
-fn column<'a, R, T: ToSql + Sync + Send + 'a>(rows: &'a [R], f: impl Fn(&'a R) -> T) -> Parameter<'a> {
-    Box::new(rows.iter().map(f).collect::<Vec<T>>())
+/// One column of rows: an array, or of one row the value alone, which costs the server less.
+fn column<'r, 'a, R, T: ToSql + Sync + Send + 'a>(rows: &'r [R], f: impl Fn(&'r R) -> T) -> Parameter<'a> {
+    match rows {
+        [row] => value(f(row)),
+        rows => Box::new(rows.iter().map(f).collect::<Vec<T>>()),
+    }
 }
 
-/// `INSERT … SELECT $1, unnest(…)`: `columns` are those after the chain, with their types.
-fn insert(table: &str, columns: &[(&str, &str)]) -> String {
+/// Inserts rows whose columns are parameters made by [`column`]: `columns` are those after the chain, with their types.
+fn insert(table: &str, columns: &[(&str, &str)], rows: usize) -> String {
     let names: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
-    let arrays: Vec<String> = columns.iter().zip(2..).map(|((_, kind), n)| format!("${n}::{kind}[]")).collect();
-    format!(
-        "INSERT INTO ledger.{table} (chain, {}) SELECT $1::integer, * FROM unnest({})",
-        names.join(", "),
-        arrays.join(", ")
-    )
+    let names = names.join(", ");
+    let parameters = |array: &str| {
+        let each: Vec<String> = columns.iter().zip(2..).map(|((_, kind), n)| format!("${n}::{kind}{array}")).collect();
+        each.join(", ")
+    };
+    if rows == 1 {
+        return format!("INSERT INTO ledger.{table} (chain, {names}) VALUES ($1::integer, {})", parameters(""));
+    }
+    format!("INSERT INTO ledger.{table} (chain, {names}) SELECT $1::integer, * FROM unnest({})", parameters("[]"))
 }
 
-/// Writes a commit in one round trip, if the head is the expected one: begins a transaction, locks the head, compares, writes and commits,
-/// without waiting for any answer. `false`: nothing was written, and whoever locks first and then looks learns why.
+/// Writes a commit in one round trip, if the head is the expected one: begins a transaction, moves the head, looks whether that was done,
+/// writes and commits, without waiting for any answer. `false`: nothing was written, and whoever locks first and then looks learns why.
 pub(super) async fn commit_at_once(session: &Session, batch: &CommitBatch) -> Result<bool, StoreError> {
-    let step = step_of(batch);
-    let prepared = step.prepare(session).await?;
-    let lock = session.prepare(LOCK_HEAD).await.map_err(failed)?;
-    let expect = session.prepare(EXPECT_HEAD).await.map_err(failed)?;
-    let (chain, size) = (batch.before.chain as i32, batch.before.size() as i64);
-    let (hash, registry) = (&batch.before.hash.0[..], batch.statement.registry_size as i64);
     let tolerance = session.clock_tolerance().map_or(IN_FLIGHT, |tolerance| tolerance.min(IN_FLIGHT));
-    let (now_us, tolerance_us) = (here_us(), tolerance.as_micros() as i64);
-    let locked: [&(dyn ToSql + Sync); 1] = [&chain];
-    let expected: [&(dyn ToSql + Sync); 6] = [&chain, &size, &hash, &registry, &now_us, &tolerance_us];
-    let (begun, locked, expected, committed) = futures_util::join!(
+    let mut step = Step::default();
+    add_commit(&mut step, batch, Some([here_us(), tolerance.as_micros() as i64]));
+    add_rest(&mut step, batch);
+    let step = step.into_one();
+    let prepared = step.prepare(session).await?;
+    let move_head = session.prepare(MOVE_HEAD).await.map_err(failed)?;
+    let (chain, size) = (batch.before.chain as i32, batch.after.size() as i64);
+    let (hash, range) = (&batch.after.hash.0[..], batch.after.range.to_bytes());
+    let (before, before_hash) = (batch.before.size() as i64, &batch.before.hash.0[..]);
+    let moved: [&(dyn ToSql + Sync); 6] = [&chain, &size, &hash, &range, &before, &before_hash];
+    let (begun, moved, committed) = futures_util::join!(
         session.batch_execute("BEGIN"),
-        session.query_opt(&lock, &locked),
-        session.query_opt(&expect, &expected),
+        session.execute(&move_head, &moved),
         step.commit_prepared(session, &prepared)
     );
-    let Some(error) = begun.err().or(locked.err()).or(expected.err()) else {
-        return committed.map(|()| true);
-    };
-    // The server's word for any of them means that the transaction, which was sent to its end, could not commit.
-    match error.code() {
-        Some(&SqlState::DIVISION_BY_ZERO) => Ok(false),
-        Some(_) => Err(failed(error)),
-        None => Err(unknown(&error)),
+    if let Some(error) = begun.err().or(moved.err()) {
+        // The server's word means that the transaction, which was sent to its end, could not commit.
+        return Err(if error.as_db_error().is_some() { failed(error) } else { unknown(&error) });
+    }
+    match committed? {
+        Ok(()) => Ok(true),
+        // Under the lock it turns out whether its rows are there because it was stored before.
+        Err(e) if matches!(e.code(), Some(&(SqlState::DIVISION_BY_ZERO | SqlState::UNIQUE_VIOLATION))) => Ok(false),
+        Err(e) => Err(failed(e)),
     }
 }
 
 /// Writes a commit and ends the transaction that holds the head's lock.
 pub(super) async fn commit(session: &Session, batch: &CommitBatch) -> Result<(), StoreError> {
-    step_of(batch).commit(session).await
-}
-
-/// All that a commit writes, as one statement.
-fn step_of(batch: &CommitBatch) -> Step<'_> {
     let mut step = Step::default();
     let chain = batch.before.chain as i32;
     let head: [Parameter<'_>; 3] =
@@ -225,49 +236,69 @@ fn step_of(batch: &CommitBatch) -> Step<'_> {
         }
         step.add("INSERT INTO ledger.chain_heads VALUES ($1, $2, $3, $4)", vec![value(chain), size, hash, range]);
     } else {
-        let text = "UPDATE ledger.chain_heads SET size = $2, head_hash = $3, compact_range = $4 WHERE chain = $1";
-        step.add(text, vec![value(chain), size, hash, range]);
+        let (before, before_hash) = (value(batch.before.size() as i64), value(&batch.before.hash.0[..]));
+        step.add(MOVE_HEAD, vec![value(chain), size, hash, range, before, before_hash]);
     }
-    add_entries(&mut step, chain, &batch.entries);
+    add_commit(&mut step, batch, None);
+    add_rest(&mut step, batch);
+    step.into_one().commit(session).await
+}
+
+/// The row of the commit; with the time and the tolerance of one that is sent at once, only if its head was moved.
+fn add_commit<'a>(step: &mut Step<'a>, batch: &'a CommitBatch, at_once: Option<[i64; 2]>) {
+    const COLUMNS: &str = "INSERT INTO ledger.commits (chain, first_index, size, registry_size, registry_head)";
+    let s = &batch.statement;
+    let (chain, registry) = (batch.before.chain as i32, s.registry_size as i64);
+    let row = [value(s.first_index as i64), value(i64::from(s.size)), value(&s.registry_head.0[..])];
+    match at_once {
+        None => {
+            let text = format!("{COLUMNS} VALUES ($1, $3, $4, $2, $5)");
+            step.add(text, [value(chain), value(registry)].into_iter().chain(row).collect());
+        }
+        Some([now_us, tolerance_us]) => {
+            let (size, hash) = (value(batch.after.size() as i64), value(&batch.after.hash.0[..]));
+            let expected = [value(chain), size, hash, value(registry), value(now_us), value(tolerance_us)];
+            let text = format!(
+                "{COLUMNS} SELECT $1::integer, $7::bigint, $8::bigint, $4::bigint, $9::bytea WHERE ({HEAD_MOVED}) = 1"
+            );
+            step.add(text, expected.into_iter().chain(row).collect());
+        }
+    }
+}
+
+/// What a commit writes besides its own row and the head.
+fn add_rest<'a>(step: &mut Step<'a>, batch: &'a CommitBatch) {
+    let chain = batch.before.chain as i32;
+    add_entries(step, chain, &batch.entries);
     if !batch.private.is_empty() {
         step.add(
-            insert("private_documents", &[("idx", "bigint"), ("document", "bytea")]),
+            insert("private_documents", &[("idx", "bigint"), ("document", "bytea")], batch.private.len()),
             vec![value(chain), column(&batch.private, |p| p.0 as i64), column(&batch.private, |p| &p.1[..])],
         );
     }
     if !batch.erase.is_empty() {
+        let erased: Vec<i64> = batch.erase.iter().map(|index| *index as i64).collect();
         step.add(
             "DELETE FROM ledger.private_documents WHERE chain = $1 AND idx = ANY($2)",
-            vec![value(chain), column(&batch.erase, |index| *index as i64)],
+            vec![value(chain), value(erased)],
         );
     }
-    let s = &batch.statement;
-    step.add(
-        "INSERT INTO ledger.commits (chain, first_index, size, registry_size, registry_head) VALUES ($1, $2, $3, $4, $5)",
-        vec![
-            value(chain),
-            value(s.first_index as i64),
-            value(i64::from(s.size)),
-            value(s.registry_size as i64),
-            value(&s.registry_head.0[..]),
-        ],
-    );
     for signature in &batch.signatures {
         step.add(
             "INSERT INTO ledger.commit_signatures (chain, first_index, kid, alg, signature) VALUES ($1, $2, $3, $4, $5)",
             vec![
                 value(chain),
-                value(s.first_index as i64),
+                value(batch.statement.first_index as i64),
                 value(&signature.kid[..]),
                 value(i32::from(signature.alg)),
                 value(&signature.signature[..]),
             ],
         );
     }
-    add_stream_heads(&mut step, chain, batch);
+    add_stream_heads(step, chain, batch);
     if !batch.tiles.is_empty() {
         step.add(
-            insert("tiles", &[("level", "integer"), ("n", "bigint"), ("hashes", "bytea")]),
+            insert("tiles", &[("level", "integer"), ("n", "bigint"), ("hashes", "bytea")], batch.tiles.len()),
             vec![
                 value(chain),
                 column(&batch.tiles, |t| t.level as i32),
@@ -278,19 +309,18 @@ fn step_of(batch: &CommitBatch) -> Step<'_> {
     }
     if !batch.runs.is_empty() {
         step.add(
-            insert("event_id_runs", &[("run", "bigint"), ("ids", "bytea")]),
+            insert("event_id_runs", &[("run", "bigint"), ("ids", "bytea")], batch.runs.len()),
             vec![value(chain), column(&batch.runs, |r| r.0 as i64), column(&batch.runs, |r| &r.1[..])],
         );
     }
-    add_rows(&mut step, chain, &batch.rows);
+    add_rows(step, chain, &batch.rows);
     let size = batch.after.size();
     if batch.before.size() == 0 {
-        add_cursors(&mut step, chain, size);
+        add_cursors(step, chain, size);
     } else {
         // A projection that was dropped has none, until it is made again.
         step.add("UPDATE ledger.cursors SET size = $2 WHERE chain = $1", vec![value(chain), value(size as i64)]);
     }
-    step.into_one()
 }
 
 fn add_entries<'a>(step: &mut Step<'a>, chain: i32, entries: &'a [Entry]) {
@@ -311,7 +341,7 @@ fn add_entries<'a>(step: &mut Step<'a>, chain: i32, entries: &'a [Entry]) {
         ("body", "bytea"),
     ];
     step.add(
-        insert("entries", &columns),
+        insert("entries", &columns, entries.len()),
         vec![
             value(chain),
             column(entries, |e| e.header.index as i64),
@@ -340,7 +370,7 @@ fn add_stream_heads<'a>(step: &mut Step<'a>, chain: i32, batch: &'a CommitBatch)
         ("head_index", "bigint"),
         ("first_index", "bigint"),
     ];
-    let text = insert("stream_heads", &columns)
+    let text = insert("stream_heads", &columns, batch.streams.len())
         + " ON CONFLICT (chain, stream) DO UPDATE SET revision = excluded.revision, head_hash = excluded.head_hash, \
              head_index = excluded.head_index";
     step.add(
@@ -386,36 +416,27 @@ fn add_rows<'a>(step: &mut Step<'a>, chain: i32, rows: &'a [Row]) {
         for (at, name) in table.columns.iter().enumerate().skip(1) {
             parameters.push(cells(&rows, at, &column_type(name)));
         }
-        step.add(upsert(table), parameters);
+        step.add(upsert(table, rows.len()), parameters);
     }
 }
 
 fn cells<'a>(rows: &[&'a Row], at: usize, kind: &Type) -> Parameter<'a> {
     let of = |row: &&'a Row| row.cells.get(at);
     match *kind {
-        Type::INT8 => {
-            let int = |cell: Option<&Cell>| if let Some(Cell::Int(n)) = cell { Some(*n) } else { None };
-            value(rows.iter().map(|row| int(of(row))).collect::<Vec<_>>())
-        }
-        Type::BYTEA => {
-            let blob = |cell: Option<&'a Cell>| if let Some(Cell::Blob(b)) = cell { Some(&b[..]) } else { None };
-            value(rows.iter().map(|row| blob(of(row))).collect::<Vec<_>>())
-        }
-        _ => {
-            let text = |cell: Option<&'a Cell>| if let Some(Cell::Text(t)) = cell { Some(&t[..]) } else { None };
-            value(rows.iter().map(|row| text(of(row))).collect::<Vec<_>>())
-        }
+        Type::INT8 => column(rows, |row| if let Some(Cell::Int(n)) = of(row) { Some(*n) } else { None }),
+        Type::BYTEA => column(rows, |row| if let Some(Cell::Blob(b)) = of(row) { Some(&b[..]) } else { None }),
+        _ => column(rows, |row| if let Some(Cell::Text(t)) = of(row) { Some(&t[..]) } else { None }),
     }
 }
 
-fn upsert(table: &Table) -> String {
+fn upsert(table: &Table, rows: usize) -> String {
     let columns: Vec<(&str, String)> =
         table.columns[1..].iter().map(|name| (*name, column_type(name).name().to_owned())).collect();
     let columns: Vec<(&str, &str)> = columns.iter().map(|(name, kind)| (*name, &kind[..])).collect();
     let set: Vec<String> = table.columns[2..].iter().map(|c| format!("{c} = excluded.{c}")).collect();
     // The first entry that carries an idempotency key stays its answer.
     let action = if table.name == "idempotency" { "NOTHING".into() } else { format!("UPDATE SET {}", set.join(", ")) };
-    format!("{} ON CONFLICT (chain, {}) DO {action}", insert(table.name, &columns), table.columns[1])
+    format!("{} ON CONFLICT (chain, {}) DO {action}", insert(table.name, &columns, rows), table.columns[1])
 }
 
 /// Writes the head row, does `work`, and commits that: it waits for every transaction that held the lock, and its own
