@@ -42,6 +42,23 @@ pub fn settings(url: &str, name: &str) -> Result<(Config, MakeRustlsConnect), St
     Ok((config, tls))
 }
 
+/// Database, role and servers of a URL, without the password.
+pub fn describe(url: &str) -> Result<String, String> {
+    use tokio_postgres::config::Host;
+    let (config, _) = settings(url, "")?;
+    let hosts = config.get_hosts().iter().enumerate().map(|(at, host)| {
+        let ports = config.get_ports();
+        let port = ports.get(at).or(ports.first()).copied().unwrap_or(5432);
+        match host {
+            Host::Tcp(name) => format!("{name}:{port}"),
+            Host::Unix(path) => format!("{}:{port}", path.display()),
+        }
+    });
+    let hosts = hosts.collect::<Vec<_>>().join(", ");
+    let user = config.get_user().unwrap_or("(nobody)");
+    Ok(format!("{} at {hosts} as {user}", config.get_dbname().unwrap_or(user)))
+}
+
 /// What failed, and what to do.
 pub fn explain(e: &tokio_postgres::Error) -> String {
     if let Some(db) = e.as_db_error() {

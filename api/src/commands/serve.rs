@@ -17,7 +17,8 @@ fn start(mut place: Place, args: Args, signing: signers::Args) -> Result<u8, Cli
     let check_only = args.check_config;
     let settings = Settings::read(args, signing)?;
     if check_only {
-        actix_web::rt::System::new().block_on(serve::check(&settings))?;
+        let place = actix_web::rt::System::new().block_on(serve::check(&place, &settings))?;
+        output::line(place.trim_end())?;
         output::line(settings.to_string().trim_end())?;
         output::line("the settings are good")?;
         return Ok(0);

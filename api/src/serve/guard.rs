@@ -12,6 +12,7 @@ use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage as _};
 use futures_util::StreamExt as _;
 use tokio::sync::SemaphorePermit;
+use tokio::time::Instant;
 
 use super::access::{Access, RULES, Rule, Verb, rule};
 use super::auth::{Caller, Role, recognise};
@@ -46,7 +47,18 @@ pub(crate) async fn guard(mut req: ServiceRequest, next: Next<BoxBody>) -> Resul
             return Ok(req.into_response(response));
         }
     };
-    next.call(req).await
+    let deadline = Instant::now() + state.settings.request_timeout;
+    DEADLINE.scope(deadline, next.call(req)).await
+}
+
+tokio::task_local! {
+    /// When the request that is being handled must be answered: one moment for all that it waits for.
+    static DEADLINE: Instant;
+}
+
+/// When the request that this is called for must be answered.
+pub(crate) fn deadline() -> Instant {
+    DEADLINE.get()
 }
 
 /// Takes the rest of a small body that nobody will look at. An HTTP/2 stream that is answered before its end is reset (RFC 9113

@@ -28,13 +28,14 @@ use actix_web::guard as guards;
 use actix_web::middleware::{Condition, from_fn};
 use actix_web::web::{Data, QueryConfig, ServiceConfig, post};
 use actix_web::{App, HttpServer, rt};
+use ledger_engine::connect;
 use ledger_engine::hash::Hash;
 use ledger_engine::ledger::Ledger;
 
 pub(crate) use auth::{Caller, DevKey, Role, mint};
 pub(crate) use settings::{Args, Settings};
 
-use auth::{Authenticator, Keys, remember_peer};
+use auth::{Authenticator, Keys, accept};
 use error::ApiError;
 use feed::Feed;
 use state::State;
@@ -51,19 +52,48 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 const READS_PER_WORKER: usize = 8;
 /// Requests that are under way when the server is told to end have this long.
 const SHUTDOWN_SECONDS: u64 = 30;
+/// After that, the last checkpoint and the end of the store have this long.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Exit status of a server that could not end as it should: nothing is wrong with the ledger.
+const EXIT_ENDED: i32 = 2;
 
 /// Issuer and audience of development tokens.
 pub(crate) const DEV_CLAIMS: (&str, &str) = ("ledger-dev", "ledger");
 
-/// Whether the files that the settings name can be used, as far as that shows without reaching anything else.
-pub(crate) async fn check(settings: &Settings) -> Result<(), CliError> {
+/// Whether what the settings name can be used: files, and the ledger, which is opened for reading. Says where the ledger is and which;
+/// nothing is made and nothing written.
+pub(crate) async fn check(place: &Place, settings: &Settings) -> Result<String, CliError> {
     if let Some(tls) = &settings.tls {
         tls::config(tls)?;
     }
     if let Some(from @ settings::Jwks::File(_)) = &settings.jwks {
         Keys::load(from, settings.jwks_refresh).await?;
     }
-    Ok(())
+    let database = match &place.database {
+        Some(url) => connect::describe(url).map_err(CliError::Usage)?,
+        None => "(embedded)".to_owned(),
+    };
+    let ledger = match crate::directory::reader(place).await {
+        Ok((ledger, _)) => {
+            check_id(ledger.id(), settings)?;
+            format!("{}, {}, chains: {}", ledger.id(), ledger.genesis().origin, ledger.genesis().chains)
+        }
+        Err(e) if settings.dev => format!("(not there yet, --dev makes one: {e})"),
+        Err(e) => return Err(e),
+    };
+    let dir = place.dir.display().to_string();
+    let line = |(name, value): (&str, &str)| format!("{name:<34} {value}\n");
+    Ok([("dir", &dir[..]), ("database", &database), ("ledger", &ledger)].map(line).concat())
+}
+
+fn check_id(found: Hash, settings: &Settings) -> Result<(), CliError> {
+    match settings.ledger_id.as_deref().and_then(Hash::from_hex) {
+        Some(expected) if expected != found => Err(CliError::Usage(format!(
+            "ledger_id: the ledger here is {found}, not {expected}; check the directory, DATABASE_URL and LEDGER_ID"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Opens the ledger and serves it until SIGTERM or SIGINT.
@@ -99,8 +129,9 @@ pub(crate) async fn run(place: &Place, settings: Settings) -> Result<u8, CliErro
             }))
     };
     let workers = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let patience = settings.request_timeout;
     let server = HttpServer::new(app)
-        .on_connect(remember_peer)
+        .on_connect(move |connection, data| accept(connection, data, patience))
         .client_request_timeout(HEADERS_TIMEOUT)
         .keep_alive(KEEP_ALIVE)
         .workers(workers)
@@ -132,20 +163,35 @@ pub(crate) async fn run(place: &Place, settings: Settings) -> Result<u8, CliErro
     let ending = Arc::clone(&state);
     rt::spawn(async move {
         signal().await;
-        tracing::info!("shutting down: requests under way are finished first");
+        tracing::info!("shutting down: requests under way are finished first; a second signal ends it at once");
         ending.close();
+        rt::spawn(async {
+            signal().await;
+            give_up("ended by a second signal");
+        });
         handle.stop(true).await;
     });
     let served = server.await;
     state.close();
-    for task in background {
-        let _ = task.await;
-    }
     // Everything that was accepted is answered and durable; the last checkpoint says so.
-    let closed = state.ledger.shutdown().await;
+    let closing = async {
+        for task in background {
+            let _ = task.await;
+        }
+        state.ledger.shutdown().await
+    };
+    let Ok(closed) = tokio::time::timeout(CLOSE_TIMEOUT, closing).await else {
+        give_up("the store or a signer does not answer, so there is no last checkpoint");
+    };
     served.map_err(|e| CliError::Io("the server failed".into(), e))?;
     closed?;
     Ok(0)
+}
+
+/// Ends the process where it stands, which is safe at any moment: what was answered is durable.
+fn give_up(why: &str) -> ! {
+    tracing::error!("{why}; nothing that was answered is lost");
+    std::process::exit(EXIT_ENDED)
 }
 
 async fn signal() {
@@ -166,15 +212,7 @@ async fn open(place: &Place, settings: &Settings) -> Result<Ledger, CliError> {
         }
     }
     let ledger = crate::directory::open(place).await?;
-    if let Some(expected) = settings.ledger_id.as_deref().and_then(Hash::from_hex)
-        && expected != ledger.id()
-    {
-        let text = format!(
-            "ledger_id: the ledger here is {}, not {expected}; check the directory, DATABASE_URL and LEDGER_ID",
-            ledger.id()
-        );
-        return Err(CliError::Usage(text));
-    }
+    check_id(ledger.id(), settings)?;
     if !ledger.signs_licences() {
         let text = format!(
             "{} has no licence key: `ledger keys generate` and `ledger keys enrol --purpose licence` make one",

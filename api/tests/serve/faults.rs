@@ -264,6 +264,38 @@ fn an_outcome_that_is_not_known_is_learnt_by_asking_again() {
     assert_eq!(orders(&server).len(), 2, "one order for each key");
 }
 
+/// The store does not answer while the server is told to end: it waits for the request under way, and no longer when it is told again. What
+/// was not answered is learnt as ever.
+#[test]
+fn a_second_signal_ends_a_server_whose_store_hangs() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = database(Postgres::shared());
+    let shop = dir.path().join("shop");
+    let mut server = on_postgres(&shop, &url).run();
+    let ann = server.of(ANN, "buyer");
+    assert_eq!(ann.checkout(ANN, "k-0").said(), (201, "ok"));
+    let lock = hold_appends(&url);
+    std::thread::scope(|scope| {
+        let asked = ann.request("POST", "/checkout").header("Idempotency-Key", "k-1").json(&checkout_body(ANN));
+        let waiting = scope.spawn(move || asked.send().is_err());
+        std::thread::sleep(Duration::from_millis(300));
+        server.signal("-TERM");
+        std::thread::sleep(Duration::from_millis(700));
+        // It neither takes writes nor gives up.
+        let again = Instant::now();
+        server.signal("-TERM");
+        assert_eq!(server.wait(), 2);
+        assert!(again.elapsed() < Duration::from_secs(3), "{:?}", again.elapsed());
+        assert!(waiting.join().unwrap(), "nobody answered it");
+    });
+    assert!(server.log().contains("second signal"), "{}", server.log());
+    drop(lock);
+    let server = on_postgres(&shop, &url).run();
+    let ann = server.of(ANN, "buyer");
+    eventually("the order", || ann.checkout(ANN, "k-1").status == 201);
+    assert_eq!(orders(&server).len(), 2, "one order for each key");
+}
+
 #[test]
 fn what_is_too_much_is_refused_at_once() {
     let dir = tempfile::tempdir().unwrap();

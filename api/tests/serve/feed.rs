@@ -1,13 +1,15 @@
 //! The live feed: every entry once, in order, from wherever a client left off.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpStream;
+use std::process::Stdio;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Api, Server, Start};
+use crate::support::{Api, Server, Start, ledger};
 
 /// An event of a feed: its id and its entry.
 type Event = (String, Value);
@@ -162,4 +164,49 @@ fn a_feed_ends_with_its_token() {
     while let Ok((_, event)) = feed.recv_timeout(Duration::from_secs(20)) {
         assert_ne!(event["event_type"], "order.created");
     }
+}
+
+/// More entries than fit into the sockets between them: a listener who takes nothing loses the only place there is for feeds, and whoever
+/// comes then gets all of them, across pages and chains.
+#[test]
+fn who_does_not_read_a_feed_loses_it() {
+    const ORDERS: usize = 8000;
+    let dir = tempfile::tempdir().unwrap();
+    let shop = dir.path().join("shop");
+    let server = Start::dev(&shop).args(&["--feeds-max", "1", "--request-timeout-seconds", "2"]).run();
+    let mut submit = ledger()
+        .arg("--dir")
+        .arg(&shop)
+        .args(["submit", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut commands = submit.stdin.take().unwrap();
+    for n in 0..ORDERS {
+        writeln!(
+            commands,
+            r#"{{"command":"order.create","actor":"b{n}","idempotency_key":"k{n}","sku_id":"sku-e2e","delivery_mode":"marketplace-managed"}}"#
+        )
+        .unwrap();
+    }
+    drop(commands);
+    assert!(submit.wait().unwrap().success());
+    let auditor = server.of("eve@example.org", "auditor");
+    let address = server.url.strip_prefix("http://").unwrap();
+    let mut silent = TcpStream::connect(address).unwrap();
+    let token = server.token("eve@example.org", "auditor");
+    write!(silent, "GET /audit/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n").unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(auditor.get("/audit/stream").said(), (503, "OVERLOADED"));
+    let begun = Instant::now();
+    while auditor.request("GET", "/audit/stream").send().unwrap().status() != 200 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it keeps its place");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    drop(silent);
+    // The question above was a feed, too, and ends with its connection.
+    std::thread::sleep(Duration::from_secs(1));
+    let events = take(&listen(&auditor, None), ORDERS + 1);
+    check_order(&events, &mut BTreeMap::new());
 }

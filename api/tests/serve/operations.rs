@@ -45,6 +45,11 @@ fn health_metrics_and_logs_say_what_happens() {
     ] {
         assert!(metrics.contains(line), "{line} in {metrics}");
     }
+    // The documentation has all of them.
+    let known = include_str!("../../HTTP.md");
+    for name in metrics.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next()) {
+        assert!(known.contains(&format!("`{name}`")), "{name} is not in HTTP.md");
+    }
     let log = server.log();
     // JSON lines, with the request's id, and without secrets or people.
     let line = log.lines().find(|l| l.contains("my-id.7")).unwrap_or_else(|| panic!("{log}"));
@@ -191,6 +196,12 @@ fn a_start_that_could_begin_another_history_is_refused() {
     let check = ledger().args(["serve", "--check-config", "--dev"]).env("RATE_LIMIT", "7").output().unwrap();
     let text = String::from_utf8(check.stdout).unwrap();
     assert!(text.lines().any(|l| l.split_whitespace().eq(["rate_limit", "7"])) && !text.contains("whsec"), "{text}");
+    // Where the ledger is, and which: the one that would be served, or none.
+    let check = |id: &str| start(id).args(&["--check-config"]);
+    let id = made["ledger_id"].as_str().unwrap();
+    let text = check(id).printed();
+    assert!(text.lines().any(|l| l.starts_with("ledger ") && l.contains(id)) && text.contains("are good"), "{text}");
+    assert!(refused(check(&"ab".repeat(32))).contains("ledger_id: the ledger here is"));
 }
 
 #[test]

@@ -91,6 +91,13 @@ impl Start {
         (out.status.code().unwrap(), String::from_utf8_lossy(&out.stderr).into_owned())
     }
 
+    /// Runs it to its end, which must be a good one, and gives what it printed.
+    pub(crate) fn printed(mut self) -> String {
+        let out = run_to_end(&mut self.command);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    }
+
     pub(crate) fn run(mut self) -> Server {
         let mut child = self.command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));

@@ -1,6 +1,7 @@
 //! Names in a client's certificate. The TLS layer has verified the certificate before anything here is called.
 
 use std::any::Any;
+use std::time::Duration;
 
 use actix_web::dev::Extensions;
 use actix_web::rt::net::TcpStream;
@@ -16,14 +17,26 @@ pub(crate) struct Peer {
     pub(crate) until: Option<u64>,
 }
 
-/// For `HttpServer::on_connect`: keeps who is at the other end with the connection.
-pub(crate) fn remember_peer(connection: &dyn Any, data: &mut Extensions) {
+/// For `HttpServer::on_connect`: keeps who is at the other end of a TLS connection with it. Whatever the connection, the system ends it
+/// when the other end takes nothing for `patience`: nobody holds an answer, or a feed, by not reading it.
+pub(crate) fn accept(connection: &dyn Any, data: &mut Extensions, patience: Duration) {
+    if let Some(stream) = connection.downcast_ref::<TcpStream>() {
+        return give_up_after(stream, patience);
+    }
     let Some(stream) = connection.downcast_ref::<actix_tls::accept::rustls_0_23::TlsStream<TcpStream>>() else {
         return;
     };
-    let session: &ServerConnection = stream.get_ref().1;
+    let (stream, session): (&TcpStream, &ServerConnection) = stream.get_ref();
+    give_up_after(stream, patience);
     let peer = session.peer_certificates().and_then(|chain| chain.first()).map(|c| read(c)).unwrap_or_default();
     data.insert(peer);
+}
+
+/// `TCP_USER_TIMEOUT` (RFC 5482), which counts while the other end's window is closed, too.
+fn give_up_after(stream: &TcpStream, patience: Duration) {
+    if let Err(e) = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(patience)) {
+        tracing::warn!("a connection has no time limit for taking answers: {e}");
+    }
 }
 
 fn read(der: &[u8]) -> Peer {

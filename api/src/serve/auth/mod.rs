@@ -11,7 +11,7 @@ use actix_web::http::header::AUTHORIZATION;
 use actix_web::{FromRequest, HttpMessage as _, HttpRequest};
 use futures_util::future::{Ready, ready};
 
-pub(crate) use certificate::{Peer, remember_peer};
+pub(crate) use certificate::{Peer, accept};
 pub(crate) use keys::{DevKey, Keys};
 pub(crate) use tokens::{Authenticator, mint};
 

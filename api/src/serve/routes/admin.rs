@@ -52,7 +52,7 @@ pub(crate) struct SignersAnswer {
 )]
 pub(crate) async fn signers(state: Shared) -> Result<HttpResponse, ApiError> {
     // Another process may have changed the keys.
-    in_time(&state, async { Ok(state.ledger.refresh_registry().await?) }).await?;
+    in_time(async { Ok(state.ledger.refresh_registry().await?) }).await?;
     let registry = state.ledger.registry();
     let view = |record: &ledger_engine::registry::KeyRecord| SignerView {
         signer_kid: record.key.kid.clone(),

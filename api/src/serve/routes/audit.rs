@@ -118,7 +118,7 @@ pub(crate) async fn events(state: Shared, query: Query<EventsQuery>) -> Result<H
         at.check(&state.ledger.sizes().await?)?;
         wanted.read(&state, at).await
     };
-    let page = in_time(&state, read).await?;
+    let page = in_time(read).await?;
     Ok(HttpResponse::Ok().json(page))
 }
 
@@ -233,7 +233,7 @@ pub(crate) async fn event(state: Shared, caller: Caller, id: Path<String>) -> Re
         let (entry, commit) = found.ok_or_else(no_entry)?;
         AuditEvent::of(&entry, &commit)
     };
-    let event = in_time(&state, read).await?;
+    let event = in_time(read).await?;
     Ok(HttpResponse::Ok().json(EventAnswer { ok: true, event }))
 }
 
@@ -266,7 +266,7 @@ pub(crate) async fn entry_proof(state: Shared, caller: Caller, id: Path<String>)
         let entry = visible_entry(&state, &caller, &id).await?;
         Ok(state.ledger.proof(entry.header.chain, entry.header.index, false).await)
     };
-    let proof = match in_time(&state, read).await? {
+    let proof = match in_time(read).await? {
         Err(ProveError::NoCheckpoint { .. }) => {
             let seconds = state.settings.checkpoint_every.as_secs().max(1);
             let message = "no checkpoint covers the entry yet; ask again in a while";
@@ -339,7 +339,7 @@ pub(crate) async fn checkpoint(
     query: Query<CheckpointQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let chain = chain_of(&state, query.chain)?;
-    let (found, note) = in_time(&state, last_checkpoint(&state, chain)).await?;
+    let (found, note) = in_time(last_checkpoint(&state, chain)).await?;
     let accept = req.headers().get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
     if accept.trim_start().starts_with("text/plain") {
         return Ok(HttpResponse::Ok().content_type("text/plain; charset=utf-8").body(note));
@@ -407,6 +407,6 @@ pub(crate) async fn consistency(state: Shared, query: Query<ConsistencyQuery>) -
         let proof = state.ledger.consistency_proof(chain, from, to).await?;
         Ok(ConsistencyAnswer { ok: true, chain, from, to, proof: proof.iter().map(|h| h.to_hex()).collect() })
     };
-    let answer = in_time(&state, read).await?;
+    let answer = in_time(read).await?;
     Ok(HttpResponse::Ok().json(answer))
 }

@@ -99,7 +99,7 @@ pub(crate) async fn license(state: Shared, caller: Caller, id: Path<String>) -> 
         visible_order(&state, &caller, case).await?;
         licence_of(&state, case).await
     };
-    let license = in_time(&state, read).await?;
+    let license = in_time(read).await?;
     Ok(HttpResponse::Ok().json(LicenceAnswer { ok: true, license }))
 }
 
@@ -155,12 +155,12 @@ pub(crate) async fn verify(state: Shared, body: Json<VerifyRequest>) -> Result<H
     let buyer = body.typed.expected_buyer_id.as_deref().map(|id| ledger.actor_id(id));
     let now_us = SystemEnvironment.now_us();
     // Another process may have changed the keys.
-    in_time(&state, async { Ok(ledger.refresh_registry().await?) }).await?;
+    in_time(async { Ok(ledger.refresh_registry().await?) }).await?;
     let mut reasons = judge(&object.to_canonical(), &ledger.registry(), &ledger.id(), buyer.as_deref(), now_us);
     // A key that is retired says nothing of when it signed. The entry that issued the licence does.
     if reasons.iter().any(|r| matches!(r, Reason::RetiredKey(_)))
         && let Ok(signed) = Signed::read(&object)
-        && in_time(&state, issued_text(&state, signed.terms.order_id)).await? == Some(signed.to_text())
+        && in_time(issued_text(&state, signed.terms.order_id)).await? == Some(signed.to_text())
     {
         reasons.retain(|r| !matches!(r, Reason::RetiredKey(_)));
     }
@@ -172,7 +172,7 @@ pub(crate) async fn verify(state: Shared, body: Json<VerifyRequest>) -> Result<H
             .with_details(serde_json::json!({ "verified": false, "reasons": listed })));
     }
     let signed = Signed::read(&object).map_err(|e| ApiError::new(Code::LicenseInvalid, e.to_string()))?;
-    let order = in_time(&state, async { Ok(ledger.order(signed.terms.order_id).await?) }).await?;
+    let order = in_time(async { Ok(ledger.order(signed.terms.order_id).await?) }).await?;
     let details = VerifyDetails {
         license_id: object.value("license_id").and_then(Value::as_str).unwrap_or_default().into(),
         signer_kid: signed.terms.signer_kid,
@@ -217,6 +217,6 @@ pub(crate) async fn proof(state: Shared, caller: Caller, id: Path<String>) -> Re
         let text = document(&payload, "proof").ok_or_else(none)?;
         Ok(serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)))
     };
-    let proof = in_time(&state, read).await?;
+    let proof = in_time(read).await?;
     Ok(HttpResponse::Ok().json(ProofAnswer { ok: true, proof }))
 }

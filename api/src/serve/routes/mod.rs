@@ -19,18 +19,23 @@ use ledger_engine::domain::projection::Row;
 use ledger_engine::json::Object;
 use ledger_engine::ledger::{AppendError, Appended};
 use ledger_engine::stream::CaseId;
+use tokio::time::Instant;
 
 use super::auth::{Caller, Role};
 use super::error::{ApiError, Code};
+use super::guard::deadline;
 use super::state::State;
 
 /// The shared state, as handlers take it.
 pub(crate) type Shared = Data<Arc<State>>;
 
-/// Waits for a read no longer than a request may take.
-pub(crate) async fn in_time<T>(state: &State, work: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
-    let late = |_| ApiError::new(Code::StoreUnavailable, "the ledger did not answer in time; try again");
-    tokio::time::timeout(state.settings.request_timeout, work).await.map_err(late)?
+/// Waits for a read no longer than the request may take.
+pub(crate) async fn in_time<T>(work: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
+    tokio::time::timeout_at(deadline(), work).await.map_err(|_| late())?
+}
+
+fn late() -> ApiError {
+    ApiError::new(Code::StoreUnavailable, "the ledger did not answer in time; try again")
 }
 
 /// Appends a command. `key` is the request's idempotency key: a repetition that waits in vain for a first call is told so.
@@ -43,9 +48,13 @@ pub(crate) async fn append(
     let mut object = object.with("actor", actor);
     object.set_some("idempotency_key", key);
     let command = Command::from_object(object).map_err(refused)?;
+    if deadline() <= Instant::now() {
+        // What is not begun cannot be in doubt.
+        return Err(late());
+    }
     let entered = key.map(|key| state.in_flight.enter(actor, command.name, key));
     let appending = state.ledger.append(&command, "POST");
-    let Ok(result) = tokio::time::timeout(state.settings.request_timeout, appending).await else {
+    let Ok(result) = tokio::time::timeout_at(deadline(), appending).await else {
         let repeated = entered.is_some_and(|e| e.is_repetition);
         return Err(match repeated {
             true => ApiError::new(

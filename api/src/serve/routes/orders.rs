@@ -41,7 +41,7 @@ async fn shown(state: &State, caller: &Caller, case: CaseId) -> Result<Order, Ap
 )]
 pub(crate) async fn order(state: Shared, caller: Caller, id: Path<String>) -> Result<HttpResponse, ApiError> {
     let case = order_id(&id)?;
-    let order = in_time(&state, shown(&state, &caller, case)).await?;
+    let order = in_time(shown(&state, &caller, case)).await?;
     Ok(HttpResponse::Ok().json(OrderAnswer { ok: true, order }))
 }
 
@@ -70,7 +70,7 @@ pub(crate) async fn events(state: Shared, caller: Caller, id: Path<String>) -> R
         let entries = state.ledger.with_commits(entries).await?;
         entries.iter().map(|(entry, commit)| AuditEvent::of(entry, commit)).collect()
     };
-    let events = in_time(&state, read).await?;
+    let events = in_time(read).await?;
     Ok(HttpResponse::Ok().json(EventsAnswer { ok: true, events }))
 }
 
@@ -252,7 +252,7 @@ pub(crate) async fn reissue(
     let Some(Stream::Delivery(case, n)) = Stream::parse(&id) else { return Err(missing()) };
     let (key, body) = (key_of(&req)?, body.typed);
     let read = async { Ok(state.ledger.order(case).await?) };
-    in_time(&state, read).await?.filter(|order| u64::from(n) <= order.count("deliveries")).ok_or_else(missing)?;
+    in_time(read).await?.filter(|order| u64::from(n) <= order.count("deliveries")).ok_or_else(missing)?;
     let mut command = Object::new().with("command", "delivery.reissue").with("order_id", case.to_string());
     command.set("delivery", i64::from(n));
     command.set("reason", body.reason);
@@ -276,7 +276,7 @@ async fn change(
         may_see(state, caller, &row)?;
         Ok(Order::of(&row, &deliveries, private.as_ref()))
     };
-    let order = in_time(state, read).await.map_err(recorded)?;
+    let order = in_time(read).await.map_err(recorded)?;
     let mut answer = HttpResponse::Ok();
     if appended.repeated {
         answer.insert_header((REPLAYED, "true"));
@@ -363,7 +363,7 @@ pub(crate) async fn finalize(
     let mut last = None;
     for _ in 0..STEPS_MAX {
         let read = async { Ok(state.ledger.order_with_deliveries(case).await?) };
-        let (order, deliveries) = in_time(&state, read).await?.ok_or_else(no_order)?;
+        let (order, deliveries) = in_time(read).await?.ok_or_else(no_order)?;
         // An order that is settled already keeps its proof; another one must not seem to be taken.
         if let (Some(proof), Some(Cell::Text(settled))) = (&proof, order.cell("ledger_proof_id"))
             && settled != proof.id
@@ -407,5 +407,5 @@ async fn finalized(state: &State, caller: &Caller, case: CaseId) -> Result<HttpR
             KeyMetadata { mode: order.delivery_mode.clone(), key_fingerprint: order.key_fingerprint.clone() };
         Ok(FinalizeAnswer { ok: true, delivery: order.deliveries.last().cloned(), order, license, key_metadata })
     };
-    Ok(HttpResponse::Ok().json(in_time(state, answer).await?))
+    Ok(HttpResponse::Ok().json(in_time(answer).await?))
 }

@@ -101,7 +101,7 @@ async fn captured(
     let mut command = about(order, "payment.capture", payment_id)?;
     let case = order_id(order)?;
     let read = async { Ok(state.ledger.order(case).await?) };
-    let row = in_time(state, read).await?.ok_or_else(no_order)?;
+    let row = in_time(read).await?.ok_or_else(no_order)?;
     // The provider counts in its own unit; the same amount is written in the order's, where that is exact.
     let same_currency = received.currency == row.text("currency");
     let counted = if same_currency { stripe::rescaled(&received, row.int("scale")) } else { None };
