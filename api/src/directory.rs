@@ -34,6 +34,9 @@ const DEV_SKU: &str = r#"{"command":"sku.list","actor":"system","sku_id":"sku-e2
 const DEV_ORIGIN: &str = "localhost/development";
 const PSEUDONYM_KEY: &str = "keys/pseudonym.key";
 
+/// Where a ledger is unless it is said.
+pub(crate) const DIRECTORY: &str = "ledger-data";
+
 /// Where a ledger is.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {

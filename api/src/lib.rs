@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use directory::Place;
+use directory::{DIRECTORY, Place};
 use signers::Signing;
 
 pub use error::CliError;
@@ -24,9 +24,9 @@ pub use error::CliError;
 #[command(after_help = "Exit status: 0 done; 1 something was refused or differs; 2 it could not be done.\n\
     To prove a ledger, use `audit-verify DIR --trust LEDGER_ID`.")]
 pub struct Cli {
-    /// The ledger's directory
-    #[arg(long, global = true, env = "LEDGER_DIR", default_value = "ledger-data", value_name = "DIR")]
-    dir: PathBuf,
+    /// The ledger's directory [default: ledger-data]
+    #[arg(long, global = true, env = "LEDGER_DIR", value_name = "DIR")]
+    dir: Option<PathBuf>,
     /// Keep entries in this PostgreSQL database instead; the directory then holds the keys
     ///
     /// postgres://user@host[,host…]/database?sslmode=verify-full&sslrootcert=FILE. Prepare it with `ledger migrate`.
@@ -72,11 +72,13 @@ enum Once {
 /// Runs one command and returns the exit status.
 pub fn run(cli: Cli) -> ExitCode {
     let Cli { dir, database, json, signing, command } = cli;
-    let mut place = Place { dir, database: database.filter(|url| !url.is_empty()), signing: Signing::default() };
+    let database = database.filter(|url| !url.is_empty());
     let command = match command {
-        Command::Serve(args) => return commands::serve::run(place, json, *args, signing),
+        Command::Serve(args) => return commands::serve::run(dir, database, json, *args, signing),
         Command::Once(command) => command,
     };
+    let dir = dir.unwrap_or_else(|| DIRECTORY.into());
+    let mut place = Place { dir, database, signing: Signing::default() };
     match signing.read(&signers::variable) {
         Ok(signing) => place.signing = signing,
         Err(faults) => return error::report(&CliError::Usage(faults.join("; ")), None, json),

@@ -1,21 +1,28 @@
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::CliError;
-use crate::directory::Place;
 use crate::serve::{self, Args, Settings};
 use crate::{error, output, signers};
 
 /// Runs the server on a runtime of its own: the framework wants one thread for each worker.
-pub(crate) fn run(place: Place, json: bool, args: Args, signing: signers::Args) -> ExitCode {
-    match start(place, args, signing) {
+pub(crate) fn run(
+    dir: Option<PathBuf>,
+    database: Option<String>,
+    json: bool,
+    args: Args,
+    signing: signers::Args,
+) -> ExitCode {
+    match start((dir, database), args, signing) {
         Ok(code) => ExitCode::from(code),
         Err(e) => error::report(&e, None, json),
     }
 }
 
-fn start(mut place: Place, args: Args, signing: signers::Args) -> Result<u8, CliError> {
+fn start(given: (Option<PathBuf>, Option<String>), args: Args, signing: signers::Args) -> Result<u8, CliError> {
     let check_only = args.check_config;
-    let settings = Settings::read(args, signing)?;
+    let settings = Settings::read(given, args, signing)?;
+    let place = settings.place.clone();
     if check_only {
         let place = actix_web::rt::System::new().block_on(serve::check(&place, &settings))?;
         output::line(place.trim_end())?;
@@ -23,6 +30,5 @@ fn start(mut place: Place, args: Args, signing: signers::Args) -> Result<u8, Cli
         output::line("the settings are good")?;
         return Ok(0);
     }
-    place.signing = settings.signing.clone();
     actix_web::rt::System::new().block_on(serve::run(&place, settings))
 }

@@ -7,6 +7,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::{HttpResponse, ResponseError};
 use ledger_engine::domain::decide::{Refusal, RefusalCode};
+use ledger_engine::domain::finalisation::Halt;
 use ledger_engine::ledger::AppendError;
 use ledger_engine::prover::ProveError;
 use ledger_engine::store::StoreError;
@@ -300,6 +301,16 @@ impl From<Refusal> for ApiError {
             _ => Code::InvalidRequest,
         };
         ApiError::new(code, refusal.message)
+    }
+}
+
+impl From<Halt> for ApiError {
+    fn from(halt: Halt) -> Self {
+        let code = match halt {
+            Halt::ProofMissing | Halt::AnotherProof => Code::LedgerProofInvalid,
+            Halt::Status(_) => Code::IllegalTransition,
+        };
+        ApiError::new(code, halt.to_string())
     }
 }
 

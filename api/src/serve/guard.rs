@@ -26,7 +26,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// The pattern of the route that a request found, for logs and metrics.
 pub(crate) struct Route(pub(crate) &'static str);
 
-/// A request's place among those under way, and among those of strangers if it is of one.
+/// A request's place among those under way, and among those of strangers, or of who may be a payment provider, if it is of one.
 type Permits<'s> = (SemaphorePermit<'s>, Option<SemaphorePermit<'s>>);
 
 /// The middleware.
@@ -121,7 +121,8 @@ async fn admit<'s>(
         return Err(ApiError::new(Code::ShuttingDown, "the server is shutting down; try again"));
     }
     let busy = |_| ApiError::new(Code::Overloaded, "too many requests are under way; try again");
-    let stranger = is_stranger.then(|| state.strangers.try_acquire()).transpose().map_err(busy)?;
+    let pool = if rule.access == Access::Signed { &state.providers } else { &state.strangers };
+    let stranger = is_stranger.then(|| pool.try_acquire()).transpose().map_err(busy)?;
     Ok(Some((state.requests.try_acquire().map_err(busy)?, stranger)))
 }
 

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::CliError;
+use crate::directory::{DIRECTORY, Place};
 use crate::signers::{self, Signing, boolean};
 
 /// Run the HTTP API
@@ -138,7 +139,7 @@ pub(crate) struct Settings {
     /// Names in client certificates, and the service each is.
     pub(crate) services: BTreeMap<String, String>,
     /// Which signers there are besides the directory of keys, and the guards.
-    pub(crate) signing: Signing,
+    pub(crate) place: Place,
     pub(crate) jwks: Option<Jwks>,
     pub(crate) issuer: String,
     pub(crate) audience: String,
@@ -163,10 +164,15 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// Reads all layers. The error has a line for each bad value.
-    pub(crate) fn read(args: Args, signing: signers::Args) -> Result<Settings, CliError> {
+    /// `given`: directory and database by flags or the environment.
+    pub(crate) fn read(
+        given: (Option<PathBuf>, Option<String>),
+        args: Args,
+        signing: signers::Args,
+    ) -> Result<Settings, CliError> {
         let mut layers = Layers::open(args.config.as_deref())?;
         let variable = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
-        let settings = read(&mut layers, args, signing, &variable);
+        let settings = read(&mut layers, given, args, signing, &variable);
         layers.finish()?;
         Ok(settings)
     }
@@ -188,6 +194,7 @@ fn signing(l: &mut Layers, args: signers::Args, variable: &dyn Fn(&str) -> Optio
 
 fn read(
     l: &mut Layers,
+    (dir, database): (Option<PathBuf>, Option<String>),
     args: Args,
     signing_args: signers::Args,
     variable: &dyn Fn(&str) -> Option<String>,
@@ -226,14 +233,20 @@ fn read(
     let tolerance = args.payment_webhook_tolerance_seconds;
     let tolerance = l.take("payment_webhook_tolerance_seconds", tolerance, |t| number(t, 1, 86_400), 300);
     let services = l.services();
-    let signing = signing(l, signing_args, variable);
+    // A flag or variable may name what is no text.
+    let in_file = l.take("dir", None, |t| Ok(PathBuf::from(t)), DIRECTORY.into());
+    let place = Place {
+        dir: dir.unwrap_or(in_file),
+        database: l.take("database", database, |t| Ok(Some(t.to_owned())), None),
+        signing: signing(l, signing_args, variable),
+    };
     let settings = Settings {
         dev,
         listen,
         ledger_id,
         tls,
         services,
-        signing,
+        place,
         jwks,
         issuer,
         audience,
@@ -466,9 +479,9 @@ impl fmt::Display for Settings {
             Some(Jwks::File(path)) => path.display().to_string(),
             Some(Jwks::Url(url)) => url.clone(),
         };
-        line("signer", &self.signing.describe())?;
+        line("signer", &self.place.signing.describe())?;
         for guard in ["require_kms", "require_signing_proxy"] {
-            line(guard, &self.signing.is_guarded(guard))?;
+            line(guard, &self.place.signing.is_guarded(guard))?;
         }
         line("jwks", &jwks)?;
         line("jwt_issuer", &self.issuer)?;
@@ -502,17 +515,26 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
-        let mut l = layers("rate_limit = 7\nfeeds_max = 8\ncors_origins = [\"https://a.example\"]\n");
+        let mut l = layers(
+            "rate_limit = 7\nfeeds_max = 8\ncors_origins = [\"https://a.example\"]\ndir = \"shop\"\ndatabase = \"postgres://a/b\"\n",
+        );
         let args = |dev| Args { dev, rate_limit: Some("9".into()), ..Args::default() };
         let port = |name: &str| (name == "PORT").then(|| "81".into());
-        let settings = read(&mut l, args(true), signers::Args::default(), &port);
+        let settings = read(&mut l, (None, None), args(true), signers::Args::default(), &port);
         l.finish().unwrap();
         assert_eq!((settings.rate_limit, settings.feeds_max, settings.requests_max), (9, 8, 1024));
         // With known secrets, on this machine only.
         assert_eq!(settings.listen, "127.0.0.1:81".parse().unwrap());
-        let elsewhere = read(&mut layers(""), args(false), signers::Args::default(), &port);
+        let elsewhere = read(&mut layers(""), (None, None), args(false), signers::Args::default(), &port);
         assert_eq!(elsewhere.listen, "0.0.0.0:81".parse().unwrap());
         assert_eq!(settings.cors_origins, ["https://a.example"]);
+        let place = |place: Place| (place.dir.display().to_string(), place.database);
+        assert_eq!(place(settings.place), ("shop".to_owned(), Some("postgres://a/b".to_owned())));
+        let given = (Some("other".into()), Some("postgres://c/d".into()));
+        let given =
+            read(&mut layers("dir = \"shop\"\ndatabase = \"x\""), given, args(true), signers::Args::default(), &port);
+        assert_eq!(place(given.place), ("other".to_owned(), Some("postgres://c/d".to_owned())));
+        assert_eq!(place(elsewhere.place), ("ledger-data".to_owned(), None));
     }
 
     #[test]
@@ -528,7 +550,9 @@ mod tests {
             ..Args::default()
         };
         let signing = signers::Args { require_kms: Some("true".into()), ..signers::Args::default() };
-        read(&mut l, args, signing, &|name| (name == "SIGNING_PROXY_URL").then(|| "https://sign.example".into()));
+        read(&mut l, (None, None), args, signing, &|name| {
+            (name == "SIGNING_PROXY_URL").then(|| "https://sign.example".into())
+        });
         let Err(CliError::Usage(text)) = l.finish() else { panic!() };
         let named: Vec<&str> = text.lines().map(|line| line.split([' ', ':', '.']).next().unwrap()).collect();
         assert_eq!(

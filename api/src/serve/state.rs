@@ -67,6 +67,8 @@ pub(crate) struct State {
     pub(crate) requests: Semaphore,
     /// One more for each of nobody in particular: whoever sends slowly and proves nothing leaves room for the others.
     pub(crate) strangers: Semaphore,
+    /// The same for webhooks, whose sender is known by the body alone: neither kind keeps the other out.
+    pub(crate) providers: Semaphore,
     pub(crate) feed: Feed,
     pub(crate) in_flight: InFlight,
     pub(crate) metrics: PrometheusHandle,
@@ -87,6 +89,7 @@ impl State {
             rates: Rates::new(&settings),
             requests: Semaphore::new(settings.requests_max),
             strangers: Semaphore::new(settings.requests_max.div_ceil(STRANGERS_SHARE)),
+            providers: Semaphore::new(settings.requests_max.div_ceil(STRANGERS_SHARE)),
             feed: Feed::new(&ledger, settings.feeds_max),
             in_flight: InFlight::default(),
             settings,

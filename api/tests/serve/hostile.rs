@@ -357,6 +357,8 @@ fn slow_clients_are_cut_off_and_hold_nobody_up() {
                 stream
             })
             .collect();
+        // They keep nobody else out, strangers included.
+        assert_eq!(target.server.client(None).get("/audit/checkpoint").status, 200);
         let ann = target.server.client(Some(&target.token));
         for i in 0..5 {
             let begin = Instant::now();

@@ -7,6 +7,7 @@ pub mod case;
 pub mod command;
 pub mod decide;
 pub mod fields;
+pub mod finalisation;
 pub mod money;
 pub mod projection;
 pub mod sku;

@@ -2,7 +2,7 @@
 
 use actix_web::web::Path;
 use actix_web::{HttpRequest, HttpResponse};
-use ledger_engine::domain::projection::Cell;
+use ledger_engine::domain::finalisation::{FinanceProof, next_command, settle_command};
 use ledger_engine::json::Object;
 use ledger_engine::stream::{CaseId, Stream};
 use serde::{Deserialize, Serialize};
@@ -92,21 +92,6 @@ pub(crate) struct SettleRequest {
     expected_revision: Option<u64>,
 }
 
-fn settle_command(case: CaseId, proof: &FinanceProof<'_>) -> Object {
-    Object::new()
-        .with("command", "order.settle")
-        .with("order_id", case.to_string())
-        .with("ledger_proof_id", proof.id)
-        .with("finance_signature", proof.signature)
-        .with("finance_kid", proof.kid)
-}
-
-struct FinanceProof<'a> {
-    id: &'a str,
-    signature: &'a str,
-    kid: &'a str,
-}
-
 /// Attach the finance ledger's proof of an order that is paid
 #[utoipa::path(
     post,
@@ -132,7 +117,7 @@ pub(crate) async fn settle(
         signature: &body.ledger_proof_signature,
         kid: &body.ledger_proof_signer_kid,
     };
-    let mut command = settle_command(case, &proof);
+    let mut command = settle_command(case, proof);
     expect(&mut command, body.expected_revision);
     change(&state, &caller, case, command, key).await
 }
@@ -364,29 +349,8 @@ pub(crate) async fn finalize(
     for _ in 0..STEPS_MAX {
         let read = async { Ok(state.ledger.order_with_deliveries(case).await?) };
         let (order, deliveries) = in_time(read).await?.ok_or_else(no_order)?;
-        // An order that is settled already keeps its proof; another one must not seem to be taken.
-        if let (Some(proof), Some(Cell::Text(settled))) = (&proof, order.cell("ledger_proof_id"))
-            && settled != proof.id
-        {
-            return Err(ApiError::new(Code::LedgerProofInvalid, "the order was settled against another finance proof"));
-        }
-        let command = match (order.text("status"), deliveries.is_empty()) {
-            ("paid", _) => match &proof {
-                Some(proof) => settle_command(case, proof),
-                None => {
-                    return Err(ApiError::new(
-                        Code::LedgerProofInvalid,
-                        "the order is not settled: send the finance ledger's proof",
-                    ));
-                }
-            },
-            ("settled", _) => Object::new().with("command", "license.issue").with("order_id", case.to_string()),
-            ("licensed", true) => Object::new().with("command", "delivery.request").with("order_id", case.to_string()),
-            ("licensed" | "finalized", _) => return finalized(&state, &caller, case).await,
-            (status, _) => {
-                let text = format!("an order that is {status} cannot be finalised");
-                return Err(ApiError::new(Code::IllegalTransition, text));
-            }
+        let Some(command) = next_command(case, &order, &deliveries, proof)? else {
+            return finalized(&state, &caller, case).await;
         };
         // Somebody else may take the same step at the same time: then it is taken, and the next reading shows it.
         let seen = (order.count("revision"), deliveries.len());
