@@ -266,6 +266,14 @@ pub(crate) async fn reader(place: &Place) -> Result<(Reader, Registry), CliError
     Ok(Reader::open(store).await?)
 }
 
+/// Whether the database, if one is named, is there and has the schema.
+pub(crate) fn check_reach(place: &Place) -> Result<(), CliError> {
+    if let Some(url) = place.url()? {
+        PostgresStore::open_read_only(PostgresOptions::new(url))?;
+    }
+    Ok(())
+}
+
 /// Opens a ledger for reading, and for writing what follows from its entries.
 pub(crate) async fn rebuilder(place: &Place) -> Result<Reader, CliError> {
     Ok(Reader::open(store(place)?).await?.0)

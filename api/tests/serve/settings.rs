@@ -186,6 +186,10 @@ fn the_better_place_wins_and_no_secret_is_shown() {
     let expected = ["3", "2", "1", "4096", "127.0.0.1:1", "https://a.example,https://b.example", "2 given"];
     assert_eq!(values, expected);
     assert!(!out.contains("whsec") && !err.contains("whsec") && !shop.exists(), "{out}{err}");
+    // A database that is not there is no good setting, and its password is not shown.
+    let env = [("DATABASE_URL", "postgres://u:hunter2@127.0.0.1:1/x")];
+    let (code, said, err) = serve(&shop, &["--check-config"], &env);
+    assert!(code == 2 && err.contains("database") && !format!("{said}{err}").contains("hunter2"), "{code} {said}{err}");
     // Every setting that there is has its line.
     let help = ledger().args(["serve", "--help"]).output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
