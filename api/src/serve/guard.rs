@@ -19,6 +19,9 @@ use super::auth::{Caller, Role, recognise};
 use super::error::{ApiError, Code};
 use super::state::{self, State};
 
+/// Headers of a request, and bytes of the value of each. The framework bounds a head of HTTP/1.1 by itself, of HTTP/2 only at 16 MiB.
+const HEADERS_MAX: usize = 96;
+const HEADER_BYTES_MAX: usize = 64 * 1024;
 /// Bytes and time that the body of a refused request may take.
 const DRAIN_BYTES_MAX: usize = 64 * 1024;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -87,6 +90,12 @@ async fn admit<'s>(
     pattern: Option<&str>,
 ) -> Result<Option<Permits<'s>>, ApiError> {
     let address = req.peer_addr().map(|a| a.ip());
+    let headers = req.headers();
+    if headers.len() > HEADERS_MAX || headers.iter().any(|(_, value)| value.len() > HEADER_BYTES_MAX) {
+        state.rates.admit_stranger(address)?;
+        let text = format!("a request has at most {HEADERS_MAX} headers of {HEADER_BYTES_MAX} bytes");
+        return Err(ApiError::invalid(text));
+    }
     let Some(pattern) = pattern else {
         state.rates.admit_stranger(address)?;
         return Err(ApiError::not_found("there is no such path; GET /openapi.json lists them"));

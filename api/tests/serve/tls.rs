@@ -65,6 +65,12 @@ fn services_are_known_by_their_certificates() {
         let got = secure.get("/metrics", &words(&[&finance.args()], &[flag]));
         assert_eq!((got.status, got.version.as_str()), (200, version));
     }
+    // As many headers as over HTTP/1.1, and no more.
+    for (count, status) in [(80, 200), (120, 400)] {
+        let many = (0..count).flat_map(|n| ["--header".to_owned(), format!("x-{n}: a")]).collect::<Vec<_>>();
+        let got = secure.get("/metrics", &words(&[&finance.args(), &many], &["--http2"]));
+        assert_eq!((got.status, got.version.as_str()), (status, "2"), "{count}");
+    }
     // By DNS name, and by common name where there is no other.
     assert_eq!(secure.by(&authority.issue("whatever", "DNS:metrics.internal"), "/metrics"), 200);
     assert_eq!(secure.by(&authority.issue("old name", ""), "/metrics"), 200);
