@@ -495,3 +495,23 @@ async fn the_verdict_does_not_depend_on_the_number_of_threads() {
     assert!(one.contains("body_hash_mismatch"), "{one}");
     assert_eq!(one, judge(4));
 }
+
+/// A file of lines that are no lines is not listed without end, and what is not listed is counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_listed_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = dir.path().join("ledger");
+    let id = sample(&ledger, 1).await;
+    let to = dir.path().join("export");
+    export(&ledger, OPTIONS(), &to).await;
+    let mut changed = Export::read(&to);
+    changed.entries(0).extend((0..1500).map(|n| format!("no line {n}")));
+    changed.seal();
+    changed.write(&to);
+    let report = verify_path(&to, Some(id));
+    let found = report.findings();
+    let found: Vec<_> = found.iter().filter(|f| f.code.as_str() == "export_line_undecodable").collect();
+    assert_eq!(found.len(), 1001, "{}", report.to_text());
+    assert_eq!(found.iter().filter(|f| f.evidence.starts_with("500 more")).count(), 1);
+    assert!(report.to_text().contains(" findings:"));
+}

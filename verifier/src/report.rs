@@ -495,7 +495,7 @@ impl Report {
             line("Nothing contradicts the ledger, but nothing says that it is yours: give --trust with the id you were given.".into());
         }
         if self.findings.total > 0 {
-            line(format!("{} findings:", self.findings.total));
+            line(format!("{}:", counted(self.findings.total, "finding")));
         }
         out
     }
@@ -590,10 +590,16 @@ impl Report {
     }
 }
 
+/// So many of a thing, in words.
+fn counted(n: u64, thing: &str) -> String {
+    let plural = if n == 1 { "" } else { "s" };
+    format!("{n} {thing}{plural}")
+}
+
 fn adoption_in_words(adopted: &Adopted) -> String {
     let Adopted { index, recorded_at_us, adoption } = adopted;
     let known = match &adoption.findings {
-        Some(findings) => format!(", with {} findings", findings.counts.iter().map(|(_, n)| n).sum::<u64>()),
+        Some(findings) => format!(", with {}", counted(findings.counts.iter().map(|(_, n)| n).sum(), "finding")),
         None => String::new(),
     };
     format!(

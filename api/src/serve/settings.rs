@@ -138,7 +138,7 @@ pub(crate) struct Settings {
     pub(crate) tls: Option<Tls>,
     /// Names in client certificates, and the service each is.
     pub(crate) services: BTreeMap<String, String>,
-    /// Which signers there are besides the directory of keys, and the guards.
+    /// Where the ledger is, which signers there are besides the directory of keys, and the guards.
     pub(crate) place: Place,
     pub(crate) jwks: Option<Jwks>,
     pub(crate) issuer: String,

@@ -18,7 +18,7 @@ use crate::source::{SourceError, Sqlite, columns};
 
 /// Tables that lines can have rows of.
 const TABLES: [&str; 6] = ["ledger", "entries", "private_documents", "commits", "commit_signatures", "checkpoints"];
-/// Findings of one kind that are listed for one file.
+/// Lines of one fault that are listed for one file; one finding more counts the rest.
 const LISTED_MAX: u64 = 1000;
 
 /// The rows, and what is wrong with the files.
@@ -167,6 +167,18 @@ impl Reading<'_> {
             }
             self.line += 1;
             self.take(&line)?;
+        }
+        for (code, count) in
+            [(Code::ExportLineUndecodable, self.undecodable), (Code::ExportLineMisplaced, self.misplaced)]
+        {
+            if count > LISTED_MAX {
+                let rest = count - LISTED_MAX;
+                self.report(
+                    code,
+                    place.clone(),
+                    format!("{rest} more such lines in this file, which are not listed one by one"),
+                );
+            }
         }
         let found = (Hash(*blake3.finalize().as_bytes()), bytes, self.line);
         if let Some(why) = cut {

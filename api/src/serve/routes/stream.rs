@@ -38,17 +38,11 @@ pub(crate) async fn stream(
     state: Shared,
     query: Query<StreamQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    let now = match query.after.as_deref() {
-        Some("now") => {
-            let sizes = in_time(async { Ok(state.ledger.sizes().await?) }).await?;
-            Some(Cursor(sizes).to_string())
-        }
-        _ => None,
-    };
+    let sizes = in_time(async { Ok(state.ledger.sizes().await?) }).await?;
+    let now = (query.after.as_deref() == Some("now")).then(|| Cursor(sizes.clone()).to_string());
     let from = header(&req, "Last-Event-ID").or(now.as_deref()).or(query.after.as_deref());
     // Auditors come with tokens: a certificate opens no feed.
     let token = header(&req, "Authorization").and_then(|value| value.split_once(' ')).map_or("", |(_, token)| token);
-    let sizes = in_time(async { Ok(state.ledger.sizes().await?) }).await?;
     if let Some(from) = from {
         Cursor::parse(from, state.ledger.genesis().chains)?.check(&sizes)?;
     }
