@@ -170,7 +170,7 @@ fn chain_facts(report: &Report, c: &ChainReport) -> Vec<Vec<String>> {
                 Some(size) => {
                     format!("{} entries; {} after it are not", count(size), count(c.entries.saturating_sub(size)))
                 }
-                None => "none was given: nothing says what was there before".into(),
+                None => "none was given: what was cut off is not missed".into(),
             },
         ),
     ];

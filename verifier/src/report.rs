@@ -474,15 +474,14 @@ impl Report {
                 c.private_present,
                 c.private_redacted
             ));
-            let (size, anchored) = (c.covered.unwrap_or(0), c.anchored);
-            let after = |size: u64| c.entries.saturating_sub(size);
-            line(match anchored {
-                Some(anchor) => format!("  not covered: {} entries after the anchor (size {anchor})", after(anchor)),
-                None => format!(
-                    "  not covered: {} entries after the last checkpoint (size {size}); no anchor was given, so nothing says what \
-                     was there before",
-                    after(size)
-                ),
+            let size = c.anchored.or(c.covered).unwrap_or(0);
+            let (end, tail) = match c.anchored {
+                Some(_) => ("anchor", ""),
+                None => ("last checkpoint", "; no anchor was given, so what was cut off behind it is not missed"),
+            };
+            line(match c.entries.saturating_sub(size) {
+                0 => format!("  every entry is before the {end} (size {size}){tail}"),
+                n => format!("  not covered: entries after the {end} (size {size}): {n}{tail}"),
             });
         }
         if let Some(part) = &self.part {
