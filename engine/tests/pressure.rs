@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use ledger_engine::ledger::Ledger;
+use ledger_engine::ledger::{AppendError, Ledger};
 use ledger_engine::store::postgres::{PostgresOptions, PostgresStore};
 use ledger_engine::stream::Stream;
 use support::{code, config, create_line, create_order, genesis, life, list_sku, postgres, send};
@@ -50,6 +50,17 @@ async fn locks_and_statements_time_out() {
     }
 }
 
+/// Makes orders until one fails: how many were made, and the line and the error of that one.
+async fn make_until_full(ledger: &Ledger, at_most: u64) -> (u64, String, AppendError) {
+    for made in 0..at_most {
+        let line = create_line(&format!("k{made}"), "s");
+        if let Err(e) = send(ledger, &line).await {
+            return (made, line, e);
+        }
+    }
+    panic!("the disk is not full");
+}
+
 /// The file system of the entries is full: appends fail and leave nothing; with room again they go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_disk_of_the_server_is_full() {
@@ -74,15 +85,7 @@ async fn the_disk_of_the_server_is_full() {
              END LOOP;
          END $$",
     );
-    let mut made = 0;
-    let (line, error) = loop {
-        let line = create_line(&format!("k{made}"), "s");
-        match send(&ledger, &line).await {
-            Ok(_) => made += 1,
-            Err(e) => break (line, e),
-        }
-        assert!(made < 100, "the disk is not full");
-    };
+    let (made, line, error) = make_until_full(&ledger, 100).await;
     assert_eq!(error.code(), "STORE_UNAVAILABLE");
     assert!(error.to_string().contains("53100") && error.to_string().contains("room"), "{error}");
     assert_eq!(size(&ledger, 0), made + 2);
@@ -105,15 +108,7 @@ async fn the_disk_of_the_log_is_full() {
     let ledger = postgres::create(&url, 1).await;
     list_sku(&ledger, "s").await;
     server.fill_room_but(512 << 10);
-    let mut made = 0;
-    let (line, error) = loop {
-        let line = create_line(&format!("k{made}"), "s");
-        match send(&ledger, &line).await {
-            Ok(_) => made += 1,
-            Err(e) => break (line, e),
-        }
-        assert!(made < 10_000, "the disk is not full");
-    };
+    let (made, line, error) = make_until_full(&ledger, 10_000).await;
     assert!(["OUTCOME_UNKNOWN", "STORE_UNAVAILABLE"].contains(&error.code()), "{error}");
     tokio::task::block_in_place(|| server.wait_for_end());
     assert!(server.log().contains("No space left on device"), "{}", server.log());

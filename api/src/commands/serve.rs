@@ -22,13 +22,12 @@ pub(crate) fn run(
 fn start(given: (Option<PathBuf>, Option<String>), args: Args, signing: signers::Args) -> Result<u8, CliError> {
     let check_only = args.check_config;
     let settings = Settings::read(given, args, signing)?;
-    let place = settings.place.clone();
     if check_only {
-        let place = actix_web::rt::System::new().block_on(serve::check(&place, &settings))?;
+        let place = actix_web::rt::System::new().block_on(serve::check(&settings))?;
         output::line(place.trim_end())?;
         output::line(settings.to_string().trim_end())?;
         output::line("the settings are good")?;
         return Ok(0);
     }
-    actix_web::rt::System::new().block_on(serve::run(&place, settings))
+    actix_web::rt::System::new().block_on(serve::run(settings))
 }

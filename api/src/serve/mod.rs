@@ -40,7 +40,6 @@ use error::ApiError;
 use feed::Feed;
 use state::State;
 
-use crate::directory::Place;
 use crate::{CliError, output};
 
 /// Time for a client to send its headers.
@@ -63,7 +62,8 @@ pub(crate) const DEV_CLAIMS: (&str, &str) = ("ledger-dev", "ledger");
 
 /// Whether what the settings name can be used: files, and the ledger, which is opened for reading. Says where the ledger is and which;
 /// nothing is made and nothing written.
-pub(crate) async fn check(place: &Place, settings: &Settings) -> Result<String, CliError> {
+pub(crate) async fn check(settings: &Settings) -> Result<String, CliError> {
+    let place = &settings.place;
     if let Some(tls) = &settings.tls {
         tls::config(tls)?;
     }
@@ -97,12 +97,12 @@ fn check_id(found: Hash, settings: &Settings) -> Result<(), CliError> {
 }
 
 /// Opens the ledger and serves it until SIGTERM or SIGINT.
-pub(crate) async fn run(place: &Place, settings: Settings) -> Result<u8, CliError> {
+pub(crate) async fn run(settings: Settings) -> Result<u8, CliError> {
     let telemetry = telemetry::start(&settings)?;
-    let ledger = open(place, &settings).await?;
+    let ledger = open(&settings).await?;
     let keys = match &settings.jwks {
         Some(from) => Keys::load(from, settings.jwks_refresh).await?,
-        None if settings.dev => Keys::dev(&DevKey::read(&place.dir)?),
+        None if settings.dev => Keys::dev(&DevKey::read(&settings.place.dir)?),
         None => Keys::none(),
     };
     let tokens = Authenticator::new(Arc::new(keys), &settings);
@@ -205,7 +205,8 @@ async fn signal() {
 }
 
 /// Opens the ledger that the settings name. Only `--dev` makes one.
-async fn open(place: &Place, settings: &Settings) -> Result<Ledger, CliError> {
+async fn open(settings: &Settings) -> Result<Ledger, CliError> {
+    let place = &settings.place;
     if settings.dev {
         for made in crate::directory::make_dev(place).await? {
             output::line(&format!("made {made}"))?;

@@ -167,7 +167,7 @@ fn a_feed_ends_with_its_token() {
 }
 
 /// More entries than fit into the sockets between them: a listener who takes nothing loses the only place there is for feeds, and whoever
-/// comes then gets all of them, across pages and chains.
+/// comes then gets all of them, across pages.
 #[test]
 fn who_does_not_read_a_feed_loses_it() {
     const ORDERS: usize = 8000;
