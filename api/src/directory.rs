@@ -27,6 +27,7 @@ const KEYS: &str = "keys";
 const COMMIT_KEY: &str = "keys/commit.pem";
 const CHECKPOINT_KEY: &str = "keys/checkpoint.pem";
 const LICENCE_KEY: &str = "keys/licence.pem";
+const EXPORT_KEY: &str = "keys/export.pem";
 const DEV_FINANCE_KEY: &str = "keys/dev-finance.pem";
 /// What a development ledger sells; the runbook's smoke checks buy it.
 const DEV_SKU: &str = r#"{"command":"sku.list","actor":"system","sku_id":"sku-e2e","title":"Test artifact","price":{"amount":1250,"currency":"EUR","scale":2}}"#;
@@ -86,6 +87,14 @@ pub(crate) struct Elsewhere {
     pub(crate) commit: Option<Arc<dyn Signer>>,
     pub(crate) checkpoint: Option<Arc<dyn Signer>>,
     pub(crate) licence: Option<Arc<dyn Signer>>,
+    pub(crate) export: Option<Arc<dyn Signer>>,
+}
+
+impl Elsewhere {
+    /// Whether a key for exports is made in a file. Not where others are elsewhere: a guard that refuses local keys would refuse it.
+    fn makes_export_key(&self) -> bool {
+        self.export.is_none() && self.commit.is_none() && self.checkpoint.is_none() && self.licence.is_none()
+    }
 }
 
 fn io(what: &Path) -> impl FnOnce(std::io::Error) -> CliError + '_ {
@@ -158,7 +167,7 @@ fn outcome_unknown(result: &Result<Genesis, CliError>) -> bool {
     matches!(store, StoreError::Unknown(_))
 }
 
-/// Makes the ledger, and enrols the licence key while the governance key is at hand.
+/// Makes the ledger, and enrols the keys of licences and exports while the governance key is at hand.
 async fn create_in(
     store: Arc<dyn Store>,
     dir: &Path,
@@ -167,15 +176,21 @@ async fn create_in(
     governance: &dyn Signer,
 ) -> Result<(), CliError> {
     let config = config(dir, &new.place.signing, store)?;
-    let Elsewhere { commit, checkpoint, licence, .. } = &new.elsewhere;
-    [commit, checkpoint, licence].into_iter().flatten().for_each(|signer| config.signers.add(Arc::clone(signer)));
+    let Elsewhere { commit, checkpoint, licence, export, .. } = &new.elsewhere;
+    [commit, checkpoint, licence, export]
+        .into_iter()
+        .flatten()
+        .for_each(|signer| config.signers.add(Arc::clone(signer)));
     let ledger = Ledger::create(config, genesis.clone()).await?;
-    let licence = match licence {
-        Some(signer) => Holder::Elsewhere(Arc::clone(signer)),
-        None => Holder::Here(PrivateKey::read(&dir.join(LICENCE_KEY))?),
-    };
-    let key = Key::named(Purpose::Licence, licence.public_key()?);
-    enrol(&ledger, key, None, governance, &licence).await?;
+    for (given, file, purpose) in [(licence, LICENCE_KEY, Purpose::Licence), (export, EXPORT_KEY, Purpose::Export)] {
+        let holder = match given {
+            Some(signer) => Holder::Elsewhere(Arc::clone(signer)),
+            None if purpose == Purpose::Export && !new.elsewhere.makes_export_key() => continue,
+            None => Holder::Here(PrivateKey::read(&dir.join(file))?),
+        };
+        let key = Key::named(purpose, holder.public_key()?);
+        enrol(&ledger, key, None, governance, &holder).await?;
+    }
     ledger.shutdown().await?;
     Ok(())
 }
@@ -220,6 +235,9 @@ async fn build(dir: &Path, new: &NewLedger<'_>, url: Option<&str>) -> Result<(Ge
             write_key(&dir.join(file), &key)?;
         }
         named.push(Key::named(purpose, signer.public_key()));
+    }
+    if elsewhere.makes_export_key() {
+        write_key(&dir.join(EXPORT_KEY), &ed25519(&random()?))?;
     }
     let [commit_key, checkpoint_key, _] = <[Key; 3]>::try_from(named).unwrap_or_else(|_| unreachable!("three files"));
     PseudonymKey::new(random()?).write(&dir.join(PSEUDONYM_KEY))?;

@@ -1,6 +1,8 @@
 //! The `ledger` command line: arguments in, engine calls, answers out. No rules of its own.
 
+mod archives;
 mod commands;
+mod counts;
 mod directory;
 mod error;
 mod output;
@@ -63,7 +65,8 @@ enum Once {
     Checkpoint(commands::checkpoint::Args),
     Replay(commands::replay::Args),
     Backup(commands::backup::Args),
-    Export(commands::export::Args),
+    Export(Box<commands::export::Args>),
+    Exports(commands::exports::Args),
     ImportLegacy(commands::import_legacy::Args),
     Token(commands::token::Args),
     Sku(commands::sku::Args),
@@ -109,7 +112,8 @@ async fn dispatch(place: &Place, json: bool, command: Once) -> Result<u8, CliErr
         Once::Checkpoint(args) => commands::checkpoint::run(place, json, args).await,
         Once::Replay(args) => commands::replay::run(place, json, args).await,
         Once::Backup(args) => commands::backup::run(place, json, args).await,
-        Once::Export(args) => commands::export::run(place, json, args).await,
+        Once::Export(args) => commands::export::run(place, json, *args).await,
+        Once::Exports(args) => commands::exports::run(place, json, args).await,
         Once::ImportLegacy(args) => commands::import_legacy::run(place, json, args).await,
         Once::Token(args) => commands::token::run(place, json, args),
         Once::Sku(args) => commands::sku::run(place, json, args).await,

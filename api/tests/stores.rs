@@ -182,11 +182,11 @@ fn day(shop: &Shop) {
     }
     shop.verify();
     for (name, form) in [("plain", " --plain"), ("packed", "")] {
-        shop.answers(&format!("export --out {name}{form}"));
+        shop.answers(&format!("export --copy --out {name}{form}"));
         let report = audit_verify::verify_path(&shop.path(name), Some(shop.id));
         assert_eq!((report.exit(), report.reason()), (0, ""), "{}", report.to_text());
     }
-    shop.refused("export --out plain", 2);
+    shop.refused("export --copy --out plain", 2);
     // A key of somebody else's is enrolled, and one of ours rotated, in the same place.
     shop.answers("keys generate --purpose finance --out finance.pem");
     shop.answers("keys enrol --purpose finance --governance-key shop-governance.pem --key finance.pem");

@@ -73,6 +73,7 @@ impl<S: Store> Store for Recorder<S> {
         rows(table: &'static Table, chain: u32) -> Vec<Row>;
         replace_projections(chain: u32, size: u64, rows: &[Row]) -> ();
         last_checkpoint(chain: u32) -> Option<CheckpointRow>;
+        exclusive() -> Option<ledger_engine::store::Exclusive>;
         record_checkpoint(row: &CheckpointRow) -> ();
         sign_checkpoint(row: &CheckpointRow) -> ();
         backup(to: &Path) -> ();

@@ -32,6 +32,8 @@ pub mod time;
 
 #[cfg(feature = "write")]
 pub mod archive;
+#[cfg(feature = "s3")]
+pub mod bucket;
 #[cfg(feature = "connect")]
 pub mod connect;
 #[cfg(feature = "write")]

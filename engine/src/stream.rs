@@ -10,6 +10,8 @@ pub const LEDGER_STREAM: &str = "ledger";
 pub const HEADS_STREAM: &str = "heads";
 /// What was adopted of the system before this one.
 pub const LEGACY_STREAM: &str = "legacy";
+/// The record of exports.
+pub const EXPORTS_STREAM: &str = "exports";
 
 /// What a stream's events are about: an order with its deliveries, or a SKU. 16 bytes, printed as 32 hex.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -71,6 +73,8 @@ pub enum Stream {
     Heads,
     /// `legacy`, on chain 0.
     Legacy,
+    /// `exports`, on chain 0.
+    Exports,
     /// `chain-<k>`: the genesis of chain k ≥ 1.
     Chain(u32),
     /// `order-<case>`
@@ -88,6 +92,7 @@ impl Stream {
             LEDGER_STREAM => return Some(Stream::Ledger),
             HEADS_STREAM => return Some(Stream::Heads),
             LEGACY_STREAM => return Some(Stream::Legacy),
+            EXPORTS_STREAM => return Some(Stream::Exports),
             _ => {}
         }
         let (kind, rest) = text.split_once('-')?;
@@ -114,7 +119,7 @@ impl Stream {
     /// The chain that the stream lives on.
     pub fn chain(&self, chains: u32) -> u32 {
         match self {
-            Stream::Ledger | Stream::Heads | Stream::Legacy => 0,
+            Stream::Ledger | Stream::Heads | Stream::Legacy | Stream::Exports => 0,
             Stream::Chain(k) => *k,
             Stream::Order(case) | Stream::Delivery(case, _) | Stream::Sku(case) => case.route(chains),
         }
@@ -127,6 +132,7 @@ impl fmt::Display for Stream {
             Stream::Ledger => f.write_str(LEDGER_STREAM),
             Stream::Heads => f.write_str(HEADS_STREAM),
             Stream::Legacy => f.write_str(LEGACY_STREAM),
+            Stream::Exports => f.write_str(EXPORTS_STREAM),
             Stream::Chain(k) => write!(f, "chain-{k}"),
             Stream::Order(case) => write!(f, "order-{case}"),
             Stream::Delivery(case, n) => write!(f, "delivery-{case}-{n}"),
@@ -152,6 +158,7 @@ mod tests {
             "ledger",
             "heads",
             "legacy",
+            "exports",
             "chain-1",
             &format!("order-{case}"),
             &format!("delivery-{case}-12"),

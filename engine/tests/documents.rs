@@ -13,36 +13,20 @@ use ledger_engine::domain::money::Money;
 use ledger_engine::finance;
 use ledger_engine::hash::to_hex;
 use ledger_engine::keys::PrivateKey;
-use ledger_engine::ledger::{AppendError, Appended, Enrolment, Ledger};
+use ledger_engine::ledger::{Enrolment, Ledger};
 use ledger_engine::licence::{Licence, Reason, judge};
 use ledger_engine::registry::{Action, Key, Purpose};
 use ledger_engine::signer::{LocalSigner, Pending, Signer, SignerError};
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
 use ledger_engine::stream::{CaseId, Stream};
-use support::{code, create, create_line, create_order, genesis, life, list_sku, send, verified};
+use support::{
+    code, create, create_line, create_order, enrol, enrolment, genesis, life, list_sku, send, signer, verified,
+};
 
 const YEAR_2030_US: i64 = 1_893_456_000_000_000;
 
-fn signer(purpose: Purpose, seed: u8) -> LocalSigner {
-    LocalSigner::from_seed(purpose, &[seed; 32])
-}
-
 fn rsa() -> PrivateKey {
     PrivateKey::parse(include_str!("../../fixtures/keys/finance-rsa.pem")).unwrap()
-}
-
-/// The enrolment of a key over the statement as it is now.
-async fn enrolment(ledger: &Ledger, key: Key, governance: u8, sign: impl Fn(&[u8]) -> Vec<u8>) -> Enrolment {
-    let (revision, statement) = ledger.enrol_statement(&key, None).await.unwrap();
-    let governance_signature = signer(Purpose::Governance, governance).signature(&statement);
-    Enrolment { key, justification: None, revision, governance_signature, possession_signature: sign(&statement) }
-}
-
-async fn enrol(ledger: &Ledger, purpose: Purpose, seed: u8) -> Result<Appended, AppendError> {
-    let incoming = signer(purpose, seed);
-    let key = incoming.key().clone();
-    let enrolment = enrolment(ledger, key, 1, |statement| incoming.signature(statement).to_vec()).await;
-    ledger.enrol(enrolment).await
 }
 
 /// Signs unless it is told to be away.

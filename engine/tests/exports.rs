@@ -347,7 +347,7 @@ async fn an_export_says_what_the_ledger_says() {
                 assert_eq!(*a, b);
             }
             // The long way agrees.
-            let source = audit_verify::Export::open(path).unwrap();
+            let source = audit_verify::Export::open(path, None).unwrap();
             let explained = explain("x", &source, Demands { trust: Some(id), ..Demands::default() });
             assert_eq!(explained.verdict(), Verdict::Verified, "{}", explained.to_text());
             assert_eq!(explained.digest(), of_ledger.digest());

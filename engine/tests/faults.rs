@@ -89,6 +89,7 @@ impl Store for Faulty {
         last_checkpoint(chain: u32) -> Option<CheckpointRow>;
         record_checkpoint(row: &CheckpointRow) -> ();
         sign_checkpoint(row: &CheckpointRow) -> ();
+        exclusive() -> Option<ledger_engine::store::Exclusive>;
         backup(to: &Path) -> ();
         close() -> ();
     }

@@ -233,7 +233,10 @@ TYPES = {
     "from1": lambda v: type(v) is int and v > 0, "index": lambda v: type(v) is int and v >= 0,
     "text1": lambda v: v != "" and TYPES["text"](v), "code": matches("[a-z][a-z0-9_]{0,63}"),
     "row": lambda v: shaped(v, "id?:text1 time_us?:int"), "previous": lambda v: shaped(v, "index:index root:hex64"),
-    "count": lambda v: shaped(v, "code:code count:from1"),
+    "count": lambda v: shaped(v, "code:code count:from1"), "bool": lambda v: type(v) is bool,
+    "range": lambda v: shaped(v, "from:index to:index") and v["from"] <= v["to"],
+    "lock": lambda v: (shaped(v, "legal_hold:bool mode:str private_retain_until_us:int retain_until_us:int")
+                       and v["mode"] in ("COMPLIANCE", "GOVERNANCE")),
     "findings": lambda v: (
         shaped(v, "counts:list report_sha256:hex64") and v["counts"] != [] and all(map(TYPES["count"], v["counts"]))
         and [c["code"] for c in v["counts"]] == sorted({c["code"] for c in v["counts"]})),
@@ -255,7 +258,7 @@ def genesis_valid(body):
 @functools.cache
 def parse_stream(stream):
     """(kind, case, n) by section 5, kind None for any other; the case of all but orders is the stream."""
-    kinds = "(ledger|heads|legacy|chain|order|delivery|sku)"
+    kinds = "(ledger|heads|legacy|exports|chain|order|delivery|sku)"
     m = re.fullmatch(kinds + "(?:-([0-9a-f]{32}))?(?:-([1-9][0-9]{0,17}))?", stream)
     kind, case, n = m.groups() if m else (None, None, None)
     if bool(case) != (kind in ("order", "delivery", "sku")) or bool(n) != (kind in ("chain", "delivery")): kind = None

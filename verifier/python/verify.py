@@ -156,12 +156,13 @@ class Verifier:
         derived = idem and "order-" + sha(b"ledger/case/v1\0" + bytes.fromhex(idem))[:16].hex()
         if idem and (row.stream, row.revision) != (derived, 1): chain.idem.setdefault(bytes.fromhex(idem), row.idx)
         if self.known and self.home(row.stream) != chain.number: return "routing_mismatch"
-        if not kind or not self.known and (registry or kind in ("ledger", "heads")): return None
+        if not kind or not self.known and (registry or kind in ("ledger", "heads", "exports")): return None
         if registry: allowed = kind == "ledger" and self.registry_event(row, p)
         elif row.idx == 0:                                       # the genesis payload was judged in step 1
             made = (kind, event) if chain.number == 0 else (kind, event, row.parsed["actor_id"], p)
             allowed = made in (("ledger", "ledger.created"), ("chain", "chain.created", "system", {"chain": n}))
         elif kind == "legacy": allowed = event == "legacy.adopted" and self.adoption(row, p)
+        elif kind == "exports": allowed = self.export(row, event, p)
         elif kind == "heads": allowed = event == "chain.heads" and self.heads_event(row, p)
         else: allowed = row.allowed if kind == "sku" else self.case_event(case, row, kind, name, n, p)
         if "private_sha256" in row.parsed: case.private.add(row.idx)
@@ -272,6 +273,13 @@ class Verifier:
         if p.get("previous") != self.adopted[0] or p["count"] <= self.adopted[1]: return False
         self.adopted = {"index": row.idx, "root": p["root"]}, p["count"]
         return True
+
+    def export(self, row, event, p):  # section 17
+        form = "batch:text1 env:text1 exported_at_us:index location:text1 private:bool ranges:list sequence:from1"
+        done = " bytes:index files:index lock?:lock manifest_sha256:hex64 manifest_version?:text1"
+        forms = {"audit_export.started": form, "audit_export.completed": form + done}
+        return (event in forms and shaped(p, forms[event]) and len(p["ranges"]) == self.count
+                and all(map(TYPES["range"], p["ranges"])) and p["ranges"][0]["to"] <= row.idx)
 
     def heads_event(self, row, p):
         def right(chain, head):

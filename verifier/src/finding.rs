@@ -82,6 +82,9 @@ codes! {
     ExportLineUndecodable "export_line_undecodable" "the line is none that an export has: it was damaged or changed; get the file again from where it is kept";
     ExportLineMisplaced "export_line_misplaced" "the line does not stand at its place: lines were moved, repeated or added; get the file again from where it is kept";
     ExportManifestMismatch "export_manifest_mismatch" "the manifest describes another export: it or the files were changed, or parts of two exports were mixed; get the export again from where it is kept";
+    ExportBatchMissing "export_batch_missing" "a batch of the archive is not there: get it again from where the archive is kept; the ledger's own record says what it was";
+    ExportManifestUnsigned "export_manifest_unsigned" "the manifest of a batch has no signature: it was removed, or the batch is not the exporter's; get it again from where the archive is kept";
+    ExportManifestSignatureInvalid "export_manifest_signature_invalid" "the signature does not cover this manifest: one of them was changed; get the batch again from where the archive is kept";
     LegacyRowUndecodable "legacy_row_undecodable" "the row is not an event, or not one that all readers would read alike: it was damaged or changed; compare with a backup";
     LegacyRowTooLarge "legacy_row_too_large" "the row is over 16 MiB and was not read: no event is that large; look at the row, and compare with a backup";
     LegacyCanonicalImpossible "legacy_canonical_impossible" "the payload has a number that no double can hold, or nests too deep: the old system cannot have hashed it; compare the row with a backup";

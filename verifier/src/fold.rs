@@ -8,6 +8,7 @@ use ledger_engine::document::SignedDocument;
 use ledger_engine::domain::case::Case;
 use ledger_engine::domain::projection::needs_idempotency_row;
 use ledger_engine::domain::{Illegal, Occurrence};
+use ledger_engine::export::record::ExportEvent;
 use ledger_engine::genesis::Genesis;
 use ledger_engine::hash::Hash;
 use ledger_engine::json::{Object, Value};
@@ -282,6 +283,10 @@ impl Context<'_> {
                 folded.adopted.push(Adoption::follow(folded.adopted.last(), &event)?);
                 Ok(())
             }
+            Stream::Exports => match self.genesis {
+                Some(genesis) => ExportEvent::read(&event, genesis.chains).map(drop),
+                None => Ok(()),
+            },
             Stream::Ledger if self.genesis.is_none() => Ok(()),
             _ => refuse("no event of this stream"),
         }

@@ -53,7 +53,7 @@ pub fn verify_path(path: &Path, trust: Option<Hash>) -> Report {
 /// Like [`verify_path`], with anchors.
 pub fn verify_path_with(path: &Path, demands: Demands<'_>) -> Report {
     let name = name_of(&path.display().to_string());
-    match open(path) {
+    match open(path, demands.trust) {
         Ok((tables, trust)) => verify(&name, &*tables, Demands { trust: demands.trust.or(trust), ..demands }),
         Err(e) => Report::unreadable(&name, &e.to_string()),
     }
@@ -80,7 +80,7 @@ pub fn is_database(source: &str) -> bool {
 }
 
 /// Opens a source, and gives the ledger id that a dump names as trusted.
-fn open(path: &Path) -> Result<(Box<dyn Tables>, Option<Hash>), SourceError> {
+fn open(path: &Path, trust: Option<Hash>) -> Result<(Box<dyn Tables>, Option<Hash>), SourceError> {
     if let Some(url) = path.to_str().filter(|url| is_database(url)) {
         return Ok((database(url)?, None));
     }
@@ -90,7 +90,7 @@ fn open(path: &Path) -> Result<(Box<dyn Tables>, Option<Hash>), SourceError> {
         return Ok((Box::new(dump), trust));
     }
     if Export::is_at(path) {
-        return Ok((Box::new(Export::open(path)?), None));
+        return Ok((Box::new(Export::open(path, trust)?), None));
     }
     Ok((Box::new(Sqlite::open(path)?), None))
 }

@@ -248,6 +248,14 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
             (report.checkpoints, report.covered) = keys.checkpoints(tables, chain, &mut out)?;
         }
         if let Some(export) = tables.export() {
+            for (range, place) in export.seams().filter(|(r, _)| u64::from(r.chain) == chain.number && !chain.tainted) {
+                let found = range.to.checked_sub(1).and_then(|i| chain.seen.at(i)).map(|s| s.hash);
+                if range.to > 0 && (found != Some(range.last_hash) || chain.root(range.to) != Some(range.root)) {
+                    let evidence =
+                        format!("its last entry or root are not those of the files up to entry {}", range.to);
+                    out.report(Code::ExportManifestMismatch, Some(chain.number), place, evidence);
+                }
+            }
             // What is wrong is named where it is; a damaged chain adds up to something else, of course.
             if let Err(evidence) = export.describes(&report)
                 && !out.is_faulty(chain.number)
@@ -260,6 +268,11 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
             report.projection_rows = Some(derived.compare(folded, &mut out)?);
         }
         reports.push(report);
+    }
+    // Where entries of chain 0 are missing, what the registry lacks is a consequence.
+    let sound = chains.first().is_some_and(|chain| !chain.tainted);
+    if let (Some(export), Some(registry), true) = (tables.export(), &registry, sound) {
+        export.signatures(registry).into_iter().for_each(|finding| out.add(finding));
     }
     let unchecked = match (&identity.genesis, &registry) {
         (Some(genesis), Some(registry)) => {

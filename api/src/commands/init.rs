@@ -32,6 +32,9 @@ pub(crate) struct Args {
     /// The same of the key that signs licences; otherwise keys/licence.pem is made
     #[arg(long, value_name = "SIGNER")]
     licence_signer: Option<String>,
+    /// The same of the key that signs exports; otherwise keys/export.pem is made, unless other keys are elsewhere
+    #[arg(long, value_name = "SIGNER")]
+    export_signer: Option<String>,
 }
 
 /// The key that a flag names; each must be another one.
@@ -58,6 +61,7 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
         commit: elsewhere(&args.commit_signer, &mut known).await?,
         checkpoint: elsewhere(&args.checkpoint_signer, &mut known).await?,
         licence: elsewhere(&args.licence_signer, &mut known).await?,
+        export: elsewhere(&args.export_signer, &mut known).await?,
     };
     let governance_made = elsewhere.governance.is_none();
     let (origin, chains) = (args.origin, args.chains);

@@ -4,6 +4,7 @@ pub(crate) mod backup;
 pub(crate) mod checkpoint;
 pub(crate) mod demo;
 pub(crate) mod export;
+pub(crate) mod exports;
 pub(crate) mod import_legacy;
 pub(crate) mod init;
 pub(crate) mod keys;

@@ -1,6 +1,7 @@
 //! The manifest of an export: which files it has, what range they cover, their digests (FORMAT.md 13).
 
-use crate::hash::{Hash, to_hex};
+use super::batch::{self, Batch, ManifestSignature};
+use crate::hash::{Hash, sha256, to_hex};
 use crate::json::{Object, Value, parse_canonical};
 
 /// Member `format` of every manifest written today.
@@ -102,6 +103,10 @@ pub struct Manifest {
     pub chains: Vec<ChainRange>,
     /// By chain, kind and first index.
     pub files: Vec<ExportFile>,
+    /// Its place in an archive; none of a copy, which continues nothing.
+    pub batch: Option<Batch>,
+    /// By a key of purpose `export`; none of a copy.
+    pub signature: Option<ManifestSignature>,
 }
 
 /// Why bytes are not a manifest.
@@ -147,7 +152,7 @@ impl Manifest {
                 .with("to", super::int(f.to));
             Value::Object(object)
         };
-        Object::new()
+        let mut object = Object::new()
             .with("chains", Value::Array(self.chains.iter().map(chain).collect()))
             .with("exported_at_us", self.exported_at_us)
             .with("files", Value::Array(self.files.iter().map(file).collect()))
@@ -155,8 +160,20 @@ impl Manifest {
             .with("ledger_id", self.ledger_id.to_hex())
             .with("origin", self.origin.as_str())
             .with("private_withheld", Value::Bool(self.private_withheld))
-            .with("tool", self.tool.as_str())
-            .to_canonical()
+            .with("tool", self.tool.as_str());
+        object.set_some("batch", self.batch.as_ref().map(Batch::to_object));
+        object.set_some("signature", self.signature.as_ref().map(ManifestSignature::to_object));
+        object.to_canonical()
+    }
+
+    /// What a key of purpose `export` signs.
+    pub fn statement(&self) -> Vec<u8> {
+        batch::statement(&self.ledger_id, &Manifest { signature: None, ..self.clone() }.encode())
+    }
+
+    /// SHA-256 of its bytes: by which the next manifest, and the ledger, name it.
+    pub fn digest(&self) -> Hash {
+        sha256(&[&self.encode()])
     }
 
     /// Reads a manifest. What is accepted re-encodes to the same bytes. Whether its ranges and files make sense is for the
@@ -190,9 +207,31 @@ impl Manifest {
                 .collect::<Option<_>>()
                 .ok_or(ManifestError::Member("chains"))?,
             files: list("files")?.iter().map(read_file).collect::<Option<_>>().ok_or(ManifestError::Member("files"))?,
+            batch: optional(&object, "batch", Batch::read)?,
+            signature: optional(&object, "signature", ManifestSignature::read)?,
         };
-        if object.len() == 8 { Ok(manifest) } else { Err(ManifestError::Member("(one that no manifest has)")) }
+        let fits = manifest.batch.as_ref().map_or(manifest.signature.is_none(), |batch| {
+            let named = batch.stored.iter().map(|s| &s.name).eq(manifest.files.iter().map(|f| &f.name));
+            named && batch.continues.len() == manifest.chains.len()
+        });
+        if !fits {
+            return Err(ManifestError::Member("batch"));
+        }
+        let optional = object.value("batch").is_some() as usize + object.value("signature").is_some() as usize;
+        if object.len() == 8 + optional {
+            Ok(manifest)
+        } else {
+            Err(ManifestError::Member("(one that no manifest has)"))
+        }
     }
+}
+
+fn optional<T>(
+    object: &Object,
+    name: &'static str,
+    read: impl Fn(&Value) -> Option<T>,
+) -> Result<Option<T>, ManifestError> {
+    object.value(name).map(|value| read(value).ok_or(ManifestError::Member(name))).transpose()
 }
 
 fn read_chain(value: &Value) -> Option<ChainRange> {
@@ -239,10 +278,40 @@ fn read_file(value: &Value) -> Option<ExportFile> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::export::batch::{Continuation, PreviousBatch, RegistryState, StoredFile};
+    use crate::export::record::ObjectLock;
+    use crate::registry::{Key, Purpose};
 
     #[test]
     fn a_manifest_comes_back_and_nothing_else_is_one() {
         let hash = |n| Hash([n; 32]);
+        let key = Key::named(Purpose::Export, [7; 32]);
+        let batch = Batch {
+            name: "0123456789abcdef-00000002-101112".into(),
+            sequence: 2,
+            service: "marketplace".into(),
+            env: "prod".into(),
+            location: "s3://audit/ledger".into(),
+            pii_policy: "1".into(),
+            previous: Some(PreviousBatch {
+                name: "before".into(),
+                manifest_sha256: hash(6),
+                version: Some("v".into()),
+            }),
+            continues: vec![Continuation {
+                root_before: hash(7),
+                consistency: vec![hash(8)],
+                checkpoint: "note".into(),
+            }],
+            stored: vec![StoredFile {
+                name: ExportFile::name_of(FileKind::Entries, 0, 0, true),
+                bytes: 100,
+                sha256: hash(9),
+                version: None,
+            }],
+            lock: Some(ObjectLock { mode: "COMPLIANCE".into(), ..ObjectLock::default() }),
+            registry: RegistryState { size: 3, head: hash(10), keys: vec![(key.clone(), None), (key, Some(2))] },
+        };
         let manifest = Manifest {
             ledger_id: hash(1),
             origin: "ledger.example/o".into(),
@@ -270,7 +339,14 @@ mod tests {
                 blake3: hash(4),
                 sha256: hash(5),
             }],
+            batch: Some(batch),
+            signature: Some(ManifestSignature { kid: "export-1".into(), signature: [3; 64] }),
         };
+        let copy = Manifest { batch: None, signature: None, ..manifest.clone() };
+        assert_eq!(Manifest::decode(&copy.encode()), Ok(copy));
+        let unsigned = Manifest { signature: None, ..manifest.clone() };
+        assert_eq!(Manifest::decode(&unsigned.encode()), Ok(unsigned.clone()), "for a verifier to complain of");
+        assert_eq!(unsigned.statement(), manifest.statement());
         let bytes = manifest.encode();
         assert_eq!(Manifest::decode(&bytes), Ok(manifest));
         for at in 0..bytes.len() {
@@ -286,5 +362,11 @@ mod tests {
         assert_eq!(refused("entries-0000", "../ries-0000"), ManifestError::Member("files"));
         assert_eq!(refused("\"origin\"", "\"Origin\""), ManifestError::NotCanonical, "no longer sorted");
         assert_eq!(refused("\"commits\":2", "\"commits\":-2"), ManifestError::Member("chains"));
+        assert_eq!(
+            refused("\"sequence\":2", "\"sequence\":1"),
+            ManifestError::Member("batch"),
+            "the first continues nothing"
+        );
+        assert_eq!(refused("COMPLIANCE", "WHATEVER"), ManifestError::Member("batch"));
     }
 }

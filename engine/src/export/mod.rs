@@ -3,8 +3,10 @@
 //! A line has every column that its row has in a store, so one line of an entry can be verified alone. There is one way to
 //! write each line and the reader accepts no other: a digest of the bytes is a digest of the rows.
 
+pub mod batch;
 mod gzip;
 mod manifest;
+pub mod record;
 
 pub use gzip::{MEMBER_HEADER_BYTES, MEMBER_PLAIN_BYTES_MAX, MEMBER_TRAILER_BYTES, member_header, member_len};
 pub use manifest::{ChainRange, ExportFile, FileKind, MANIFEST_FORMAT, MANIFEST_NAME, Manifest, ManifestError};

@@ -189,6 +189,8 @@ pub enum Settled {
     NotCommitted,
 }
 
+/// Kept for as long as no other may come in ([`Store::exclusive`]).
+pub type Exclusive = Box<dyn std::any::Any + Send>;
 /// Called with a locked head, it gives the commit to append, or `None` to append nothing.
 pub type MakeCommit<'a> = dyn FnMut(&ChainHead) -> Option<CommitBatch> + 'a;
 /// Called with the locked heads of all chains, it gives the commit to append to chain 0, or `None` to append nothing.
@@ -291,6 +293,9 @@ pub trait Store: Send + Sync {
     /// Stores the signed note of a recorded checkpoint.
     fn sign_checkpoint(&self, row: &CheckpointRow) -> Result<(), StoreError>;
 
+    /// Takes the one place of an export job, until what is returned is dropped or this process ends, however it does; `None` if another
+    /// has it, in this process or elsewhere.
+    fn exclusive(&self) -> Result<Option<Exclusive>, StoreError>;
     /// Writes a copy of the ledger into one file.
     fn backup(&self, to: &std::path::Path) -> Result<(), StoreError>;
     /// Makes the files as small and few as they get. Called at shutdown.

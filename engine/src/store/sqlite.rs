@@ -14,8 +14,8 @@ use rusqlite::{
 };
 
 use super::{
-    ChainHead, CheckpointRow, CommitBatch, Entry, MakeCommit, MakeCut, Settled, Store, StoreError, StoredCommit,
-    StreamHead,
+    ChainHead, CheckpointRow, CommitBatch, Entry, Exclusive, MakeCommit, MakeCut, Settled, Store, StoreError,
+    StoredCommit, StreamHead,
 };
 use crate::commit::CommitSignature;
 use crate::domain::projection::{Cell, Row, TABLES, Table};
@@ -27,6 +27,8 @@ use crate::stream::LEDGER_STREAM;
 
 /// File name of the database in a ledger's directory.
 pub const DATABASE_FILE: &str = "ledger.db";
+/// Locked by an export job. It has nothing in it.
+const EXPORT_LOCK_FILE: &str = "export.lock";
 /// Schema steps; `PRAGMA user_version` counts those applied.
 pub const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/sqlite/0001_ledger.sql")];
 /// `PRAGMA application_id`: "OLgr".
@@ -791,6 +793,17 @@ impl Store for SqliteStore {
             )
             .map(drop)
             .map_err(sql)
+    }
+
+    fn exclusive(&self) -> Result<Option<Exclusive>, StoreError> {
+        let path = self.path.with_file_name(EXPORT_LOCK_FILE);
+        let failed = |e: std::io::Error| StoreError::Unavailable(format!("{}: {e}", path.display()));
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Box::new(file))),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+            Err(std::fs::TryLockError::Error(e)) => Err(failed(e)),
+        }
     }
 
     fn backup(&self, to: &Path) -> Result<(), StoreError> {

@@ -13,8 +13,8 @@ use ledger_engine::environment::SeededEnvironment;
 use ledger_engine::genesis::{Genesis, Limits};
 use ledger_engine::hash::Hash;
 use ledger_engine::keys::PseudonymKey;
-use ledger_engine::ledger::{AppendError, Appended, Config, Ledger};
-use ledger_engine::registry::Purpose;
+use ledger_engine::ledger::{AppendError, Appended, Config, Enrolment, Ledger};
+use ledger_engine::registry::{Key, Purpose};
 use ledger_engine::signer::keyring::Keyring;
 use ledger_engine::signer::{LocalSigner, Signer};
 use ledger_engine::store::Store;
@@ -39,6 +39,24 @@ pub fn genesis(chains: u32) -> Genesis {
 pub fn signers() -> Keyring {
     let signer = |purpose, seed| Arc::new(LocalSigner::from_seed(purpose, &[seed; 32])) as Arc<dyn Signer>;
     Keyring::new([signer(Purpose::Commit, 2), signer(Purpose::Checkpoint, 3)])
+}
+
+pub fn signer(purpose: Purpose, seed: u8) -> LocalSigner {
+    LocalSigner::from_seed(purpose, &[seed; 32])
+}
+
+/// The enrolment of a key over the statement as it is now.
+pub async fn enrolment(ledger: &Ledger, key: Key, governance: u8, sign: impl Fn(&[u8]) -> Vec<u8>) -> Enrolment {
+    let (revision, statement) = ledger.enrol_statement(&key, None).await.unwrap();
+    let governance_signature = signer(Purpose::Governance, governance).signature(&statement);
+    Enrolment { key, justification: None, revision, governance_signature, possession_signature: sign(&statement) }
+}
+
+pub async fn enrol(ledger: &Ledger, purpose: Purpose, seed: u8) -> Result<Appended, AppendError> {
+    let incoming = signer(purpose, seed);
+    let key = incoming.key().clone();
+    let enrolment = enrolment(ledger, key, 1, |statement| incoming.signature(statement).to_vec()).await;
+    ledger.enrol(enrolment).await
 }
 
 pub fn config(store: Arc<dyn Store>) -> Config {

@@ -32,7 +32,7 @@ pub(super) struct Copy {
 impl Copy {
     pub(super) fn make(export: &Export) -> Result<Copy, SourceError> {
         let failed = |what: String| SourceError::Unreadable {
-            path: export.dir.clone(),
+            path: export.root.clone(),
             reason: format!(
                 "a temporary copy is needed to judge it and cannot be made: {what}; set TMPDIR to a directory with room for twice its size"
             ),
@@ -125,7 +125,7 @@ impl Reading<'_> {
 
     fn all(mut self) -> Result<(), Fill> {
         let (file, place) = (self.file, format!("files/{}", self.file.name));
-        let path = self.export.dir.join(&file.name);
+        let path = self.export.path_of(file);
         let mut input = match open(&path) {
             Ok(input) => input,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {

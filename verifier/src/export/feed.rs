@@ -5,11 +5,11 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
 
 use ledger_engine::domain::projection::Cell;
-use ledger_engine::export::{EntryLine, ExportFile, Line};
+use ledger_engine::export::{EntryLine, Line};
 use ledger_engine::hash::Hash;
 
 use super::blocks::{Block, Blocks};
-use super::rows;
+use super::{Located, rows};
 use crate::prove::{Prepared, Stop, check, suspect};
 use crate::row::Digests;
 
@@ -26,8 +26,8 @@ pub(crate) enum Item {
     /// Size, and its row.
     Checkpoint(u64, Vec<Cell>),
     Private(Vec<Cell>),
-    /// A file ends; the chain must have this size.
-    End(u64),
+    /// A file ends; the chain must have this size, and its last entry this hash where a manifest says so.
+    End(u64, Option<Hash>),
 }
 
 /// What is handed over at once: items, or why there are no more.
@@ -39,15 +39,14 @@ struct Parsed {
 }
 
 /// Hands over the items of some files of one chain and kind. The last thing sent is an error, if there is one.
-pub(crate) fn feed(dir: &Path, files: &[&ExportFile], ledger_id: Hash, out: &SyncSender<Fed>) {
-    for file in files {
+pub(crate) fn feed(files: &[Located<'_>], ledger_id: Hash, out: &SyncSender<Fed>) {
+    for located in files {
         let (sender, receiver) = sync_channel(BLOCKS);
         let fed = std::thread::scope(|scope| {
-            let path = dir.join(&file.name);
             // Buffers go round: new ones would have to be cleared by the kernel each time.
             let (back, spare) = std::sync::mpsc::channel();
-            scope.spawn(move || read(&path, ledger_id, &sender, &spare));
-            collect(file, receiver, &back, out)
+            scope.spawn(move || read(&located.path, ledger_id, &sender, &spare));
+            collect(located, receiver, &back, out)
         });
         // A closed channel: the judge has seen enough.
         if let Err(Some(stop)) = fed {
@@ -117,11 +116,12 @@ fn item(line: Line<'_>) -> Option<Item> {
 
 /// Takes parsed blocks in order. `Err(None)`: nobody wants more.
 fn collect(
-    file: &ExportFile,
+    located: &Located<'_>,
     blocks: Receiver<Waiting>,
     back: &Sender<Vec<u8>>,
     out: &SyncSender<Fed>,
 ) -> Result<(), Option<Stop>> {
+    let file = located.file;
     let (mut lines, mut bytes) = (0, 0);
     let mut blake3 = blake3::Hasher::new();
     while let Ok(waiting) = blocks.recv() {
@@ -142,7 +142,7 @@ fn collect(
     // One digest says it; computing the manifest's SHA-256 too would take a tenth of the time.
     let same = Hash(*blake3.finalize().as_bytes()) == file.blake3 && (lines, bytes) == (file.lines, file.bytes);
     check(same, "the digest of a file").map_err(Some)?;
-    out.send(Ok(vec![Item::End(file.to)])).map_err(|_| None)
+    out.send(Ok(vec![Item::End(file.to, located.end)])).map_err(|_| None)
 }
 
 /// A channel of [`feed`].

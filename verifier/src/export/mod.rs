@@ -1,21 +1,24 @@
 //! A native export as a source: a directory of files with their manifest (FORMAT.md 13).
 
+mod batches;
 mod blocks;
 mod copy;
 mod feed;
 mod rows;
 
 use std::cell::OnceCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use ledger_engine::domain::projection::Cell;
 use ledger_engine::export::{ChainRange, ExportFile, FileKind, Line, MANIFEST_NAME, Manifest};
 use ledger_engine::hash::Hash;
+use ledger_engine::registry::Registry;
 
 pub(crate) use self::feed::{Fed, Item, channel, feed};
 
+use self::batches::{Found, Part, printable};
 use self::blocks::Blocks;
 use self::copy::Copy;
 use crate::finding::{Code, Finding};
@@ -25,63 +28,107 @@ use crate::source::{LedgerAndGenesis, SourceError, Tables, Work};
 /// Largest manifest that is read, in bytes.
 const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 
-/// An export's directory.
+/// A file of an export, and where it is.
+pub(crate) struct Located<'a> {
+    path: PathBuf,
+    file: &'a ExportFile,
+    /// Hash of its last entry, as a manifest claims.
+    end: Option<Hash>,
+}
+
+/// A copy, or the batches of an archive, which are one after another what a copy is at once.
 pub struct Export {
-    dir: PathBuf,
+    /// By sequence.
+    parts: Vec<Part>,
+    /// All of them as one.
     manifest: Manifest,
-    /// Files in the directory that the manifest does not name.
-    extra: Vec<String>,
+    /// Where each file is.
+    places: HashMap<String, PathBuf>,
+    unfinished: Vec<String>,
+    /// What does not belong.
+    strangers: Vec<String>,
+    root: PathBuf,
     copy: OnceCell<Copy>,
 }
 
 impl Export {
-    /// Whether a path is an export: its directory or its manifest.
+    /// Whether a path is an export: its directory or its manifest, or an archive's directory.
     pub fn is_at(path: &Path) -> bool {
-        path.join(MANIFEST_NAME).is_file() || path.file_name().is_some_and(|n| n == MANIFEST_NAME) && path.is_file()
+        path.join(MANIFEST_NAME).is_file()
+            || path.file_name().is_some_and(|n| n == MANIFEST_NAME) && path.is_file()
+            || batches::top(path).is_some()
     }
 
-    /// Reads the manifest of an export, by its own path or its directory's.
-    pub fn open(path: &Path) -> Result<Export, SourceError> {
+    /// Reads the manifests: of a copy, by its own path or its directory's, or of the batches of an archive. Of an archive of several
+    /// ledgers the one that is trusted is meant.
+    pub fn open(path: &Path, trust: Option<Hash>) -> Result<Export, SourceError> {
+        if let Some(top) = batches::top(path) {
+            let Found { parts, unfinished, strangers } = batches::find(&top, trust)?;
+            return Ok(Export::join(top, parts, unfinished, strangers));
+        }
         let dir = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
         let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-        let file = dir.join(MANIFEST_NAME);
-        let unreadable = |reason: String| SourceError::Unreadable { path: file.clone(), reason };
-        let failed = |e: std::io::Error| unreadable(format!("{e}; check the path"));
-        if std::fs::metadata(&file).map_err(failed)?.len() > MANIFEST_BYTES_MAX {
-            return Err(unreadable("too large for the manifest of an export".to_owned()));
-        }
-        let bytes = std::fs::read(&file).map_err(failed)?;
-        let manifest = Manifest::decode(&bytes).map_err(|e| {
-            unreadable(format!("{e}; it was damaged, or changed: get the export again from where it is kept"))
-        })?;
-        if let Some(range) = manifest.chains.iter().find(|c| c.from > 0) {
-            let what = format!(
-                "chain {} begins at entry {}, and nothing here says what was before; verify the ledger, or an export of all of it",
+        let part = Part::read(dir)?;
+        if let Some(range) = part.manifest.chains.iter().find(|c| c.from > 0) {
+            let reason = format!(
+                "chain {} begins at entry {}, and nothing here says what was before; name the archive that the batch is in, the directory with \
+                 marketplace/",
                 range.chain, range.from
             );
-            return Err(unreadable(what));
+            return Err(SourceError::Unreadable { path: dir.to_owned(), reason });
         }
-        let names: BTreeSet<&str> = manifest.files.iter().map(|f| f.name.as_str()).collect();
-        let mut extra = Vec::new();
-        for found in std::fs::read_dir(dir).map_err(failed)? {
-            let name = found.map_err(failed)?.file_name().to_string_lossy().into_owned();
-            // What desktops and copying tools leave behind is no part of anything.
-            if name != MANIFEST_NAME && !name.starts_with('.') && !names.contains(name.as_str()) {
-                extra.push(name);
-            }
-        }
-        extra.sort();
-        Ok(Export { dir: dir.to_owned(), manifest, extra, copy: OnceCell::new() })
+        Ok(Export::join(dir.to_owned(), vec![part], Vec::new(), Vec::new()))
     }
 
-    /// The manifest.
+    /// At least one part.
+    fn join(root: PathBuf, parts: Vec<Part>, unfinished: Vec<String>, strangers: Vec<String>) -> Export {
+        let mut manifest = parts[parts.len() - 1].manifest.clone();
+        manifest.files = parts.iter().flat_map(|p| p.manifest.files.iter().cloned()).collect();
+        manifest.files.sort_by_key(|f| (f.chain, f.kind, f.from));
+        for range in &mut manifest.chains {
+            let all = || parts.iter().filter_map(|p| p.manifest.chains.iter().find(|c| c.chain == range.chain));
+            let commits = all().map(|c| c.commits).fold(0, u64::saturating_add);
+            let checkpoints = all().map(|c| c.checkpoints).fold(0, u64::saturating_add);
+            // An archive is meant to have everything; what it lacks is for its files to show.
+            (range.from, range.prev_hash) =
+                (0, all().next().filter(|c| c.from == 0).map_or(Hash::ZERO, |c| c.prev_hash));
+            (range.commits, range.checkpoints) = (commits, checkpoints);
+        }
+        let mut places = HashMap::new();
+        for part in &parts {
+            for file in &part.manifest.files {
+                places.entry(file.name.clone()).or_insert_with(|| part.dir.clone());
+            }
+        }
+        Export { parts, manifest, places, unfinished, strangers, root, copy: OnceCell::new() }
+    }
+
+    /// The manifest; of an archive, what all its manifests say together.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// Where its files are.
-    pub(crate) fn dir(&self) -> &Path {
-        &self.dir
+    /// Where a file is.
+    pub(crate) fn path_of(&self, file: &ExportFile) -> PathBuf {
+        self.places.get(&file.name).unwrap_or(&self.root).join(&file.name)
+    }
+
+    /// Whether it is of an archive.
+    fn is_archive(&self) -> bool {
+        self.parts.iter().any(|p| p.batch().is_some())
+    }
+
+    /// What is wrong with the manifests' signatures and registries; none of a copy has any.
+    pub(crate) fn signatures(&self, registry: &Registry) -> Vec<Finding> {
+        batches::signatures(&self.parts, registry)
+    }
+
+    /// Where each batch but the last ends: chain, size, entry hash, and where its manifest says so.
+    pub(crate) fn seams(&self) -> impl Iterator<Item = (&ChainRange, String)> {
+        let inner = &self.parts[..self.parts.len().saturating_sub(1)];
+        inner.iter().flat_map(|part| {
+            part.manifest.chains.iter().map(|range| (range, part.place(&format!("chains/{}", range.chain))))
+        })
     }
 
     /// How many entries the manifest claims.
@@ -94,14 +141,22 @@ impl Export {
         self.manifest.files.iter().filter(|f| f.chain == chain && f.kind == kind).collect()
     }
 
+    /// Where the files of one chain and kind are, in order, and with which entry hash each must end, where a manifest says so.
+    pub(crate) fn located(&self, chain: u32, kind: FileKind) -> Vec<Located<'_>> {
+        let ends: HashMap<u64, Hash> =
+            self.seams().filter(|(r, _)| r.chain == chain).map(|(r, _)| (r.to, r.last_hash)).collect();
+        let located = |file| Located { path: self.path_of(file), file, end: ends.get(&file.to).copied() };
+        self.files(chain, kind).into_iter().map(located).collect()
+    }
+
     /// Whether files and ranges fit together, before any file was read.
     pub(crate) fn fits(&self) -> bool {
-        self.extra.is_empty() && self.layout().is_empty()
+        self.parts.iter().all(|p| p.extra.is_empty()) && self.strangers.is_empty() && self.layout().is_empty()
     }
 
     /// What of the manifest does not fit together.
     fn layout(&self) -> Vec<Finding> {
-        let mut findings = Vec::new();
+        let mut findings = batches::continuity(&self.parts);
         let mut report = |chain: u32, what: &str, evidence: String| {
             let (code, place) = (Code::ExportManifestMismatch, format!("manifest/{what}"));
             findings.push(Finding { code, chain: Some(chain.into()), place, evidence });
@@ -114,16 +169,22 @@ impl Export {
                     "not the chain of this place, from its beginning".to_owned(),
                 );
             }
-            let mut at = range.from;
-            for file in self.files(range.chain, FileKind::Entries) {
-                if file.from != at || file.to < file.from {
-                    report(range.chain, &format!("files/{}", file.name), format!("the file before it ends at {at}"));
+        }
+        for part in &self.parts {
+            for range in &part.manifest.chains {
+                let files = part.manifest.files.iter();
+                let mut at = range.from;
+                for file in files.filter(|f| f.chain == range.chain && f.kind == FileKind::Entries) {
+                    if file.from != at || file.to < file.from {
+                        let evidence = format!("the file before it ends at {at}");
+                        report(range.chain, &format!("files/{}", file.name), evidence);
+                    }
+                    at = file.to;
                 }
-                at = file.to;
-            }
-            if at != range.to {
-                let evidence = format!("its files end at {at}, its range at {}", range.to);
-                report(range.chain, &format!("chains/{k}"), evidence);
+                if at != range.to {
+                    let evidence = format!("its files end at {at}, its range at {}", range.to);
+                    report(range.chain, &format!("chains/{}", range.chain), evidence);
+                }
             }
         }
         let mut seen = BTreeSet::new();
@@ -163,13 +224,14 @@ impl Export {
 
     /// What is wrong with the files themselves. Reads all of them.
     pub(crate) fn findings(&self) -> Result<Vec<Finding>, SourceError> {
-        let extra = self.extra.iter().map(|name| Finding {
+        let extra = self.parts.iter().flat_map(|p| p.extra.iter());
+        let unexpected = |name: &String| Finding {
             code: Code::ExportFileUnexpected,
             chain: None,
-            place: format!("files/{}", name.chars().map(|c| if c.is_control() { '?' } else { c }).collect::<String>()),
-            evidence: "the manifest does not name it; it was not read".to_owned(),
-        });
-        let mut all: Vec<Finding> = extra.collect();
+            place: format!("files/{}", printable(name)),
+            evidence: "no manifest names it; it was not read".to_owned(),
+        };
+        let mut all: Vec<Finding> = self.strangers.iter().chain(extra).map(unexpected).collect();
         all.extend(self.layout());
         all.extend(self.rows_of_lines()?.findings.iter().cloned());
         Ok(all)
@@ -191,7 +253,24 @@ impl std::fmt::Display for Export {
         let tool: String = tool.chars().filter(|c| !c.is_control()).take(100).collect();
         let private = if *private_withheld { ", private documents withheld" } else { "" };
         let at = ledger_engine::time::rfc3339(*exported_at_us);
-        write!(f, "{} files, by its manifest (which is not signed) of {at} by {tool}{private}", files.len())
+        if !self.is_archive() {
+            return write!(
+                f,
+                "{} files, by its manifest (which is not signed) of {at} by {tool}{private}",
+                files.len()
+            );
+        }
+        let n = self.parts.len();
+        write!(
+            f,
+            "{n} batches with {} files, by their signed manifests, the last of {at} by {tool}{private}",
+            files.len()
+        )?;
+        match self.unfinished.len() {
+            0 => Ok(()),
+            1 => write!(f, "; 1 more has no manifest yet and was not read: {}", printable(&self.unfinished[0])),
+            n => write!(f, "; {n} more have no manifest and were not read"),
+        }
     }
 }
 
@@ -246,7 +325,7 @@ impl Tables for Export {
         let ledger = vec![vec![Cell::Blob(self.manifest.ledger_id.0.to_vec())]];
         let first = || -> Option<Vec<Cell>> {
             let file = self.files(0, FileKind::Entries).into_iter().next()?;
-            let mut blocks = Blocks::open(&self.dir.join(&file.name)).ok()?;
+            let mut blocks = Blocks::open(&self.path_of(file)).ok()?;
             let lines = blocks.next(Vec::new()).ok()??.into_lines().ok()?;
             lines.split(|b| *b == b'\n').take(2).find_map(|line| match Line::parse(line, &self.manifest.ledger_id) {
                 Ok(Line::Entry(entry)) if entry.header.index == 0 => Some(rows::entry(&entry)),

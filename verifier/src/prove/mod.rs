@@ -285,18 +285,19 @@ impl<'a> Prover<'a> {
             check(export.describes(&report).is_ok(), "what the manifest says of a chain")?;
             reports.push(report);
         }
+        check(export.signatures(&self.registry).is_empty(), "the signature of a manifest")?;
         check(self.claimed.is_subset(&self.listed), "an order's price is of no listing")?;
         Ok(reports)
     }
 
     fn export_chain(&mut self, export: &Export, chain: u32) -> Result<ChainReport, Stop> {
-        let (dir, id) = (export.dir(), self.ledger_id);
-        let files = |kind| export.files(chain, kind);
+        let id = self.ledger_id;
+        let files = |kind| export.located(chain, kind);
         let (entries, private) = (files(FileKind::Entries), files(FileKind::Private));
         std::thread::scope(|scope| {
             let ((to_walk, items), (to_documents, documents)) = (channel(), channel());
-            scope.spawn(move || feed(dir, &entries, id, &to_walk));
-            scope.spawn(move || feed(dir, &private, id, &to_documents));
+            scope.spawn(move || feed(&entries, id, &to_walk));
+            scope.spawn(move || feed(&private, id, &to_documents));
             let mut walk = Walk::new(self, chain).with_documents(documents);
             while let Ok(items) = items.recv() {
                 walk.take_items(items?)?;

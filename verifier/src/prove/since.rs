@@ -251,7 +251,7 @@ impl<'a> Loader<'a> {
                         earlier.extend(fold((true, case), &entries)?);
                     }
                 }
-                Stream::Ledger | Stream::Heads | Stream::Legacy | Stream::Chain(_) => {
+                Stream::Ledger | Stream::Heads | Stream::Legacy | Stream::Exports | Stream::Chain(_) => {
                     if self.tips.insert(stream) && revision > 1 {
                         earlier.extend(self.tip(chain, stream, cells)?);
                     }

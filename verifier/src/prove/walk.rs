@@ -13,6 +13,7 @@ use ledger_engine::domain::Occurrence;
 use ledger_engine::domain::money::Money;
 use ledger_engine::domain::projection::{Cell, TABLES, idempotency_row, needs_idempotency_row};
 use ledger_engine::domain::sku::Sku;
+use ledger_engine::export::record::ExportEvent;
 use ledger_engine::genesis::Genesis;
 use ledger_engine::hash::{Hash, sha256};
 use ledger_engine::header::{Header, Text};
@@ -245,7 +246,10 @@ impl<'p, 'a> Walk<'p, 'a> {
                     self.checkpoints.push_back(row);
                 }
                 Item::Private(_) => return suspect("a private document among entries"),
-                Item::End(size) => check(size == self.size(), "where a file ends")?,
+                Item::End(size, hash) => {
+                    let ends = size == self.size() && hash.is_none_or(|hash| hash == self.last_hash);
+                    check(ends, "where a file ends")?;
+                }
             }
         }
         self.signed()
@@ -293,7 +297,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             for item in items? {
                 match item {
                     Item::Private(row) => self.documents.push_back(row),
-                    Item::End(_) => {}
+                    Item::End(..) => {}
                     _ => return suspect("a line that is no private document"),
                 }
             }
@@ -427,7 +431,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         let key = match entry.stream {
             Stream::Order(case) | Stream::Delivery(case, _) => (false, case),
             Stream::Sku(case) => (true, case),
-            Stream::Ledger | Stream::Heads | Stream::Legacy | Stream::Chain(_) => {
+            Stream::Ledger | Stream::Heads | Stream::Legacy | Stream::Exports | Stream::Chain(_) => {
                 let tip = self.system.get(&entry.stream);
                 check(continued(tip), "the stream's links")?;
                 let tip = tip_after(tip);
@@ -510,6 +514,9 @@ impl<'p, 'a> Walk<'p, 'a> {
                 };
                 self.prover.adopted.push(next);
                 Ok(())
+            }
+            (Stream::Exports, _) => {
+                check(ExportEvent::read(event, self.prover.genesis.chains).is_ok(), "the record of an export")
             }
             (Stream::Heads, "chain.heads") => self.heads_event(&entry.body.payload),
             _ => check(h.index == 0, "an event of no stream"),

@@ -30,7 +30,7 @@ use std::sync::OnceLock;
 use session::{Session, Sessions};
 
 use super::{
-    ChainHead, CheckpointRow, CommitBatch, Entry, LookedUp, MakeCommit, MakeCut, Settled, Store, StoreError,
+    ChainHead, CheckpointRow, CommitBatch, Entry, Exclusive, LookedUp, MakeCommit, MakeCut, Settled, Store, StoreError,
     StoredCommit, StreamHead,
 };
 use crate::domain::projection::{Row, Table};
@@ -230,6 +230,10 @@ impl Store for PostgresStore {
 
     fn sign_checkpoint(&self, row: &CheckpointRow) -> Result<(), StoreError> {
         self.sessions.write(async |session: &Session| write::sign_checkpoint(session, row).await)
+    }
+
+    fn exclusive(&self) -> Result<Option<Exclusive>, StoreError> {
+        self.sessions.exclusive()
     }
 
     fn backup(&self, _: &Path) -> Result<(), StoreError> {

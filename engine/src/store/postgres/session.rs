@@ -17,7 +17,7 @@ use tokio_postgres::{AsyncMessage, Client, Config, Error, Statement};
 use super::backoff::Backoff;
 use super::write;
 use crate::connect::{MakeRustlsConnect, explain, settings};
-use crate::store::{CommitBatch, StoreError};
+use crate::store::{CommitBatch, Exclusive, StoreError};
 
 /// How to reach the database, and how long to wait for it.
 #[derive(Clone, Debug)]
@@ -184,6 +184,18 @@ impl std::ops::Deref for Session {
     }
 }
 
+/// Key of the advisory lock of an export job: `ledgexpo` in ASCII.
+const EXPORT_LOCK: i64 = i64::from_be_bytes(*b"ledgexpo");
+
+/// A connection that holds a lock: never given back to others.
+struct Held(Option<Object>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        drop(self.0.take().map(Object::take));
+    }
+}
+
 /// The connections of a store. Callers block; the connections live on a small runtime of the store's own.
 pub(super) struct Sessions {
     runtime: Option<tokio::runtime::Runtime>,
@@ -306,6 +318,20 @@ impl Sessions {
                 None => self.in_time(session.roll_back().map(Ok)).await,
             };
             self.conclude(session, result)
+        })
+    }
+
+    /// An advisory lock of a connection of its own, which goes with the connection.
+    pub(super) fn exclusive(&self) -> Result<Option<Exclusive>, StoreError> {
+        self.block(async {
+            let session = self.take(&self.writers).await?;
+            let text = "SELECT pg_try_advisory_lock($1)";
+            let locked = async {
+                let row = session.query_one(text, &[&EXPORT_LOCK]).await.map_err(failed)?;
+                row.try_get::<_, bool>(0).map_err(failed)
+            };
+            let locked = self.in_time(locked).await.unwrap_or_else(|| Err(silent()))?;
+            Ok(locked.then(|| Box::new(Held(Some(session.client))) as Exclusive))
         })
     }
 

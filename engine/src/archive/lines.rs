@@ -1,9 +1,6 @@
-//! Writes an export: whole commits of every chain as lines, in files with a manifest (FORMAT.md 13).
-//!
-//! An export is made beside its directory and renamed when it is complete and on stable storage, so a directory with a
-//! manifest is a whole export. Memory is bounded: one thread reads rows and prints lines, the others compress.
+//! The lines of a range of a chain, in files: one thread reads rows and prints them, the others compress.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -12,13 +9,14 @@ use flate2::{Compress, Compression, Crc, FlushCompress, Status};
 use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
 
+use super::ExportError;
+use crate::export::batch::StoredFile;
 use crate::export::{
-    ChainRange, CheckpointLine, CommitLine, ExportFile, FileKind, MANIFEST_NAME, MEMBER_PLAIN_BYTES_MAX, Manifest,
-    PrivateLine, member_header, write_entry,
+    ChainRange, CheckpointLine, CommitLine, ExportFile, FileKind, MEMBER_PLAIN_BYTES_MAX, PrivateLine, member_header,
+    write_entry,
 };
-use crate::genesis::Genesis;
 use crate::hash::Hash;
-use crate::store::{ChainHead, CheckpointRow, Entry, Store, StoreError, StoredCommit};
+use crate::store::{CheckpointRow, Entry, Store, StoreError, StoredCommit};
 
 /// Entries after which a chain goes on in another file.
 const FILE_ENTRIES: u64 = 1 << 20;
@@ -30,87 +28,6 @@ const PIECES: usize = 8;
 const PAGE: usize = 4096;
 /// Chosen by measurement: higher levels save few bytes, because most are hashes.
 const LEVEL: Compression = Compression::new(2);
-
-/// How to export.
-#[derive(Clone, Debug)]
-pub struct ExportOptions {
-    /// Compress the files.
-    pub gzip: bool,
-    /// Leave private documents out.
-    pub withhold_private: bool,
-    /// When the export is made, microseconds since the Unix epoch.
-    pub exported_at_us: i64,
-    /// What the manifest names as the program.
-    pub tool: String,
-}
-
-/// Why there is no export.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ExportError {
-    /// The ledger cannot be read.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The export cannot be written.
-    #[error("{0}: {1}; nothing was exported, check the path and the free space")]
-    Io(PathBuf, #[source] std::io::Error),
-    /// There is something already.
-    #[error("{0} exists already; an export is never written over, name another directory")]
-    Exists(PathBuf),
-}
-
-/// Exports all chains as they are now into the new directory `to`.
-pub fn export_to_directory(
-    store: &dyn Store,
-    genesis: &Genesis,
-    ledger_id: Hash,
-    options: &ExportOptions,
-    to: &Path,
-) -> Result<Manifest, ExportError> {
-    if to.exists() {
-        return Err(ExportError::Exists(to.to_owned()));
-    }
-    let parent = to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = to.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    fs::create_dir_all(parent).map_err(|e| ExportError::Io(parent.to_owned(), e))?;
-    let building = tempfile::Builder::new().prefix(&format!(".{name}-")).tempdir_in(parent);
-    let building = building.map_err(|e| ExportError::Io(parent.to_owned(), e))?;
-    let heads = store.heads()?;
-    let mut manifest = Manifest {
-        ledger_id,
-        origin: genesis.origin.clone(),
-        exported_at_us: options.exported_at_us,
-        tool: options.tool.clone(),
-        private_withheld: options.withhold_private,
-        chains: Vec::new(),
-        files: Vec::new(),
-    };
-    for head in &heads {
-        let mut export = ChainExport { store, head, options, dir: building.path() };
-        let (range, files) = export.write()?;
-        manifest.chains.push(range);
-        manifest.files.extend(files);
-    }
-    let write = || -> std::io::Result<()> {
-        let path = building.path().join(MANIFEST_NAME);
-        let mut file = File::create(path)?;
-        file.write_all(&manifest.encode())?;
-        file.sync_all()?;
-        File::open(building.path())?.sync_all()
-    };
-    write().map_err(|e| ExportError::Io(to.to_owned(), e))?;
-    let made = building.keep();
-    let rename = || -> std::io::Result<()> {
-        fs::rename(&made, to)?;
-        File::open(parent)?.sync_all()
-    };
-    rename().map_err(|e| {
-        // The error that matters is the first one.
-        let _ = fs::remove_dir_all(&made);
-        ExportError::Io(to.to_owned(), e)
-    })?;
-    Ok(manifest)
-}
 
 /// Lines that belong together, and what they count.
 #[derive(Default)]
@@ -129,57 +46,67 @@ enum Piece {
     End(u64),
 }
 
-struct ChainExport<'a> {
-    store: &'a dyn Store,
-    head: &'a ChainHead,
-    options: &'a ExportOptions,
-    dir: &'a Path,
+/// A file that is complete and on stable storage.
+pub(super) struct Finished {
+    pub(super) file: ExportFile,
+    pub(super) stored: StoredFile,
+    pub(super) path: PathBuf,
+}
+
+/// What is done with a finished file.
+pub(super) type Take<'a> = dyn FnMut(Finished) -> Result<(), ExportError> + Send + 'a;
+
+/// One range of a chain on its way into files of `dir`.
+pub(super) struct ChainExport<'a> {
+    pub(super) store: &'a dyn Store,
+    /// What it covers; the counts are made here.
+    pub(super) range: ChainRange,
+    pub(super) gzip: bool,
+    pub(super) withhold_private: bool,
+    pub(super) dir: &'a Path,
 }
 
 impl ChainExport<'_> {
-    fn write(&mut self) -> Result<(ChainRange, Vec<ExportFile>), ExportError> {
+    /// Writes the files and hands over each, in order of their end.
+    pub(super) fn write(&self, take: &mut Take<'_>) -> Result<ChainRange, ExportError> {
         let (sender, receiver) = sync_channel(2 * PIECES);
         std::thread::scope(|scope| {
-            let this = &*self;
-            let reading = scope.spawn(move || this.read(&sender));
-            let written = this.write_files(&receiver);
+            let reading = scope.spawn(move || self.read(&sender));
+            let written = self.write_files(&receiver, take);
             // A reader that waits for somebody to take its pieces must not wait forever.
             drop(receiver);
             let range = reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             // Where the writing failed, the reader only knows that nobody listens.
-            let files = written?;
-            Ok((range?, files))
+            written?;
+            Ok(range?)
         })
     }
 
     /// Reads the chain and prints its lines.
     fn read(&self, out: &SyncSender<Piece>) -> Result<ChainRange, StoreError> {
-        let (chain, to) = (self.head.chain, self.head.size());
-        let mut commits = Pages::new(|from| self.store.commits(chain, from, PAGE), |c: &StoredCommit| c.first_index);
-        let mut entries = Pages::new(|from| self.store.entries(chain, from, PAGE), |e: &Entry| e.header.index);
-        let mut checkpoints = Pages::new(|size| self.store.checkpoints(chain, size, PAGE), |c: &CheckpointRow| c.size);
-        let mut private = Pages::new(|from| self.store.private_documents(chain, from, PAGE), |d: &(u64, Vec<u8>)| d.0);
-        let mut range = ChainRange {
-            chain,
-            from: 0,
-            to,
-            prev_hash: Hash::ZERO,
-            last_hash: self.head.hash,
-            root: self.head.range.root(),
-            commits: 0,
-            checkpoints: 0,
-        };
+        let mut range = self.range.clone();
+        let ChainRange { chain, from, to, .. } = range;
+        let store = self.store;
+        let mut commits = Pages::new(from, |from| store.commits(chain, from, PAGE), |c: &StoredCommit| c.first_index);
+        let mut entries = Pages::new(from, |from| store.entries(chain, from, PAGE), |e: &Entry| e.header.index);
+        // One of the size where the range begins stands after the entry before it.
+        let mut checkpoints =
+            Pages::new(from + 1, |size| store.checkpoints(chain, size, PAGE), |c: &CheckpointRow| c.size);
+        let mut private = Pages::new(from, |from| store.private_documents(chain, from, PAGE), |d: &(u64, Vec<u8>)| d.0);
         let damaged =
             |what: &str, index: u64| StoreError::Corrupt(format!("chain {chain}: {what} {index}; verify the ledger"));
         let (mut lines, mut documents) = (Lines::default(), Lines::default());
-        let (mut file_from, mut private_open) = (0, false);
+        let (mut file_from, mut private_open) = (from, false);
         // Nobody listens any more: whoever stopped says why.
         let send = |piece| out.send(piece).map_err(|_| StoreError::Unavailable("the export was given up".into()));
         let flush = |kind, lines: &mut Lines, bytes_min| {
             if lines.bytes.len() > bytes_min { send(Piece::Lines(kind, std::mem::take(lines))) } else { Ok(()) }
         };
-        send(Piece::File(FileKind::Entries, 0))?;
-        let mut at = 0;
+        if from == to {
+            return Ok(range);
+        }
+        send(Piece::File(FileKind::Entries, from))?;
+        let mut at = from;
         while at < to {
             let commit = commits.next()?.filter(|c| c.first_index == at && c.size > 0 && c.size <= to - at);
             let commit = commit.ok_or_else(|| damaged("there is no commit of entry", at))?;
@@ -215,7 +142,7 @@ impl ChainExport<'_> {
                 lines.lines += 1;
                 range.checkpoints += 1;
             }
-            while !self.options.withhold_private
+            while !self.withhold_private
                 && let Some((index, document)) = private.next_if(|d| d.0 < end)?
             {
                 if !private_open {
@@ -236,9 +163,9 @@ impl ChainExport<'_> {
     }
 
     /// Takes pieces, compresses several at once, and writes them in order.
-    fn write_files(&self, pieces: &Receiver<Piece>) -> Result<Vec<ExportFile>, ExportError> {
+    fn write_files(&self, pieces: &Receiver<Piece>, take: &mut Take<'_>) -> Result<(), ExportError> {
         let fail = |e| ExportError::Io(self.dir.to_owned(), e);
-        let (mut open, mut files): (Vec<OpenFile>, Vec<ExportFile>) = (Vec::new(), Vec::new());
+        let mut open: Vec<OpenFile> = Vec::new();
         let mut ended = false;
         while !ended {
             let mut batch = Vec::new();
@@ -252,7 +179,7 @@ impl ChainExport<'_> {
             let packed: Vec<Option<Vec<u8>>> = batch
                 .par_iter()
                 .map(|piece| match piece {
-                    Piece::Lines(_, lines) if self.options.gzip => member(&lines.bytes).map(Some),
+                    Piece::Lines(_, lines) if self.gzip => member(&lines.bytes).map(Some),
                     _ => Ok(None),
                 })
                 .collect::<std::io::Result<_>>()
@@ -260,7 +187,7 @@ impl ChainExport<'_> {
             for (piece, packed) in batch.into_iter().zip(packed) {
                 match piece {
                     Piece::File(kind, from) => {
-                        let file = OpenFile::create(self.dir, kind, self.head.chain, from, self.options.gzip);
+                        let file = OpenFile::create(self.dir, kind, self.range.chain, from, self.gzip);
                         open.push(file.map_err(fail)?);
                     }
                     Piece::Lines(kind, lines) => {
@@ -269,32 +196,36 @@ impl ChainExport<'_> {
                     }
                     Piece::End(to) => {
                         for file in open.drain(..) {
-                            files.push(file.finish(to).map_err(fail)?);
+                            take(file.finish(to).map_err(fail)?)?;
                         }
                     }
                 }
             }
         }
-        files.sort_by_key(|f| (f.kind, f.from));
-        Ok(files)
+        Ok(())
     }
 }
 
 /// A file that is being written.
 struct OpenFile {
     out: BufWriter<File>,
+    path: PathBuf,
     file: ExportFile,
     blake3: blake3::Hasher,
     sha256: Sha256,
+    /// Of the bytes as they are stored, and how many.
+    stored: (Sha256, u64),
 }
 
 impl OpenFile {
     fn create(dir: &Path, kind: FileKind, chain: u32, from: u64, gzip: bool) -> std::io::Result<OpenFile> {
         let name = ExportFile::name_of(kind, chain, from, gzip);
-        let out = BufWriter::new(File::create(dir.join(&name))?);
+        let path = dir.join(&name);
+        let out = BufWriter::new(File::create(&path)?);
         let (lines, bytes, none) = (0, 0, Hash::ZERO);
         let file = ExportFile { name, kind, chain, from, to: from, lines, bytes, blake3: none, sha256: none };
-        Ok(OpenFile { out, file, blake3: blake3::Hasher::new(), sha256: Sha256::new() })
+        let (blake3, sha256, stored) = (blake3::Hasher::new(), Sha256::new(), (Sha256::new(), 0));
+        Ok(OpenFile { out, path, file, blake3, sha256, stored })
     }
 
     fn put(&mut self, lines: &Lines, packed: Option<&[u8]>) -> std::io::Result<()> {
@@ -302,16 +233,26 @@ impl OpenFile {
         self.sha256.update(&lines.bytes);
         self.file.lines += lines.lines;
         self.file.bytes += lines.bytes.len() as u64;
+        // What is not compressed has its digest already.
+        if let Some(packed) = packed {
+            self.stored.0.update(packed);
+            self.stored.1 += packed.len() as u64;
+        }
         self.out.write_all(packed.unwrap_or(&lines.bytes))
     }
 
-    fn finish(mut self, to: u64) -> std::io::Result<ExportFile> {
+    fn finish(mut self, to: u64) -> std::io::Result<Finished> {
         self.out.flush()?;
         self.out.get_ref().sync_all()?;
         self.file.to = to;
         self.file.blake3 = Hash(*self.blake3.finalize().as_bytes());
         self.file.sha256 = Hash(self.sha256.finalize().into());
-        Ok(self.file)
+        let (sha256, bytes) = match self.file.is_gzip() {
+            true => (Hash(self.stored.0.finalize().into()), self.stored.1),
+            false => (self.file.sha256, self.file.bytes),
+        };
+        let stored = StoredFile { name: self.file.name.clone(), bytes, sha256, version: None };
+        Ok(Finished { file: self.file, stored, path: self.path })
     }
 }
 
@@ -349,8 +290,8 @@ struct Pages<T, F: FnMut(u64) -> Result<Vec<T>, StoreError>, K: Fn(&T) -> u64> {
 }
 
 impl<T, F: FnMut(u64) -> Result<Vec<T>, StoreError>, K: Fn(&T) -> u64> Pages<T, F, K> {
-    fn new(read: F, key: K) -> Self {
-        Pages { read, key, page: Vec::new().into_iter(), next: Some(0) }
+    fn new(from: u64, read: F, key: K) -> Self {
+        Pages { read, key, page: Vec::new().into_iter(), next: Some(from) }
     }
 
     fn peek(&mut self) -> Result<Option<&T>, StoreError> {

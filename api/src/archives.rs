@@ -1,0 +1,104 @@
+//! Which archive a command means: a directory or a bucket of S3.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ledger_engine::archive::locked::{LockPolicy, LockedArchive};
+use ledger_engine::archive::place::{Archive, DirectoryArchive};
+use ledger_engine::bucket::Bucket;
+use ledger_engine::export::record::ObjectLock;
+use ledger_engine::time::rfc3339;
+
+use crate::CliError;
+use crate::signers::variable;
+
+/// How objects are locked. Retention of seven years is the runbooks' default.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Object Lock (S3)")]
+pub(crate) struct Locking {
+    /// COMPLIANCE, or GOVERNANCE, which those with a special right can shorten
+    #[arg(long, default_value = "COMPLIANCE", value_parser = ["COMPLIANCE", "GOVERNANCE"])]
+    pub(crate) lock_mode: String,
+    /// Days that objects are kept
+    #[arg(long, default_value_t = 2557, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub(crate) retain_days: u32,
+    /// Days that files with private documents are kept [default: the same]
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub(crate) private_retain_days: Option<u32>,
+    /// Set a legal hold besides
+    #[arg(long)]
+    pub(crate) legal_hold: bool,
+}
+
+pub(crate) fn is_url(text: &str) -> bool {
+    text.starts_with("s3://")
+}
+
+/// The archive that was named, or the one of the environment.
+pub(crate) fn named(given: Option<&str>) -> Result<String, CliError> {
+    if let Some(text) = given {
+        return Ok(text.to_owned());
+    }
+    let bucket = variable("S3_AUDIT_BUCKET").map(|bucket| format!("s3://{bucket}"));
+    bucket.ok_or_else(|| {
+        CliError::Usage("name the archive with --out DIR or --out s3://BUCKET, or set S3_AUDIT_BUCKET".into())
+    })
+}
+
+/// Opens an archive for writing. `location` is what the ledger's record calls it, where a directory has been moved.
+pub(crate) async fn open(
+    place: &str,
+    location: Option<String>,
+    locking: &Locking,
+) -> Result<Arc<dyn Archive>, CliError> {
+    if !is_url(place) {
+        return Ok(Arc::new(DirectoryArchive::open(Path::new(place), location)?));
+    }
+    if location.is_some() {
+        return Err(CliError::Usage("--location is for directories: a bucket is known by its URL".into()));
+    }
+    let policy = LockPolicy {
+        mode: locking.lock_mode.clone(),
+        retain_days: locking.retain_days,
+        private_retain_days: locking.private_retain_days.unwrap_or(locking.retain_days),
+        legal_hold: locking.legal_hold,
+    };
+    let bucket = bucket(place).await?;
+    Ok(Arc::new(LockedArchive::new(bucket, policy, std::env::temp_dir())))
+}
+
+/// Opens the archive that a ledger's record names, for looking at it.
+pub(crate) async fn recorded(location: &str) -> Result<Arc<dyn Archive>, CliError> {
+    if !is_url(location) {
+        return Ok(Arc::new(DirectoryArchive::recorded(location)));
+    }
+    // Nothing is put, so that how it would be locked does not matter.
+    let policy = LockPolicy { mode: String::new(), retain_days: 0, private_retain_days: 0, legal_hold: false };
+    Ok(Arc::new(LockedArchive::new(bucket(location).await?, policy, std::env::temp_dir())))
+}
+
+/// Opens a bucket. It has a runtime of its own, which must not be waited for in this one.
+pub(crate) async fn bucket(url: &str) -> Result<Bucket, CliError> {
+    let url = url.to_owned();
+    let opened = tokio::task::spawn_blocking(move || Bucket::open(&url, &variable)).await;
+    let opened = opened.map_err(|e| CliError::Usage(e.to_string()))?;
+    opened.map_err(|e| CliError::Usage(e.to_string()))
+}
+
+pub(crate) fn lock_text(lock: &ObjectLock) -> String {
+    let weaker = if lock.mode == "GOVERNANCE" { " (weaker: some may shorten it)" } else { "" };
+    let hold = if lock.legal_hold { ", legal hold" } else { "" };
+    let mut text = format!("{}{weaker} until {}{hold}", lock.mode, rfc3339(lock.retain_until_us));
+    if lock.private_retain_until_us != lock.retain_until_us {
+        text.push_str(&format!("; private documents until {}", rfc3339(lock.private_retain_until_us)));
+    }
+    text
+}
+
+pub(crate) fn lock_json(lock: Option<&ObjectLock>) -> serde_json::Value {
+    let Some(lock) = lock else { return serde_json::Value::Null };
+    serde_json::json!({
+        "mode": lock.mode, "retain_until": rfc3339(lock.retain_until_us),
+        "private_retain_until": rfc3339(lock.private_retain_until_us), "legal_hold": lock.legal_hold,
+    })
+}

@@ -1,0 +1,177 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ledger_engine::archive::ExportError;
+use ledger_engine::archive::check::{self, ArchiveFault};
+use ledger_engine::archive::job::{ArchiveRecord, directory_of};
+use ledger_engine::archive::place::Archive;
+use ledger_engine::export::record::{Completed, Retention};
+use ledger_engine::time::rfc3339;
+
+use crate::directory::{self, Place};
+use crate::{CliError, archives, output};
+
+/// List what was exported, and how its archives keep it now
+///
+/// With --check every object is looked at and read: whatever is not as it was exported is named, by GAP, MISSING, HIDDEN (by a delete marker),
+/// SHADOWED (by another version), UNLOCKED, SHORTENED or ALTERED, and the exit status is 1.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Look at every object and read it
+    #[arg(long)]
+    check: bool,
+    /// Only of this archive, as the record names it
+    #[arg(long, value_name = "DIR|URL")]
+    of: Option<String>,
+}
+
+/// One batch, and what was found of it.
+struct Looked {
+    done: Completed,
+    /// How its manifest is locked now, or why that is not known.
+    lock: Result<Option<Retention>, String>,
+    faults: Vec<ArchiveFault>,
+    /// Why it could not be looked at.
+    trouble: Option<String>,
+}
+
+fn look(archive: &dyn Archive, done: Completed, whole: bool) -> Looked {
+    let lock = check::lock_now(archive, &done).map_err(|e| reason(&e));
+    let (mut faults, mut trouble) = (Vec::new(), None);
+    if whole {
+        match check::batch(archive, &done) {
+            Ok(found) => faults = found,
+            Err(e) => trouble = Some(reason(&e)),
+        }
+    }
+    Looked { done, lock, faults, trouble }
+}
+
+/// Without what only matters to an export.
+fn reason(e: &ExportError) -> String {
+    match e {
+        ExportError::Archive(location, why) | ExportError::Unfit(location, why) => format!("{location}: {why}"),
+        ExportError::Io(path, e) => format!("{}: {e}; check the path", path.display()),
+        e => e.to_string(),
+    }
+}
+
+pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
+    let (ledger, _) = directory::reader(place).await?;
+    let events = ledger.exports().await?;
+    let mut archives: BTreeMap<String, ArchiveRecord> = BTreeMap::new();
+    for event in &events {
+        let location = &event.plan().location;
+        if args.of.as_ref().is_none_or(|of| of == location) && !archives.contains_key(location) {
+            archives.insert(location.clone(), ArchiveRecord::of(location, &events));
+        }
+    }
+    if archives.is_empty() {
+        if !json {
+            output::line("nothing was exported; `ledger export --out …` does it")?;
+        }
+        return Ok(0);
+    }
+    let mut exit = 0;
+    for (location, record) in archives {
+        let archive: Arc<dyn Archive> = archives::recorded(&location).await?;
+        if !json {
+            output::line(&output::safe(&location))?;
+        }
+        let gaps = if args.check { check::gaps(&record.completed) } else { Vec::new() };
+        for fault in &gaps {
+            exit = 1;
+            say_fault(json, fault)?;
+        }
+        for done in record.completed {
+            let (looking, whole) = (Arc::clone(&archive), args.check);
+            let looked = tokio::task::spawn_blocking(move || look(&*looking, done, whole)).await;
+            let looked = looked.map_err(|e| CliError::Usage(e.to_string()))?;
+            if !looked.faults.is_empty() {
+                exit = 1;
+            } else if exit == 0 && (looked.trouble.is_some() || args.check && looked.lock.is_err()) {
+                exit = 2;
+            }
+            say(json, args.check, &looked)?;
+        }
+        if let Some(open) = record.open {
+            let text = format!(
+                "  {:>4}  begun {} and not completed; run the export again",
+                open.sequence,
+                rfc3339(open.exported_at_us)
+            );
+            if json {
+                let object = serde_json::json!({ "location": location, "sequence": open.sequence, "batch": open.batch, "completed": false });
+                output::line(&object.to_string())?;
+            } else {
+                output::line(&text)?;
+            }
+        }
+    }
+    Ok(exit)
+}
+
+fn lock_now(looked: &Looked) -> String {
+    match &looked.lock {
+        Err(why) => format!("not known: {why}"),
+        Ok(None) if looked.done.lock.is_none() => "no locks there".to_owned(),
+        Ok(None) => "NOT LOCKED".to_owned(),
+        Ok(Some(lock)) => {
+            let weaker = if lock.mode == "GOVERNANCE" { " (weaker: some may shorten it)" } else { "" };
+            let hold = if lock.legal_hold { ", legal hold" } else { "" };
+            format!("{}{weaker} until {}{hold}", lock.mode, &rfc3339(lock.until_s.saturating_mul(1_000_000))[..10])
+        }
+    }
+}
+
+fn say(json: bool, checked: bool, looked: &Looked) -> Result<(), CliError> {
+    let (done, plan) = (&looked.done, &looked.done.plan);
+    let entries: u64 = plan.ranges.iter().map(|r| r.to - r.from).sum();
+    if json {
+        let lock = looked.lock.as_ref().ok().and_then(Option::as_ref).map(|lock| {
+            serde_json::json!({
+                "mode": lock.mode, "retain_until": rfc3339(lock.until_s.saturating_mul(1_000_000)),
+                "legal_hold": lock.legal_hold,
+            })
+        });
+        let faults: Vec<_> = looked.faults.iter().map(fault_json).collect();
+        let object = serde_json::json!({
+            "location": plan.location, "sequence": plan.sequence, "batch": plan.batch, "completed": true,
+            "exported_at": rfc3339(plan.exported_at_us), "env": plan.env, "entries": entries, "bytes": done.bytes,
+            "manifest_sha256": done.manifest_sha256.to_hex(), "manifest_version": done.manifest_version,
+            "lock_recorded": archives::lock_json(done.lock.as_ref()), "lock_now": lock,
+            "lock_error": looked.lock.as_ref().err(), "checked": checked && looked.trouble.is_none(),
+            "error": looked.trouble, "faults": faults,
+        });
+        return output::line(&object.to_string());
+    }
+    let state = match (&looked.trouble, looked.faults.len(), checked) {
+        (Some(why), ..) => format!("; could not be checked: {why}"),
+        (None, 0, true) => "; all objects are as they were exported".to_owned(),
+        (None, 0, false) => String::new(),
+        (None, n, _) => format!("; {n} faults"),
+    };
+    output::line(&output::safe(&format!(
+        "  {:>4}  {}  {}  {entries} entries, {} bytes  {}{state}",
+        plan.sequence,
+        &rfc3339(plan.exported_at_us)[..19],
+        plan.env,
+        done.bytes,
+        lock_now(looked)
+    )))?;
+    if checked {
+        output::line(&format!("        {}", output::safe(&directory_of(plan))))?;
+    }
+    looked.faults.iter().try_for_each(|fault| say_fault(false, fault))
+}
+
+fn fault_json(fault: &ArchiveFault) -> serde_json::Value {
+    serde_json::json!({ "fault": fault.fault.as_str(), "place": fault.place, "what": fault.what })
+}
+
+fn say_fault(json: bool, fault: &ArchiveFault) -> Result<(), CliError> {
+    if json {
+        return output::line(&fault_json(fault).to_string());
+    }
+    output::line(&output::safe(&format!("        {} {}: {}", fault.fault.as_str(), fault.place, fault.what)))
+}

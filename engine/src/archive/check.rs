@@ -1,0 +1,162 @@
+//! Whether the archives still have what the ledger's record says, as it was put: nothing missing between exports, no object gone,
+//! hidden, shadowed, unlocked, shortened or altered. What the lines say is for `audit-verify`.
+
+use std::io::sink;
+
+use super::ExportError;
+use super::job::directory_of;
+use super::place::Archive;
+use crate::export::record::{Completed, Retention};
+use crate::export::{FileKind, MANIFEST_NAME, Manifest};
+
+/// Largest manifest that is read, in bytes.
+const MANIFEST_BYTES_MAX: u64 = 64 << 20;
+
+/// What can be wrong with an archive. The texts are stable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Fault {
+    /// Entries between two exports are in neither, or in both.
+    Gap,
+    /// An object is not there.
+    Missing,
+    /// A delete marker hides an object; its version is still there.
+    Hidden,
+    /// Another version was put over an object; the one that was exported is still there.
+    Shadowed,
+    /// An object has no lock.
+    Unlocked,
+    /// An object's lock is less than it was.
+    Shortened,
+    /// An object has other bytes.
+    Altered,
+}
+
+impl Fault {
+    /// The stable text.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Fault::Gap => "GAP",
+            Fault::Missing => "MISSING",
+            Fault::Hidden => "HIDDEN",
+            Fault::Shadowed => "SHADOWED",
+            Fault::Unlocked => "UNLOCKED",
+            Fault::Shortened => "SHORTENED",
+            Fault::Altered => "ALTERED",
+        }
+    }
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArchiveFault {
+    /// What kind.
+    pub fault: Fault,
+    /// The object, or the batch.
+    pub place: String,
+    /// What was expected, and what is there.
+    pub what: String,
+}
+
+/// Whether exports to one archive follow on one another. `completed` is what the ledger's record has of it, in order.
+pub fn gaps(completed: &[Completed]) -> Vec<ArchiveFault> {
+    let mut faults = Vec::new();
+    let mut before: Option<&Completed> = None;
+    for done in completed {
+        let plan = &done.plan;
+        let mut gap = |what: String| {
+            faults.push(ArchiveFault { fault: Fault::Gap, place: directory_of(plan), what });
+        };
+        let due = before.map_or(1, |b| b.plan.sequence + 1);
+        if plan.sequence != due {
+            gap(format!("it is number {}, and {due} is due", plan.sequence));
+        }
+        for (chain, range) in plan.ranges.iter().enumerate() {
+            let from = before.and_then(|b| b.plan.ranges.get(chain)).map_or(0, |r| r.to);
+            if range.from != from {
+                gap(format!("chain {chain} begins at entry {}, and the export before ends at {from}", range.from));
+            }
+        }
+        before = Some(done);
+    }
+    faults
+}
+
+/// How the manifest of a batch is locked now.
+pub fn lock_now(archive: &dyn Archive, done: &Completed) -> Result<Option<Retention>, ExportError> {
+    let key = format!("{}/{MANIFEST_NAME}", directory_of(&done.plan));
+    Ok(archive.state(&key, done.manifest_version.as_deref())?.retention)
+}
+
+/// Looks at every object of a batch, and reads it.
+pub fn batch(archive: &dyn Archive, done: &Completed) -> Result<Vec<ArchiveFault>, ExportError> {
+    let mut faults = Vec::new();
+    let dir = directory_of(&done.plan);
+    let key = format!("{dir}/{MANIFEST_NAME}");
+    let version = done.manifest_version.as_deref();
+    if !state(archive, &key, version, done, false, &mut faults)? {
+        return Ok(faults);
+    }
+    let mut bytes = Vec::new();
+    let (found, _) = archive.read(&key, version, MANIFEST_BYTES_MAX, &mut bytes)?;
+    if found != done.manifest_sha256 {
+        let what = format!("SHA-256 is {found}; {} was recorded", done.manifest_sha256);
+        faults.push(ArchiveFault { fault: Fault::Altered, place: key, what });
+        return Ok(faults);
+    }
+    let manifest = Manifest::decode(&bytes);
+    let Some((manifest, batch)) = manifest.ok().and_then(|m| m.batch.clone().map(|b| (m, b))) else {
+        let what = "it is no manifest of a batch, though it is what was recorded".to_owned();
+        faults.push(ArchiveFault { fault: Fault::Altered, place: key, what });
+        return Ok(faults);
+    };
+    for (file, stored) in manifest.files.iter().zip(&batch.stored) {
+        let key = format!("{dir}/{}", file.name);
+        let version = stored.version.as_deref();
+        if !state(archive, &key, version, done, file.kind == FileKind::Private, &mut faults)? {
+            continue;
+        }
+        let found = archive.read(&key, version, stored.bytes, &mut sink())?;
+        if found != (stored.sha256, stored.bytes) {
+            let what = format!(
+                "{} bytes with SHA-256 {}; the manifest has {} with {}",
+                found.1, found.0, stored.bytes, stored.sha256
+            );
+            faults.push(ArchiveFault { fault: Fault::Altered, place: key, what });
+        }
+    }
+    Ok(faults)
+}
+
+/// Whether the object is there to be read.
+fn state(
+    archive: &dyn Archive,
+    key: &str,
+    version: Option<&str>,
+    done: &Completed,
+    private: bool,
+    faults: &mut Vec<ArchiveFault>,
+) -> Result<bool, ExportError> {
+    let state = archive.state(key, version)?;
+    let mut report = |fault, what: String| faults.push(ArchiveFault { fault, place: key.to_owned(), what });
+    let shown = version.map_or_else(String::new, |id| format!(" (version {id})"));
+    if !state.there {
+        report(Fault::Missing, format!("what was exported{shown} is not there"));
+        return Ok(false);
+    }
+    if state.hidden {
+        report(Fault::Hidden, format!("a delete marker hides it; what was exported{shown} is still there"));
+    }
+    if state.shadowed {
+        report(Fault::Shadowed, format!("another version was put over what was exported{shown}, which is still there"));
+    }
+    if let Some(lock) = &done.lock {
+        let wanted = lock.of(private);
+        match (Retention::shortfall(state.retention.as_ref(), &wanted), &state.retention) {
+            (Some(why), None) => report(Fault::Unlocked, why),
+            (Some(why), Some(_)) => report(Fault::Shortened, why),
+            (None, _) => {}
+        }
+    }
+    Ok(true)
+}

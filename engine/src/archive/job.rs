@@ -1,0 +1,430 @@
+//! The export job: the next batch of an archive.
+//!
+//! 1. One job at a time for a ledger: a lock that goes with the process ([`Store::exclusive`]).
+//! 2. Checkpoints of all chains; the batch ends at them. The plan is appended as `audit_export.started`.
+//! 3. Files of lines, each kept as soon as it is complete; then all are read back, with their locks.
+//! 4. The manifest, signed; read back. Only then `audit_export.completed` is appended.
+//!
+//! A job that is killed leaves a plan: the next run makes the same files at the same places and goes on. Nothing is called done
+//! before the entry that says so is durable.
+
+use std::sync::Arc;
+
+use super::ExportError;
+use super::lines::{ChainExport, Finished};
+use super::place::{Archive, BatchTerms, Kept, Metadata, NewObject, Spool};
+use crate::body::Body;
+use crate::domain::Occurrence;
+use crate::domain::command::ExpectedRevision;
+use crate::export::batch::{Batch, Continuation, ManifestSignature, PreviousBatch, RegistryState, StoredFile};
+use crate::export::record::{Completed, ExportEvent, Plan, PlannedRange};
+use crate::export::{ChainRange, ExportFile, FileKind, MANIFEST_NAME, Manifest};
+use crate::hash::{Hash, sha256};
+use crate::ledger::{AppendError, Ledger};
+use crate::merkle;
+use crate::note::{Checkpoint, Note};
+use crate::reader::{Reader, StoredNodes, blocking};
+use crate::registry::Purpose;
+use crate::signer::SignerError;
+use crate::store::{Store, StoreError};
+use crate::stream::Stream;
+use crate::time::rfc3339;
+use crate::writer::{SystemEvent, Work};
+
+/// What everything in an archive is called after, and the value of `service`.
+pub const SERVICE: &str = "marketplace";
+
+/// How to make a batch.
+#[derive(Clone, Debug)]
+pub struct BatchOptions {
+    /// Which environment the ledger serves, such as `prod`.
+    pub env: String,
+    /// Put private documents in, in files of their own.
+    pub private: bool,
+    /// Version of the policy that says so.
+    pub pii_policy: String,
+    /// What the manifest names as the program.
+    pub tool: String,
+    /// Give up a batch that was begun and not completed, and plan it anew.
+    pub restart: bool,
+}
+
+/// How far a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Files with lines of this many entries are kept, of so many in the batch.
+    Kept(u64, u64),
+    /// This many files were read back, of so many.
+    ReadBack(u64, u64),
+}
+
+/// A batch that is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// What the ledger says of it.
+    pub completed: Completed,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// Whether it was begun by an earlier run.
+    pub resumed: bool,
+}
+
+/// Which directory of an archive a batch has.
+pub fn directory_of(plan: &Plan) -> String {
+    format!("{SERVICE}/{}/{}", &rfc3339(plan.exported_at_us)[..10], plan.batch)
+}
+
+/// The batches of one archive, as the ledger's record has them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ArchiveRecord {
+    /// What is there, in order.
+    pub completed: Vec<Completed>,
+    /// What was begun since the last of them, and not completed.
+    pub open: Option<Plan>,
+}
+
+impl ArchiveRecord {
+    /// Of the events of the stream `exports`, those of one archive.
+    pub fn of(location: &str, events: &[ExportEvent]) -> ArchiveRecord {
+        let mut record = ArchiveRecord::default();
+        for event in events.iter().filter(|e| e.plan().location == location) {
+            match event {
+                ExportEvent::Started(plan) => record.open = Some(plan.clone()),
+                ExportEvent::Completed(completed) => {
+                    record.open = None;
+                    record.completed.push(completed.clone());
+                }
+            }
+        }
+        record
+    }
+}
+
+impl Reader {
+    /// What was exported, and begun, in order.
+    pub async fn exports(&self) -> Result<Vec<ExportEvent>, StoreError> {
+        let mut events = Vec::new();
+        for entry in self.read_stream(Stream::Exports).await? {
+            let corrupt = |e: String| {
+                StoreError::Corrupt(format!(
+                    "entry {} of the stream exports: {e}; verify the ledger",
+                    entry.header.index
+                ))
+            };
+            let body = entry.parse_body().map_err(|e| corrupt(e.to_string()))?;
+            let occurrence = Occurrence {
+                stream: Stream::Exports,
+                revision: entry.header.revision,
+                event_type: &entry.header.event_type,
+                payload: &body.payload,
+                index: entry.header.index,
+                recorded_at_us: entry.header.recorded_at_us,
+                has_private: false,
+            };
+            events.push(ExportEvent::read(&occurrence, self.genesis().chains).map_err(|e| corrupt(e.0))?);
+        }
+        Ok(events)
+    }
+
+    /// What the next batch of an archive would hold, from the heads as they are now. Nothing is written.
+    pub async fn export_plan(&self, location: &str, options: &BatchOptions, now_us: i64) -> Result<Plan, StoreError> {
+        let record = ArchiveRecord::of(location, &self.exports().await?);
+        if let Some(open) = record.open.clone().filter(|_| !options.restart) {
+            return Ok(open);
+        }
+        let store = Arc::clone(self.store());
+        let heads = blocking(move || store.heads()).await?;
+        let ends: Vec<u64> = heads.iter().map(|head| head.size()).collect();
+        Ok(plan(&record, location, self.id(), options, &ends, now_us))
+    }
+}
+
+fn plan(
+    record: &ArchiveRecord,
+    location: &str,
+    ledger_id: Hash,
+    options: &BatchOptions,
+    ends: &[u64],
+    now_us: i64,
+) -> Plan {
+    let last = record.completed.last().map(|done| &done.plan);
+    let sequence = last.map_or(1, |plan| plan.sequence + 1);
+    let from = |chain: usize| last.and_then(|plan| plan.ranges.get(chain)).map_or(0, |range| range.to);
+    let time: String = rfc3339(now_us)[11..19].chars().filter(|c| *c != ':').collect();
+    Plan {
+        batch: format!("{}-{sequence:08}-{time}", &ledger_id.to_hex()[..16]),
+        env: options.env.clone(),
+        exported_at_us: now_us,
+        location: location.to_owned(),
+        private: options.private,
+        ranges: ends.iter().enumerate().map(|(chain, to)| PlannedRange { from: from(chain), to: *to }).collect(),
+        sequence,
+    }
+}
+
+impl Ledger {
+    /// Makes the next batch of an archive, or finishes the one that was begun. `told` hears how far it is.
+    pub async fn export_batch(
+        &self,
+        archive: Arc<dyn Archive>,
+        options: BatchOptions,
+        told: Box<dyn Fn(Progress) + Send + Sync>,
+    ) -> Result<Done, ExportError> {
+        let (store, id) = (Arc::clone(self.store()), self.id());
+        let locking = Arc::clone(&store);
+        let Some(_one_at_a_time) = blocking(move || locking.exclusive()).await? else { return Err(ExportError::Busy) };
+        self.refresh_registry().await?;
+        // Before anything is written: without a key, or with an archive that cannot keep it, there is no export.
+        let shared = Arc::clone(&self.shared);
+        let chosen = blocking(move || Ok(shared.signer(Purpose::Export))).await?.map_err(no_key)?;
+        let now_us = self.shared.environment.now_us();
+        let fit = Arc::clone(&archive);
+        in_thread(move || fit.terms(now_us)).await?;
+
+        let mut record = ArchiveRecord::of(archive.location(), &self.exports().await?);
+        let open = record.open.take().filter(|_| !options.restart);
+        let resumed = open.is_some();
+        let plan = match open {
+            Some(plan) => plan,
+            None => {
+                let ends = self.checkpoint().await?.iter().map(signed_size).collect::<Result<Vec<_>, _>>()?;
+                let plan = plan(&record, archive.location(), id, &options, &ends, now_us);
+                self.append_export(&ExportEvent::Started(plan.clone())).await?;
+                plan
+            }
+        };
+        let registry = self.registry_before(&plan, &chosen.key.kid).await?;
+        let previous = record.completed.last().map(|done| PreviousBatch {
+            name: done.plan.batch.clone(),
+            manifest_sha256: done.manifest_sha256,
+            version: done.manifest_version.clone(),
+        });
+        let unfinished = Unfinished {
+            store,
+            archive,
+            ledger_id: id,
+            origin: self.genesis().origin.clone(),
+            plan,
+            previous,
+            registry,
+            options,
+            told,
+        };
+        let (unfinished, mut made) = in_thread(move || unfinished.make_files().map(|made| (unfinished, made))).await?;
+        let signature = chosen.sign(&made.manifest.statement()).await?;
+        made.manifest.signature = Some(ManifestSignature { kid: chosen.key.kid.clone(), signature });
+        let (completed, manifest) = in_thread(move || unfinished.keep_manifest(made)).await?;
+        self.append_export(&ExportEvent::Completed(completed.clone())).await?;
+        Ok(Done { completed, manifest, resumed })
+    }
+
+    /// The registry as the batch's own entries have it: whoever reads the archive up to there can judge the signature.
+    async fn registry_before(&self, plan: &Plan, kid: &str) -> Result<RegistryState, ExportError> {
+        let end = plan.ranges.first().map_or(0, |range| range.to);
+        let entries = self.read_stream(Stream::Ledger).await?;
+        let size = entries.iter().filter(|e| e.header.index < end).count() as u64;
+        let state = RegistryState::at(&self.registry(), size);
+        let state = state.ok_or_else(|| StoreError::Corrupt("the key registry is shorter than its stream".into()))?;
+        let known = state.keys.iter().any(|(key, retired)| key.kid == kid && retired.is_none());
+        if known {
+            return Ok(state);
+        }
+        let why = format!(
+            "{kid} was enrolled after this export was begun, and the key of before is retired; give it up and begin anew with --restart"
+        );
+        Err(ExportError::Unfit(plan.location.clone(), why))
+    }
+
+    async fn append_export(&self, event: &ExportEvent) -> Result<(), ExportError> {
+        let body = Body { actor_id: "system".into(), payload: event.to_payload(), private_sha256: None, meta: None };
+        let revision = self.read_stream(Stream::Exports).await?.len() as u64;
+        let event = SystemEvent {
+            stream: Stream::Exports,
+            event_type: event.event_type(),
+            body,
+            expected: ExpectedRevision::Exact(revision),
+        };
+        let answer = self.enqueue(0, Work::System(Box::new(event))).await?;
+        answer.await.unwrap_or(Err(AppendError::Closed))?;
+        Ok(())
+    }
+}
+
+fn no_key(e: SignerError) -> SignerError {
+    let advice = "a manifest is signed by a key of purpose export: `ledger keys generate` makes one, `ledger keys enrol` admits it";
+    SignerError { reason: format!("{}; {advice}", e.reason), ..e }
+}
+
+fn signed_size(note: &Note) -> Result<u64, StoreError> {
+    Checkpoint::parse(&note.text).map(|c| c.size).map_err(|e| StoreError::Corrupt(e.to_string()))
+}
+
+async fn in_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ExportError> + Send + 'static,
+) -> Result<T, ExportError> {
+    let died = |e: tokio::task::JoinError| StoreError::Unavailable(format!("the export's thread died: {e}"));
+    tokio::task::spawn_blocking(work).await.map_err(died)?
+}
+
+/// A batch whose files are kept and whose manifest is not.
+struct Made {
+    manifest: Manifest,
+    terms: BatchTerms,
+    spool: Spool,
+}
+
+/// A planned batch.
+struct Unfinished {
+    store: Arc<dyn Store>,
+    archive: Arc<dyn Archive>,
+    ledger_id: Hash,
+    origin: String,
+    plan: Plan,
+    previous: Option<PreviousBatch>,
+    registry: RegistryState,
+    options: BatchOptions,
+    told: Box<dyn Fn(Progress) + Send + Sync>,
+}
+
+impl Unfinished {
+    fn metadata(&self) -> Metadata {
+        vec![
+            ("service", SERVICE.to_owned()),
+            ("env", self.plan.env.clone()),
+            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("pii_included", self.plan.private.to_string()),
+            ("pii_policy_version", self.options.pii_policy.clone()),
+            ("export_ts", rfc3339(self.plan.exported_at_us)),
+        ]
+    }
+
+    /// Writes, keeps and reads back every file; the manifest says so and is not signed yet.
+    fn make_files(&self) -> Result<Made, ExportError> {
+        let terms = BatchTerms { lock: self.archive.terms(self.plan.exported_at_us)?, metadata: self.metadata() };
+        let spool = self.archive.spool(&self.ledger_id.to_hex()[..16])?;
+        let dir = directory_of(&self.plan);
+        let (mut chains, mut continues) = (Vec::new(), Vec::new());
+        let mut files: Vec<(ExportFile, StoredFile)> = Vec::new();
+        let total = self.plan.ranges.iter().map(|r| r.to - r.from).sum();
+        let mut kept_entries = 0;
+        for (chain, planned) in (0..).zip(&self.plan.ranges) {
+            let (range, continuation) = self.range(chain, *planned)?;
+            let export = ChainExport {
+                store: &*self.store,
+                range,
+                gzip: true,
+                withhold_private: !self.plan.private,
+                dir: spool.path(),
+            };
+            let range = export.write(&mut |finished: Finished| {
+                let Finished { file, mut stored, path } = finished;
+                let key = format!("{dir}/{}", file.name);
+                let object = object(&key, &path, &stored, file.kind);
+                stored.version = self.archive.put(object, &terms)?.version;
+                if file.kind == FileKind::Entries {
+                    kept_entries += file.to - file.from;
+                    (self.told)(Progress::Kept(kept_entries, total));
+                }
+                files.push((file, stored));
+                Ok(())
+            })?;
+            chains.push(range);
+            continues.push(continuation);
+        }
+        files.sort_by_key(|(f, _)| (f.chain, f.kind, f.from));
+        for (n, (file, stored)) in (1..).zip(&files) {
+            let key = format!("{dir}/{}", file.name);
+            let kept = Kept { version: stored.version.clone() };
+            self.archive.check(object(&key, spool.path(), stored, file.kind), &kept, &terms)?;
+            (self.told)(Progress::ReadBack(n, files.len() as u64));
+        }
+        let (files, stored): (Vec<_>, Vec<_>) = files.into_iter().unzip();
+        let batch = Batch {
+            name: self.plan.batch.clone(),
+            sequence: self.plan.sequence,
+            service: SERVICE.to_owned(),
+            env: self.plan.env.clone(),
+            location: self.plan.location.clone(),
+            pii_policy: self.options.pii_policy.clone(),
+            previous: self.previous.clone(),
+            continues,
+            stored,
+            lock: terms.lock.clone(),
+            registry: self.registry.clone(),
+        };
+        let manifest = Manifest {
+            ledger_id: self.ledger_id,
+            origin: self.origin.clone(),
+            exported_at_us: self.plan.exported_at_us,
+            tool: self.options.tool.clone(),
+            private_withheld: !self.plan.private,
+            chains,
+            files,
+            batch: Some(batch),
+            signature: None,
+        };
+        Ok(Made { manifest, terms, spool })
+    }
+
+    /// What a chain's range is, and what it continues.
+    fn range(&self, chain: u32, planned: PlannedRange) -> Result<(ChainRange, Continuation), ExportError> {
+        let (store, PlannedRange { from, to }) = (&*self.store, planned);
+        let missing = |what: &str| StoreError::Corrupt(format!("chain {chain}: {what} is missing; verify the ledger"));
+        let hash_before = |size: u64| match size.checked_sub(1) {
+            None => Ok(Hash::ZERO),
+            Some(index) => match store.entry(chain, index)? {
+                Some(entry) => Ok(entry.entry_hash),
+                None => Err(missing(&format!("entry {index}"))),
+            },
+        };
+        let checkpoint = store.checkpoints(chain, to, 1)?.into_iter().find(|row| row.size == to);
+        let checkpoint = checkpoint.and_then(|row| Some((row.root, row.note?)));
+        let (root, note) = checkpoint.ok_or_else(|| missing(&format!("the checkpoint of size {to}")))?;
+        let nodes = StoredNodes { store, chain };
+        let root_before = merkle::root_at(&nodes, from)?;
+        let consistency =
+            if from == 0 || from == to { Vec::new() } else { merkle::consistency_proof(&nodes, from, to)? };
+        let range = ChainRange {
+            chain,
+            from,
+            to,
+            prev_hash: hash_before(from)?,
+            last_hash: hash_before(to)?,
+            root,
+            commits: 0,
+            checkpoints: 0,
+        };
+        Ok((range, Continuation { root_before, consistency, checkpoint: note }))
+    }
+
+    /// Keeps the signed manifest and reads it back.
+    fn keep_manifest(&self, made: Made) -> Result<(Completed, Manifest), ExportError> {
+        let Made { manifest, terms, spool } = made;
+        let bytes = manifest.encode();
+        let path = spool.path().join(MANIFEST_NAME);
+        let write = || {
+            std::fs::write(&path, &bytes)?;
+            std::fs::File::open(&path)?.sync_all()
+        };
+        write().map_err(|e| ExportError::Io(path.clone(), e))?;
+        let key = format!("{}/{MANIFEST_NAME}", directory_of(&self.plan));
+        let digest = sha256(&[&bytes]);
+        let object = NewObject { key: &key, path: &path, bytes: bytes.len() as u64, sha256: digest, private: false };
+        let kept = self.archive.put(object, &terms)?;
+        self.archive.check(object, &kept, &terms)?;
+        let batch = manifest.batch.as_ref();
+        let completed = Completed {
+            plan: self.plan.clone(),
+            manifest_sha256: digest,
+            manifest_version: kept.version,
+            lock: terms.lock,
+            files: manifest.files.len() as u64,
+            bytes: batch.map_or(0, |b| b.stored.iter().map(|s| s.bytes).sum()),
+        };
+        Ok((completed, manifest))
+    }
+}
+
+fn object<'a>(key: &'a str, path: &'a std::path::Path, stored: &StoredFile, kind: FileKind) -> NewObject<'a> {
+    NewObject { key, path, bytes: stored.bytes, sha256: stored.sha256, private: kind == FileKind::Private }
+}

@@ -1,0 +1,277 @@
+//! What makes an export one of a chain of batches: its place, what it continues, how its files are stored, who signed it (FORMAT.md 13).
+
+use super::record::ObjectLock;
+use crate::domain::fields::{Fields, count, text1};
+use crate::hash::{Hash, sha256, to_hex};
+use crate::json::{Object, Value};
+use crate::merkle::verify_consistency;
+use crate::note::{Checkpoint, Note};
+use crate::registry::{Key, KeyRecord, Registry};
+
+/// How a file is stored: its bytes as they are, compressed or not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoredFile {
+    /// Its name, as in the manifest's `files`.
+    pub name: String,
+    /// Bytes as stored.
+    pub bytes: u64,
+    /// SHA-256 of them.
+    pub sha256: Hash,
+    /// Version of the object, where the archive has versions.
+    pub version: Option<String>,
+}
+
+/// Names the batch before this one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PreviousBatch {
+    /// Its name.
+    pub name: String,
+    /// SHA-256 of its manifest's bytes.
+    pub manifest_sha256: Hash,
+    /// Version of the manifest's object.
+    pub version: Option<String>,
+}
+
+/// What a batch continues of one chain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Continuation {
+    /// RFC 6962 root of the chain at its range's `from`; that of the empty tree at 0.
+    pub root_before: Hash,
+    /// RFC 6962 consistency proof from there to `to`; empty where `from` is 0 or `to`.
+    pub consistency: Vec<Hash>,
+    /// The signed checkpoint of size `to`.
+    pub checkpoint: String,
+}
+
+/// The key registry as the batch's signer knew it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RegistryState {
+    /// Entries of the stream `ledger`.
+    pub size: u64,
+    /// Entry hash of the last of them.
+    pub head: Hash,
+    /// Every key enrolled within them, and at which size it was retired, if it was. By place.
+    pub keys: Vec<(Key, Option<u64>)>,
+}
+
+/// A manifest's member `batch`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// What its directory is called.
+    pub name: String,
+    /// Its number in the archive, from 1.
+    pub sequence: u64,
+    /// `marketplace`.
+    pub service: String,
+    /// The environment that it was made for.
+    pub env: String,
+    /// The archive, as its maker named it.
+    pub location: String,
+    /// Version of the policy that private documents were treated by.
+    pub pii_policy: String,
+    /// The batch before it; none at sequence 1.
+    pub previous: Option<PreviousBatch>,
+    /// One for each chain.
+    pub continues: Vec<Continuation>,
+    /// Each of the manifest's files, in its order.
+    pub stored: Vec<StoredFile>,
+    /// How objects are locked, where the archive can.
+    pub lock: Option<ObjectLock>,
+    /// Who may sign.
+    pub registry: RegistryState,
+}
+
+/// A manifest's member `signature`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManifestSignature {
+    /// Names a key of purpose `export`.
+    pub kid: String,
+    /// Ed25519.
+    pub signature: [u8; 64],
+}
+
+/// What the key signs: `"ledger/export/v1\0" ‖ ledger_id ‖ SHA-256(manifest without its signature)`.
+pub fn statement(ledger_id: &Hash, unsigned: &[u8]) -> Vec<u8> {
+    [b"ledger/export/v1\0".as_slice(), &ledger_id.0, &sha256(&[unsigned]).0].concat()
+}
+
+fn list<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
+    value.as_array()?.iter().map(read).collect()
+}
+
+fn hash(value: &Value) -> Option<Hash> {
+    Hash::from_hex(value.as_str()?)
+}
+
+fn object<T>(value: &Value, read: impl FnOnce(&mut Fields<'_>) -> T) -> Option<T> {
+    let mut fields = Fields::new(value.as_object()?);
+    let found = read(&mut fields);
+    fields.finish().ok().map(|()| found)
+}
+
+impl StoredFile {
+    fn to_value(&self) -> Value {
+        let mut object = Object::new()
+            .with("bytes", super::int(self.bytes))
+            .with("name", self.name.as_str())
+            .with("sha256", self.sha256.to_hex());
+        object.set_some("version", self.version.as_deref());
+        Value::Object(object)
+    }
+
+    fn read(value: &Value) -> Option<StoredFile> {
+        object(value, |f| StoredFile {
+            bytes: f.required("bytes", count),
+            name: f.required("name", text1),
+            sha256: f.required("sha256", hash),
+            version: f.optional("version", text1),
+        })
+    }
+}
+
+impl PreviousBatch {
+    fn to_object(&self) -> Object {
+        let mut object =
+            Object::new().with("manifest_sha256", self.manifest_sha256.to_hex()).with("name", self.name.as_str());
+        object.set_some("version", self.version.as_deref());
+        object
+    }
+
+    fn read(value: &Value) -> Option<PreviousBatch> {
+        object(value, |f| PreviousBatch {
+            manifest_sha256: f.required("manifest_sha256", hash),
+            name: f.required("name", text1),
+            version: f.optional("version", text1),
+        })
+    }
+}
+
+impl Continuation {
+    fn to_value(&self) -> Value {
+        let path: Vec<Value> = self.consistency.iter().map(|h| Value::from(h.to_hex())).collect();
+        let object = Object::new()
+            .with("checkpoint", self.checkpoint.as_str())
+            .with("consistency", path)
+            .with("root_before", self.root_before.to_hex());
+        Value::Object(object)
+    }
+
+    fn read(value: &Value) -> Option<Continuation> {
+        object(value, |f| Continuation {
+            checkpoint: f.required("checkpoint", text1),
+            consistency: f.required("consistency", |v| list(v, hash)),
+            root_before: f.required("root_before", hash),
+        })
+    }
+
+    /// Whether the chain of `to` entries and this root continues the one of `from` entries, and the checkpoint is of it. The checkpoint's
+    /// signature is for whoever has the registry.
+    pub fn holds(&self, from: u64, to: u64, root: &Hash) -> Result<(), &'static str> {
+        if from == 0 || from == to {
+            let same = self.consistency.is_empty() && if from == 0 { true } else { self.root_before == *root };
+            if !same {
+                return Err("nothing was added, or all of it, and there is a proof or another root");
+            }
+        } else if !verify_consistency(from, to, &self.consistency, &self.root_before, root) {
+            return Err("the consistency proof does not lead from the root before to the root");
+        }
+        let note = Note::parse(self.checkpoint.as_bytes()).map_err(|_| "the checkpoint is no signed note")?;
+        let checkpoint = Checkpoint::parse(&note.text).map_err(|_| "the checkpoint is no signed note")?;
+        if (checkpoint.size, checkpoint.root) == (to, *root) {
+            Ok(())
+        } else {
+            Err("the checkpoint is of another size or root")
+        }
+    }
+}
+
+impl RegistryState {
+    /// A registry as it was when it had `size` entries; `None` if it never had so many.
+    pub fn at(registry: &Registry, size: u64) -> Option<RegistryState> {
+        let head = registry.head(size)?;
+        let key = |r: &KeyRecord| {
+            let retired = r.retired.as_ref().map(|r| r.registry_size).filter(|retired| *retired <= size);
+            (r.key.clone(), retired)
+        };
+        let keys = registry.records().iter().filter(|r| r.enrolled_size <= size).map(key).collect();
+        Some(RegistryState { size, head, keys })
+    }
+
+    fn to_object(&self) -> Object {
+        let key = |(key, retired): &(Key, Option<u64>)| {
+            let mut object = key.to_object();
+            object.set_some("retired_at_registry_size", retired.map(super::int));
+            Value::Object(object)
+        };
+        Object::new()
+            .with("head", self.head.to_hex())
+            .with("keys", self.keys.iter().map(key).collect::<Vec<_>>())
+            .with("size", super::int(self.size))
+    }
+
+    fn read(value: &Value) -> Option<RegistryState> {
+        let key = |value: &Value| {
+            let mut object = value.as_object()?.clone();
+            let retired = match object.remove("retired_at_registry_size") {
+                Some(value) => Some(count(&value)?),
+                None => None,
+            };
+            Some((Key::read(&Value::Object(object))?, retired))
+        };
+        object(value, |f| RegistryState {
+            head: f.required("head", hash),
+            keys: f.required("keys", |v| list(v, key)),
+            size: f.required("size", count),
+        })
+    }
+}
+
+impl Batch {
+    pub(super) fn to_object(&self) -> Object {
+        let mut object = Object::new()
+            .with("continues", self.continues.iter().map(Continuation::to_value).collect::<Vec<_>>())
+            .with("env", self.env.as_str())
+            .with("location", self.location.as_str())
+            .with("name", self.name.as_str())
+            .with("pii_policy", self.pii_policy.as_str())
+            .with("registry", self.registry.to_object())
+            .with("sequence", super::int(self.sequence))
+            .with("service", self.service.as_str())
+            .with("stored", self.stored.iter().map(StoredFile::to_value).collect::<Vec<_>>());
+        object.set_some("lock", self.lock.as_ref().map(ObjectLock::to_object));
+        object.set_some("previous", self.previous.as_ref().map(PreviousBatch::to_object));
+        object
+    }
+
+    pub(super) fn read(value: &Value) -> Option<Batch> {
+        let batch = object(value, |f| Batch {
+            continues: f.required("continues", |v| list(v, Continuation::read)),
+            env: f.required("env", text1),
+            location: f.required("location", text1),
+            name: f.required("name", text1),
+            pii_policy: f.required("pii_policy", text1),
+            registry: f.required("registry", RegistryState::read),
+            sequence: f.required("sequence", |v| count(v).filter(|n| *n > 0)),
+            service: f.required("service", text1),
+            stored: f.required("stored", |v| list(v, StoredFile::read)),
+            lock: f.optional("lock", ObjectLock::read),
+            previous: f.optional("previous", PreviousBatch::read),
+        })?;
+        // The first continues nothing, and every other one something.
+        (batch.previous.is_none() == (batch.sequence == 1)).then_some(batch)
+    }
+}
+
+impl ManifestSignature {
+    pub(super) fn to_object(&self) -> Object {
+        Object::new().with("alg", "ed25519").with("kid", self.kid.as_str()).with("signature", to_hex(&self.signature))
+    }
+
+    pub(super) fn read(value: &Value) -> Option<ManifestSignature> {
+        let object = value.as_object().filter(|o| o.len() == 3)?;
+        object.value("alg")?.as_str().filter(|alg| *alg == "ed25519")?;
+        let kid = text1(object.value("kid")?)?;
+        let signature = crate::hash::hex_array(object.value("signature")?.as_str()?.as_bytes())?;
+        Some(ManifestSignature { kid, signature })
+    }
+}

@@ -1,0 +1,599 @@
+//! Archives in directories: batch after batch is what the ledger is, a job that is cut off goes on, and whatever is done to the files
+//! or by a forger with this or that key is found.
+//!
+//! `fixtures/valid/archives` and `fixtures/broken/archives` hold an archive for each case below with its verdict beside it
+//! (`NAME.expect.json`). `LEDGER_BLESS=1 cargo test -p ledger-engine --test archive` writes them anew after a change of format.
+#![allow(missing_docs)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use audit_verify::{Demands, Verdict, explain, verify_path};
+use ledger_engine::archive::ExportError;
+use ledger_engine::archive::job::{ArchiveRecord, BatchOptions, Done, directory_of};
+use ledger_engine::archive::place::{Archive, BatchTerms, DirectoryArchive, Kept, NewObject, ObjectState, Spool};
+use ledger_engine::export::batch::ManifestSignature;
+use ledger_engine::export::record::ObjectLock;
+use ledger_engine::export::{MANIFEST_NAME, Manifest};
+use ledger_engine::hash::Hash;
+use ledger_engine::ledger::Ledger;
+use ledger_engine::registry::{Key, Purpose};
+use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
+use serde_json::{Value, json};
+use support::{create_order, enrol, life, list_sku, send, signer};
+
+const EXPORT: u8 = 30;
+const LOCATION: &str = "archive of the test";
+
+fn options() -> BatchOptions {
+    BatchOptions {
+        env: "test".into(),
+        private: true,
+        pii_policy: "1".into(),
+        tool: "ledger test".into(),
+        restart: false,
+    }
+}
+
+/// A ledger that can sign exports.
+async fn exporting(dir: &Path, chains: u32) -> Ledger {
+    let ledger = support::create(dir, chains).await;
+    enrol(&ledger, Purpose::Export, EXPORT).await.unwrap();
+    ledger.signers().add(Arc::new(signer(Purpose::Export, EXPORT)));
+    ledger
+}
+
+fn archive(root: &Path) -> Arc<dyn Archive> {
+    Arc::new(DirectoryArchive::open(root, Some(LOCATION.into())).unwrap())
+}
+
+async fn export(ledger: &Ledger, archive: &Arc<dyn Archive>) -> Result<Done, ExportError> {
+    ledger.export_batch(Arc::clone(archive), options(), Box::new(|_| {})).await
+}
+
+/// Three batches: orders, more of them, and a day on which nothing happened.
+async fn three_batches(dir: &Path, root: &Path, chains: u32) -> Ledger {
+    let ledger = exporting(dir, chains).await;
+    let archive = archive(root);
+    list_sku(&ledger, "s").await;
+    for (key, steps) in [("a", 8), ("b", 3)] {
+        let order = create_order(&ledger, key, "s").await;
+        for line in life(&order).iter().take(steps) {
+            send(&ledger, line).await.unwrap();
+        }
+        export(&ledger, &archive).await.unwrap();
+    }
+    export(&ledger, &archive).await.unwrap();
+    ledger
+}
+
+/// All files below a directory.
+fn contents(root: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    let mut open = vec![root.to_owned()];
+    while let Some(dir) = open.pop() {
+        for item in std::fs::read_dir(&dir).into_iter().flatten() {
+            let path = item.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else {
+                let name = path.strip_prefix(root).unwrap().to_string_lossy().into_owned();
+                all.insert(name, std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    all
+}
+
+fn write(root: &Path, files: &BTreeMap<String, Vec<u8>>) {
+    for (name, bytes) in files {
+        let path = root.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+}
+
+/// An archive in memory.
+struct Batches(BTreeMap<String, Vec<u8>>);
+
+impl Batches {
+    /// The directory of a batch, with a slash.
+    fn dir(&self, sequence: u64) -> String {
+        let part = format!("-{sequence:08}-");
+        let name = self.0.keys().find(|name| name.contains(&part)).unwrap();
+        name[..=name.rfind('/').unwrap()].to_owned()
+    }
+
+    fn manifest(&self, sequence: u64) -> Manifest {
+        Manifest::decode(&self.0[&format!("{}{MANIFEST_NAME}", self.dir(sequence))]).unwrap()
+    }
+
+    fn put(&mut self, sequence: u64, manifest: &Manifest) {
+        let name = format!("{}{MANIFEST_NAME}", self.dir(sequence));
+        self.0.insert(name, manifest.encode());
+    }
+
+    /// Changes a manifest, and leaves its signature.
+    fn edit(&mut self, sequence: u64, change: impl FnOnce(&mut Manifest)) {
+        let mut manifest = self.manifest(sequence);
+        change(&mut manifest);
+        self.put(sequence, &manifest);
+    }
+
+    /// Signs a manifest and those after it, which name it, as somebody with the key can.
+    fn seal(&mut self, from: u64) {
+        for sequence in from..=3 {
+            let before = (sequence > 1).then(|| self.manifest(sequence - 1).digest());
+            self.edit(sequence, |m| {
+                let previous = m.batch.as_mut().and_then(|b| b.previous.as_mut());
+                if let (Some(previous), Some(digest)) = (previous, before) {
+                    previous.manifest_sha256 = digest;
+                }
+                sign(m, Purpose::Export, EXPORT);
+            });
+        }
+    }
+
+    fn remove(&mut self, sequence: u64) {
+        let dir = self.dir(sequence);
+        self.0.retain(|name, _| !name.starts_with(&dir));
+    }
+
+    /// The file of a batch's lines.
+    fn lines(&self, sequence: u64) -> String {
+        let dir = self.dir(sequence);
+        self.0.keys().find(|name| name.starts_with(&format!("{dir}entries"))).unwrap().clone()
+    }
+}
+
+fn sign(manifest: &mut Manifest, purpose: Purpose, seed: u8) {
+    let signer = signer(purpose, seed);
+    let signature = signer.signature(&manifest.statement());
+    manifest.signature = Some(ManifestSignature { kid: signer.key().kid.clone(), signature });
+}
+
+struct Case {
+    name: &'static str,
+    description: &'static str,
+    findings: &'static [&'static str],
+    make: fn(&mut Batches),
+}
+
+const fn case(
+    name: &'static str,
+    description: &'static str,
+    findings: &'static [&'static str],
+    make: fn(&mut Batches),
+) -> Case {
+    Case { name, description, findings, make }
+}
+
+const CASES: &[Case] = &[
+    case("whole", "three batches as the engine makes them, the last one of a day without orders", &[], |_| {}),
+    case("unfinished", "a fourth batch was begun; what has no manifest is no part of the archive yet", &[], |b| {
+        let dir = b.dir(3).replace("-00000003-", "-00000004-");
+        b.0.insert(format!("{dir}entries-0000-000000000000031.jsonl.gz"), b"half".to_vec());
+    }),
+    case("first_missing", "the first batch is gone", &["entry_missing", "export_batch_missing"], |b| b.remove(1)),
+    case(
+        "middle_missing",
+        "the second batch is gone: the ledger's own record of it is, too",
+        &["commit_tiling", "entry_missing", "export_batch_missing"],
+        |b| b.remove(2),
+    ),
+    case("unsigned", "the last manifest's signature was taken away", &["export_manifest_unsigned"], |b| {
+        b.edit(3, |m| m.signature = None);
+    }),
+    case("manifest_changed", "the last manifest says another program", &["export_manifest_signature_invalid"], |b| {
+        b.edit(3, |m| m.tool = "somebody".into());
+    }),
+    case(
+        "middle_changed",
+        "the second manifest says another program",
+        &["export_manifest_mismatch", "export_manifest_signature_invalid"],
+        |b| b.edit(2, |m| m.tool = "somebody".into()),
+    ),
+    case("unknown_key", "the last manifest is signed by a key that nobody enrolled", &["kid_unknown"], |b| {
+        b.edit(3, |m| sign(m, Purpose::Export, 77));
+    }),
+    case("key_of_commits", "the last manifest is signed by the key of commits", &["kid_wrong_purpose"], |b| {
+        b.edit(3, |m| sign(m, Purpose::Commit, 2));
+    }),
+    case(
+        "registry_forged",
+        "the exporter adds a key to the registry in his last manifest",
+        &["registry_position_mismatch"],
+        |b| {
+            b.edit(3, |m| {
+                let key = Key::named(Purpose::Commit, [5; 32]);
+                m.batch.as_mut().unwrap().registry.keys.push((key, None));
+            });
+            b.seal(3);
+        },
+    ),
+    case(
+        "registry_of_the_future",
+        "the exporter names a registry that does not exist yet",
+        &["registry_position_mismatch"],
+        |b| {
+            b.edit(3, |m| m.batch.as_mut().unwrap().registry.size = 1 << 40);
+            b.seal(3);
+        },
+    ),
+    case("sequence_repeated", "a second batch claims number 2", &["export_manifest_mismatch"], |b| {
+        let (dir, other) = (b.dir(2), b.dir(2).replace("-00000002-", "-00000002-9"));
+        let mut manifest = b.manifest(2);
+        let batch = manifest.batch.as_mut().unwrap();
+        batch.name = other.trim_end_matches('/').rsplit('/').next().unwrap().to_owned();
+        for chain in &mut manifest.chains {
+            (chain.from, chain.prev_hash, chain.commits, chain.checkpoints) = (chain.to, chain.last_hash, 0, 0);
+        }
+        for (chain, continues) in manifest.chains.iter().zip(&mut batch.continues) {
+            (continues.root_before, continues.consistency) = (chain.root, Vec::new());
+        }
+        (manifest.files, batch.stored) = (Vec::new(), Vec::new());
+        sign(&mut manifest, Purpose::Export, EXPORT);
+        assert!(b.0.keys().any(|name| name.starts_with(&dir)));
+        b.0.insert(format!("{other}{MANIFEST_NAME}"), manifest.encode());
+    }),
+    case(
+        "checkpoint_of_another_size",
+        "the exporter puts the first batch's checkpoint into the last manifest",
+        &["export_manifest_mismatch"],
+        |b| {
+            let earlier = b.manifest(1).batch.unwrap().continues[0].checkpoint.clone();
+            b.edit(3, |m| m.batch.as_mut().unwrap().continues[0].checkpoint = earlier);
+            b.seal(3);
+        },
+    ),
+    case(
+        "checkpoint_unsigned_by_us",
+        "the checkpoint in the last manifest has another signature",
+        &["checkpoint_signature_invalid"],
+        |b| {
+            b.edit(3, |m| {
+                let note = &mut m.batch.as_mut().unwrap().continues[0].checkpoint;
+                let at = note.len() - 20;
+                let other = if note.as_bytes()[at] == b'A' { "B" } else { "A" };
+                note.replace_range(at..=at, other);
+            });
+            b.seal(3);
+        },
+    ),
+    case(
+        "consistency_wrong",
+        "the exporter's proof does not lead from the second root to the third",
+        &["export_manifest_mismatch"],
+        |b| {
+            b.edit(3, |m| m.batch.as_mut().unwrap().continues[0].consistency[0] = Hash([1; 32]));
+            b.seal(3);
+        },
+    ),
+    case(
+        "seam_shifted",
+        "the exporter lets the last batch begin one entry late",
+        &["export_manifest_mismatch", "export_manifest_mismatch", "export_manifest_mismatch"],
+        |b| {
+            b.edit(3, |m| m.chains[0].from += 1);
+            b.seal(3);
+        },
+    ),
+    case(
+        "last_hash_of_a_seam",
+        "the exporter names another last entry of the second batch, and the third agrees",
+        &["export_manifest_mismatch"],
+        |b| {
+            b.edit(2, |m| m.chains[0].last_hash = Hash([1; 32]));
+            b.edit(3, |m| m.chains[0].prev_hash = Hash([1; 32]));
+            b.seal(2);
+        },
+    ),
+    case(
+        "commit_left_out",
+        "the exporter leaves the last commit of the second batch out",
+        &["commit_tiling", "entry_missing", "export_digest_mismatch"],
+        |b| {
+            let name = b.lines(2);
+            let text = gunzip(&b.0[&name]);
+            let at = text.rfind("{\"commit\"").unwrap();
+            let end = text.rfind("{\"checkpoint\"").unwrap();
+            let cut = format!("{}{}", &text[..at], &text[end..]);
+            b.0.insert(name, gzip(&cut));
+        },
+    ),
+    case(
+        "file_missing",
+        "the lines of the second batch are gone",
+        &["commit_tiling", "entry_missing", "export_file_missing"],
+        |b| {
+            let name = b.lines(2);
+            b.0.remove(&name);
+        },
+    ),
+    case("file_added", "a file that no manifest names", &["export_file_unexpected"], |b| {
+        let name = format!("{}notes.txt", b.dir(2));
+        b.0.insert(name, b"hello".to_vec());
+    }),
+    case("file_beside", "a file that belongs to no batch", &["export_file_unexpected"], |b| {
+        b.0.insert("marketplace/notes.txt".into(), b"hello".to_vec());
+    }),
+    case("directory_renamed", "a batch under another name", &["export_file_unexpected"], |b| {
+        let (from, to) = (b.dir(2), b.dir(2).replace("-00000002-", "-00000009-"));
+        let moved = |name: String| name.strip_prefix(&from).map_or(name.clone(), |rest| format!("{to}{rest}"));
+        b.0 = std::mem::take(&mut b.0).into_iter().map(|(name, bytes)| (moved(name), bytes)).collect();
+    }),
+];
+
+fn gunzip(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut flate2::read::MultiGzDecoder::new(bytes), &mut text).unwrap();
+    text
+}
+
+fn gzip(text: &str) -> Vec<u8> {
+    let mut zip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut zip, text.as_bytes()).unwrap();
+    zip.finish().unwrap()
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("fixtures")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_done_to_an_archive_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("archive");
+    let ledger = three_batches(&dir.path().join("ledger"), &root, 1).await;
+    let id = ledger.id();
+    let original = contents(&root);
+    let bless = std::env::var_os("LEDGER_BLESS").is_some();
+    let (mut wrong, mut names) = (Vec::new(), Vec::new());
+    for case in CASES {
+        let exit = u8::from(!case.findings.is_empty());
+        let folder = fixtures().join(if exit == 0 { "valid" } else { "broken" }).join("archives");
+        let kept = folder.join(case.name);
+        let mut changed = Batches(original.clone());
+        (case.make)(&mut changed);
+        let expect = json!({
+            "description": case.description, "trust": id.to_hex(), "exit": exit, "findings": case.findings,
+        });
+        let expect = serde_json::to_string_pretty(&expect).unwrap() + "\n";
+        let expect_file = folder.join(format!("{}.expect.json", case.name));
+        if bless {
+            let _ = std::fs::remove_dir_all(&kept);
+            write(&kept, &changed.0);
+            std::fs::write(&expect_file, &expect).unwrap();
+        }
+        if contents(&kept) != changed.0 || std::fs::read_to_string(&expect_file).ok() != Some(expect) {
+            wrong.push(format!("{}: the fixture is not what this test makes", case.name));
+        }
+        names.extend([kept, expect_file]);
+    }
+    // Every folder is judged, also one that this test does not know.
+    for folder in ["valid", "broken"] {
+        for found in std::fs::read_dir(fixtures().join(folder).join("archives")).unwrap() {
+            let path = found.unwrap().path();
+            assert!(names.contains(&path), "{} is not made by this test", path.display());
+            if !path.is_dir() {
+                continue;
+            }
+            let expect = std::fs::read(path.with_extension("expect.json")).unwrap();
+            let expect: Value = serde_json::from_slice(&expect).unwrap();
+            let expected: Vec<String> = serde_json::from_value(expect["findings"].clone()).unwrap();
+            let report = verify_path(&path, expect["trust"].as_str().and_then(Hash::from_hex));
+            if (u64::from(report.exit()), report.codes()) != (expect["exit"].as_u64().unwrap(), expected.clone()) {
+                wrong.push(format!("{}: expected {expected:?}\n{}", path.display(), report.to_text()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+/// All lines of an archive's or a copy's files, by file of the kind and chain.
+fn lines(root: &Path) -> BTreeMap<String, String> {
+    let mut all: BTreeMap<String, String> = BTreeMap::new();
+    let files = contents(root);
+    let mut named: Vec<_> = files.iter().map(|(path, bytes)| (path.rsplit('/').next().unwrap(), bytes)).collect();
+    named.sort();
+    for (name, bytes) in named.into_iter().filter(|(name, _)| name.contains(".jsonl")) {
+        let text = if name.ends_with(".gz") { gunzip(bytes) } else { String::from_utf8(bytes.clone()).unwrap() };
+        all.entry(name[..name.rfind('-').unwrap()].to_owned()).or_default().push_str(&text);
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batch_after_batch_is_what_a_copy_is_and_what_the_ledger_says() {
+    for chains in [1, 3] {
+        let dir = tempfile::tempdir().unwrap();
+        let (place, root, copy) = (dir.path().join("ledger"), dir.path().join("archive"), dir.path().join("copy"));
+        let ledger = three_batches(&place, &root, chains).await;
+        // The ledger as it was exported: the record of the last export came afterwards.
+        let record = ArchiveRecord::of(LOCATION, &ledger.exports().await.unwrap());
+        assert_eq!((record.completed.len(), record.open), (3, None));
+        let report = verify_path(&root, Some(ledger.id()));
+        assert_eq!((report.verdict(), report.reason()), (Verdict::Verified, ""), "{}", report.to_text());
+        let sizes: Vec<u64> = report.chains().iter().map(|c| c.entries).collect();
+        let ends: Vec<u64> = record.completed[2].plan.ranges.iter().map(|r| r.to).collect();
+        assert_eq!(sizes, ends);
+        // The long way agrees, and Finance's copy has the same lines, but for those that came since.
+        let source = audit_verify::Export::open(&root, None).unwrap();
+        let explained = explain("x", &source, Demands { trust: Some(ledger.id()), ..Demands::default() });
+        assert_eq!(explained.verdict(), Verdict::Verified, "{}", explained.to_text());
+        assert_eq!(explained.digest(), report.digest());
+        let options = ledger_engine::archive::ExportOptions {
+            gzip: false,
+            withhold_private: false,
+            exported_at_us: 0,
+            tool: String::new(),
+        };
+        ledger.export(options, &copy).await.unwrap();
+        let (of_archive, of_copy) = (lines(&root), lines(&copy));
+        assert_eq!(of_archive.keys().collect::<Vec<_>>(), of_copy.keys().collect::<Vec<_>>());
+        for (name, text) in &of_archive {
+            assert!(of_copy[name].starts_with(text.as_str()), "{name}");
+        }
+        // A batch that was kept is an anchor for the ledger.
+        let manifest = contents(&root).into_keys().rfind(|n| n.ends_with(MANIFEST_NAME)).unwrap();
+        let anchors = audit_verify::Anchor::read(&root.join(manifest)).unwrap();
+        let demands = Demands { trust: Some(ledger.id()), anchors: &anchors, ..Demands::default() };
+        ledger.shutdown().await.unwrap();
+        let report = audit_verify::verify_path_with(&place, demands);
+        assert_eq!((report.exit(), report.reason()), (0, ""), "{}", report.to_text());
+        assert!(report.chains().iter().all(|c| c.anchored.is_some()));
+    }
+}
+
+/// Without private documents an archive still verifies, and says that they are withheld.
+#[tokio::test(flavor = "multi_thread")]
+async fn private_documents_may_be_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("archive");
+    let ledger = exporting(&dir.path().join("ledger"), 1).await;
+    list_sku(&ledger, "s").await;
+    create_order(&ledger, "a", "s").await;
+    let options = BatchOptions { private: false, ..options() };
+    let done = ledger.export_batch(archive(&root), options, Box::new(|_| {})).await.unwrap();
+    assert!(done.manifest.private_withheld && !done.completed.plan.private);
+    assert!(lines(&root).keys().all(|name| name.starts_with("entries")));
+    let report = verify_path(&root, Some(ledger.id()));
+    assert_eq!(report.exit(), 0, "{}", report.to_text());
+    assert_eq!((report.chains()[0].private_present, report.chains()[0].private_redacted), (0, 1));
+}
+
+/// Fails at the n-th call, before or after the call has done its work.
+struct Failing {
+    archive: Arc<dyn Archive>,
+    calls: AtomicUsize,
+    at: usize,
+    after: bool,
+}
+
+impl Failing {
+    fn strike<T>(&self, work: impl FnOnce() -> Result<T, ExportError>) -> Result<T, ExportError> {
+        let struck = self.calls.fetch_add(1, Ordering::Relaxed) == self.at;
+        let fault = || ExportError::Archive("the test".into(), "injected".into());
+        if struck && !self.after {
+            return Err(fault());
+        }
+        let done = work()?;
+        if struck { Err(fault()) } else { Ok(done) }
+    }
+}
+
+impl Archive for Failing {
+    fn location(&self) -> &str {
+        self.archive.location()
+    }
+
+    fn terms(&self, us: i64) -> Result<Option<ObjectLock>, ExportError> {
+        self.strike(|| self.archive.terms(us))
+    }
+
+    fn spool(&self, name: &str) -> Result<Spool, ExportError> {
+        self.strike(|| self.archive.spool(name))
+    }
+
+    fn put(&self, object: NewObject<'_>, terms: &BatchTerms) -> Result<Kept, ExportError> {
+        self.strike(|| self.archive.put(object, terms))
+    }
+
+    fn check(&self, object: NewObject<'_>, kept: &Kept, terms: &BatchTerms) -> Result<(), ExportError> {
+        self.strike(|| self.archive.check(object, kept, terms))
+    }
+
+    fn state(&self, key: &str, version: Option<&str>) -> Result<ObjectState, ExportError> {
+        self.archive.state(key, version)
+    }
+
+    fn read(
+        &self,
+        key: &str,
+        version: Option<&str>,
+        most: u64,
+        out: &mut (dyn std::io::Write + Send),
+    ) -> Result<(Hash, u64), ExportError> {
+        self.archive.read(key, version, most, out)
+    }
+}
+
+/// Cut off at whatever step: nothing is recorded as done, the archive verifies up to the batch before, and the next run makes
+/// what an undisturbed one makes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_cut_off_anywhere_goes_on() {
+    let mut steps = 0;
+    for at in 0.. {
+        let mut struck = false;
+        for after in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let (root, undisturbed) = (dir.path().join("archive"), dir.path().join("other"));
+            let ledger = exporting(&dir.path().join("ledger"), 2).await;
+            let good = archive(&root);
+            list_sku(&ledger, "s").await;
+            create_order(&ledger, "a", "s").await;
+            export(&ledger, &good).await.unwrap();
+            create_order(&ledger, "b", "s").await;
+            let failing = Failing { archive: Arc::clone(&good), calls: AtomicUsize::new(0), at, after };
+            let failing: Arc<dyn Archive> = Arc::new(failing);
+            let Err(error) = export(&ledger, &failing).await else { continue };
+            struck = true;
+            assert!(error.to_string().contains("injected"), "{error}");
+            let before = ArchiveRecord::of(LOCATION, &ledger.exports().await.unwrap());
+            assert_eq!(before.completed.len(), 1, "step {at}");
+            // More is written meanwhile: it belongs to the next batch, if this one was planned already.
+            create_order(&ledger, "c", "s").await;
+            let done = export(&ledger, &good).await.unwrap();
+            assert_eq!((done.resumed, done.completed.plan.sequence), (before.open.is_some(), 2));
+            assert!(before.open.is_none_or(|plan| plan == done.completed.plan));
+            export(&ledger, &good).await.unwrap();
+            let report = verify_path(&root, Some(ledger.id()));
+            assert_eq!(report.exit(), 0, "step {at}: {}", report.to_text());
+            assert!(!contents(&root).keys().any(|name| name.contains(".spool")), "step {at}");
+            // The same range gives the same files, wherever.
+            let whole = DirectoryArchive::open(&undisturbed, Some("elsewhere".into())).unwrap();
+            let whole: Arc<dyn Archive> = Arc::new(whole);
+            export(&ledger, &whole).await.unwrap();
+            let (parts, whole) = (lines(&root), lines(&undisturbed));
+            assert!(parts.iter().all(|(name, text)| whole[name].starts_with(text.as_str())), "step {at}");
+        }
+        if !struck {
+            break;
+        }
+        steps += 1;
+    }
+    // The archive's terms twice, the spool, and each of two chains' files and the manifest kept and read back.
+    assert!(steps >= 9, "{steps}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_job_at_a_time_and_none_without_a_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let (place, root) = (dir.path().join("ledger"), dir.path().join("archive"));
+    let ledger = support::create(&place, 1).await;
+    let error = export(&ledger, &archive(&root)).await.unwrap_err().to_string();
+    assert!(error.contains("ledger keys enrol"), "{error}");
+    assert!(ledger.exports().await.unwrap().is_empty() && contents(&root).is_empty());
+    enrol(&ledger, Purpose::Export, EXPORT).await.unwrap();
+    ledger.signers().add(Arc::new(signer(Purpose::Export, EXPORT)));
+    // Another process, which holds the place of the job.
+    let other = SqliteStore::open(&place, SqliteOptions::default()).unwrap();
+    let held = ledger_engine::store::Store::exclusive(&other).unwrap().unwrap();
+    assert!(matches!(export(&ledger, &archive(&root)).await, Err(ExportError::Busy)));
+    drop(held);
+    let done = export(&ledger, &archive(&root)).await.unwrap();
+    assert!(root.join(directory_of(&done.completed.plan)).join(MANIFEST_NAME).exists());
+    // Given up: another plan takes its number, and what was begun stays without a manifest.
+    let failing = Failing { archive: archive(&root), calls: AtomicUsize::new(0), at: 3, after: true };
+    let failing: Arc<dyn Archive> = Arc::new(failing);
+    export(&ledger, &failing).await.unwrap_err();
+    let anew = BatchOptions { restart: true, ..options() };
+    let again = ledger.export_batch(archive(&root), anew, Box::new(|_| {})).await.unwrap();
+    assert_eq!((again.resumed, again.completed.plan.sequence), (false, 2));
+    let report = verify_path(&root, Some(ledger.id()));
+    assert_eq!(report.exit(), 0, "{}", report.to_text());
+}

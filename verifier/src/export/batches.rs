@@ -1,0 +1,261 @@
+//! The batches of an archive: where they lie, whether each continues the one before it, and who signed them (FORMAT.md 13).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use ledger_engine::export::batch::{Batch, RegistryState};
+use ledger_engine::export::{MANIFEST_NAME, Manifest};
+use ledger_engine::hash::{Hash, sha256};
+use ledger_engine::note::{Note, NoteKey};
+use ledger_engine::public_key::Algorithm;
+use ledger_engine::registry::{KeyFault, Purpose, Registry};
+
+use super::MANIFEST_BYTES_MAX;
+use crate::finding::{Code, Finding};
+use crate::source::SourceError;
+
+/// What an archive has at its top.
+const TOP: &str = "marketplace";
+
+/// A directory with a manifest: a copy, or a batch.
+pub(super) struct Part {
+    pub(super) dir: PathBuf,
+    pub(super) manifest: Manifest,
+    /// SHA-256 of the manifest's bytes.
+    digest: Hash,
+    /// Files in the directory that the manifest does not name.
+    pub(super) extra: Vec<String>,
+}
+
+/// Where an archive's batches are, if this is an archive.
+pub(super) fn top(path: &Path) -> Option<PathBuf> {
+    let top = path.join(TOP);
+    top.is_dir().then_some(top)
+}
+
+fn unreadable(path: &Path, reason: String) -> SourceError {
+    SourceError::Unreadable { path: path.to_owned(), reason }
+}
+
+fn names(dir: &Path) -> Result<Vec<String>, SourceError> {
+    let failed = |e: std::io::Error| unreadable(dir, format!("{e}; check the path"));
+    let mut names = Vec::new();
+    for found in std::fs::read_dir(dir).map_err(failed)? {
+        let name = found.map_err(failed)?.file_name().to_string_lossy().into_owned();
+        // What desktops and copying tools leave behind is no part of anything.
+        if !name.starts_with('.') {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+impl Part {
+    /// Reads the manifest in a directory.
+    pub(super) fn read(dir: &Path) -> Result<Part, SourceError> {
+        let file = dir.join(MANIFEST_NAME);
+        let failed = |e: std::io::Error| unreadable(&file, format!("{e}; check the path"));
+        if std::fs::metadata(&file).map_err(failed)?.len() > MANIFEST_BYTES_MAX {
+            return Err(unreadable(&file, "too large for the manifest of an export".to_owned()));
+        }
+        let bytes = std::fs::read(&file).map_err(failed)?;
+        let manifest = Manifest::decode(&bytes).map_err(|e| {
+            unreadable(&file, format!("{e}; it was damaged, or changed: get the export again from where it is kept"))
+        })?;
+        let mut extra = names(dir)?;
+        extra.retain(|name| name != MANIFEST_NAME && !manifest.files.iter().any(|f| f.name == *name));
+        Ok(Part { dir: dir.to_owned(), digest: sha256(&[&bytes]), manifest, extra })
+    }
+
+    /// Where findings about it are.
+    pub(super) fn place(&self, what: &str) -> String {
+        self.batch().map_or_else(|| format!("manifest/{what}"), |b| format!("manifest/{}/{what}", printable(&b.name)))
+    }
+
+    pub(super) fn batch(&self) -> Option<&Batch> {
+        self.manifest.batch.as_ref()
+    }
+}
+
+/// Names in evidence and places are other people's text.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+/// What there is of one ledger below the top of an archive.
+pub(super) struct Found {
+    /// By sequence.
+    pub(super) parts: Vec<Part>,
+    /// Batches without a manifest: begun, and not finished.
+    pub(super) unfinished: Vec<String>,
+    /// What belongs to no batch.
+    pub(super) strangers: Vec<String>,
+}
+
+/// Finds the batches of a ledger: the one that is trusted, or the only one that there is.
+pub(super) fn find(top: &Path, trust: Option<Hash>) -> Result<Found, SourceError> {
+    let mut ledgers: BTreeMap<Hash, Vec<Part>> = BTreeMap::new();
+    let (mut unfinished, mut strangers) = (Vec::new(), Vec::new());
+    for day in names(top)? {
+        if !top.join(&day).is_dir() {
+            strangers.push(day);
+            continue;
+        }
+        for name in names(&top.join(&day))? {
+            let dir = top.join(&day).join(&name);
+            let shown = format!("{day}/{name}");
+            if !dir.is_dir() {
+                strangers.push(shown);
+            } else if !dir.join(MANIFEST_NAME).exists() {
+                unfinished.push(shown);
+            } else {
+                let part = Part::read(&dir)?;
+                if part.batch().is_none_or(|batch| batch.name != name) {
+                    strangers.push(shown);
+                }
+                ledgers.entry(part.manifest.ledger_id).or_default().push(part);
+            }
+        }
+    }
+    let id = match (trust.filter(|id| ledgers.contains_key(id)), ledgers.len()) {
+        (Some(id), _) => id,
+        (None, 0) => return Err(unreadable(top, "there is no batch with a manifest; check the path".to_owned())),
+        (None, 1) => ledgers.keys().next().copied().unwrap_or_default(),
+        (None, n) => {
+            let ids: Vec<String> = ledgers.keys().map(|id| id.to_hex()).collect();
+            let reason = format!("batches of {n} ledgers are here; say which one with --trust: {}", ids.join(", "));
+            return Err(unreadable(top, reason));
+        }
+    };
+    let mut parts = ledgers.remove(&id).unwrap_or_default();
+    parts.sort_by(|a, b| {
+        let key = |p: &Part| (p.batch().map(|b| b.sequence), p.manifest.exported_at_us);
+        key(a).cmp(&key(b)).then_with(|| a.dir.cmp(&b.dir))
+    });
+    // Of other ledgers nothing is known but their names.
+    let own = &id.to_hex()[..16];
+    unfinished.retain(|shown| shown.rsplit('/').next().is_some_and(|name| name.starts_with(own)));
+    Ok(Found { parts, unfinished, strangers })
+}
+
+fn finding(code: Code, chain: Option<u32>, place: String, evidence: String) -> Finding {
+    Finding { code, chain: chain.map(u64::from), place, evidence }
+}
+
+/// Whether each batch continues the one before it. What the files hold is for others to say.
+pub(super) fn continuity(parts: &[Part]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut due = 1;
+    let mut before: Option<&Part> = None;
+    for part in parts {
+        let mut mismatch = |chain: Option<u32>, what: &str, evidence: String| {
+            findings.push(finding(Code::ExportManifestMismatch, chain, part.place(what), evidence));
+        };
+        let Some(batch) = part.batch() else {
+            if parts.len() > 1 {
+                mismatch(None, "batch", "a copy among batches: it is no part of the archive".to_owned());
+            }
+            continue;
+        };
+        let Manifest { chains, .. } = &part.manifest;
+        for (range, continuation) in chains.iter().zip(&batch.continues) {
+            if let Err(why) = continuation.holds(range.from, range.to, &range.root) {
+                mismatch(Some(range.chain), &format!("continues/{}", range.chain), why.to_owned());
+            }
+        }
+        if batch.sequence != due {
+            if batch.sequence < due {
+                mismatch(None, "sequence", format!("a second batch of number {}", batch.sequence));
+                continue;
+            }
+            let what = format!("the next batch that is there is number {}", batch.sequence);
+            findings.push(finding(Code::ExportBatchMissing, None, format!("batches/{due}"), what));
+            // What a batch that is not there would have to fit is not judged.
+            (before, due) = (Some(part), batch.sequence.saturating_add(1));
+            continue;
+        }
+        if let (Some(before), Some(named)) = (before, &batch.previous) {
+            let name = before.batch().map(|b| b.name.as_str()).unwrap_or_default();
+            if (named.name.as_str(), named.manifest_sha256) != (name, before.digest) {
+                let evidence = format!(
+                    "it names {} with SHA-256 {}; the one before it is {} with {}",
+                    printable(&named.name),
+                    named.manifest_sha256,
+                    printable(name),
+                    before.digest
+                );
+                mismatch(None, "previous", evidence);
+            }
+            let earlier = &before.manifest.chains;
+            if earlier.len() != chains.len() {
+                mismatch(None, "chains", format!("{} chains, after {}", chains.len(), earlier.len()));
+            }
+            for ((range, last), continuation) in chains.iter().zip(earlier).zip(&batch.continues) {
+                let says = (range.from, range.prev_hash, continuation.root_before);
+                if says != (last.to, last.last_hash, last.root) {
+                    let evidence = format!(
+                        "it begins at entry {} after {} with root {}; the batch before ends at {} with {} and root {}",
+                        says.0, says.1, says.2, last.to, last.last_hash, last.root
+                    );
+                    mismatch(Some(range.chain), &format!("chains/{}", range.chain), evidence);
+                }
+            }
+        }
+        (before, due) = (Some(part), due + 1);
+    }
+    findings
+}
+
+/// Whether each batch was signed by a key that the ledger has for it, with the registry that it claims.
+pub(super) fn signatures(parts: &[Part], registry: &Registry) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for part in parts {
+        let Some(batch) = part.batch() else { continue };
+        let mut report = |code, what: &str, evidence: String| {
+            findings.push(finding(code, None, part.place(what), evidence));
+        };
+        let known = RegistryState::at(registry, batch.registry.size);
+        if known.as_ref() != Some(&batch.registry) {
+            let evidence =
+                format!("the keys of {} entries are not those of the ledger's registry", batch.registry.size);
+            report(Code::RegistryPositionMismatch, "registry", evidence);
+            continue;
+        }
+        for (range, continuation) in part.manifest.chains.iter().zip(&batch.continues) {
+            // Its form, size and root were judged already.
+            let Ok(note) = Note::parse(continuation.checkpoint.as_bytes()) else { continue };
+            let origin = note.text.lines().next().unwrap_or_default();
+            let key = |public_key| NoteKey { name: origin.to_owned(), public_key };
+            let keys: Vec<NoteKey> =
+                registry.checkpoint_keys().filter_map(|r| r.key.public_key.ed25519().map(key)).collect();
+            if let Err(e) = note.verify(&keys) {
+                report(Code::CheckpointSignatureInvalid, &format!("continues/{}", range.chain), e.to_string());
+            }
+        }
+        let Some(signature) = &part.manifest.signature else {
+            report(Code::ExportManifestUnsigned, "signature", "it has no signature".to_owned());
+            continue;
+        };
+        let end = part.manifest.chains.first().map_or(0, |range| range.to);
+        let claimed = (signature.kid.as_str(), Algorithm::Ed25519, Purpose::Export);
+        let judged = registry.document_key(claimed, 0, end.saturating_sub(1), batch.registry.size);
+        match judged {
+            Ok(key) if key.public_key.verify(&part.manifest.statement(), &signature.signature) => {}
+            Ok(key) => {
+                let evidence = format!("the signature by {} does not verify over the manifest", key.kid);
+                report(Code::ExportManifestSignatureInvalid, "signature", evidence);
+            }
+            Err(fault) => {
+                let code = match fault {
+                    KeyFault::Unknown => Code::KidUnknown,
+                    KeyFault::WrongPurpose => Code::KidWrongPurpose,
+                    KeyFault::Algorithm => Code::AlgorithmMismatch,
+                    KeyFault::NotValid => Code::KidNotValid,
+                };
+                report(code, "signature", format!("signed by {}", printable(&signature.kid)));
+            }
+        }
+    }
+    findings
+}
