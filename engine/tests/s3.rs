@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use aws_sdk_s3::Client;
 use aws_sdk_s3::error::ProvideErrorMetadata as _;
 use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use aws_sdk_s3::types::{
@@ -79,26 +78,6 @@ async fn archive(endpoint: String, name: &str, policy: LockPolicy, spool: &Path)
     Arc::new(LockedArchive::new(bucket(endpoint, name).await, policy, spool.to_owned()))
 }
 
-/// Whoever owns the bucket.
-async fn owner() -> Client {
-    let http = aws_smithy_http_client::Builder::new().build_http();
-    let config = aws_sdk_s3::config::Builder::new()
-        .behavior_version(aws_config::BehaviorVersion::latest())
-        .http_client(http)
-        .endpoint_url(S3::shared().url())
-        .region(aws_sdk_s3::config::Region::new(S3::REGION))
-        .credentials_provider(aws_sdk_s3::config::Credentials::new(S3::KEY, S3::SECRET, None, None, "test"))
-        .request_checksum_calculation(aws_sdk_s3::config::RequestChecksumCalculation::WhenRequired)
-        .force_path_style(true);
-    Client::from_conf(config.build())
-}
-
-async fn make_bucket(locked: bool) -> String {
-    let name = S3::new_name();
-    owner().await.create_bucket().bucket(&name).object_lock_enabled_for_bucket(locked).send().await.unwrap();
-    name
-}
-
 async fn export(ledger: &Ledger, archive: &Arc<dyn Archive>) -> Result<Done, ExportError> {
     ledger.export_batch(Arc::clone(archive), options(), Box::new(|_| {})).await
 }
@@ -112,7 +91,7 @@ async fn faults(archive: &Arc<dyn Archive>, done: &Done) -> Vec<(Fault, String)>
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_exported_is_locked_and_what_is_done_to_it_is_found() {
     let dir = tempfile::tempdir().unwrap();
-    let name = make_bucket(true).await;
+    let name = S3::shared().make_bucket(true).await;
     let archive = archive(S3::shared().url(), &name, policy(), dir.path()).await;
     let ledger = exporting(&dir.path().join("ledger")).await;
     create_order(&ledger, "a", "s").await;
@@ -135,7 +114,7 @@ async fn what_is_exported_is_locked_and_what_is_done_to_it_is_found() {
     assert!(std::fs::read_dir(dir.path()).unwrap().count() == 1, "no spool stays");
 
     // The owner himself can neither delete nor shorten what is locked, nor make it governance's.
-    let (s3, file) = (owner().await, &batch.stored[0]);
+    let (s3, file) = (S3::shared().client(), &batch.stored[0]);
     let key = format!("ledger/{}/{}", directory_of(&two.plan), file.name);
     let version = file.version.clone().unwrap();
     let refused = s3.delete_object().bucket(&name).key(&key).version_id(&version).send().await.unwrap_err();
@@ -166,7 +145,7 @@ async fn what_is_exported_is_locked_and_what_is_done_to_it_is_found() {
 #[tokio::test(flavor = "multi_thread")]
 async fn governance_is_weaker_and_a_legal_hold_holds() {
     let dir = tempfile::tempdir().unwrap();
-    let name = make_bucket(true).await;
+    let name = S3::shared().make_bucket(true).await;
     let ledger = exporting(&dir.path().join("ledger")).await;
     let weak = LockPolicy { mode: "GOVERNANCE".into(), legal_hold: true, ..policy() };
     let archive = archive(S3::shared().url(), &name, weak, dir.path()).await;
@@ -175,7 +154,7 @@ async fn governance_is_weaker_and_a_legal_hold_holds() {
     let lock = apart(move || check::lock_now(&*looking.0, &looking.1)).await.unwrap().unwrap();
     assert_eq!((lock.mode.as_str(), lock.legal_hold), ("GOVERNANCE", true));
     // Who has the right shortens it, or takes the hold away: that is found.
-    let (s3, key) = (owner().await, format!("ledger/{}/manifest.json", directory_of(&done.completed.plan)));
+    let (s3, key) = (S3::shared().client(), format!("ledger/{}/manifest.json", directory_of(&done.completed.plan)));
     let version = done.completed.manifest_version.clone().unwrap();
     let soon = DateTime::from_secs(done.completed.plan.exported_at_us / 1_000_000 + 86_400);
     let shorter =
@@ -191,11 +170,11 @@ async fn a_bucket_that_is_not_fit_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = exporting(&dir.path().join("ledger")).await;
     let server = S3::shared();
-    let strict = make_bucket(true).await;
+    let strict = S3::shared().make_bucket(true).await;
     let rule = DefaultRetention::builder().mode(ObjectLockRetentionMode::Compliance).days(90).build();
     let rule = ObjectLockRule::builder().default_retention(rule).build();
     let config = ObjectLockConfiguration::builder().object_lock_enabled(ObjectLockEnabled::Enabled).rule(rule).build();
-    let request = owner().await.put_object_lock_configuration().bucket(&strict);
+    let request = S3::shared().client().put_object_lock_configuration().bucket(&strict);
     request.object_lock_configuration(config).send().await.unwrap();
     let answer = |status, code| S3Relay::before(server, move |_, _| S3Deed::Answer(status, code));
     let relays = [
@@ -204,7 +183,7 @@ async fn a_bucket_that_is_not_fit_is_refused() {
         answer(301, "PermanentRedirect"),
         answer(403, "ExpiredToken"),
     ];
-    let (plain, locked) = (make_bucket(false).await, make_bucket(true).await);
+    let (plain, locked) = (S3::shared().make_bucket(false).await, S3::shared().make_bucket(true).await);
     let longer = LockPolicy { retain_days: 90, private_retain_days: 90, ..policy() };
     let weaker = LockPolicy { mode: "GOVERNANCE".into(), ..longer.clone() };
     let cases: Vec<(String, &str, LockPolicy, &str)> = vec![
@@ -234,7 +213,7 @@ async fn a_bucket_that_is_not_fit_is_refused() {
 async fn a_server_that_fails_or_lies_is_never_believed() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = exporting(&dir.path().join("ledger")).await;
-    let name = make_bucket(true).await;
+    let name = S3::shared().make_bucket(true).await;
     let good = archive(S3::shared().url(), &name, policy(), dir.path()).await;
     type Decide = fn(&str, &str) -> S3Deed;
     let cases: [(&str, Decide, &str); 9] = [
@@ -319,7 +298,7 @@ async fn a_server_that_fails_or_lies_is_never_believed() {
 async fn cut_off_at_any_request_an_export_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = exporting(&dir.path().join("ledger")).await;
-    let name = make_bucket(true).await;
+    let name = S3::shared().make_bucket(true).await;
     let good = archive(S3::shared().url(), &name, policy(), dir.path()).await;
     let mut at = 0;
     loop {
@@ -361,7 +340,7 @@ async fn cut_off_at_any_request_an_export_goes_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_file_goes_in_parts() {
     let dir = tempfile::tempdir().unwrap();
-    let name = make_bucket(true).await;
+    let name = S3::shared().make_bucket(true).await;
     let bucket = bucket(S3::shared().url(), &name).await.with_parts_of(5 << 20);
     let path = dir.path().join("large");
     let bytes: Vec<u8> = (0..12_345_678u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();

@@ -15,6 +15,7 @@ use ledger_engine::body::Body;
 use ledger_engine::commit::{ALG_ED25519, Statement};
 use ledger_engine::domain::case::document;
 use ledger_engine::domain::money::Money;
+use ledger_engine::export::record::{self, ExportEvent};
 use ledger_engine::finance::{self, FinanceSignature};
 use ledger_engine::hash::{EventId, Hash, body_hash, entry_hash, sha256, to_hex};
 use ledger_engine::header::Header;
@@ -26,7 +27,7 @@ use ledger_engine::note::{Checkpoint, Note, NoteKey, NoteSignature};
 use ledger_engine::public_key::Algorithm;
 use ledger_engine::registry::{Action, Key, Purpose, govern_payload, govern_statement};
 use ledger_engine::signer::LocalSigner;
-use ledger_engine::stream::{CaseId, LEGACY_STREAM};
+use ledger_engine::stream::{CaseId, EXPORTS_STREAM, LEGACY_STREAM};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
 use serde_json::{Value, json};
@@ -237,6 +238,24 @@ impl Registrar<'_> {
         sign_again(self.db, self.id);
     }
 
+    /// Records the plan of a batch, or that it is there.
+    fn export(&self, event_type: &'static str, sequence: u64, change: impl FnOnce(Object) -> Object) {
+        let plan = record::Plan {
+            batch: format!("0123456789abcdef-{sequence:08}-101112"),
+            env: "prod".into(),
+            exported_at_us: 1_795_000_000_000_000,
+            location: "archive".into(),
+            private: true,
+            ranges: vec![record::PlannedRange { from: 0, to: 3 }],
+            sequence,
+        };
+        let event = match event_type {
+            record::STARTED => ExportEvent::Started(plan),
+            _ => ExportEvent::Completed(record::Completed { plan, files: 1, bytes: 100, ..Default::default() }),
+        };
+        self.append(EXPORTS_STREAM, event_type, "system", change(event.to_payload()), 2);
+    }
+
     /// Records the first `rows` of a chain in `fixtures/legacy` as adopted, as far as `change` leaves that.
     fn adopt(&self, rows: usize, previous: Option<Previous>, change: impl FnOnce(Object) -> Object) -> Previous {
         let (index, adoption) = (self.size(), Adoption { previous, ..adoption(rows) });
@@ -362,6 +381,60 @@ fn adoptions() -> Vec<Change> {
         ("broken/adoption_of_fewer_rows", "the second adoption has no more rows", 1, illegal, |r| {
             let first = r.adopt(24, None, |p| p);
             r.adopt(24, Some(first), |p| p);
+        }),
+    ]
+}
+
+/// Exports recorded, well and badly.
+fn exports() -> Vec<Change> {
+    let illegal: &[&str] = &["illegal_transition"];
+    vec![
+        (
+            "valid/exports_recorded",
+            "one batch kept in a directory, one in a bucket with a lock, one begun",
+            0,
+            &[],
+            |r| {
+                r.export(record::STARTED, 1, |p| p);
+                r.export(record::COMPLETED, 1, |p| p);
+                r.export(record::STARTED, 2, |p| p);
+                let lock = Object::new()
+                    .with("legal_hold", ledger_engine::json::Value::Bool(true))
+                    .with("mode", "COMPLIANCE")
+                    .with("private_retain_until_us", 1_900_000_000_000_000)
+                    .with("retain_until_us", 2_000_000_000_000_000);
+                r.export(record::COMPLETED, 2, |p| p.with("lock", lock).with("manifest_version", "v2"));
+                r.export(record::STARTED, 3, |p| p);
+                r.checkpoint(3);
+            },
+        ),
+        ("broken/export_of_what_follows", "an export of entries after its own record", 1, illegal, |r| {
+            let beyond = Object::new().with("from", 0).with("to", r.size() as i64 + 1);
+            r.export(record::STARTED, 1, |p| p.with("ranges", vec![beyond.into()]));
+        }),
+        ("broken/export_backwards", "a range that ends before it begins", 1, illegal, |r| {
+            let backwards = Object::new().with("from", 2).with("to", 1);
+            r.export(record::STARTED, 1, |p| p.with("ranges", vec![backwards.into()]));
+        }),
+        ("broken/export_of_no_chain", "a range for no chain", 1, illegal, |r| {
+            r.export(record::STARTED, 1, |p| p.with("ranges", Vec::new()));
+        }),
+        ("broken/export_without_digest", "completed, and no manifest is named", 1, illegal, |r| {
+            r.export(record::COMPLETED, 1, |mut p| {
+                p.remove("manifest_sha256");
+                p
+            });
+        }),
+        ("broken/export_locked_otherwise", "a lock of a mode that there is not", 1, illegal, |r| {
+            let lock = Object::new()
+                .with("legal_hold", ledger_engine::json::Value::Bool(false))
+                .with("mode", "NONE")
+                .with("private_retain_until_us", 1)
+                .with("retain_until_us", 1);
+            r.export(record::COMPLETED, 1, |p| p.with("lock", lock));
+        }),
+        ("broken/export_of_another_type", "an event that the stream does not have", 1, illegal, |r| {
+            r.export("audit_export.lost", 1, |p| p);
         }),
     ]
 }
@@ -834,7 +907,7 @@ async fn make() -> Vec<(String, Value)> {
         out.push((format!("broken/{name}"), dump(&db, description, Some(id), 1, findings)));
     }
     for (name, description, exit, findings, steps) in
-        changes_of_keys().into_iter().chain(adoptions()).chain(documents())
+        changes_of_keys().into_iter().chain(adoptions()).chain(exports()).chain(documents())
     {
         let (id, bytes) = &sources[1];
         std::fs::write(&file, bytes).unwrap();
@@ -930,9 +1003,17 @@ fn expected_below(folder: &Path, found: &mut BTreeSet<String>) {
 #[test]
 fn every_code_has_a_case() {
     /// Needs more than files can hold or say: 16 MiB of entries (`damaged_file.rs`), something that was kept or given beside it
-    /// (`anchors.rs`, `exports.rs`, `documents.rs`, `api/tests/keys.rs`).
-    const ELSEWHERE: [&str; 5] =
-        ["commit_too_large", "anchor_beyond_tail", "anchor_mismatch", "licence_mismatch", "registry_external_mismatch"];
+    /// (`anchors.rs`, `exports.rs`, `documents.rs`, `api/tests/keys.rs`), or an S3 server (`api/tests/exports.rs`).
+    const ELSEWHERE: [&str; 8] = [
+        "export_object_hidden",
+        "export_object_shadowed",
+        "export_object_unlocked",
+        "commit_too_large",
+        "anchor_beyond_tail",
+        "anchor_mismatch",
+        "licence_mismatch",
+        "registry_external_mismatch",
+    ];
     let mut found: BTreeSet<String> = ELSEWHERE.iter().map(|code| (*code).to_owned()).collect();
     expected_below(&fixtures().join("broken"), &mut found);
     // Notes are no faults; tests of legacy reports read them.

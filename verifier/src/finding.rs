@@ -85,6 +85,9 @@ codes! {
     ExportBatchMissing "export_batch_missing" "a batch of the archive is not there: get it again from where the archive is kept; the ledger's own record says what it was";
     ExportManifestUnsigned "export_manifest_unsigned" "the manifest of a batch has no signature: it was removed, or the batch is not the exporter's; get it again from where the archive is kept";
     ExportManifestSignatureInvalid "export_manifest_signature_invalid" "the signature does not cover this manifest: one of them was changed; get the batch again from where the archive is kept";
+    ExportObjectHidden "export_object_hidden" "a delete marker lies over an object of the archive: somebody deleted it, though what was exported is still there by its version; find out who, and remove the marker";
+    ExportObjectShadowed "export_object_shadowed" "another version lies over an object of the archive: somebody put it there, and readers who name no version get it; find out who, and read by the versions that the manifests name";
+    ExportObjectUnlocked "export_object_unlocked" "an object is locked for less than its manifest says, or not at all: somebody could delete it; find out who took the lock away, and lock it again";
     LegacyRowUndecodable "legacy_row_undecodable" "the row is not an event, or not one that all readers would read alike: it was damaged or changed; compare with a backup";
     LegacyRowTooLarge "legacy_row_too_large" "the row is over 16 MiB and was not read: no event is that large; look at the row, and compare with a backup";
     LegacyCanonicalImpossible "legacy_canonical_impossible" "the payload has a number that no double can hold, or nests too deep: the old system cannot have hashed it; compare the row with a backup";

@@ -53,7 +53,7 @@ pub fn verify_path(path: &Path, trust: Option<Hash>) -> Report {
 /// Like [`verify_path`], with anchors.
 pub fn verify_path_with(path: &Path, demands: Demands<'_>) -> Report {
     let name = name_of(&path.display().to_string());
-    match open(path, demands.trust) {
+    match open(path, &demands) {
         Ok((tables, trust)) => verify(&name, &*tables, Demands { trust: demands.trust.or(trust), ..demands }),
         Err(e) => Report::unreadable(&name, &e.to_string()),
     }
@@ -79,10 +79,18 @@ pub fn is_database(source: &str) -> bool {
     source.starts_with("postgres://") || source.starts_with("postgresql://")
 }
 
+/// Whether a source is named by the `s3://` URL of a bucket.
+pub fn is_bucket(source: &str) -> bool {
+    source.starts_with("s3://")
+}
+
 /// Opens a source, and gives the ledger id that a dump names as trusted.
-fn open(path: &Path, trust: Option<Hash>) -> Result<(Box<dyn Tables>, Option<Hash>), SourceError> {
+fn open(path: &Path, demands: &Demands<'_>) -> Result<(Box<dyn Tables>, Option<Hash>), SourceError> {
     if let Some(url) = path.to_str().filter(|url| is_database(url)) {
         return Ok((database(url)?, None));
+    }
+    if let Some(url) = path.to_str().filter(|url| is_bucket(url)) {
+        return Ok((Box::new(Export::open_bucket(url, demands.trust, demands.locks)?), None));
     }
     if path.file_name().is_none_or(|n| n != MANIFEST_NAME) && path.extension().is_some_and(|e| e == "json") {
         let dump = Dump::read(path)?;
@@ -90,7 +98,7 @@ fn open(path: &Path, trust: Option<Hash>) -> Result<(Box<dyn Tables>, Option<Has
         return Ok((Box::new(dump), trust));
     }
     if Export::is_at(path) {
-        return Ok((Box::new(Export::open(path, trust)?), None));
+        return Ok((Box::new(Export::open(path, demands.trust)?), None));
     }
     Ok((Box::new(Sqlite::open(path)?), None))
 }

@@ -13,8 +13,8 @@ use audit_verify::legacy::{
 #[cfg(feature = "postgres")]
 use audit_verify::legacy::{Table, Window};
 use audit_verify::{
-    Anchor, Code, Demands, Export, Report, is_database, name_of, verify_licence, verify_path_with, verify_proof,
-    verify_stream,
+    Anchor, Code, Demands, Export, Report, is_bucket, is_database, name_of, verify_licence, verify_path_with,
+    verify_proof, verify_stream,
 };
 use clap::{Parser, ValueEnum};
 use ledger_engine::adoption::Adopted;
@@ -40,7 +40,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
     audit-verify proof order.proof --trust 3fd1…\n\n\
     The source is only read; writers may go on meanwhile.")]
 struct Cli {
-    /// A ledger's directory or database (a postgres:// URL), a backup (.db), an export's directory or a dump (.json); a proof file
+    /// A ledger's directory or database (a postgres:// URL), a backup (.db), an archive of exports (a directory or s3://BUCKET/PREFIX), a
+    /// copy's directory or a dump (.json); a proof file
     /// (`proof FILE`, or FILE); or legacy audit events: a file of JSON lines or an export envelope (plain, gzip, zstd; - is
     /// standard input), a directory of events; for a table of them see -d
     source: Vec<String>,
@@ -76,6 +77,9 @@ struct Cli {
     /// Judge only what came after the anchors, in time that depends on what is new; what was not read again is named
     #[arg(long, requires = "anchor", conflicts_with = "stream")]
     since_anchor: bool,
+    /// An archive in S3: judge also how each object is locked, against what its manifest says
+    #[arg(long)]
+    locks: bool,
     /// Proof file of a licence's entry: compare the licence as its buyer holds it (JSON) with the one in the entry
     #[arg(long, value_name = "FILE")]
     licence: Option<PathBuf>,
@@ -203,7 +207,7 @@ fn read_licence(path: &Path) -> Result<Vec<u8>, String> {
 fn detect(source: &str) -> Option<Format> {
     const SQLITE_MAGIC: &[u8] = b"SQLite format 3\0";
     const DUMP_FORMAT: &[u8] = b"ledger-dump/1";
-    if is_database(source) {
+    if is_database(source) || is_bucket(source) {
         return Some(Format::Native);
     }
     let path = Path::new(source);
@@ -437,7 +441,11 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Result<u8, String> {
             !STOP.load(Ordering::Relaxed)
         };
         let (anchors, require_anchor, since_anchor) = (native.as_slice(), cli.require_anchor, cli.since_anchor);
-        let demands = Demands { trust, anchors, require_anchor, since_anchor, progress: Some(&told) };
+        let locks = cli.locks;
+        if locks && !is_bucket(source) {
+            fail(&mut exits, &format!("--locks: {} is no archive in S3, and has no locks", name_of(source)));
+        }
+        let demands = Demands { trust, anchors, require_anchor, since_anchor, locks, progress: Some(&told) };
         let outcome = match format {
             Some(Format::Proof) => Outcome::Native(Box::new(match &licence {
                 Some(licence) => verify_licence(Path::new(source), licence, demands),

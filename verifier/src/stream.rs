@@ -61,7 +61,7 @@ pub fn verify_stream(path: &Path, id: &str, demands: Demands<'_>) -> Report {
         let why = format!("{id:?} is no order's id (32 hex characters) and no stream of an order, a delivery or a SKU");
         return Report::unreadable(&name, &why);
     };
-    match crate::open(path, demands.trust) {
+    match crate::open(path, &demands) {
         Ok((tables, trust)) => {
             let demands = Demands { trust: demands.trust.or(trust), ..demands };
             let judged = judge(&name, &*tables, subject, &demands);

@@ -37,6 +37,8 @@ pub struct Demands<'a> {
     pub require_anchor: bool,
     /// Only what came after the anchors is judged. A source with a fault, and an export, are judged as a whole.
     pub since_anchor: bool,
+    /// Of an archive in S3, how its objects are locked is judged too.
+    pub locks: bool,
     /// Called now and then.
     pub progress: Option<&'a Progress<'a>>,
 }

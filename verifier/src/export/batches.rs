@@ -15,7 +15,7 @@ use crate::finding::{Code, Finding};
 use crate::source::SourceError;
 
 /// What an archive has at its top.
-const TOP: &str = "marketplace";
+pub(super) const TOP: &str = "marketplace";
 
 /// A directory with a manifest: a copy, or a batch.
 pub(super) struct Part {

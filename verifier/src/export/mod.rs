@@ -2,6 +2,8 @@
 
 mod batches;
 mod blocks;
+#[cfg(feature = "s3")]
+mod bucket;
 mod copy;
 mod feed;
 mod rows;
@@ -48,6 +50,10 @@ pub struct Export {
     /// What does not belong.
     strangers: Vec<String>,
     root: PathBuf,
+    /// What was found of objects while they were fetched.
+    objects: Vec<Finding>,
+    /// Removes what was fetched.
+    _fetched: Option<tempfile::TempDir>,
     copy: OnceCell<Copy>,
 }
 
@@ -80,6 +86,18 @@ impl Export {
         Ok(Export::join(dir.to_owned(), vec![part], Vec::new(), Vec::new()))
     }
 
+    /// Opens an archive in S3, by its `s3://` URL. `locks`: how its objects are locked is judged too.
+    #[cfg(feature = "s3")]
+    pub fn open_bucket(url: &str, trust: Option<Hash>, locks: bool) -> Result<Export, SourceError> {
+        bucket::open(url, trust, locks)
+    }
+
+    #[cfg(not(feature = "s3"))]
+    pub(crate) fn open_bucket(url: &str, _: Option<Hash>, _: bool) -> Result<Export, SourceError> {
+        let reason = "this build has no S3; build it with the feature s3".to_owned();
+        Err(SourceError::Unreadable { path: url.into(), reason })
+    }
+
     /// At least one part.
     fn join(root: PathBuf, parts: Vec<Part>, unfinished: Vec<String>, strangers: Vec<String>) -> Export {
         let mut manifest = parts[parts.len() - 1].manifest.clone();
@@ -100,7 +118,17 @@ impl Export {
                 places.entry(file.name.clone()).or_insert_with(|| part.dir.clone());
             }
         }
-        Export { parts, manifest, places, unfinished, strangers, root, copy: OnceCell::new() }
+        Export {
+            parts,
+            manifest,
+            places,
+            unfinished,
+            strangers,
+            root,
+            objects: Vec::new(),
+            _fetched: None,
+            copy: OnceCell::new(),
+        }
     }
 
     /// The manifest; of an archive, what all its manifests say together.
@@ -151,7 +179,10 @@ impl Export {
 
     /// Whether files and ranges fit together, before any file was read.
     pub(crate) fn fits(&self) -> bool {
-        self.parts.iter().all(|p| p.extra.is_empty()) && self.strangers.is_empty() && self.layout().is_empty()
+        self.objects.is_empty()
+            && self.parts.iter().all(|p| p.extra.is_empty())
+            && self.strangers.is_empty()
+            && self.layout().is_empty()
     }
 
     /// What of the manifest does not fit together.
@@ -232,6 +263,7 @@ impl Export {
             evidence: "no manifest names it; it was not read".to_owned(),
         };
         let mut all: Vec<Finding> = self.strangers.iter().chain(extra).map(unexpected).collect();
+        all.extend(self.objects.iter().cloned());
         all.extend(self.layout());
         all.extend(self.rows_of_lines()?.findings.iter().cloned());
         Ok(all)

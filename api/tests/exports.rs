@@ -1,0 +1,228 @@
+//! The nightly job as it is run: `ledger export`, `ledger exports`, `audit-verify` on what is in the bucket, and what is done to it.
+#![allow(missing_docs)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use aws_sdk_s3::primitives::{ByteStream, DateTime};
+use aws_sdk_s3::types::{ObjectLockRetention, ObjectLockRetentionMode};
+use serde_json::Value;
+use test_servers::S3;
+
+const LEDGER: &str = env!("CARGO_BIN_EXE_ledger");
+
+struct Shop {
+    dir: tempfile::TempDir,
+    id: String,
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+impl Shop {
+    fn open() -> Shop {
+        let dir = tempfile::tempdir().unwrap();
+        let mut shop = Shop { dir, id: String::new() };
+        shop.id = shop.json("init", &[])["ledger_id"].as_str().unwrap().to_owned();
+        shop.sell("first");
+        shop
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, program: &Path, line: &str, environment: &[(&str, String)]) -> Command {
+        let mut command = Command::new(program);
+        command.args(line.split(' ')).current_dir(self.dir.path()).env_remove("S3_AUDIT_BUCKET");
+        command.envs(S3::environment_at(&S3::shared().url()));
+        command.envs(environment.iter().map(|(n, v)| (n, v)));
+        command
+    }
+
+    fn run(&self, line: &str, environment: &[(&str, String)]) -> (i32, String) {
+        let line = format!("--dir shop {line}");
+        let output = self.command(Path::new(LEDGER), &line, environment).output().unwrap();
+        (output.status.code().unwrap(), text(&output))
+    }
+
+    fn json(&self, line: &str, environment: &[(&str, String)]) -> Value {
+        let (exit, said) = self.run(&format!("--json {line}"), environment);
+        assert_eq!(exit, 0, "{line}: {said}");
+        serde_json::from_str(said.lines().next().unwrap()).unwrap()
+    }
+
+    fn verify(&self, source: &str, rest: &str) -> (i32, String) {
+        // The real verifier, which lies beside the program.
+        let program = Path::new(LEDGER).with_file_name("audit-verify");
+        assert!(program.exists(), "build it: cargo build -p audit-verify");
+        let line = format!("{source} --trust {}{rest}", self.id);
+        let output = self.command(&program, &line, &[]).output().unwrap();
+        (output.status.code().unwrap(), text(&output))
+    }
+
+    fn sell(&self, sku: &str) {
+        let line = format!(
+            r#"{{"command":"sku.list","actor":"service:catalog","sku_id":"{sku}","title":"Font","price":{{"amount":1250,"currency":"EUR","scale":2}}}}"#
+        );
+        let order = format!(
+            r#"{{"command":"order.create","actor":"a@example.org","idempotency_key":"{sku}","sku_id":"{sku}","delivery_mode":"marketplace-managed"}}"#
+        );
+        std::fs::write(self.path("commands"), format!("{line}\n{order}\n")).unwrap();
+        let (exit, said) = self.run("submit commands", &[]);
+        assert_eq!(exit, 0, "{said}");
+    }
+}
+
+fn block<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
+
+#[test]
+fn a_directory_night_after_night() {
+    let shop = Shop::open();
+    let (exit, said) = shop.run("exports", &[]);
+    assert!(exit == 0 && said.contains("nothing was exported"), "{said}");
+    let (exit, said) = shop.run("export", &[]);
+    assert!(exit == 2 && said.contains("S3_AUDIT_BUCKET"), "{said}");
+    let (exit, said) = shop.run("export --out archive --dry-run", &[]);
+    assert!(exit == 0 && said.contains("batch 1") && said.contains("nothing was written"), "{said}");
+    let first = shop.json("export --out archive --env prod --metrics export.prom", &[]);
+    assert_eq!((first["sequence"].as_u64(), first["resumed"].as_bool()), (Some(1), Some(false)));
+    shop.sell("second");
+    let (exit, said) = shop.run("export --out archive --since-last --pii withhold --metrics export.prom", &[]);
+    assert!(exit == 0 && said.contains("as batch 2") && said.contains("audit-verify"), "{said}");
+    let (exit, said) = shop.verify("archive", "");
+    assert!(exit == 0 && said.contains("2 batches"), "{said}");
+    let (exit, said) = shop.run("exports --check", &[]);
+    assert!(exit == 0 && said.matches("all objects are as they were exported").count() == 2, "{said}");
+    // It was moved: the record knows it by its name.
+    std::fs::rename(shop.path("archive"), shop.path("moved")).unwrap();
+    let (exit, said) = shop.run("exports --check", &[]);
+    assert!(exit == 1 && said.contains("MISSING"), "{said}");
+    let location = first["location"].as_str().unwrap();
+    let third = shop.json(&format!("export --out moved --location {location}"), &[]);
+    assert_eq!(third["sequence"].as_u64(), Some(3));
+    assert_eq!(shop.verify("moved", "").0, 0);
+    // A file is where a directory should be.
+    std::fs::write(shop.path("file"), "x").unwrap();
+    let (exit, said) = shop.run("export --out file --metrics export.prom", &[]);
+    assert!(exit == 2 && said.contains("file"), "{said}");
+    let metrics = std::fs::read_to_string(shop.path("export.prom")).unwrap();
+    let counts = ["marketplace_audit_export_success_total 2\n", "marketplace_audit_export_failure_total 1\n"];
+    assert!(counts.iter().all(|count| metrics.contains(count)), "{metrics}");
+    // A batch alone is no history, and says where to look.
+    let batch = shop.path("moved").join(third["directory"].as_str().unwrap());
+    let (exit, said) = shop.verify(batch.to_str().unwrap(), "");
+    assert!(exit == 2 && said.contains("name the archive"), "{said}");
+    let (exit, said) = shop.verify("moved", " --locks");
+    assert!(exit == 2 && said.contains("has no locks"), "{said}");
+    let (exit, said) = shop.run("export --copy --out s3://bucket", &[]);
+    assert!(exit == 2 && said.contains("--copy makes a directory"), "{said}");
+}
+
+#[test]
+fn a_bucket_night_after_night_and_what_is_done_to_it() {
+    let shop = Shop::open();
+    let (s3, bucket) = (S3::shared().client(), block(S3::shared().make_bucket(true)));
+    let environment = [("S3_AUDIT_BUCKET", bucket.clone()), ("LEDGER_ENV", "prod".to_owned())];
+    let source = format!("s3://{bucket}");
+    let first = shop.json("export --retain-days 30 --private-retain-days 10", &environment);
+    shop.sell("second");
+    let (exit, said) = shop.run("export --retain-days 30 --private-retain-days 10 --legal-hold", &environment);
+    let says = ["as batch 2", "COMPLIANCE until", "legal hold", "private documents until"];
+    assert!(exit == 0 && says.iter().all(|s| said.contains(s)), "{said}");
+    let (exit, said) = shop.run("exports", &[]);
+    assert!(exit == 0 && said.matches("COMPLIANCE until").count() == 2 && said.contains("legal hold"), "{said}");
+    let (exit, said) = shop.run("exports --check", &[]);
+    assert!(exit == 0 && said.matches("all objects are as they were exported").count() == 2, "{said}");
+    let (exit, said) = shop.verify(&source, " --locks");
+    assert!(exit == 0 && said.contains("2 batches") && said.contains("VERIFIED"), "{said}");
+    let metadata = block(async {
+        let key = format!("{}/manifest.json", first["directory"].as_str().unwrap());
+        let head = s3.head_object().bucket(&bucket).key(key).send().await.unwrap();
+        // Underscores become hyphens on some servers.
+        let metadata = head.metadata().cloned().unwrap_or_default().into_iter();
+        metadata.map(|(name, value)| (name.replace('-', "_"), value)).collect::<std::collections::BTreeMap<_, _>>()
+    });
+    for (name, value) in
+        [("service", "marketplace"), ("env", "prod"), ("pii_included", "true"), ("pii_policy_version", "1")]
+    {
+        assert_eq!(metadata.get(name).map(String::as_str), Some(value), "{metadata:?}");
+    }
+    assert!(metadata.contains_key("version") && metadata.contains_key("export_ts"));
+
+    // Somebody puts a forged manifest over the first, deletes the second's, and adds a file.
+    block(async {
+        let key = format!("{}/manifest.json", first["directory"].as_str().unwrap());
+        s3.put_object().bucket(&bucket).key(&key).body(ByteStream::from_static(b"{}")).send().await.unwrap();
+        let stranger = key.replace("manifest.json", "more.jsonl.gz");
+        s3.put_object().bucket(&bucket).key(stranger).body(ByteStream::from_static(b"x")).send().await.unwrap();
+        let list = s3.list_object_versions().bucket(&bucket).send().await.unwrap();
+        let second =
+            list.versions().iter().filter_map(|v| v.key()).find(|k| k.contains("-00000002-") && k.ends_with("json"));
+        s3.delete_object().bucket(&bucket).key(second.unwrap()).send().await.unwrap();
+    });
+    let (exit, said) = shop.verify(&source, " --json");
+    assert_eq!(exit, 1, "{said}");
+    let report: Value = serde_json::from_str(&said).unwrap();
+    let mut codes: Vec<&str> =
+        report["findings"].as_array().unwrap().iter().map(|f| f["code"].as_str().unwrap()).collect();
+    codes.sort_unstable();
+    assert_eq!(codes, ["export_file_unexpected", "export_object_hidden", "export_object_shadowed"], "{said}");
+    let (exit, said) = shop.run("exports --check", &[]);
+    assert!(exit == 1 && said.contains("SHADOWED") && said.contains("HIDDEN"), "{said}");
+    let (exit, said) = shop.verify(&format!("s3://{bucket}/nothing"), "");
+    assert!(exit == 2 && said.contains("COULD NOT CHECK"), "{said}");
+}
+
+#[test]
+fn a_lock_that_was_taken_away_is_found() {
+    let shop = Shop::open();
+    let (s3, bucket) = (S3::shared().client(), block(S3::shared().make_bucket(true)));
+    let source = format!("s3://{bucket}/ledger");
+    let done = shop.json(&format!("export --out {source} --lock-mode GOVERNANCE --retain-days 30"), &[]);
+    assert_eq!(shop.verify(&source, " --locks").0, 0);
+    let (exit, said) = shop.run("exports", &[]);
+    assert!(exit == 0 && said.contains("weaker"), "{said}");
+    block(async {
+        let key = format!("ledger/{}/manifest.json", done["directory"].as_str().unwrap());
+        let soon = DateTime::from(std::time::SystemTime::now() + Duration::from_secs(86_400));
+        let shorter = ObjectLockRetention::builder().mode(ObjectLockRetentionMode::Governance).retain_until_date(soon);
+        let request = s3.put_object_retention().bucket(&bucket).key(key).bypass_governance_retention(true);
+        request.retention(shorter.build()).send().await.unwrap();
+    });
+    assert_eq!(shop.verify(&source, "").0, 0);
+    let (exit, said) = shop.verify(&source, " --locks");
+    assert!(exit == 1 && said.contains("export_object_unlocked"), "{said}");
+    let (exit, said) = shop.run("exports --check --json", &[]);
+    assert!(exit == 1 && said.contains("SHORTENED"), "{said}");
+}
+
+/// The process is killed again and again; each next one goes on, and in the end there is no gap and no second batch.
+#[test]
+fn killed_again_and_again() {
+    let shop = Shop::open();
+    let bucket = block(S3::shared().make_bucket(true));
+    let line = format!("--dir shop export --out s3://{bucket} --retain-days 1");
+    let mut killed = 0;
+    for round in 0..24u64 {
+        shop.sell(&format!("sku-{round}"));
+        let mut command = shop.command(Path::new(LEDGER), &line, &[]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(round * 5));
+        child.kill().unwrap();
+        killed += u32::from(!child.wait().unwrap().success());
+    }
+    assert!(killed > 5, "{killed}");
+    shop.json(&format!("export --out s3://{bucket} --retain-days 1"), &[]);
+    let last = shop.json(&format!("export --out s3://{bucket} --retain-days 1"), &[]);
+    let (exit, said) = shop.run("exports --check --json", &[]);
+    assert_eq!(exit, 0, "{said}");
+    assert_eq!(said.lines().count() as u64, last["sequence"].as_u64().unwrap(), "{said}");
+    let (exit, said) = shop.verify(&format!("s3://{bucket}"), " --locks");
+    assert_eq!(exit, 0, "{said}");
+    assert_eq!(shop.verify("shop", "").0, 0);
+}

@@ -1,0 +1,230 @@
+//! An archive in S3: its objects are fetched by their versions into a temporary directory, several at once, and judged there.
+//!
+//! Whoever may put objects can put a version over what was exported, and whoever may delete can hide it. So the first version of a manifest
+//! counts, or the one that the next manifest names, and of every other object the version that its manifest names; what lies over them is a
+//! finding.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ledger_engine::bucket::{Bucket, BucketError, Version};
+use ledger_engine::export::record::Retention;
+use ledger_engine::export::{FileKind, MANIFEST_NAME, Manifest};
+use ledger_engine::hash::Hash;
+
+use super::batches::{TOP, printable};
+use super::{Export, MANIFEST_BYTES_MAX};
+use crate::finding::{Code, Finding};
+use crate::source::SourceError;
+
+/// Objects that are fetched side by side.
+const FETCHED_AT_ONCE: usize = 8;
+
+/// A manifest in the bucket.
+struct Candidate {
+    key: String,
+    version: String,
+    bytes: Vec<u8>,
+    manifest: Option<Manifest>,
+}
+
+/// An object to be fetched.
+struct Wanted {
+    key: String,
+    version: Option<String>,
+    /// How many bytes it should have.
+    bytes: u64,
+    /// How it should be locked, where that is asked for.
+    lock: Option<Retention>,
+}
+
+struct Fetch<'a> {
+    url: &'a str,
+    bucket: Bucket,
+    to: PathBuf,
+    versions: BTreeMap<String, Vec<Version>>,
+    findings: Vec<Finding>,
+}
+
+/// Fetches what an archive has of the trusted ledger, or of the only one. `locks`: it is looked at how each object is locked.
+pub(super) fn open(url: &str, trust: Option<Hash>, locks: bool) -> Result<Export, SourceError> {
+    let failed = |why: String| SourceError::Unreadable { path: url.into(), reason: why };
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+    let bucket = Bucket::open(url, &variable).map_err(|e| failed(e.to_string()))?;
+    let room = |e: std::io::Error| failed(format!("{e}; set TMPDIR to a directory with room for the archive"));
+    let dir = tempfile::tempdir().map_err(room)?;
+    let to = dir.path().join("archive");
+    fs::create_dir(&to).map_err(room)?;
+    let mut fetch = Fetch { url, bucket, to, versions: BTreeMap::new(), findings: Vec::new() };
+    fetch.all(trust, locks)?;
+    let Fetch { to, findings, .. } = fetch;
+    let mut export = Export::open(&to, trust)?;
+    (export.objects, export.root, export._fetched) = (findings, url.into(), Some(dir));
+    Ok(export)
+}
+
+impl Fetch<'_> {
+    fn failed(&self, e: &BucketError) -> SourceError {
+        SourceError::Unreadable { path: self.url.into(), reason: e.to_string() }
+    }
+
+    fn room(&self, e: &std::io::Error) -> SourceError {
+        let reason = format!("{e}; set TMPDIR to a directory with room for the archive");
+        SourceError::Unreadable { path: self.url.into(), reason }
+    }
+
+    fn all(&mut self, trust: Option<Hash>, locks: bool) -> Result<(), SourceError> {
+        let listed = self.bucket.versions(&format!("{TOP}/")).map_err(|e| self.failed(&e))?;
+        for version in listed {
+            self.versions.entry(version.key.clone()).or_default().push(version);
+        }
+        let manifests = self.manifests()?;
+        let own = |c: &&Candidate| trust.is_none_or(|id| c.manifest.as_ref().is_none_or(|m| m.ledger_id == id));
+        let known = manifests.iter().any(|c| c.manifest.as_ref().is_some_and(|m| Some(m.ledger_id) == trust));
+        let mut wanted = Vec::new();
+        let mut done = Vec::new();
+        for candidate in manifests.iter().filter(|c| !known || own(c)) {
+            self.write(&candidate.key, &candidate.bytes)?;
+            let dir = candidate.key.trim_end_matches(MANIFEST_NAME).to_owned();
+            let Some(manifest) = &candidate.manifest else { continue };
+            let batch = manifest.batch.as_ref();
+            let lock = |private| batch.and_then(|b| b.lock.as_ref()).filter(|_| locks).map(|lock| lock.of(private));
+            self.over(&candidate.key, &candidate.version);
+            self.locked(&candidate.key, Some(&candidate.version), lock(false))?;
+            for (file, stored) in manifest.files.iter().zip(batch.map(|b| b.stored.as_slice()).unwrap_or_default()) {
+                let key = format!("{dir}{}", file.name);
+                if let Some(version) = &stored.version {
+                    self.over(&key, version);
+                }
+                let lock = lock(file.kind == FileKind::Private);
+                wanted.push(Wanted { key, version: stored.version.clone(), bytes: stored.bytes, lock });
+            }
+            done.push(dir);
+        }
+        // What no manifest names is a finding, for which its name is enough.
+        let strangers: Vec<String> = self
+            .versions
+            .iter()
+            .filter(|(key, versions)| versions.iter().any(|v| v.latest && !v.marker) && is_relative(key))
+            .map(|(key, _)| key.clone())
+            .filter(|key| !wanted.iter().any(|w| w.key == *key) && !key.ends_with(MANIFEST_NAME))
+            .filter(|key| done.iter().any(|dir| key.starts_with(dir)) || key.matches('/').count() < 3)
+            .collect();
+        strangers.iter().try_for_each(|key| self.write(key, b""))?;
+        // Of batches without a manifest that they are there is all that is told.
+        for key in self.versions.keys().filter(|key| key.matches('/').count() == 3 && is_relative(key)) {
+            let dir = self.to.join(key.rsplit_once('/').map_or("", |(dir, _)| dir));
+            fs::create_dir_all(dir).map_err(|e| self.room(&e))?;
+        }
+        self.objects(&wanted)
+    }
+
+    /// The manifest of each batch.
+    fn manifests(&self) -> Result<Vec<Candidate>, SourceError> {
+        let mut all: BTreeMap<&str, Vec<Candidate>> = BTreeMap::new();
+        for (key, versions) in &self.versions {
+            if !key.ends_with(&format!("/{MANIFEST_NAME}")) || key.matches('/').count() != 3 || !is_relative(key) {
+                continue;
+            }
+            // The oldest first.
+            for version in versions.iter().rev().filter(|v| !v.marker) {
+                let mut bytes = Vec::new();
+                let read = self.bucket.get(key, Some(&version.id), MANIFEST_BYTES_MAX, &mut bytes);
+                let (_, length) = read.map_err(|e| self.failed(&e))?;
+                let manifest = if length > MANIFEST_BYTES_MAX { None } else { Manifest::decode(&bytes).ok() };
+                let version = version.id.clone();
+                all.entry(key).or_default().push(Candidate { key: key.clone(), version, bytes, manifest });
+            }
+        }
+        let named: Vec<String> = all
+            .values()
+            .flatten()
+            .filter_map(|c| c.manifest.as_ref()?.batch.as_ref()?.previous.as_ref()?.version.clone())
+            .collect();
+        let choose = |candidates: Vec<Candidate>| {
+            let at = candidates.iter().position(|c| named.contains(&c.version)).unwrap_or(0);
+            candidates.into_iter().nth(at)
+        };
+        Ok(all.into_values().filter_map(choose).collect())
+    }
+
+    /// What lies over a version.
+    fn over(&mut self, key: &str, version: &str) {
+        let Some(versions) = self.versions.get(key) else { return };
+        let mut report = |code, evidence: &str| {
+            let place = format!("objects/{}", printable(key));
+            self.findings.push(Finding { code, chain: None, place, evidence: evidence.to_owned() });
+        };
+        if versions.iter().any(|v| v.latest && v.marker) {
+            report(Code::ExportObjectHidden, "a delete marker lies over it; the version that was exported was read");
+        }
+        if versions.iter().find(|v| !v.marker).is_some_and(|newest| newest.id != version) {
+            report(Code::ExportObjectShadowed, "another version lies over it; the version that was exported was read");
+        }
+    }
+
+    fn locked(&mut self, key: &str, version: Option<&str>, wanted: Option<Retention>) -> Result<(), SourceError> {
+        let Some(wanted) = wanted else { return Ok(()) };
+        let head = self.bucket.head(key, version).map_err(|e| self.failed(&e))?;
+        if let Some(evidence) = Retention::shortfall(head.retention.as_ref(), &wanted) {
+            let place = format!("objects/{}", printable(key));
+            self.findings.push(Finding { code: Code::ExportObjectUnlocked, chain: None, place, evidence });
+        }
+        Ok(())
+    }
+
+    fn write(&self, key: &str, bytes: &[u8]) -> Result<(), SourceError> {
+        let path = self.to.join(key);
+        let write = || {
+            fs::create_dir_all(path.parent().unwrap_or(Path::new("")))?;
+            fs::write(&path, bytes)
+        };
+        write().map_err(|e| self.room(&e))
+    }
+
+    /// Fetches objects side by side. One that is not there is a finding of whoever reads the files.
+    fn objects(&mut self, wanted: &[Wanted]) -> Result<(), SourceError> {
+        let (next, trouble) = (AtomicUsize::new(0), Mutex::new(None));
+        let this = &*self;
+        let fetch = |wanted: &Wanted| -> Result<(), SourceError> {
+            let path = this.to.join(&wanted.key);
+            let mut out = BufWriter::new(File::create(&path).map_err(|e| this.room(&e))?);
+            match this.bucket.get(&wanted.key, wanted.version.as_deref(), wanted.bytes, &mut out) {
+                Ok(_) => out.flush().map_err(|e| this.room(&e)),
+                Err(BucketError::Missing(_)) => fs::remove_file(&path).map_err(|e| this.room(&e)),
+                Err(e) => Err(this.failed(&e)),
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..FETCHED_AT_ONCE.min(wanted.len()) {
+                scope.spawn(|| {
+                    while let Some(wanted) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        if let Err(e) = fetch(wanted) {
+                            // The first one is told; nothing more is begun.
+                            next.store(usize::MAX / 2, Ordering::Relaxed);
+                            trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(e);
+                        }
+                    }
+                });
+            }
+        });
+        if let Some(e) = trouble.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            return Err(e);
+        }
+        for wanted in wanted {
+            if self.to.join(&wanted.key).exists() {
+                self.locked(&wanted.key, wanted.version.as_deref(), wanted.lock.clone())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a key is a path below a directory: the keys of a bucket are anybody's text.
+fn is_relative(key: &str) -> bool {
+    key.len() < 1024 && key.split('/').all(|part| !matches!(part, "" | "." | "..") && !part.contains('\0'))
+}
