@@ -51,7 +51,7 @@ pub(crate) struct Place {
 
 impl Place {
     /// The database's URL. Two places at once would be two histories.
-    fn url(&self) -> Result<Option<&str>, CliError> {
+    pub(crate) fn url(&self) -> Result<Option<&str>, CliError> {
         let Some(url) = &self.database else { return Ok(None) };
         if self.dir.join(DATABASE_FILE).exists() {
             return Err(CliError::Usage(format!(

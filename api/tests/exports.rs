@@ -23,9 +23,13 @@ fn text(output: &Output) -> String {
 
 impl Shop {
     fn open() -> Shop {
+        Shop::with("init")
+    }
+
+    fn with(init: &str) -> Shop {
         let dir = tempfile::tempdir().unwrap();
         let mut shop = Shop { dir, id: String::new() };
-        shop.id = shop.json("init", &[])["ledger_id"].as_str().unwrap().to_owned();
+        shop.id = shop.json(init, &[])["ledger_id"].as_str().unwrap().to_owned();
         shop.sell("first");
         shop
     }
@@ -225,4 +229,149 @@ fn killed_again_and_again() {
     let (exit, said) = shop.verify(&format!("s3://{bucket}"), " --locks");
     assert_eq!(exit, 0, "{said}");
     assert_eq!(shop.verify("shop", "").0, 0);
+}
+
+/// Rows of a table that an archive holds, up to where it ends.
+fn rows(db: &Path, sql: &str) -> Vec<String> {
+    let db = rusqlite::Connection::open(db).unwrap();
+    let mut s = db.prepare(sql).unwrap();
+    let columns = s.column_count();
+    let cell = |row: &rusqlite::Row<'_>, at| format!("{:?}", row.get_ref(at).unwrap());
+    let row = |row: &rusqlite::Row<'_>| Ok((0..columns).map(|at| cell(row, at)).collect::<Vec<_>>().join("|"));
+    s.query_map([], row).unwrap().map(Result::unwrap).collect()
+}
+
+/// A ledger on three chains with orders, private documents and one erasure, exported in two batches. Gives where each chain ends.
+fn exported(shop: &Shop) -> Vec<u64> {
+    let mut lines: Vec<String> = Vec::new();
+    for n in 0..40 {
+        lines.push(format!(
+            r#"{{"command":"order.create","actor":"p{n}@example.org","idempotency_key":"o{n}","ref":"o{n}","sku_id":"first","delivery_mode":"marketplace-managed"}}"#
+        ));
+        if n % 2 == 0 {
+            lines.push(format!(
+                r#"{{"command":"payment.capture","actor":"service:pay","order_id":"ref:o{n}","provider":"stripe","payment_id":"pi{n}","total":{{"amount":1250,"currency":"EUR","scale":2}}}}"#
+            ));
+        }
+    }
+    std::fs::write(shop.path("day"), lines.join("\n")).unwrap();
+    let (exit, said) = shop.run("submit day", &[]);
+    assert_eq!(exit, 0, "{said}");
+    shop.json("export --out archive", &[]);
+    let said = shop.run("--json log --type order.created --limit 1", &[]).1;
+    let order = said.split("order-").nth(1).unwrap()[..32].to_owned();
+    let erase = format!(r#"{{"command":"subject.erase","actor":"service:m","order_id":"{order}","reason":"asked"}}"#);
+    std::fs::write(shop.path("erase"), erase).unwrap();
+    let (exit, said) = shop.run("submit erase", &[]);
+    assert_eq!(exit, 0, "{said}");
+    let done = shop.json("export --out archive", &[]);
+    done["ranges"].as_array().unwrap().iter().map(|r| r["to"].as_u64().unwrap()).collect()
+}
+
+#[test]
+fn a_ledger_is_restored_from_its_archive_alone() {
+    let shop = Shop::with("init --chains 3");
+    let ends = exported(&shop);
+    let restore = |dir: &str, newest: &str| {
+        let line = format!("--dir {dir} restore --from archive --trust {} --newest-checkpoint {newest}", shop.id);
+        let output = shop.command(Path::new(LEDGER), &line, &[]).output().unwrap();
+        (output.status.code().unwrap(), text(&output))
+    };
+    let (exit, said) = restore("new", "none");
+    assert!(exit == 0 && said.contains("restored"), "{said}");
+    let (exit, said) = shop.verify("new", "");
+    assert!(exit == 0 && said.contains("projection rows"), "{said}");
+    assert_eq!(std::fs::read_dir(shop.path("new")).unwrap().count(), 1, "the database alone");
+    // Row by row what was exported; what follows from it was just verified.
+    let within = |column: &str, chain: usize, end: u64| format!("chain = {chain} AND {column} <= {end}");
+    for (table, column, key) in [
+        ("entries", "idx + 1", "idx"),
+        ("private_documents", "idx + 1", "idx"),
+        ("commits", "first_index + 1", "first_index"),
+        ("commit_signatures", "first_index + 1", "first_index, kid"),
+        ("checkpoints", "size", "size"),
+    ] {
+        for (chain, end) in ends.iter().enumerate() {
+            let sql = format!("SELECT * FROM {table} WHERE {} ORDER BY {key}", within(column, chain, *end));
+            let (was, is) = (rows(&shop.path("shop/ledger.db"), &sql), rows(&shop.path("new/ledger.db"), &sql));
+            assert!(!was.is_empty() && was == is, "{table} of chain {chain}");
+            let all = rows(&shop.path("new/ledger.db"), &format!("SELECT * FROM {table} WHERE chain = {chain}"));
+            assert_eq!(all.len(), is.len(), "{table} of chain {chain}");
+        }
+    }
+    let private = |db: &str| rows(&shop.path(db), "SELECT count(*) FROM private_documents");
+    // Of 41 orders; the archive's first batch has the one that was erased since.
+    assert_eq!(private("new/ledger.db"), ["Integer(40)"], "what was erased stays erased");
+    // With its keys it goes on, exports to the same archive, and that verifies.
+    shell(shop.dir.path(), "cp -r shop/keys new/keys; mv shop old; mv new shop");
+    shop.sell("after");
+    let next = shop.json("export --out archive", &[]);
+    assert_eq!(next["sequence"].as_u64(), Some(3), "the record of the second batch came after it, and was taken over");
+    for source in ["shop", "archive"] {
+        let (exit, said) = shop.verify(source, "");
+        assert_eq!(exit, 0, "{said}");
+    }
+    let (exit, said) = shop.run("exports --check", &[]);
+    assert!(exit == 0 && said.matches("all objects are as they were exported").count() == 3, "{said}");
+    // The ledger that was given up had signed more, and had it exported: its archive is of two histories now, and says so.
+    shell(shop.dir.path(), "mv shop restored; mv old shop");
+    shop.sell("elsewhere");
+    let (exit, said) = shop.run("export --out archive", &[]);
+    assert!(exit == 2 && said.contains("other entries than this ledger"), "{said}");
+}
+
+fn shell(dir: &Path, script: &str) {
+    let output = Command::new("sh").args(["-ec", script]).current_dir(dir).output().unwrap();
+    assert!(output.status.success(), "{script}: {}", text(&output));
+}
+
+/// Into PostgreSQL, killed on the way: the next run goes on. What the archive does not reach, or what is wrong with it, is refused.
+#[test]
+fn a_restore_that_was_killed_goes_on_and_a_bad_archive_is_refused() {
+    let shop = Shop::with("init --chains 3");
+    exported(&shop);
+    let server = test_servers::Server::shared();
+    let url = server.database();
+    let (exit, said) = shop.run(&format!("--database {url} migrate"), &[]);
+    assert_eq!(exit, 0, "{said}");
+    let restore = |more: &str| format!("--dir new restore --from archive --trust {} {more}", shop.id);
+    let line = format!("--database {url} {}", restore("--newest-checkpoint none"));
+    let mut killed = 0;
+    for round in 0..12u64 {
+        let mut command = shop.command(Path::new(LEDGER), &line, &[]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(20 + round * 8));
+        child.kill().unwrap();
+        killed += u32::from(!child.wait().unwrap().success());
+    }
+    assert!(killed > 3, "{killed}");
+    let output = shop.command(Path::new(LEDGER), &line, &[]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let (exit, said) = shop.verify(&url, "");
+    assert!(exit == 0 && said.contains("projection rows"), "{said}");
+    let counts = |sql: &str| server.psql(url.rsplit('/').next().unwrap(), sql);
+    let entries = rows(&shop.path("shop/ledger.db"), "SELECT count(*) FROM private_documents");
+    assert_eq!(
+        format!("[\"Integer({})\"]", counts("SELECT count(*) FROM ledger.private_documents")),
+        format!("{entries:?}")
+    );
+
+    // The ledger had signed more than the archive has: going on from it would be a second history.
+    let (exit, said) = shop.run("checkpoint", &[]);
+    assert_eq!(exit, 0);
+    std::fs::write(shop.path("newest"), said).unwrap();
+    let run = |more: &str| {
+        let output = shop.command(Path::new(LEDGER), &restore(more), &[]).output().unwrap();
+        (output.status.code().unwrap(), text(&output))
+    };
+    let (exit, said) = run("--newest-checkpoint newest");
+    assert!(exit == 1 && said.contains("anchor_beyond_tail") && said.contains("two histories"), "{said}");
+    let (exit, said) = run("--newest-checkpoint nowhere");
+    assert!(exit == 2 && said.contains("nowhere"), "{said}");
+    let (exit, said) = run("");
+    assert!(exit == 2 && said.contains("--newest-checkpoint"), "{said}");
+    shell(shop.dir.path(), "rm archive/marketplace/*/*-00000001-*/entries-0001-*");
+    let (exit, said) = run("--newest-checkpoint none");
+    assert!(exit == 1 && said.contains("export_file_missing") && said.contains("nothing was restored"), "{said}");
+    assert!(!shop.path("new").exists());
 }

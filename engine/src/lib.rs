@@ -49,6 +49,8 @@ pub mod prover;
 #[cfg(feature = "write")]
 pub mod reader;
 #[cfg(feature = "write")]
+pub mod restore;
+#[cfg(feature = "write")]
 pub mod retire;
 #[cfg(feature = "write")]
 pub mod store;

@@ -150,21 +150,21 @@ pub(crate) fn no_continuation(chain: u32, size: u64, last: &CheckpointRow) -> St
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Key {
+pub(crate) enum Key {
     Order(CaseId),
     Sku(CaseId),
     System(Stream),
 }
 
-enum State {
+pub(crate) enum State {
     Case(Box<Case>),
     Sku(Option<Sku>),
     System,
 }
 
-struct Cached {
-    state: State,
-    heads: HashMap<Stream, StreamHead>,
+pub(crate) struct Cached {
+    pub(crate) state: State,
+    pub(crate) heads: HashMap<Stream, StreamHead>,
 }
 
 /// What a writer's inbox takes.
@@ -1329,7 +1329,7 @@ impl InFlight {
     }
 }
 
-fn push_tile(partial: &mut Vec<Vec<Hash>>, level: usize, index: u64, hash: Hash, tiles: &mut Vec<Tile>) {
+pub(crate) fn push_tile(partial: &mut Vec<Vec<Hash>>, level: usize, index: u64, hash: Hash, tiles: &mut Vec<Tile>) {
     if partial.len() == level {
         partial.push(Vec::new());
     }
@@ -1364,7 +1364,7 @@ pub(crate) fn read_case(store: &dyn Store, chain: u32, case: CaseId) -> Result<V
     Ok(entries)
 }
 
-fn load(store: &dyn Store, chain: u32, key: Key) -> Result<Cached, StoreError> {
+pub(crate) fn load(store: &dyn Store, chain: u32, key: Key) -> Result<Cached, StoreError> {
     let (entries, mut state) = match key {
         Key::Order(case) => (read_case(store, chain, case)?, State::Case(Box::new(Case::new(case)))),
         Key::Sku(case) => (store.stream(chain, &Stream::Sku(case).to_string())?, State::Sku(None)),

@@ -507,6 +507,10 @@ impl Archive for Failing {
         self.strike(|| self.archive.check(object, kept, terms))
     }
 
+    fn manifests(&self, prefix: &str) -> Result<Vec<(String, Option<String>)>, ExportError> {
+        self.strike(|| self.archive.manifests(prefix))
+    }
+
     fn state(&self, key: &str, version: Option<&str>) -> Result<ObjectState, ExportError> {
         self.archive.state(key, version)
     }

@@ -30,7 +30,7 @@ mod tree;
 mod verify;
 
 pub use anchor::{Anchor, AnchorError};
-pub use export::Export;
+pub use export::{Export, Lines};
 pub use finding::{Code, Finding};
 pub use proof::{verify_licence, verify_proof, verify_proof_bytes};
 pub use report::{ChainReport, KeyReport, Part, Report, Verdict};

@@ -13,6 +13,7 @@ pub(crate) mod migrate;
 pub(crate) mod order;
 pub(crate) mod proof;
 pub(crate) mod replay;
+pub(crate) mod restore;
 pub(crate) mod serve;
 pub(crate) mod sku;
 pub(crate) mod submit;

@@ -4,13 +4,10 @@
 use std::io::sink;
 
 use super::ExportError;
-use super::job::directory_of;
+use super::job::{MANIFEST_BYTES_MAX, directory_of};
 use super::place::Archive;
 use crate::export::record::{Completed, Retention};
 use crate::export::{FileKind, MANIFEST_NAME, Manifest};
-
-/// Largest manifest that is read, in bytes.
-const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 
 /// What can be wrong with an archive. The texts are stable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -23,8 +23,9 @@ use crate::hash::{Hash, sha256};
 use crate::ledger::{AppendError, Ledger};
 use crate::merkle;
 use crate::note::{Checkpoint, Note};
+use crate::public_key::Algorithm;
 use crate::reader::{Reader, StoredNodes, blocking};
-use crate::registry::Purpose;
+use crate::registry::{Purpose, Registry};
 use crate::signer::SignerError;
 use crate::store::{Store, StoreError};
 use crate::stream::Stream;
@@ -33,6 +34,9 @@ use crate::writer::{SystemEvent, Work};
 
 /// What everything in an archive is called after, and the value of `service`.
 pub const SERVICE: &str = "marketplace";
+
+/// Largest manifest that is read, in bytes.
+pub(super) const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 
 /// How to make a batch.
 #[derive(Clone, Debug)]
@@ -182,6 +186,9 @@ impl Ledger {
         in_thread(move || fit.terms(now_us)).await?;
 
         let mut record = ArchiveRecord::of(archive.location(), &self.exports().await?);
+        if record.open.is_none() {
+            self.take_over(&archive, &mut record).await?;
+        }
         let open = record.open.take().filter(|_| !options.restart);
         let resumed = open.is_some();
         let plan = match open {
@@ -216,6 +223,19 @@ impl Ledger {
         let (completed, manifest) = in_thread(move || unfinished.keep_manifest(made)).await?;
         self.append_export(&ExportEvent::Completed(completed.clone())).await?;
         Ok(Done { completed, manifest, resumed })
+    }
+
+    /// Records batches that the archive has and the ledger's record has not: of a ledger that was restored from the archive, which ends
+    /// before the record of its last batch, or of an archive that was moved. A batch of another history stops the export.
+    async fn take_over(&self, archive: &Arc<dyn Archive>, record: &mut ArchiveRecord) -> Result<(), ExportError> {
+        let (store, registry, id) = (Arc::clone(self.store()), self.registry(), self.id());
+        let (looking, known) = (Arc::clone(archive), record.completed.last().cloned());
+        let found = in_thread(move || unrecorded(&*store, &*looking, &registry, id, known)).await?;
+        for completed in found {
+            self.append_export(&ExportEvent::Completed(completed.clone())).await?;
+            record.completed.push(completed);
+        }
+        Ok(())
     }
 
     /// The registry as the batch's own entries have it: whoever reads the archive up to there can judge the signature.
@@ -264,6 +284,101 @@ async fn in_thread<T: Send + 'static>(
 ) -> Result<T, ExportError> {
     let died = |e: tokio::task::JoinError| StoreError::Unavailable(format!("the export's thread died: {e}"));
     tokio::task::spawn_blocking(work).await.map_err(died)?
+}
+
+/// The batches that an archive has after the last one that is recorded.
+fn unrecorded(
+    store: &dyn Store,
+    archive: &dyn Archive,
+    registry: &Registry,
+    ledger_id: Hash,
+    mut last: Option<Completed>,
+) -> Result<Vec<Completed>, ExportError> {
+    let prefix = format!("{}-", &ledger_id.to_hex()[..16]);
+    let number = |key: &str| {
+        let name = key.rsplit('/').nth(1)?;
+        name.strip_prefix(&prefix)?.split('-').next()?.parse::<u64>().ok()
+    };
+    let recorded = last.as_ref().map_or(0, |done| done.plan.sequence);
+    let mut found: Vec<_> = archive.manifests(&prefix)?;
+    found.retain(|(key, _)| number(key).is_some_and(|n| n > recorded));
+    found.sort_by_key(|(key, _)| number(key));
+    let mut taken = Vec::new();
+    for (key, version) in found {
+        let unfit = |why: &str| {
+            let why = format!(
+                "{key} is a batch that the ledger's record does not have, and {why}; verify both, and export to another place"
+            );
+            ExportError::Unfit(archive.location().to_owned(), why)
+        };
+        let mut bytes = Vec::new();
+        archive.read(&key, version.as_deref(), MANIFEST_BYTES_MAX, &mut bytes)?;
+        let manifest = Manifest::decode(&bytes).map_err(|e| unfit(&e.to_string()))?;
+        let digest = sha256(&[&bytes]);
+        let completed = take(store, registry, ledger_id, archive.location(), &manifest, last.as_ref());
+        let completed = completed?.map_err(unfit)?;
+        let completed = Completed { manifest_sha256: digest, manifest_version: version, ..completed };
+        last = Some(completed.clone());
+        taken.push(completed);
+    }
+    Ok(taken)
+}
+
+/// What is recorded of a batch that is the next after `last`, and of this very history; or why it is not.
+fn take(
+    store: &dyn Store,
+    registry: &Registry,
+    ledger_id: Hash,
+    location: &str,
+    manifest: &Manifest,
+    last: Option<&Completed>,
+) -> Result<Result<Completed, &'static str>, StoreError> {
+    let Some(batch) = manifest.batch.as_ref().filter(|_| manifest.ledger_id == ledger_id) else {
+        return Ok(Err("it is no batch of this ledger"));
+    };
+    let follows = match (last, &batch.previous) {
+        (None, None) => batch.sequence == 1,
+        (Some(last), Some(previous)) => {
+            batch.sequence == last.plan.sequence + 1
+                && previous.manifest_sha256 == last.manifest_sha256
+                && manifest.chains.iter().map(|c| c.from).eq(last.plan.ranges.iter().map(|r| r.to))
+        }
+        _ => false,
+    };
+    if !follows {
+        return Ok(Err("it does not follow the last one that is recorded"));
+    }
+    let end = manifest.chains.first().map_or(0, |range| range.to);
+    let signed = manifest.signature.as_ref().is_some_and(|signature| {
+        let claimed = (signature.kid.as_str(), Algorithm::Ed25519, Purpose::Export);
+        let key = registry.document_key(claimed, 0, end.saturating_sub(1), batch.registry.size);
+        key.is_ok_and(|key| key.public_key.verify(&manifest.statement(), &signature.signature))
+    });
+    if !signed {
+        return Ok(Err("no export key of the ledger signed it"));
+    }
+    let heads = store.heads()?;
+    if heads.len() != manifest.chains.len() {
+        return Ok(Err("it has another number of chains"));
+    }
+    for (head, range) in heads.iter().zip(&manifest.chains) {
+        let nodes = StoredNodes { store, chain: head.chain };
+        if range.chain != head.chain || range.to > head.size() || merkle::root_at(&nodes, range.to)? != range.root {
+            return Ok(Err("it has other entries than this ledger"));
+        }
+    }
+    let plan = Plan {
+        batch: batch.name.clone(),
+        env: batch.env.clone(),
+        exported_at_us: manifest.exported_at_us,
+        location: location.to_owned(),
+        private: !manifest.private_withheld,
+        ranges: manifest.chains.iter().map(|c| PlannedRange { from: c.from, to: c.to }).collect(),
+        sequence: batch.sequence,
+    };
+    let bytes = batch.stored.iter().map(|s| s.bytes).sum();
+    let files = manifest.files.len() as u64;
+    Ok(Ok(Completed { plan, lock: batch.lock.clone(), files, bytes, ..Completed::default() }))
 }
 
 /// A batch whose files are kept and whose manifest is not.

@@ -4,8 +4,10 @@ use std::io::sink;
 use std::path::PathBuf;
 
 use super::ExportError;
+use super::job::SERVICE;
 use super::place::{Archive, BatchTerms, Kept, NewObject, ObjectState, Spool};
 use crate::bucket::{Bucket, BucketError, Head};
+use crate::export::MANIFEST_NAME;
 use crate::export::record::{ObjectLock, Retention};
 use crate::hash::Hash;
 
@@ -120,6 +122,20 @@ impl Archive for LockedArchive {
             return Err(wrong("it was read back with other bytes than were sent".to_owned()));
         }
         Ok(())
+    }
+
+    fn manifests(&self, prefix: &str) -> Result<Vec<(String, Option<String>)>, ExportError> {
+        let mut first: std::collections::BTreeMap<String, String> = Default::default();
+        for version in self.bucket.versions(&format!("{SERVICE}/")).map_err(|e| self.failed(&e))? {
+            let mut parts = version.key.split('/').skip(2);
+            let named =
+                parts.next().is_some_and(|name| name.starts_with(prefix)) && parts.next() == Some(MANIFEST_NAME);
+            if named && !version.marker {
+                // They come newest first.
+                first.insert(version.key, version.id);
+            }
+        }
+        Ok(first.into_iter().map(|(key, version)| (key, Some(version))).collect())
     }
 
     fn state(&self, key: &str, version: Option<&str>) -> Result<ObjectState, ExportError> {

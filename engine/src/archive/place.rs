@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 
 use super::ExportError;
+use super::job::SERVICE;
+use crate::export::MANIFEST_NAME;
 use crate::export::record::{ObjectLock, Retention};
 use crate::hash::Hash;
 
@@ -70,6 +72,8 @@ pub trait Archive: Send + Sync {
     fn put(&self, object: NewObject<'_>, terms: &BatchTerms) -> Result<Kept, ExportError>;
     /// Reads the object back, and its lock: an error unless both are what they should be.
     fn check(&self, object: NewObject<'_>, kept: &Kept, terms: &BatchTerms) -> Result<(), ExportError>;
+    /// Keys of the manifests of batches whose names begin so, with the version that came first, in no order.
+    fn manifests(&self, prefix: &str) -> Result<Vec<(String, Option<String>)>, ExportError>;
     /// How a version of an object is kept now.
     fn state(&self, key: &str, version: Option<&str>) -> Result<ObjectState, ExportError>;
     /// Reads a version of an object into `out`: SHA-256 and length. One of more than `most` bytes is not read to its end, and has another
@@ -197,6 +201,31 @@ impl Archive for DirectoryArchive {
         }
         let why = format!("{} was read back with other bytes than were written; check the medium", object.key);
         Err(ExportError::Archive(self.location.clone(), why))
+    }
+
+    fn manifests(&self, prefix: &str) -> Result<Vec<(String, Option<String>)>, ExportError> {
+        let names = |dir: &Path| -> Result<Vec<String>, ExportError> {
+            let failed = |e| ExportError::Io(dir.to_owned(), e);
+            let mut names = Vec::new();
+            for item in fs::read_dir(dir).map_err(failed)? {
+                names.push(item.map_err(failed)?.file_name().to_string_lossy().into_owned());
+            }
+            Ok(names)
+        };
+        let top = self.root.join(SERVICE);
+        let mut found = Vec::new();
+        if !top.is_dir() {
+            return Ok(found);
+        }
+        for day in names(&top)?.into_iter().filter(|day| top.join(day).is_dir()) {
+            for name in names(&top.join(&day))?.into_iter().filter(|name| name.starts_with(prefix)) {
+                let key = format!("{SERVICE}/{day}/{name}/{MANIFEST_NAME}");
+                if self.root.join(&key).is_file() {
+                    found.push((key, None));
+                }
+            }
+        }
+        Ok(found)
     }
 
     fn state(&self, key: &str, _: Option<&str>) -> Result<ObjectState, ExportError> {

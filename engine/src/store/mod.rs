@@ -218,6 +218,24 @@ pub trait Store: Send + Sync {
     fn append(&self, batch: &CommitBatch) -> Result<(), StoreError>;
     /// Locks the chain's head first, then appends what `make` links to it. For chains with busy neighbours.
     fn append_locked(&self, chain: u32, make: &mut MakeCommit<'_>) -> Result<(), StoreError>;
+    /// Appends commits of one chain as they were signed before, each where the one before it ends, in as few transactions as suits the
+    /// store. For restoring a ledger: whoever calls has verified them, and the registry may be ahead of what they name.
+    fn append_verified(&self, batches: &[CommitBatch]) -> Result<(), StoreError> {
+        for batch in batches {
+            let mut moved = None;
+            self.append_locked(batch.before.chain, &mut |head| {
+                if *head == batch.before {
+                    return Some(batch.clone());
+                }
+                moved = Some(head.clone());
+                None
+            })?;
+            if let Some(head) = moved {
+                return Err(StoreError::HeadMoved(Box::new(head)));
+            }
+        }
+        Ok(())
+    }
     /// Locks the heads of all chains, in ascending order, then appends to chain 0 what `make` links to it: a change of keys that records
     /// every chain's size.
     fn append_cut(&self, make: &mut MakeCut<'_>) -> Result<(), StoreError>;

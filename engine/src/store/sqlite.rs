@@ -512,6 +512,10 @@ fn empty_head(chain: u32) -> ChainHead {
 
 fn append_in(tx: Transaction<'_>, batch: &CommitBatch) -> Result<(), StoreError> {
     write_batch(&tx, batch).map_err(sql)?;
+    commit_in(tx)
+}
+
+fn commit_in(tx: Transaction<'_>) -> Result<(), StoreError> {
     tx.commit().map_err(|e| match e.sqlite_error_code() {
         // SQLITE_BUSY from COMMIT leaves the transaction open; dropping the connection's statement rolls it back. On a full
         // disk the frame that makes a commit valid, the last one, was not written whole.
@@ -550,6 +554,19 @@ impl Store for SqliteStore {
             Some(batch) => append_in(tx, &batch),
             None => Ok(()),
         }
+    }
+
+    fn append_verified(&self, batches: &[CommitBatch]) -> Result<(), StoreError> {
+        let mut conn = lock(&self.writer);
+        let tx = begin(&mut conn)?;
+        for batch in batches {
+            let head = head_of(&tx, batch.before.chain)?.unwrap_or_else(|| empty_head(batch.before.chain));
+            if head != batch.before {
+                return Err(StoreError::HeadMoved(Box::new(head)));
+            }
+            write_batch(&tx, batch).map_err(sql)?;
+        }
+        commit_in(tx)
     }
 
     fn append_cut(&self, make: &mut MakeCut<'_>) -> Result<(), StoreError> {

@@ -146,6 +146,12 @@ impl Export {
         self.parts.iter().any(|p| p.batch().is_some())
     }
 
+    /// The lines of one chain and kind.
+    pub fn lines(&self, chain: u32, kind: FileKind) -> Lines {
+        let files = self.files(chain, kind).into_iter().map(|file| self.path_of(file)).collect();
+        Lines { files, ledger_id: self.manifest.ledger_id }
+    }
+
     /// What is wrong with the manifests' signatures and registries; none of a copy has any.
     pub(crate) fn signatures(&self, registry: &Registry) -> Vec<Finding> {
         batches::signatures(&self.parts, registry)
@@ -275,6 +281,37 @@ impl Export {
         }
         let made = Copy::make(self)?;
         Ok(self.copy.get_or_init(|| made))
+    }
+}
+
+/// Lines of an export, of one chain and kind.
+pub struct Lines {
+    files: Vec<PathBuf>,
+    ledger_id: Hash,
+}
+
+impl Lines {
+    /// Reads them in order, until `each` wants no more. Nothing is judged: for an export that was verified.
+    pub fn read(&self, each: &mut dyn FnMut(Line<'_>) -> bool) -> Result<(), SourceError> {
+        for path in &self.files {
+            let changed = |why: String| SourceError::Unreadable {
+                path: path.clone(),
+                reason: format!("{why}; it was changed since it was verified"),
+            };
+            let mut blocks = Blocks::open(path).map_err(|e| changed(e.to_string()))?;
+            while let Some(block) = blocks.next(Vec::new()).map_err(|e| changed(e.to_string()))? {
+                let plain = block.into_lines().map_err(&changed)?;
+                let mut from = 0;
+                for end in memchr::memchr_iter(b'\n', &plain) {
+                    let line = Line::parse(&plain[from..end], &self.ledger_id);
+                    if !each(line.map_err(|e| changed(e.to_string()))?) {
+                        return Ok(());
+                    }
+                    from = end + 1;
+                }
+            }
+        }
+        Ok(())
     }
 }
 

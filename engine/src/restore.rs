@@ -1,0 +1,273 @@
+//! A ledger from an archive alone: commits are appended as they were signed, and what follows from entries is made again.
+//!
+//! Whoever calls has verified the archive. What is restored is what was exported, row by row: entries, commits, signatures, checkpoints,
+//! private documents that were not erased since, heads, tiles, projections. An interrupted run goes on where it stopped.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use lru::LruCache;
+
+use crate::body::Body;
+use crate::commit::Statement;
+use crate::domain::Occurrence;
+use crate::domain::case::{Case, Touched};
+use crate::domain::fields::count;
+use crate::domain::projection::{Row, case_row, idempotency_row, needs_idempotency_row, sku_row};
+use crate::domain::sku::Sku;
+use crate::export::{CheckpointLine, CommitLine, EntryLine};
+use crate::hash::{Hash, entry_hash};
+use crate::header::Header;
+use crate::json::Value;
+use crate::merkle::{self, CompactRange, TILE_WIDTH};
+use crate::reader::StoredNodes;
+use crate::runs::{RUN_ENTRIES, event_id_run};
+use crate::store::{ChainHead, CheckpointRow, CommitBatch, Entry, Store, StoreError, StreamHead, Tile};
+use crate::stream::Stream;
+use crate::writer::{Cached, Key, State, load, push_tile};
+
+/// Cases that are remembered: those that are used again lie close together.
+const CASES: usize = 1 << 15;
+/// Entries that are written at once, or a few more.
+const WRITTEN_AT_ONCE: usize = 4096;
+
+/// A commit of an archive, with everything that it made durable.
+#[derive(Clone, Debug)]
+pub struct ArchivedCommit {
+    /// Its line.
+    pub commit: CommitLine,
+    /// Its entries, by index.
+    pub entries: Vec<Entry>,
+    /// Private documents of them, by index.
+    pub private: Vec<(u64, Vec<u8>)>,
+}
+
+/// The entry that a line holds.
+pub fn entry_of(line: &EntryLine<'_>) -> Entry {
+    let h = &line.header;
+    let header = Header {
+        format_version: h.format_version,
+        ledger_id: h.ledger_id,
+        chain: h.chain,
+        index: h.index,
+        prev_hash: h.prev_hash,
+        stream: h.stream.to_owned(),
+        revision: h.revision,
+        parent_hash: h.parent_hash,
+        event_id: h.event_id,
+        event_type: h.event_type.to_owned(),
+        schema_version: h.schema_version,
+        recorded_at_us: h.recorded_at_us,
+        body_hash: h.body_hash,
+        body_sha256: h.body_sha256,
+    };
+    Entry { header, entry_hash: line.entry_hash, parent_index: line.parent_index, body: line.body.to_vec() }
+}
+
+/// One chain that is being restored.
+pub struct Restorer {
+    store: Arc<dyn Store>,
+    ledger_id: Hash,
+    chain: u32,
+    head: ChainHead,
+    /// Hashes of the incomplete tile of each level.
+    partial: Vec<Vec<Hash>>,
+    cases: LruCache<Key, Cached>,
+    waiting: Vec<CommitBatch>,
+    entries_waiting: usize,
+    checkpoints: Vec<CheckpointRow>,
+}
+
+impl Restorer {
+    /// Begins where the store ends. What it holds must be the beginning of the chain: [`Restorer::continues`].
+    pub fn new(store: Arc<dyn Store>, ledger_id: Hash, chain: u32) -> Result<Restorer, StoreError> {
+        let empty = ChainHead { chain, hash: Hash::ZERO, range: CompactRange::default() };
+        let head = store.heads()?.into_iter().find(|h| h.chain == chain).unwrap_or(empty);
+        let mut restorer = Restorer {
+            store,
+            ledger_id,
+            chain,
+            partial: Vec::new(),
+            cases: LruCache::new(NonZeroUsize::new(CASES).unwrap_or(NonZeroUsize::MIN)),
+            waiting: Vec::new(),
+            entries_waiting: 0,
+            checkpoints: Vec::new(),
+            head,
+        };
+        restorer.load_tiles()?;
+        Ok(restorer)
+    }
+
+    /// How many entries there are.
+    pub fn size(&self) -> u64 {
+        self.head.size()
+    }
+
+    /// Whether an entry of the archive is the last one that the store has.
+    pub fn continues(&self, last: &Entry) -> bool {
+        last.header.index + 1 == self.head.size() && last.entry_hash == self.head.hash
+    }
+
+    /// The hashes of incomplete tiles, from complete ones and the entries behind them.
+    fn load_tiles(&mut self) -> Result<(), StoreError> {
+        let nodes = StoredNodes { store: &*self.store, chain: self.chain };
+        let (mut size, mut level) = (self.head.size(), 0);
+        while size > 0 || level == 0 {
+            let first = size / TILE_WIDTH * TILE_WIDTH;
+            let hashes = (first..size).map(|n| merkle::Nodes::node(&nodes, level, n)).collect::<Result<_, _>>()?;
+            self.partial.push(hashes);
+            (size, level) = (size / TILE_WIDTH, level + 8);
+        }
+        Ok(())
+    }
+
+    /// Takes the next commit. It is stored with others, in time.
+    pub fn commit(&mut self, archived: ArchivedCommit) -> Result<(), StoreError> {
+        let ArchivedCommit { commit, entries, private } = archived;
+        let corrupt = |index: u64, why: &str| {
+            StoreError::Corrupt(format!("entry {index} of chain {} in the archive: {why}; verify it", commit.chain))
+        };
+        let (before, mut leaves) = (self.head.clone(), Vec::with_capacity(entries.len()));
+        let (mut tiles, mut erase): (Vec<Tile>, Vec<u64>) = Default::default();
+        let mut streams: HashMap<Stream, StreamHead> = HashMap::new();
+        let mut touched: Vec<(Key, Option<Touched>)> = Vec::new();
+        let mut rows: Vec<Row> = Vec::new();
+        let mut keys: Vec<Hash> = Vec::new();
+        for entry in &entries {
+            let h = &entry.header;
+            let encoded = h.encode();
+            let (hash, leaf) = (entry_hash(&encoded), merkle::leaf_hash(&encoded));
+            let follows = h.chain == self.chain && h.index == self.head.size() && h.prev_hash == self.head.hash.0;
+            if !follows || hash != entry.entry_hash {
+                return Err(corrupt(h.index, "it does not follow the one before it"));
+            }
+            let stream = Stream::parse(&h.stream).ok_or_else(|| corrupt(h.index, "no stream's name"))?;
+            let body = Body::decode(&entry.body).map_err(|_| corrupt(h.index, "no body"))?;
+            let key = match stream {
+                Stream::Order(case) | Stream::Delivery(case, _) => Key::Order(case),
+                Stream::Sku(case) => Key::Sku(case),
+                other => Key::System(other),
+            };
+            let event = Occurrence {
+                stream,
+                revision: h.revision,
+                event_type: &h.event_type,
+                payload: &body.payload,
+                index: h.index,
+                recorded_at_us: h.recorded_at_us,
+                has_private: body.private_sha256.is_some(),
+            };
+            let cached = self.cached(key, stream, h.revision)?;
+            let changed = match &mut cached.state {
+                State::Case(case) => {
+                    case.apply(&event).map_err(|e| corrupt(h.index, &e.0))?.touched.into_iter().map(Some).collect()
+                }
+                State::Sku(sku) => {
+                    Sku::apply(sku, &event).map_err(|e| corrupt(h.index, &e.0))?;
+                    vec![None]
+                }
+                State::System => Vec::new(),
+            };
+            let first_index = cached.heads.get(&stream).map_or(h.index, |head| head.first_index);
+            let head = StreamHead { revision: h.revision, hash, index: h.index, first_index };
+            cached.heads.insert(stream, head);
+            streams.insert(stream, head);
+            for item in changed.into_iter().map(|t| (key, t)) {
+                if !touched.contains(&item) {
+                    touched.push(item);
+                }
+            }
+            if let Some(meta) = body.meta.as_ref().filter(|m| needs_idempotency_row(stream, h.revision, &m.idem))
+                && !keys.contains(&meta.idem)
+            {
+                keys.push(meta.idem);
+                rows.push(idempotency_row(self.chain, &meta.idem, h.index));
+            }
+            if h.event_type == "subject.erased" {
+                let erased = body.payload.value("entries").and_then(Value::as_array).unwrap_or_default();
+                erase.extend(erased.iter().filter_map(count));
+            }
+            self.head.hash = hash;
+            self.head.range.push(leaf);
+            push_tile(&mut self.partial, 0, h.index, leaf, &mut tiles);
+            leaves.push(leaf);
+        }
+        for (key, touched) in &touched {
+            match (self.cases.peek(key).map(|c| &c.state), touched) {
+                (Some(State::Case(case)), Some(touched)) => rows.extend(case_row(self.chain, case, touched)),
+                (Some(State::Sku(Some(sku))), _) => rows.push(sku_row(self.chain, sku)),
+                _ => {}
+            }
+        }
+        let runs = before.size() / RUN_ENTRIES..self.head.size() / RUN_ENTRIES;
+        let runs = runs.map(|run| (run, event_id_run(&self.ledger_id, self.chain, run))).collect();
+        let statement = Statement {
+            ledger_id: self.ledger_id,
+            chain: self.chain,
+            first_index: commit.first_index,
+            size: entries.len() as u32,
+            root: merkle::root(&leaves),
+            last_hash: self.head.hash,
+            registry_size: commit.registry_size,
+            registry_head: commit.registry_head,
+        };
+        self.entries_waiting += entries.len();
+        self.waiting.push(CommitBatch {
+            before,
+            after: self.head.clone(),
+            entries,
+            // What a later entry of the same commit erases was never stored.
+            private: private.into_iter().filter(|(index, _)| !erase.contains(index)).collect(),
+            statement,
+            signatures: commit.signatures,
+            streams: streams.into_iter().map(|(s, h)| (s.to_string(), h)).collect(),
+            tiles,
+            runs,
+            rows,
+            erase,
+        });
+        if self.entries_waiting >= WRITTEN_AT_ONCE { self.flush() } else { Ok(()) }
+    }
+
+    /// Takes a checkpoint of the entries so far.
+    pub fn checkpoint(&mut self, line: CheckpointLine) -> Result<(), StoreError> {
+        let CheckpointLine { chain, size, root, note } = line;
+        self.checkpoints.push(CheckpointRow { chain, size, root, note: Some(note) });
+        if self.checkpoints.len() >= WRITTEN_AT_ONCE { self.flush() } else { Ok(()) }
+    }
+
+    /// The state of a case, from what is stored if it is not remembered.
+    fn cached(&mut self, key: Key, stream: Stream, revision: u64) -> Result<&mut Cached, StoreError> {
+        if !self.cases.contains(&key) {
+            let fresh = match stream {
+                Stream::Order(case) if revision == 1 => Some(State::Case(Box::new(Case::new(case)))),
+                Stream::Sku(_) if revision == 1 => Some(State::Sku(None)),
+                _ => None,
+            };
+            let cached = match fresh {
+                Some(state) => Cached { state, heads: HashMap::new() },
+                None => {
+                    self.flush()?;
+                    let mut cached = load(&*self.store, self.chain, key)?;
+                    // A stream without entries has no head.
+                    cached.heads.retain(|_, head| head.revision > 0);
+                    cached
+                }
+            };
+            self.cases.put(key, cached);
+        }
+        self.cases.get_mut(&key).ok_or_else(|| StoreError::Unavailable("a case was forgotten at once".into()))
+    }
+
+    /// Stores what waits.
+    pub fn flush(&mut self) -> Result<(), StoreError> {
+        self.store.append_verified(&std::mem::take(&mut self.waiting))?;
+        self.entries_waiting = 0;
+        for row in std::mem::take(&mut self.checkpoints) {
+            self.store.record_checkpoint(&CheckpointRow { note: None, ..row.clone() })?;
+            self.store.sign_checkpoint(&row)?;
+        }
+        Ok(())
+    }
+}
