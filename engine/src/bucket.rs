@@ -285,9 +285,14 @@ impl Bucket {
 
     /// All versions and markers of keys below a prefix, newest first for each key.
     pub fn versions(&self, under: &str) -> Result<Vec<Version>, BucketError> {
+        self.versions_after(under, None)
+    }
+
+    /// The same, of keys that come after one: what lies before it costs nothing.
+    pub fn versions_after(&self, under: &str, after: Option<&str>) -> Result<Vec<Version>, BucketError> {
         self.block(async {
             let mut found = Vec::new();
-            let (mut key_marker, mut version_marker) = (None, None);
+            let (mut key_marker, mut version_marker) = (after.map(|key| self.key(key)), None);
             loop {
                 let asked = self
                     .client

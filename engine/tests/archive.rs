@@ -507,8 +507,8 @@ impl Archive for Failing {
         self.strike(|| self.archive.check(object, kept, terms))
     }
 
-    fn manifests(&self, prefix: &str) -> Result<Vec<(String, Option<String>)>, ExportError> {
-        self.strike(|| self.archive.manifests(prefix))
+    fn manifests(&self, prefix: &str, after: Option<&str>) -> Result<Vec<(String, Option<String>)>, ExportError> {
+        self.strike(|| self.archive.manifests(prefix, after))
     }
 
     fn state(&self, key: &str, version: Option<&str>) -> Result<ObjectState, ExportError> {
@@ -600,4 +600,35 @@ async fn one_job_at_a_time_and_none_without_a_key() {
     assert_eq!((again.resumed, again.completed.plan.sequence), (false, 2));
     let report = verify_path(&root, Some(ledger.id()));
     assert_eq!(report.exit(), 0, "{}", report.to_text());
+}
+
+/// What lies in an archive unsigned does not stop the next export; what the ledger's own key signed of other entries does.
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_do_not_stop_an_export_and_another_history_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("archive");
+    let ledger = three_batches(&dir.path().join("ledger"), &root, 1).await;
+    let mut batches = Batches(contents(&root));
+    let next = batches.dir(3).replace("-00000003-", "-00000004-");
+    for bytes in [b"no manifest".to_vec(), {
+        batches.edit(3, |m| m.tool = "somebody".into());
+        batches.manifest(3).encode()
+    }] {
+        std::fs::create_dir_all(root.join(&next)).unwrap();
+        std::fs::write(root.join(&next).join(MANIFEST_NAME), bytes).unwrap();
+        let before = ArchiveRecord::of(LOCATION, &ledger.exports().await.unwrap()).completed.len();
+        let done = export(&ledger, &archive(&root)).await.unwrap();
+        assert_eq!(done.completed.plan.sequence, before as u64 + 1);
+    }
+    let far = next.replace("-00000004-", "-00000009-");
+    let mut manifest = batches.manifest(3);
+    manifest.chains[0].root = Hash([1; 32]);
+    sign(&mut manifest, Purpose::Export, EXPORT);
+    std::fs::create_dir_all(root.join(&far)).unwrap();
+    std::fs::write(root.join(&far).join(MANIFEST_NAME), manifest.encode()).unwrap();
+    let error = export(&ledger, &archive(&root)).await.unwrap_err().to_string();
+    assert!(
+        error.contains("does not follow the last one that is recorded") && error.contains("another place"),
+        "{error}"
+    );
 }

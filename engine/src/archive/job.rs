@@ -299,8 +299,9 @@ fn unrecorded(
         let name = key.rsplit('/').nth(1)?;
         name.strip_prefix(&prefix)?.split('-').next()?.parse::<u64>().ok()
     };
+    let after = last.as_ref().map(|done| directory_of(&done.plan));
     let recorded = last.as_ref().map_or(0, |done| done.plan.sequence);
-    let mut found: Vec<_> = archive.manifests(&prefix)?;
+    let mut found: Vec<_> = archive.manifests(&prefix, after.as_deref())?;
     found.retain(|(key, _)| number(key).is_some_and(|n| n > recorded));
     found.sort_by_key(|(key, _)| number(key));
     let mut taken = Vec::new();
@@ -313,10 +314,12 @@ fn unrecorded(
         };
         let mut bytes = Vec::new();
         archive.read(&key, version.as_deref(), MANIFEST_BYTES_MAX, &mut bytes)?;
-        let manifest = Manifest::decode(&bytes).map_err(|e| unfit(&e.to_string()))?;
+        // What our keys did not sign is nobody's batch: whoever may put objects must not stop the exports. Verifiers name it.
+        let Some(manifest) = Manifest::decode(&bytes).ok().filter(|m| is_signed(m, registry, ledger_id)) else {
+            continue;
+        };
         let digest = sha256(&[&bytes]);
-        let completed = take(store, registry, ledger_id, archive.location(), &manifest, last.as_ref());
-        let completed = completed?.map_err(unfit)?;
+        let completed = take(store, archive.location(), &manifest, last.as_ref())?.map_err(unfit)?;
         let completed = Completed { manifest_sha256: digest, manifest_version: version, ..completed };
         last = Some(completed.clone());
         taken.push(completed);
@@ -324,18 +327,25 @@ fn unrecorded(
     Ok(taken)
 }
 
-/// What is recorded of a batch that is the next after `last`, and of this very history; or why it is not.
+/// Whether an export key of the ledger signed it.
+fn is_signed(manifest: &Manifest, registry: &Registry, ledger_id: Hash) -> bool {
+    let end = manifest.chains.first().map_or(0, |range| range.to);
+    let parts = manifest.batch.as_ref().zip(manifest.signature.as_ref());
+    parts.filter(|_| manifest.ledger_id == ledger_id).is_some_and(|(batch, signature)| {
+        let claimed = (signature.kid.as_str(), Algorithm::Ed25519, Purpose::Export);
+        let key = registry.document_key(claimed, 0, end.saturating_sub(1), batch.registry.size);
+        key.is_ok_and(|key| key.public_key.verify(&manifest.statement(), &signature.signature))
+    })
+}
+
+/// What is recorded of a signed batch that is the next after `last`, and of this very history; or why it is not.
 fn take(
     store: &dyn Store,
-    registry: &Registry,
-    ledger_id: Hash,
     location: &str,
     manifest: &Manifest,
     last: Option<&Completed>,
 ) -> Result<Result<Completed, &'static str>, StoreError> {
-    let Some(batch) = manifest.batch.as_ref().filter(|_| manifest.ledger_id == ledger_id) else {
-        return Ok(Err("it is no batch of this ledger"));
-    };
+    let Some(batch) = &manifest.batch else { return Ok(Err("it is a copy")) };
     let follows = match (last, &batch.previous) {
         (None, None) => batch.sequence == 1,
         (Some(last), Some(previous)) => {
@@ -347,15 +357,6 @@ fn take(
     };
     if !follows {
         return Ok(Err("it does not follow the last one that is recorded"));
-    }
-    let end = manifest.chains.first().map_or(0, |range| range.to);
-    let signed = manifest.signature.as_ref().is_some_and(|signature| {
-        let claimed = (signature.kid.as_str(), Algorithm::Ed25519, Purpose::Export);
-        let key = registry.document_key(claimed, 0, end.saturating_sub(1), batch.registry.size);
-        key.is_ok_and(|key| key.public_key.verify(&manifest.statement(), &signature.signature))
-    });
-    if !signed {
-        return Ok(Err("no export key of the ledger signed it"));
     }
     let heads = store.heads()?;
     if heads.len() != manifest.chains.len() {

@@ -124,9 +124,10 @@ impl Archive for LockedArchive {
         Ok(())
     }
 
-    fn manifests(&self, prefix: &str) -> Result<Vec<(String, Option<String>)>, ExportError> {
+    fn manifests(&self, prefix: &str, after: Option<&str>) -> Result<Vec<(String, Option<String>)>, ExportError> {
         let mut first: std::collections::BTreeMap<String, String> = Default::default();
-        for version in self.bucket.versions(&format!("{SERVICE}/")).map_err(|e| self.failed(&e))? {
+        let found = self.bucket.versions_after(&format!("{SERVICE}/"), after).map_err(|e| self.failed(&e))?;
+        for version in found {
             let mut parts = version.key.split('/').skip(2);
             let named =
                 parts.next().is_some_and(|name| name.starts_with(prefix)) && parts.next() == Some(MANIFEST_NAME);

@@ -72,8 +72,9 @@ pub trait Archive: Send + Sync {
     fn put(&self, object: NewObject<'_>, terms: &BatchTerms) -> Result<Kept, ExportError>;
     /// Reads the object back, and its lock: an error unless both are what they should be.
     fn check(&self, object: NewObject<'_>, kept: &Kept, terms: &BatchTerms) -> Result<(), ExportError>;
-    /// Keys of the manifests of batches whose names begin so, with the version that came first, in no order.
-    fn manifests(&self, prefix: &str) -> Result<Vec<(String, Option<String>)>, ExportError>;
+    /// Keys of the manifests of batches whose names begin so, with the version that came first, in no order. Those that sort before
+    /// `after`, a batch's directory, may be left out.
+    fn manifests(&self, prefix: &str, after: Option<&str>) -> Result<Vec<(String, Option<String>)>, ExportError>;
     /// How a version of an object is kept now.
     fn state(&self, key: &str, version: Option<&str>) -> Result<ObjectState, ExportError>;
     /// Reads a version of an object into `out`: SHA-256 and length. One of more than `most` bytes is not read to its end, and has another
@@ -203,7 +204,7 @@ impl Archive for DirectoryArchive {
         Err(ExportError::Archive(self.location.clone(), why))
     }
 
-    fn manifests(&self, prefix: &str) -> Result<Vec<(String, Option<String>)>, ExportError> {
+    fn manifests(&self, prefix: &str, after: Option<&str>) -> Result<Vec<(String, Option<String>)>, ExportError> {
         let names = |dir: &Path| -> Result<Vec<String>, ExportError> {
             let failed = |e| ExportError::Io(dir.to_owned(), e);
             let mut names = Vec::new();
@@ -217,7 +218,8 @@ impl Archive for DirectoryArchive {
         if !top.is_dir() {
             return Ok(found);
         }
-        for day in names(&top)?.into_iter().filter(|day| top.join(day).is_dir()) {
+        let since = after.and_then(|dir| dir.split('/').nth(1)).unwrap_or_default();
+        for day in names(&top)?.into_iter().filter(|day| day.as_str() >= since && top.join(day).is_dir()) {
             for name in names(&top.join(&day))?.into_iter().filter(|name| name.starts_with(prefix)) {
                 let key = format!("{SERVICE}/{day}/{name}/{MANIFEST_NAME}");
                 if self.root.join(&key).is_file() {
