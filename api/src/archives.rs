@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ledger_engine::archive::locked::{LockPolicy, LockedArchive};
 use ledger_engine::archive::place::{Archive, DirectoryArchive};
-use ledger_engine::bucket::Bucket;
+use ledger_engine::bucket::{Bucket, parse_url};
 use ledger_engine::export::record::ObjectLock;
 use ledger_engine::time::rfc3339;
 
@@ -43,6 +43,17 @@ pub(crate) fn named(given: Option<&str>) -> Result<String, CliError> {
     bucket.ok_or_else(|| {
         CliError::Usage("name the archive with --out DIR or --out s3://BUCKET, or set S3_AUDIT_BUCKET".into())
     })
+}
+
+/// What the ledger's record calls an archive. Nothing is made or asked.
+pub(crate) fn location(place: &str, location: Option<String>) -> Result<String, CliError> {
+    if let Some((bucket, prefix)) = parse_url(place) {
+        return Ok(format!("s3://{bucket}/{prefix}").trim_end_matches('/').to_owned());
+    }
+    let io = |e| CliError::Io(place.to_owned(), e);
+    let path = Path::new(place);
+    let path = if path.exists() { path.canonicalize() } else { std::path::absolute(path) };
+    Ok(location.unwrap_or(path.map_err(io)?.display().to_string()))
 }
 
 /// Opens an archive for writing. `location` is what the ledger's record calls it, where a directory has been moved.

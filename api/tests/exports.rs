@@ -93,6 +93,7 @@ fn a_directory_night_after_night() {
     assert!(exit == 2 && said.contains("S3_AUDIT_BUCKET"), "{said}");
     let (exit, said) = shop.run("export --out archive --dry-run", &[]);
     assert!(exit == 0 && said.contains("batch 1") && said.contains("nothing was written"), "{said}");
+    assert!(!shop.path("archive").exists());
     let first = shop.json("export --out archive --env prod --metrics export.prom", &[]);
     assert_eq!((first["sequence"].as_u64(), first["resumed"].as_bool()), (Some(1), Some(false)));
     shop.sell("second");
@@ -356,6 +357,14 @@ fn a_restore_that_was_killed_goes_on_and_a_bad_archive_is_refused() {
         format!("{entries:?}")
     );
 
+    // With its keys it goes on there, and so does its archive.
+    shell(shop.dir.path(), "cp -r archive kept; mkdir served; cp -r shop/keys served/keys");
+    let line =
+        format!("--dir served --database {url} --json export --out kept --location {}", shop.path("archive").display());
+    let output = shop.command(Path::new(LEDGER), &line, &[]).output().unwrap();
+    assert!(output.status.success() && text(&output).contains("\"sequence\":3"), "{}", text(&output));
+    assert_eq!(shop.verify("kept", "").0, 0);
+
     // The ledger had signed more than the archive has: going on from it would be a second history.
     let (exit, said) = shop.run("checkpoint", &[]);
     assert_eq!(exit, 0);
@@ -374,4 +383,66 @@ fn a_restore_that_was_killed_goes_on_and_a_bad_archive_is_refused() {
     let (exit, said) = run("--newest-checkpoint none");
     assert!(exit == 1 && said.contains("export_file_missing") && said.contains("nothing was restored"), "{said}");
     assert!(!shop.path("new").exists());
+}
+
+/// The archive's disk is full: nothing is recorded as done, and with room again the same batch is made.
+#[test]
+fn a_full_disk_is_no_export() {
+    let shop = Shop::with("init");
+    exported(&shop);
+    let script = r#"
+        mkdir disk out && mount -t tmpfs -o size=16k tmpfs disk
+        "$LEDGER" --dir shop export --out disk/archive 2> out/says && exit 9
+        "$LEDGER" --dir shop exports > out/listed
+        mount -o remount,size=64m disk
+        "$LEDGER" --json --dir shop export --out disk/archive > out/done
+        "$VERIFY" disk/archive --trust "$ID" > out/verified
+        find disk -name '.*' > out/left
+    "#;
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--mount", "sh", "-ec", script]).current_dir(shop.dir.path());
+    let verify = Path::new(LEDGER).with_file_name("audit-verify");
+    let output = command
+        .env("LEDGER", LEDGER)
+        .env("VERIFY", verify)
+        .env("ID", &shop.id)
+        .output()
+        .expect("unshare of util-linux");
+    assert!(output.status.success(), "{}", text(&output));
+    let read = |name: &str| std::fs::read_to_string(shop.path("out").join(name)).unwrap();
+    assert!(read("says").contains("disk/archive") && read("says").contains("free space"), "{}", read("says"));
+    assert!(read("listed").contains("begun") && read("listed").contains("not completed"), "{}", read("listed"));
+    let done: Value = serde_json::from_str(&read("done")).unwrap();
+    assert_eq!((done["sequence"].as_u64(), done["resumed"].as_bool()), (Some(1), Some(true)));
+    assert!(read("verified").starts_with("VERIFIED"), "{}", read("verified"));
+    assert_eq!(read("left"), "");
+}
+
+/// A manifest by a key that was revoked before, or with another's rights, is no batch of ours; what the key signed before stands.
+#[test]
+fn a_revoked_key_signs_no_more_exports() {
+    let shop = Shop::open();
+    let (exit, said) = shop.run("export --out archive", &[]);
+    assert_eq!(exit, 0, "{said}");
+    let keys = shop.run("keys", &[]).1;
+    let kid = keys.lines().find(|l| l.starts_with("export-")).unwrap().split(' ').next().unwrap().to_owned();
+    let rotate = "keys rotate --purpose export --governance-key shop-governance.pem";
+    let (exit, said) = shop.run(rotate, &[]);
+    assert_eq!(exit, 0, "{said}");
+    let next = shop.json("export --out archive", &[]);
+    let manifest = shop.path("archive").join(next["directory"].as_str().unwrap()).join("manifest.json");
+    let signed: Value = serde_json::from_slice(&std::fs::read(&manifest).unwrap()).unwrap();
+    assert_ne!(signed["signature"]["kid"].as_str(), Some(kid.as_str()));
+    assert_eq!(shop.verify("archive", "").0, 0, "what the old key signed before it was retired stands");
+    // Whoever has the old key says that he signed the second batch.
+    let forged =
+        std::fs::read_to_string(&manifest).unwrap().replace(signed["signature"]["kid"].as_str().unwrap(), &kid);
+    // The name alone, in the signature: the registry in the manifest has both.
+    let at = forged.rfind(&kid).unwrap();
+    let original = std::fs::read_to_string(&manifest).unwrap();
+    let there = original.rfind(signed["signature"]["kid"].as_str().unwrap()).unwrap();
+    let forged = format!("{}{kid}{}", &original[..there], &forged[at + kid.len()..]);
+    std::fs::write(&manifest, forged).unwrap();
+    let (exit, said) = shop.verify("archive", "");
+    assert!(exit == 1 && said.contains("kid_not_valid"), "{said}");
 }

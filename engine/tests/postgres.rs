@@ -548,3 +548,34 @@ async fn a_late_commit_fails() {
         assert!(holds || code == Some(tokio_postgres::error::SqlState::DIVISION_BY_ZERO), "{code:?}");
     }
 }
+
+/// An export job's place is one for all processes, and free again when its holder is gone, however it ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_export_job_at_a_time() {
+    let url = postgres::database();
+    let ledger = postgres::create(&url, 1).await;
+    let open = |url: String| move || PostgresStore::open(PostgresOptions::new(&url)).unwrap();
+    let other = tokio::task::spawn_blocking(open(url.clone())).await.unwrap();
+    let first = Arc::clone(ledger.store());
+    let held = tokio::task::spawn_blocking(move || first.exclusive().unwrap()).await.unwrap();
+    assert!(held.is_some());
+    let other = tokio::task::spawn_blocking(move || {
+        assert!(other.exclusive().unwrap().is_none());
+        other
+    });
+    let other = other.await.unwrap();
+    // As the server sees a process that was killed: its connection ends.
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND granted \
+               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    assert_eq!(Server::shared().psql(postgres::name_of(&url), end), "1");
+    let until = Instant::now() + Duration::from_secs(10);
+    let free = move || loop {
+        match other.exclusive().unwrap() {
+            Some(_) => return,
+            None => assert!(Instant::now() < until, "it is still held"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    tokio::task::spawn_blocking(free).await.unwrap();
+    drop(held);
+}

@@ -216,7 +216,14 @@ async fn a_server_that_fails_or_lies_is_never_believed() {
     let name = S3::shared().make_bucket(true).await;
     let good = archive(S3::shared().url(), &name, policy(), dir.path()).await;
     type Decide = fn(&str, &str) -> S3Deed;
-    let cases: [(&str, Decide, &str); 9] = [
+    let cases: [(&str, Decide, &str); 10] = [
+        (
+            "credentials that end",
+            |m, path| {
+                if m == "PUT" && path.contains("0001-") { S3Deed::Answer(400, "ExpiredToken") } else { S3Deed::Pass }
+            },
+            "renew them",
+        ),
         ("500", |m, _| if m == "PUT" { S3Deed::Answer(500, "InternalError") } else { S3Deed::Pass }, "InternalError"),
         ("503", |m, _| if m == "PUT" { S3Deed::Answer(503, "SlowDown") } else { S3Deed::Pass }, "SlowDown"),
         ("412", |m, _| if m == "PUT" { S3Deed::Answer(412, "PreconditionFailed") } else { S3Deed::Pass }, "412"),

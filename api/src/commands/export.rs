@@ -5,7 +5,6 @@ use std::sync::Arc;
 use indicatif::{ProgressBar, ProgressStyle};
 use ledger_engine::archive::ExportOptions;
 use ledger_engine::archive::job::{BatchOptions, Done, Progress, directory_of};
-use ledger_engine::archive::place::Archive;
 use ledger_engine::environment::{Environment as _, SystemEnvironment};
 
 use crate::archives::{self, Locking};
@@ -83,7 +82,6 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
 
 async fn export(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
     let named = archives::named(args.out.as_deref())?;
-    let archive = archives::open(&named, args.location.clone(), &args.locking).await?;
     let options = BatchOptions {
         env: args.env,
         private: args.pii == Pii::Include,
@@ -92,8 +90,9 @@ async fn export(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
         restart: args.restart,
     };
     if args.dry_run {
-        return dry_run(place, json, &*archive, &options).await;
+        return dry_run(place, json, &archives::location(&named, args.location)?, &options).await;
     }
+    let archive = archives::open(&named, args.location, &args.locking).await?;
     let ledger = directory::open(place).await?;
     let bar = bar();
     let shown = bar.clone();
@@ -149,9 +148,9 @@ fn say(json: bool, id: &str, done: &Done) -> Result<u8, CliError> {
     Ok(0)
 }
 
-async fn dry_run(place: &Place, json: bool, archive: &dyn Archive, options: &BatchOptions) -> Result<u8, CliError> {
+async fn dry_run(place: &Place, json: bool, location: &str, options: &BatchOptions) -> Result<u8, CliError> {
     let (ledger, _) = directory::reader(place).await?;
-    let plan = ledger.export_plan(archive.location(), options, SystemEnvironment.now_us()).await?;
+    let plan = ledger.export_plan(location, options, SystemEnvironment.now_us()).await?;
     let entries: u64 = plan.ranges.iter().map(|r| r.to - r.from).sum();
     if json {
         let object = serde_json::json!({
