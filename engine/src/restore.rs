@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use lru::LruCache;
 
@@ -65,6 +67,53 @@ pub fn entry_of(line: &EntryLine<'_>) -> Entry {
     Entry { header, entry_hash: line.entry_hash, parent_index: line.parent_index, body: line.body.to_vec() }
 }
 
+/// What is written at once.
+struct Portion {
+    batches: Vec<CommitBatch>,
+    checkpoints: Vec<CheckpointRow>,
+}
+
+/// A thread that stores portions while the next ones are made.
+struct Storing {
+    portions: Option<SyncSender<Portion>>,
+    thread: Option<JoinHandle<Result<(), StoreError>>>,
+}
+
+impl Storing {
+    fn begin(store: Arc<dyn Store>) -> Storing {
+        let (portions, waiting) = sync_channel::<Portion>(1);
+        let thread = std::thread::spawn(move || {
+            for Portion { batches, checkpoints } in waiting {
+                store.append_verified(&batches)?;
+                for row in checkpoints {
+                    store.record_checkpoint(&CheckpointRow { note: None, ..row.clone() })?;
+                    store.sign_checkpoint(&row)?;
+                }
+            }
+            Ok(())
+        });
+        Storing { portions: Some(portions), thread: Some(thread) }
+    }
+
+    /// Hands a portion over. Where the thread has ended, why it has.
+    fn store(&mut self, portion: Portion) -> Result<(), StoreError> {
+        match &self.portions {
+            Some(portions) if portions.send(portion).is_ok() => Ok(()),
+            _ => Err(self.end().err().unwrap_or_else(|| StoreError::Unavailable("the storing thread is gone".into()))),
+        }
+    }
+
+    /// Waits until everything is stored.
+    fn end(&mut self) -> Result<(), StoreError> {
+        self.portions = None;
+        match self.thread.take().map(JoinHandle::join) {
+            None => Ok(()),
+            Some(Ok(result)) => result,
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
 /// One chain that is being restored.
 pub struct Restorer {
     store: Arc<dyn Store>,
@@ -77,6 +126,7 @@ pub struct Restorer {
     waiting: Vec<CommitBatch>,
     entries_waiting: usize,
     checkpoints: Vec<CheckpointRow>,
+    storing: Storing,
 }
 
 impl Restorer {
@@ -85,6 +135,7 @@ impl Restorer {
         let empty = ChainHead { chain, hash: Hash::ZERO, range: CompactRange::default() };
         let head = store.heads()?.into_iter().find(|h| h.chain == chain).unwrap_or(empty);
         let mut restorer = Restorer {
+            storing: Storing::begin(Arc::clone(&store)),
             store,
             ledger_id,
             chain,
@@ -227,14 +278,14 @@ impl Restorer {
             rows,
             erase,
         });
-        if self.entries_waiting >= WRITTEN_AT_ONCE { self.flush() } else { Ok(()) }
+        if self.entries_waiting >= WRITTEN_AT_ONCE { self.hand_over() } else { Ok(()) }
     }
 
     /// Takes a checkpoint of the entries so far.
     pub fn checkpoint(&mut self, line: CheckpointLine) -> Result<(), StoreError> {
         let CheckpointLine { chain, size, root, note } = line;
         self.checkpoints.push(CheckpointRow { chain, size, root, note: Some(note) });
-        if self.checkpoints.len() >= WRITTEN_AT_ONCE { self.flush() } else { Ok(()) }
+        if self.checkpoints.len() >= WRITTEN_AT_ONCE { self.hand_over() } else { Ok(()) }
     }
 
     /// The state of a case, from what is stored if it is not remembered.
@@ -260,14 +311,17 @@ impl Restorer {
         self.cases.get_mut(&key).ok_or_else(|| StoreError::Unavailable("a case was forgotten at once".into()))
     }
 
-    /// Stores what waits.
-    pub fn flush(&mut self) -> Result<(), StoreError> {
-        self.store.append_verified(&std::mem::take(&mut self.waiting))?;
+    fn hand_over(&mut self) -> Result<(), StoreError> {
         self.entries_waiting = 0;
-        for row in std::mem::take(&mut self.checkpoints) {
-            self.store.record_checkpoint(&CheckpointRow { note: None, ..row.clone() })?;
-            self.store.sign_checkpoint(&row)?;
-        }
+        let (batches, checkpoints) = (std::mem::take(&mut self.waiting), std::mem::take(&mut self.checkpoints));
+        self.storing.store(Portion { batches, checkpoints })
+    }
+
+    /// Stores what waits, and comes back when it is stored.
+    pub fn flush(&mut self) -> Result<(), StoreError> {
+        self.hand_over()?;
+        self.storing.end()?;
+        self.storing = Storing::begin(Arc::clone(&self.store));
         Ok(())
     }
 }

@@ -1,9 +1,9 @@
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use audit_verify::{Anchor, Code, Demands, Export, Verdict, is_bucket, verify};
-use ledger_engine::export::{CommitLine, FileKind, Line};
+use audit_verify::{Anchor, Code, Demands, Export, Lines, SourceError, Verdict, is_bucket, verify};
+use ledger_engine::export::{CheckpointLine, FileKind, Line};
 use ledger_engine::hash::{Hash, to_hex};
 use ledger_engine::restore::{ArchivedCommit, Restorer, entry_of};
 use ledger_engine::store::postgres::{PostgresOptions, PostgresStore};
@@ -14,7 +14,9 @@ use crate::directory::{Place, random};
 use crate::{CliError, output};
 
 /// Private documents that are read ahead.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 1024;
+/// Commits that are read ahead.
+const COMMITS_AHEAD: usize = 16;
 
 /// Make the ledger again from an archive alone, for the day when its database is gone
 ///
@@ -165,21 +167,28 @@ fn fill(store: &Arc<dyn Store>, export: &Export, trust: Hash) -> Result<u64, Cli
     let mut entries = 0;
     for range in &export.manifest().chains {
         let mut restorer = Restorer::new(Arc::clone(store), trust, range.chain)?;
-        let (sender, private) = sync_channel(AHEAD);
-        let lines = export.lines(range.chain, FileKind::Private);
+        let there = restorer.size();
+        let lines = |kind| export.lines(range.chain, kind);
+        let (entry_lines, private_lines) = (lines(FileKind::Entries), lines(FileKind::Private));
         std::thread::scope(|scope| {
-            let reading = scope.spawn(move || {
-                lines.read(&mut |line| match line {
-                    Line::Private(p) => sender.send((p.index, p.document.to_vec())).is_ok(),
+            let ((documents, private), (archived, commits)) = (sync_channel(AHEAD), sync_channel(COMMITS_AHEAD));
+            let reading_private = scope.spawn(move || {
+                private_lines.read(&mut |line| match line {
+                    Line::Private(p) => documents.send((p.index, p.document.to_vec())).is_ok(),
                     _ => true,
                 })
             });
-            let filled = chain(export, range.chain, &mut restorer, &private);
-            // A reader that waits for somebody to take its documents must not wait forever.
-            drop(private);
-            let read = reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            filled?;
-            read.map_err(wrong)
+            let reading = scope.spawn(move || read(&entry_lines, there, &private, &archived));
+            let filled = commits.iter().try_for_each(|item| take(&mut restorer, item));
+            // Readers that wait for somebody to take what they have must not wait forever.
+            drop(commits);
+            for thread in [reading, reading_private] {
+                let read = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                if filled.is_ok() {
+                    read.map_err(wrong)?;
+                }
+            }
+            filled
         })?;
         restorer.flush()?;
         if restorer.size() != range.to {
@@ -191,69 +200,65 @@ fn fill(store: &Arc<dyn Store>, export: &Export, trust: Hash) -> Result<u64, Cli
     Ok(entries)
 }
 
-/// A commit whose lines are being read.
-struct Reading {
-    commit: CommitLine,
-    entries: Vec<Entry>,
-    private: Vec<(u64, Vec<u8>)>,
+/// What is read of a chain, in order.
+enum Archived {
+    Commit(ArchivedCommit),
+    Checkpoint(CheckpointLine),
+    /// The entry that should be the last one that is there already.
+    Last(Box<Entry>),
 }
 
-fn chain(
-    export: &Export,
-    number: u32,
-    restorer: &mut Restorer,
-    documents: &Receiver<(u64, Vec<u8>)>,
-) -> Result<(), CliError> {
-    let there = restorer.size();
-    let mut next_private: Option<(u64, Vec<u8>)> = None;
-    let mut open: Option<Reading> = None;
-    let mut trouble: Option<CliError> = None;
-    let mut each = |line: Line<'_>| -> Result<(), CliError> {
-        match line {
-            Line::Commit(commit) => {
-                open = Some(Reading { commit, entries: Vec::new(), private: Vec::new() });
-            }
-            Line::Entry(line) => {
-                let index = line.header.index;
-                let entry = entry_of(&line);
-                if index + 1 == there && !restorer.continues(&entry) {
-                    return Err(wrong(
-                        "what is there is not the beginning of this archive; restore into an empty place",
-                    ));
-                }
-                let Some(reading) = &mut open else { return Ok(()) };
-                loop {
-                    if next_private.is_none() {
-                        next_private = documents.recv().ok();
-                    }
-                    match next_private.take_if(|(i, _)| *i <= index) {
-                        Some(document) if document.0 == index => reading.private.push(document),
-                        Some(_) => {}
-                        None => break,
-                    }
-                }
-                reading.entries.push(entry);
-                if reading.entries.len() as u64 == reading.commit.size
-                    && let Some(Reading { commit, entries, private }) = open.take()
-                    && commit.first_index >= there
-                {
-                    restorer.commit(ArchivedCommit { commit, entries, private })?;
-                }
-            }
-            Line::Checkpoint(line) if line.size > there || there == 0 => restorer.checkpoint(line)?,
-            Line::Checkpoint(_) | Line::Private(_) => {}
+fn take(restorer: &mut Restorer, item: Archived) -> Result<(), CliError> {
+    match item {
+        Archived::Commit(commit) => Ok(restorer.commit(commit)?),
+        Archived::Checkpoint(line) => Ok(restorer.checkpoint(line)?),
+        Archived::Last(entry) if restorer.continues(&entry) => Ok(()),
+        Archived::Last(_) => {
+            Err(wrong("what is there is not the beginning of this archive; restore into an empty place"))
         }
-        Ok(())
-    };
-    let read = export.lines(number, FileKind::Entries).read(&mut |line| match each(line) {
-        Ok(()) => true,
-        Err(e) => {
-            trouble = Some(e);
-            false
-        }
-    });
-    match trouble {
-        Some(e) => Err(e),
-        None => read.map_err(wrong),
     }
+}
+
+/// Reads what comes after the first `there` entries of a chain, and the last of these.
+fn read(
+    lines: &Lines,
+    there: u64,
+    documents: &Receiver<(u64, Vec<u8>)>,
+    out: &SyncSender<Archived>,
+) -> Result<(), SourceError> {
+    let mut next_private: Option<(u64, Vec<u8>)> = None;
+    let mut open: Option<ArchivedCommit> = None;
+    lines.read(&mut |line| match line {
+        Line::Commit(commit) => {
+            open = Some(ArchivedCommit { commit, entries: Vec::new(), private: Vec::new() });
+            true
+        }
+        Line::Entry(line) => {
+            let index = line.header.index;
+            let Some(reading) = &mut open else { return true };
+            if index + 1 == there && out.send(Archived::Last(Box::new(entry_of(&line)))).is_err() {
+                return false;
+            }
+            loop {
+                if next_private.is_none() {
+                    next_private = documents.recv().ok();
+                }
+                match next_private.take_if(|(i, _)| *i <= index) {
+                    Some(document) if document.0 == index => reading.private.push(document),
+                    Some(_) => {}
+                    None => break,
+                }
+            }
+            reading.entries.push(entry_of(&line));
+            if (reading.entries.len() as u64) < reading.commit.size {
+                return true;
+            }
+            match open.take().filter(|read| read.commit.first_index >= there) {
+                Some(commit) => out.send(Archived::Commit(commit)).is_ok(),
+                None => true,
+            }
+        }
+        Line::Checkpoint(line) if line.size > there || there == 0 => out.send(Archived::Checkpoint(line)).is_ok(),
+        Line::Checkpoint(_) | Line::Private(_) => true,
+    })
 }

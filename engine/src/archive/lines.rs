@@ -162,42 +162,52 @@ impl ChainExport<'_> {
         Ok(range)
     }
 
-    /// Takes pieces, compresses several at once, and writes them in order.
+    /// Takes pieces and compresses several at once, while another thread hashes and writes those before them.
     fn write_files(&self, pieces: &Receiver<Piece>, take: &mut Take<'_>) -> Result<(), ExportError> {
+        let (sender, packed) = sync_channel(1);
+        std::thread::scope(|scope| {
+            let putting = scope.spawn(move || self.put_all(&packed, take));
+            let compressed = self.compress(pieces, &sender);
+            drop(sender);
+            // Where the writing failed, compressing only knows that nobody listens.
+            putting.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            compressed
+        })
+    }
+
+    fn compress(&self, pieces: &Receiver<Piece>, out: &SyncSender<Vec<Packed>>) -> Result<(), ExportError> {
+        loop {
+            let batch: Vec<Piece> = pieces.iter().take(PIECES).collect();
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let pack = |piece| match piece {
+                Piece::Lines(_, Lines { ref bytes, .. }) if self.gzip => Ok((Some(member(bytes)?), piece)),
+                piece => Ok((None, piece)),
+            };
+            let packed: std::io::Result<Vec<Packed>> = batch.into_par_iter().map(pack).collect();
+            if out.send(packed.map_err(|e| ExportError::Io(self.dir.to_owned(), e))?).is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn put_all(&self, packed: &Receiver<Vec<Packed>>, take: &mut Take<'_>) -> Result<(), ExportError> {
         let fail = |e| ExportError::Io(self.dir.to_owned(), e);
         let mut open: Vec<OpenFile> = Vec::new();
-        let mut ended = false;
-        while !ended {
-            let mut batch = Vec::new();
-            while batch.len() < PIECES {
-                let Ok(piece) = pieces.recv() else {
-                    ended = true;
-                    break;
-                };
-                batch.push(piece);
-            }
-            let packed: Vec<Option<Vec<u8>>> = batch
-                .par_iter()
-                .map(|piece| match piece {
-                    Piece::Lines(_, lines) if self.gzip => member(&lines.bytes).map(Some),
-                    _ => Ok(None),
-                })
-                .collect::<std::io::Result<_>>()
-                .map_err(fail)?;
-            for (piece, packed) in batch.into_iter().zip(packed) {
-                match piece {
-                    Piece::File(kind, from) => {
-                        let file = OpenFile::create(self.dir, kind, self.range.chain, from, self.gzip);
-                        open.push(file.map_err(fail)?);
-                    }
-                    Piece::Lines(kind, lines) => {
-                        let file = open.iter_mut().find(|f| f.file.kind == kind);
-                        file.map_or(Ok(()), |f| f.put(&lines, packed.as_deref())).map_err(fail)?;
-                    }
-                    Piece::End(to) => {
-                        for file in open.drain(..) {
-                            take(file.finish(to).map_err(fail)?)?;
-                        }
+        for (packed, piece) in packed.iter().flatten() {
+            match piece {
+                Piece::File(kind, from) => {
+                    let file = OpenFile::create(self.dir, kind, self.range.chain, from, self.gzip);
+                    open.push(file.map_err(fail)?);
+                }
+                Piece::Lines(kind, lines) => {
+                    let file = open.iter_mut().find(|f| f.file.kind == kind);
+                    file.map_or(Ok(()), |f| f.put(&lines, packed.as_deref())).map_err(fail)?;
+                }
+                Piece::End(to) => {
+                    for file in open.drain(..) {
+                        take(file.finish(to).map_err(fail)?)?;
                     }
                 }
             }
@@ -205,6 +215,9 @@ impl ChainExport<'_> {
         Ok(())
     }
 }
+
+/// A piece, and its lines compressed if they are.
+type Packed = (Option<Vec<u8>>, Piece);
 
 /// A file that is being written.
 struct OpenFile {
