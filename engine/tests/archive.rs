@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use audit_verify::{Demands, Verdict, explain, verify_path};
 use ledger_engine::archive::ExportError;
+use ledger_engine::archive::check;
 use ledger_engine::archive::job::{ArchiveRecord, BatchOptions, Done, directory_of};
 use ledger_engine::archive::place::{Archive, BatchTerms, DirectoryArchive, Kept, NewObject, ObjectState, Spool};
 use ledger_engine::export::batch::ManifestSignature;
@@ -572,6 +573,33 @@ async fn a_job_that_is_cut_off_anywhere_goes_on() {
     }
     // The archive's terms twice, the spool, and each of two chains' files and the manifest kept and read back.
     assert!(steps >= 9, "{steps}");
+}
+
+/// Given up at whatever step, also when only the record was missing: no number is there twice, and none is left out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_given_up_anywhere_leaves_no_second_batch() {
+    for after in [false, true] {
+        for at in 0.. {
+            let dir = tempfile::tempdir().unwrap();
+            let root = dir.path().join("archive");
+            let ledger = exporting(&dir.path().join("ledger"), 1).await;
+            let good = archive(&root);
+            export(&ledger, &good).await.unwrap();
+            let failing = Failing { archive: Arc::clone(&good), calls: AtomicUsize::new(0), at, after };
+            let failing: Arc<dyn Archive> = Arc::new(failing);
+            if export(&ledger, &failing).await.is_ok() {
+                assert!(at > 5, "{at}");
+                break;
+            }
+            let anew = BatchOptions { restart: true, ..options() };
+            ledger.export_batch(Arc::clone(&good), anew, Box::new(|_| {})).await.unwrap();
+            export(&ledger, &good).await.unwrap();
+            let record = ArchiveRecord::of(LOCATION, &ledger.exports().await.unwrap());
+            assert!(check::gaps(&record.completed).is_empty(), "step {at}");
+            let report = verify_path(&root, Some(ledger.id()));
+            assert_eq!(report.exit(), 0, "step {at}: {}", report.to_text());
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -154,6 +154,8 @@ fn plan(
     let last = record.completed.last().map(|done| &done.plan);
     let sequence = last.map_or(1, |plan| plan.sequence + 1);
     let from = |chain: usize| last.and_then(|plan| plan.ranges.get(chain)).map_or(0, |range| range.to);
+    // By time they sort as by number, whatever the clock does.
+    let now_us = now_us.max(last.map_or(0, |plan| plan.exported_at_us));
     let time: String = rfc3339(now_us)[11..19].chars().filter(|c| *c != ':').collect();
     Plan {
         batch: format!("{}-{sequence:08}-{time}", &ledger_id.to_hex()[..16]),
@@ -186,9 +188,12 @@ impl Ledger {
         in_thread(move || fit.terms(now_us)).await?;
 
         let mut record = ArchiveRecord::of(archive.location(), &self.exports().await?);
-        if record.open.is_none() {
+        // A batch that is given up may be there, and lack only its record: then it is none that can be planned anew.
+        if record.open.is_none() || options.restart {
             self.take_over(&archive, &mut record).await?;
         }
+        // Another second, so that what was given up is in another directory.
+        let now_us = now_us.max(record.open.as_ref().map_or(0, |given_up| given_up.exported_at_us + 1_000_000));
         let open = record.open.take().filter(|_| !options.restart);
         let resumed = open.is_some();
         let plan = match open {
@@ -234,6 +239,7 @@ impl Ledger {
         for completed in found {
             self.append_export(&ExportEvent::Completed(completed.clone())).await?;
             record.completed.push(completed);
+            record.open = None;
         }
         Ok(())
     }
