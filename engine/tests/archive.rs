@@ -319,6 +319,18 @@ const CASES: &[Case] = &[
         let name = format!("{}notes.txt", b.dir(2));
         b.0.insert(name, b"hello".to_vec());
     }),
+    case(
+        "manifest_damaged",
+        "the second manifest cannot be read",
+        &["commit_tiling", "entry_missing", "export_batch_missing", "export_file_unexpected"],
+        |b| {
+            let name = format!("{}{MANIFEST_NAME}", b.dir(2));
+            b.0.insert(name, b"{}".to_vec());
+        },
+    ),
+    case("manifest_beside", "a manifest that is none, of no batch", &["export_file_unexpected"], |b| {
+        b.0.insert(format!("marketplace/2026-11-18/mine/{MANIFEST_NAME}"), b"{}".to_vec());
+    }),
     case("file_beside", "a file that belongs to no batch", &["export_file_unexpected"], |b| {
         b.0.insert("marketplace/notes.txt".into(), b"hello".to_vec());
     }),

@@ -52,20 +52,29 @@ fn names(dir: &Path) -> Result<Vec<String>, SourceError> {
 }
 
 impl Part {
-    /// Reads the manifest in a directory.
-    pub(super) fn read(dir: &Path) -> Result<Part, SourceError> {
+    /// Reads the manifest in a directory. `Err` within: it is none.
+    fn try_read(dir: &Path) -> Result<Result<Part, SourceError>, SourceError> {
         let file = dir.join(MANIFEST_NAME);
         let failed = |e: std::io::Error| unreadable(&file, format!("{e}; check the path"));
         if std::fs::metadata(&file).map_err(failed)?.len() > MANIFEST_BYTES_MAX {
-            return Err(unreadable(&file, "too large for the manifest of an export".to_owned()));
+            return Ok(Err(unreadable(&file, "too large for the manifest of an export".to_owned())));
         }
         let bytes = std::fs::read(&file).map_err(failed)?;
-        let manifest = Manifest::decode(&bytes).map_err(|e| {
-            unreadable(&file, format!("{e}; it was damaged, or changed: get the export again from where it is kept"))
-        })?;
+        let manifest = match Manifest::decode(&bytes) {
+            Ok(manifest) => manifest,
+            Err(e) => {
+                let why = format!("{e}; it was damaged, or changed: get the export again from where it is kept");
+                return Ok(Err(unreadable(&file, why)));
+            }
+        };
         let mut extra = names(dir)?;
         extra.retain(|name| name != MANIFEST_NAME && !manifest.files.iter().any(|f| f.name == *name));
-        Ok(Part { dir: dir.to_owned(), digest: sha256(&[&bytes]), manifest, extra })
+        Ok(Ok(Part { dir: dir.to_owned(), digest: sha256(&[&bytes]), manifest, extra }))
+    }
+
+    /// Reads the manifest in a directory.
+    pub(super) fn read(dir: &Path) -> Result<Part, SourceError> {
+        Part::try_read(dir)?
     }
 
     /// Where findings about it are.
@@ -96,7 +105,7 @@ pub(super) struct Found {
 /// Finds the batches of a ledger: the one that is trusted, or the only one that there is.
 pub(super) fn find(top: &Path, trust: Option<Hash>) -> Result<Found, SourceError> {
     let mut ledgers: BTreeMap<Hash, Vec<Part>> = BTreeMap::new();
-    let (mut unfinished, mut strangers) = (Vec::new(), Vec::new());
+    let (mut unfinished, mut strangers, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
     for day in names(top)? {
         if !top.join(&day).is_dir() {
             strangers.push(day);
@@ -110,7 +119,11 @@ pub(super) fn find(top: &Path, trust: Option<Hash>) -> Result<Found, SourceError
             } else if !dir.join(MANIFEST_NAME).exists() {
                 unfinished.push(shown);
             } else {
-                let part = Part::read(&dir)?;
+                // Whoever may put files must not keep the other batches from being judged.
+                let Ok(part) = Part::try_read(&dir)? else {
+                    damaged.push(format!("{shown}/{MANIFEST_NAME}"));
+                    continue;
+                };
                 if part.batch().is_none_or(|batch| batch.name != name) {
                     strangers.push(shown);
                 }
@@ -135,6 +148,12 @@ pub(super) fn find(top: &Path, trust: Option<Hash>) -> Result<Found, SourceError
     });
     // Of other ledgers nothing is known but their names.
     let own = &id.to_hex()[..16];
+    let of_another = |shown: &String| {
+        let name = shown.split('/').nth(1).unwrap_or_default();
+        let id = name.split('-').next().unwrap_or_default();
+        id.len() == 16 && id != own && id.bytes().all(|b| b.is_ascii_hexdigit())
+    };
+    strangers.extend(damaged.into_iter().filter(|shown| !of_another(shown)));
     unfinished.retain(|shown| shown.rsplit('/').next().is_some_and(|name| name.starts_with(own)));
     Ok(Found { parts, unfinished, strangers })
 }

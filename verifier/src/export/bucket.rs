@@ -83,6 +83,10 @@ impl Fetch<'_> {
             self.versions.entry(version.key.clone()).or_default().push(version);
         }
         let manifests = self.manifests()?;
+        if manifests.is_empty() {
+            let reason = format!("there is no batch below {TOP}/; check bucket and prefix");
+            return Err(SourceError::Unreadable { path: self.url.into(), reason });
+        }
         let own = |c: &&Candidate| trust.is_none_or(|id| c.manifest.as_ref().is_none_or(|m| m.ledger_id == id));
         let known = manifests.iter().any(|c| c.manifest.as_ref().is_some_and(|m| Some(m.ledger_id) == trust));
         let mut wanted = Vec::new();

@@ -148,7 +148,7 @@ impl Export {
 
     /// The lines of one chain and kind.
     pub fn lines(&self, chain: u32, kind: FileKind) -> Lines {
-        let files = self.files(chain, kind).into_iter().map(|file| self.path_of(file)).collect();
+        let files = self.files(chain, kind).into_iter().map(|file| (self.path_of(file), file.blake3)).collect();
         Lines { files, ledger_id: self.manifest.ledger_id }
     }
 
@@ -286,14 +286,17 @@ impl Export {
 
 /// Lines of an export, of one chain and kind.
 pub struct Lines {
-    files: Vec<PathBuf>,
+    /// With the digest of its lines.
+    files: Vec<(PathBuf, Hash)>,
     ledger_id: Hash,
 }
 
 impl Lines {
-    /// Reads them in order, until `each` wants no more. Nothing is judged: for an export that was verified.
+    /// Reads them in order, until `each` wants no more. For an export that was verified: an error if a file is not the same any more, when
+    /// its lines were handed over.
     pub fn read(&self, each: &mut dyn FnMut(Line<'_>) -> bool) -> Result<(), SourceError> {
-        for path in &self.files {
+        for (path, digest) in &self.files {
+            let mut blake3 = blake3::Hasher::new();
             let changed = |why: String| SourceError::Unreadable {
                 path: path.clone(),
                 reason: format!("{why}; it was changed since it was verified"),
@@ -301,6 +304,7 @@ impl Lines {
             let mut blocks = Blocks::open(path).map_err(|e| changed(e.to_string()))?;
             while let Some(block) = blocks.next(Vec::new()).map_err(|e| changed(e.to_string()))? {
                 let plain = block.into_lines().map_err(&changed)?;
+                blake3.update(&plain);
                 let mut from = 0;
                 for end in memchr::memchr_iter(b'\n', &plain) {
                     let line = Line::parse(&plain[from..end], &self.ledger_id);
@@ -309,6 +313,9 @@ impl Lines {
                     }
                     from = end + 1;
                 }
+            }
+            if Hash(*blake3.finalize().as_bytes()) != *digest {
+                return Err(changed("it has other lines".to_owned()));
             }
         }
         Ok(())
