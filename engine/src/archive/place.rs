@@ -100,7 +100,14 @@ impl Spool {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                 _ => {}
             }
-            fs::create_dir_all(&path)
+            if let Some(parent) = path.parent() {
+                fs::create_dir_all(parent)?;
+            }
+            // Private documents pass through it, perhaps in a directory that everybody may read.
+            let mut builder = fs::DirBuilder::new();
+            #[cfg(unix)]
+            std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+            builder.create(&path)
         };
         make().map_err(|e| ExportError::Io(path.clone(), e))?;
         Ok(Spool(path))
@@ -243,5 +250,34 @@ impl Archive for DirectoryArchive {
     ) -> Result<(Hash, u64), ExportError> {
         let path = self.root.join(key);
         read(&path, most, out).map_err(|e| ExportError::Io(path.clone(), e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_spool_is_for_its_owner_alone_and_forgets_what_was_there() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/spool");
+        fs::create_dir_all(path.join("left")).unwrap();
+        let spool = Spool::make(path.clone()).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(fs::read_dir(spool.path()).unwrap().count(), 0);
+        drop(spool);
+        assert!(!path.exists());
+        // A link that somebody put there leads nowhere.
+        let other = dir.path().join("other");
+        fs::create_dir(&other).unwrap();
+        fs::write(other.join("kept"), "x").unwrap();
+        std::os::unix::fs::symlink(&other, &path).unwrap();
+        match Spool::make(path.clone()) {
+            Ok(spool) => assert!(!fs::symlink_metadata(spool.path()).unwrap().is_symlink()),
+            Err(e) => assert!(e.to_string().contains("spool"), "{e}"),
+        }
+        assert!(other.join("kept").exists());
     }
 }
