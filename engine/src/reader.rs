@@ -406,15 +406,7 @@ impl Nodes for StoredNodes<'_> {
 
 /// An entry as deciders and evolvers see it.
 fn occurrence<'a>(entry: &'a Entry, body: &'a Body, stream: Stream) -> Occurrence<'a> {
-    Occurrence {
-        stream,
-        revision: entry.header.revision,
-        event_type: &entry.header.event_type,
-        payload: &body.payload,
-        index: entry.header.index,
-        recorded_at_us: entry.header.recorded_at_us,
-        has_private: body.private_sha256.is_some(),
-    }
+    Occurrence::of(&entry.header, stream, body)
 }
 
 /// All projection rows of a chain, folded from its entries, and the size they are for.

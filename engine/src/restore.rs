@@ -200,15 +200,7 @@ impl Restorer {
                 Stream::Sku(case) => Key::Sku(case),
                 other => Key::System(other),
             };
-            let event = Occurrence {
-                stream,
-                revision: h.revision,
-                event_type: &h.event_type,
-                payload: &body.payload,
-                index: h.index,
-                recorded_at_us: h.recorded_at_us,
-                has_private: body.private_sha256.is_some(),
-            };
+            let event = Occurrence::of(h, stream, &body);
             let cached = self.cached(key, stream, h.revision)?;
             let changed = match &mut cached.state {
                 State::Case(case) => {

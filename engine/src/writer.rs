@@ -1380,15 +1380,7 @@ pub(crate) fn load(store: &dyn Store, chain: u32, key: Key) -> Result<Cached, St
             |why: String| StoreError::Corrupt(format!("entry {} of chain {chain}: {why}; verify the ledger", h.index));
         let stream = Stream::parse(&h.stream).ok_or_else(|| corrupt("no stream name".into()))?;
         let body = entry.parse_body().map_err(|e| corrupt(e.to_string()))?;
-        let event = Occurrence {
-            stream,
-            revision: h.revision,
-            event_type: &h.event_type,
-            payload: &body.payload,
-            index: h.index,
-            recorded_at_us: h.recorded_at_us,
-            has_private: body.private_sha256.is_some(),
-        };
+        let event = Occurrence::of(h, stream, &body);
         match &mut state {
             State::Case(case) => case.apply(&event).map(drop),
             State::Sku(sku) => Sku::apply(sku, &event),

@@ -8,7 +8,7 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -24,21 +24,11 @@ use ledger_engine::hash::Hash;
 use ledger_engine::ledger::Ledger;
 use ledger_engine::registry::{Key, Purpose};
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
-use serde_json::{Value, json};
-use support::{create_order, enrol, life, list_sku, send, signer};
+use serde_json::json;
+use support::{batch_options, create_order, enrol, fixtures, judge_folders, life, list_sku, send, signer};
 
 const EXPORT: u8 = 30;
 const LOCATION: &str = "archive of the test";
-
-fn options() -> BatchOptions {
-    BatchOptions {
-        env: "test".into(),
-        private: true,
-        pii_policy: "1".into(),
-        tool: "ledger test".into(),
-        restart: false,
-    }
-}
 
 /// A ledger that can sign exports.
 async fn exporting(dir: &Path, chains: u32) -> Ledger {
@@ -53,7 +43,7 @@ fn archive(root: &Path) -> Arc<dyn Archive> {
 }
 
 async fn export(ledger: &Ledger, archive: &Arc<dyn Archive>) -> Result<Done, ExportError> {
-    ledger.export_batch(Arc::clone(archive), options(), Box::new(|_| {})).await
+    ledger.export_batch(Arc::clone(archive), batch_options(), Box::new(|_| {})).await
 }
 
 /// Three batches: orders, more of them, and a day on which nothing happened.
@@ -353,10 +343,6 @@ fn gzip(text: &str) -> Vec<u8> {
     zip.finish().unwrap()
 }
 
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("fixtures")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_done_to_an_archive_is_found() {
     let dir = tempfile::tempdir().unwrap();
@@ -387,23 +373,7 @@ async fn whatever_is_done_to_an_archive_is_found() {
         }
         names.extend([kept, expect_file]);
     }
-    // Every folder is judged, also one that this test does not know.
-    for folder in ["valid", "broken"] {
-        for found in std::fs::read_dir(fixtures().join(folder).join("archives")).unwrap() {
-            let path = found.unwrap().path();
-            assert!(names.contains(&path), "{} is not made by this test", path.display());
-            if !path.is_dir() {
-                continue;
-            }
-            let expect = std::fs::read(path.with_extension("expect.json")).unwrap();
-            let expect: Value = serde_json::from_slice(&expect).unwrap();
-            let expected: Vec<String> = serde_json::from_value(expect["findings"].clone()).unwrap();
-            let report = verify_path(&path, expect["trust"].as_str().and_then(Hash::from_hex));
-            if (u64::from(report.exit()), report.codes()) != (expect["exit"].as_u64().unwrap(), expected.clone()) {
-                wrong.push(format!("{}: expected {expected:?}\n{}", path.display(), report.to_text()));
-            }
-        }
-    }
+    wrong.extend(judge_folders("archives", &names));
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
 
@@ -470,7 +440,7 @@ async fn private_documents_may_be_left_out() {
     let ledger = exporting(&dir.path().join("ledger"), 1).await;
     list_sku(&ledger, "s").await;
     create_order(&ledger, "a", "s").await;
-    let options = BatchOptions { private: false, ..options() };
+    let options = BatchOptions { private: false, ..batch_options() };
     let done = ledger.export_batch(archive(&root), options, Box::new(|_| {})).await.unwrap();
     assert!(done.manifest.private_withheld && !done.completed.plan.private);
     assert!(lines(&root).keys().all(|name| name.starts_with("entries")));
@@ -603,7 +573,7 @@ async fn a_job_that_is_given_up_anywhere_leaves_no_second_batch() {
                 assert!(at > 5, "{at}");
                 break;
             }
-            let anew = BatchOptions { restart: true, ..options() };
+            let anew = BatchOptions { restart: true, ..batch_options() };
             ledger.export_batch(Arc::clone(&good), anew, Box::new(|_| {})).await.unwrap();
             export(&ledger, &good).await.unwrap();
             let record = ArchiveRecord::of(LOCATION, &ledger.exports().await.unwrap());
@@ -635,7 +605,7 @@ async fn one_job_at_a_time_and_none_without_a_key() {
     let failing = Failing { archive: archive(&root), calls: AtomicUsize::new(0), at: 3, after: true };
     let failing: Arc<dyn Archive> = Arc::new(failing);
     export(&ledger, &failing).await.unwrap_err();
-    let anew = BatchOptions { restart: true, ..options() };
+    let anew = BatchOptions { restart: true, ..batch_options() };
     let again = ledger.export_batch(archive(&root), anew, Box::new(|_| {})).await.unwrap();
     assert_eq!((again.resumed, again.completed.plan.sequence), (false, 2));
     let report = verify_path(&root, Some(ledger.id()));

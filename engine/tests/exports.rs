@@ -19,8 +19,8 @@ use ledger_engine::export::{ExportFile, FileKind, MANIFEST_NAME, Manifest};
 use ledger_engine::hash::{Hash, sha256};
 use ledger_engine::reader::Reader;
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
-use serde_json::{Value, json};
-use support::sample;
+use serde_json::json;
+use support::{fixtures, judge_folders, sample};
 
 const OPTIONS: fn() -> ExportOptions = || ExportOptions {
     gzip: false,
@@ -246,10 +246,6 @@ const CASES: &[Case] = &[
     ),
 ];
 
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("fixtures")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_done_to_the_files_is_found() {
     let dir = tempfile::tempdir().unwrap();
@@ -281,24 +277,7 @@ async fn whatever_is_done_to_the_files_is_found() {
         }
         names.extend([kept, expect_file]);
     }
-    // Every folder is judged, also one that this test does not know.
-    for folder in ["valid", "broken"] {
-        for found in std::fs::read_dir(fixtures().join(folder).join("exports")).unwrap() {
-            let path = found.unwrap().path();
-            assert!(names.contains(&path), "{} is not made by this test", path.display());
-            if !path.is_dir() {
-                continue;
-            }
-            let expect = std::fs::read(path.with_extension("expect.json")).unwrap();
-            let expect: Value = serde_json::from_slice(&expect).unwrap();
-            let trust = expect["trust"].as_str().and_then(Hash::from_hex);
-            let expected: Vec<String> = serde_json::from_value(expect["findings"].clone()).unwrap();
-            let report = verify_path(&path, trust);
-            if (u64::from(report.exit()), report.codes()) != (expect["exit"].as_u64().unwrap(), expected.clone()) {
-                wrong.push(format!("{}: expected {expected:?}\n{}", path.display(), report.to_text()));
-            }
-        }
-    }
+    wrong.extend(judge_folders("exports", &names));
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
 

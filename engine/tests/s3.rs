@@ -17,7 +17,7 @@ use aws_sdk_s3::types::{
 };
 use ledger_engine::archive::ExportError;
 use ledger_engine::archive::check::{self, Fault};
-use ledger_engine::archive::job::{ArchiveRecord, BatchOptions, Done, directory_of};
+use ledger_engine::archive::job::{ArchiveRecord, Done, directory_of};
 use ledger_engine::archive::locked::{LockPolicy, LockedArchive};
 use ledger_engine::archive::place::Archive;
 use ledger_engine::bucket::Bucket;
@@ -27,20 +27,10 @@ use ledger_engine::hash::sha256;
 use ledger_engine::ledger::{Config, Ledger};
 use ledger_engine::registry::Purpose;
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
-use support::{create_order, enrol, list_sku, signer};
+use support::{batch_options, create_order, enrol, list_sku, signer};
 use test_servers::{S3, S3Deed, S3Relay};
 
 const EXPORT: u8 = 30;
-
-fn options() -> BatchOptions {
-    BatchOptions {
-        env: "test".into(),
-        private: true,
-        pii_policy: "1".into(),
-        tool: "ledger test".into(),
-        restart: false,
-    }
-}
 
 fn policy() -> LockPolicy {
     LockPolicy { mode: "COMPLIANCE".into(), retain_days: 30, private_retain_days: 10, legal_hold: false }
@@ -79,7 +69,7 @@ async fn archive(endpoint: String, name: &str, policy: LockPolicy, spool: &Path)
 }
 
 async fn export(ledger: &Ledger, archive: &Arc<dyn Archive>) -> Result<Done, ExportError> {
-    ledger.export_batch(Arc::clone(archive), options(), Box::new(|_| {})).await
+    ledger.export_batch(Arc::clone(archive), batch_options(), Box::new(|_| {})).await
 }
 
 async fn faults(archive: &Arc<dyn Archive>, done: &Done) -> Vec<(Fault, String)> {

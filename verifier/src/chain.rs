@@ -312,15 +312,7 @@ impl Reader<'_> {
             return;
         }
         let Ok(body) = Body::decode(body) else { return };
-        let event = Occurrence {
-            stream,
-            revision: row.header.revision,
-            event_type: &row.header.event_type,
-            payload: &body.payload,
-            index: row.header.index,
-            recorded_at_us: row.header.recorded_at_us,
-            has_private: body.private_sha256.is_some(),
-        };
+        let event = Occurrence::of(&row.header, stream, &body);
         let state = chain.sku_states.entry(row.header.stream.clone()).or_default();
         match Sku::apply(state, &event) {
             Ok(()) => {

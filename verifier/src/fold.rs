@@ -223,15 +223,7 @@ impl Context<'_> {
     ) -> Result<(), Illegal> {
         let (row, Some(stream)) = (place.row, place.stream) else { return Ok(()) };
         let h = &row.header;
-        let event = Occurrence {
-            stream,
-            revision: h.revision,
-            event_type: &h.event_type,
-            payload: &body.payload,
-            index: h.index,
-            recorded_at_us: h.recorded_at_us,
-            has_private: body.private_sha256.is_some(),
-        };
+        let event = Occurrence::of(h, stream, body);
         let refuse = |why: &str| Err(Illegal(why.to_owned()));
         if h.event_type.starts_with("key.") {
             let (Some(registry), Some(_)) = (registry.as_mut(), self.genesis) else { return Ok(()) };

@@ -438,15 +438,7 @@ impl<'a> Run<'a> {
 fn occurrence<T>(read: &Read, apply: impl FnOnce(&Occurrence<'_>) -> Result<T, Illegal>) -> Option<Result<T, Illegal>> {
     let h = &read.row.header;
     let body = Body::decode(&read.body).ok()?;
-    let event = Occurrence {
-        stream: Stream::parse(&h.stream)?,
-        revision: h.revision,
-        event_type: &h.event_type,
-        payload: &body.payload,
-        index: h.index,
-        recorded_at_us: h.recorded_at_us,
-        has_private: body.private_sha256.is_some(),
-    };
+    let event = Occurrence::of(h, Stream::parse(&h.stream)?, &body);
     Some(apply(&event))
 }
 

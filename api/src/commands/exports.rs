@@ -149,6 +149,7 @@ fn say(json: bool, checked: bool, looked: &Looked) -> Result<(), CliError> {
         (Some(why), ..) => format!("; could not be checked: {why}"),
         (None, 0, true) => "; all objects are as they were exported".to_owned(),
         (None, 0, false) => String::new(),
+        (None, 1, _) => "; one fault".to_owned(),
         (None, n, _) => format!("; {n} faults"),
     };
     output::line(&output::safe(&format!(

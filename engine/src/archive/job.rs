@@ -116,15 +116,7 @@ impl Reader {
                 ))
             };
             let body = entry.parse_body().map_err(|e| corrupt(e.to_string()))?;
-            let occurrence = Occurrence {
-                stream: Stream::Exports,
-                revision: entry.header.revision,
-                event_type: &entry.header.event_type,
-                payload: &body.payload,
-                index: entry.header.index,
-                recorded_at_us: entry.header.recorded_at_us,
-                has_private: false,
-            };
+            let occurrence = Occurrence::of(&entry.header, Stream::Exports, &body);
             events.push(ExportEvent::read(&occurrence, self.genesis().chains).map_err(|e| corrupt(e.0))?);
         }
         Ok(events)

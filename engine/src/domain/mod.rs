@@ -12,6 +12,8 @@ pub mod money;
 pub mod projection;
 pub mod sku;
 
+use crate::body::Body;
+use crate::header::Header;
 use crate::json::Object;
 use crate::stream::Stream;
 
@@ -43,6 +45,21 @@ pub struct Occurrence<'a> {
     pub recorded_at_us: i64,
     /// Whether the body names a private document.
     pub has_private: bool,
+}
+
+impl<'a> Occurrence<'a> {
+    /// The event of an entry.
+    pub fn of<S: AsRef<str>>(header: &'a Header<S>, stream: Stream, body: &'a Body) -> Occurrence<'a> {
+        Occurrence {
+            stream,
+            revision: header.revision,
+            event_type: header.event_type.as_ref(),
+            payload: &body.payload,
+            index: header.index,
+            recorded_at_us: header.recorded_at_us,
+            has_private: body.private_sha256.is_some(),
+        }
+    }
 }
 
 /// Why an event is not allowed: a sentence for people.

@@ -274,3 +274,42 @@ pub fn tamper(dir: &Path, sql: &str) -> tempfile::TempDir {
     db.execute_batch(sql).unwrap_or_else(|e| panic!("{e}: {sql}"));
     copy
 }
+
+/// The repository's fixtures.
+pub fn fixtures() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("fixtures")
+}
+
+/// Judges every directory in `fixtures/valid/WHAT` and `fixtures/broken/WHAT`, also one that the test does not know, by the verdict beside
+/// it. Returns what is not as it should be.
+pub fn judge_folders(what: &str, known: &[std::path::PathBuf]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for folder in ["valid", "broken"] {
+        for found in std::fs::read_dir(fixtures().join(folder).join(what)).unwrap() {
+            let path = found.unwrap().path();
+            assert!(known.contains(&path), "{} is not made by this test", path.display());
+            if !path.is_dir() {
+                continue;
+            }
+            let expect = std::fs::read(path.with_extension("expect.json")).unwrap();
+            let expect: serde_json::Value = serde_json::from_slice(&expect).unwrap();
+            let expected: Vec<String> = serde_json::from_value(expect["findings"].clone()).unwrap();
+            let report = audit_verify::verify_path(&path, expect["trust"].as_str().and_then(Hash::from_hex));
+            if (u64::from(report.exit()), report.codes()) != (expect["exit"].as_u64().unwrap(), expected.clone()) {
+                wrong.push(format!("{}: expected {expected:?}\n{}", path.display(), report.to_text()));
+            }
+        }
+    }
+    wrong
+}
+
+/// What batches of tests say.
+pub fn batch_options() -> ledger_engine::archive::job::BatchOptions {
+    ledger_engine::archive::job::BatchOptions {
+        env: "test".into(),
+        private: true,
+        pii_policy: "1".into(),
+        tool: "ledger test".into(),
+        restart: false,
+    }
+}

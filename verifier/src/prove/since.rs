@@ -315,15 +315,7 @@ fn keys(entries: &Histories) -> Result<Known, Stop> {
 fn with_event(read: &Read, apply: impl FnOnce(&Occurrence<'_>) -> bool) -> bool {
     let h = &read.row.header;
     let (Ok(body), Some(stream)) = (Body::decode(&read.body), Stream::parse(&h.stream)) else { return false };
-    apply(&Occurrence {
-        stream,
-        revision: h.revision,
-        event_type: &h.event_type,
-        payload: &body.payload,
-        index: h.index,
-        recorded_at_us: h.recorded_at_us,
-        has_private: body.private_sha256.is_some(),
-    })
+    apply(&Occurrence::of(h, stream, &body))
 }
 
 /// The state that entries before the anchor left. Their prices were judged when the anchor was made.
