@@ -359,7 +359,9 @@ mod tests {
         let text = String::from_utf8(bytes).unwrap();
         let refused = |from: &str, to: &str| Manifest::decode(text.replacen(from, to, 1).as_bytes()).unwrap_err();
         assert_eq!(refused("ledger-export/1", "ledger-export/2"), ManifestError::Format);
-        assert_eq!(refused("entries-0000", "../ries-0000"), ManifestError::Member("files"));
+        let astray = text.replace("entries-0000", "../ries-0000");
+        assert_eq!(Manifest::decode(astray.as_bytes()).unwrap_err(), ManifestError::Member("files"));
+        assert_eq!(refused("entries-0000", "other-0000"), ManifestError::Member("batch"), "stored under another name");
         assert_eq!(refused("\"origin\"", "\"Origin\""), ManifestError::NotCanonical, "no longer sorted");
         assert_eq!(refused("\"commits\":2", "\"commits\":-2"), ManifestError::Member("chains"));
         assert_eq!(
