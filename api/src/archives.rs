@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use audit_verify::is_bucket;
 use ledger_engine::archive::locked::{LockPolicy, LockedArchive};
 use ledger_engine::archive::place::{Archive, DirectoryArchive};
-use ledger_engine::bucket::{Bucket, parse_url};
+use ledger_engine::bucket::{Bucket, parse_url, url_of};
 use ledger_engine::export::record::ObjectLock;
 use ledger_engine::time::rfc3339;
 
@@ -30,10 +31,6 @@ pub(crate) struct Locking {
     pub(crate) legal_hold: bool,
 }
 
-pub(crate) fn is_url(text: &str) -> bool {
-    text.starts_with("s3://")
-}
-
 /// The archive that was named, or the one of the environment.
 pub(crate) fn named(given: Option<&str>) -> Result<String, CliError> {
     if let Some(text) = given {
@@ -48,7 +45,7 @@ pub(crate) fn named(given: Option<&str>) -> Result<String, CliError> {
 /// What the ledger's record calls an archive. Nothing is made or asked.
 pub(crate) fn location(place: &str, location: Option<String>) -> Result<String, CliError> {
     if let Some((bucket, prefix)) = parse_url(place) {
-        return Ok(format!("s3://{bucket}/{prefix}").trim_end_matches('/').to_owned());
+        return Ok(url_of(&bucket, &prefix));
     }
     let io = |e| CliError::Io(place.to_owned(), e);
     let path = Path::new(place);
@@ -62,7 +59,7 @@ pub(crate) async fn open(
     location: Option<String>,
     locking: &Locking,
 ) -> Result<Arc<dyn Archive>, CliError> {
-    if !is_url(place) {
+    if !is_bucket(place) {
         return Ok(Arc::new(DirectoryArchive::open(Path::new(place), location)?));
     }
     if location.is_some() {
@@ -80,7 +77,7 @@ pub(crate) async fn open(
 
 /// Opens the archive that a ledger's record names, for looking at it.
 pub(crate) async fn recorded(location: &str) -> Result<Arc<dyn Archive>, CliError> {
-    if !is_url(location) {
+    if !is_bucket(location) {
         return Ok(Arc::new(DirectoryArchive::recorded(location)));
     }
     // Nothing is put, so that how it would be locked does not matter.
@@ -96,10 +93,15 @@ pub(crate) async fn bucket(url: &str) -> Result<Bucket, CliError> {
     opened.map_err(|e| CliError::Usage(e.to_string()))
 }
 
+/// How something is kept, for people.
+pub(crate) fn kept_text(mode: &str, until: &str, legal_hold: bool) -> String {
+    let weaker = if mode == "GOVERNANCE" { " (weaker: some may shorten it)" } else { "" };
+    let hold = if legal_hold { ", legal hold" } else { "" };
+    format!("{mode}{weaker} until {until}{hold}")
+}
+
 pub(crate) fn lock_text(lock: &ObjectLock) -> String {
-    let weaker = if lock.mode == "GOVERNANCE" { " (weaker: some may shorten it)" } else { "" };
-    let hold = if lock.legal_hold { ", legal hold" } else { "" };
-    let mut text = format!("{}{weaker} until {}{hold}", lock.mode, rfc3339(lock.retain_until_us));
+    let mut text = kept_text(&lock.mode, &rfc3339(lock.retain_until_us), lock.legal_hold);
     if lock.private_retain_until_us != lock.retain_until_us {
         text.push_str(&format!("; private documents until {}", rfc3339(lock.private_retain_until_us)));
     }

@@ -435,13 +435,11 @@ fn a_revoked_key_signs_no_more_exports() {
     assert_ne!(signed["signature"]["kid"].as_str(), Some(kid.as_str()));
     assert_eq!(shop.verify("archive", "").0, 0, "what the old key signed before it was retired stands");
     // Whoever has the old key says that he signed the second batch.
-    let forged =
-        std::fs::read_to_string(&manifest).unwrap().replace(signed["signature"]["kid"].as_str().unwrap(), &kid);
-    // The name alone, in the signature: the registry in the manifest has both.
-    let at = forged.rfind(&kid).unwrap();
-    let original = std::fs::read_to_string(&manifest).unwrap();
-    let there = original.rfind(signed["signature"]["kid"].as_str().unwrap()).unwrap();
-    let forged = format!("{}{kid}{}", &original[..there], &forged[at + kid.len()..]);
+    // The name alone, in the signature, which comes last: the registry in the manifest has both.
+    let (original, new_kid) =
+        (std::fs::read_to_string(&manifest).unwrap(), signed["signature"]["kid"].as_str().unwrap());
+    let at = original.rfind(new_kid).unwrap();
+    let forged = format!("{}{kid}{}", &original[..at], &original[at + new_kid.len()..]);
     std::fs::write(&manifest, forged).unwrap();
     let (exit, said) = shop.verify("archive", "");
     assert!(exit == 1 && said.contains("kid_not_valid"), "{said}");

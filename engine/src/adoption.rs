@@ -1,6 +1,6 @@
 //! What the ledger records of the chain of `audit_events` that it adopts (FORMAT.md 14), and the leaves of its tree.
 
-use crate::domain::fields::{Fields, count, text1};
+use crate::domain::fields::{Fields, count, hash, list, object, text1};
 use crate::domain::{Illegal, Occurrence, allowed};
 use crate::hash::Hash;
 use crate::json::{Object, Value, write_string};
@@ -143,21 +143,6 @@ impl Adoption {
         allowed(adoption.count > before, || format!("{before} rows were adopted before; this is not more"))?;
         Ok(Adopted { index: event.index, recorded_at_us: event.recorded_at_us, adoption })
     }
-}
-
-/// Reads an object strictly: every member must be asked for.
-fn object<T>(value: &Value, read: impl FnOnce(&mut Fields<'_>) -> T) -> Option<T> {
-    let mut fields = Fields::new(value.as_object()?);
-    let found = read(&mut fields);
-    fields.finish().ok().map(|()| found)
-}
-
-fn list<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
-    value.as_array()?.iter().map(read).collect()
-}
-
-fn hash(value: &Value) -> Option<Hash> {
-    Hash::from_hex(value.as_str()?)
 }
 
 fn from_one(value: &Value) -> Option<u64> {

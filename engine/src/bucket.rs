@@ -108,6 +108,11 @@ pub struct Bucket {
     part_bytes: u64,
 }
 
+/// `s3://BUCKET[/PREFIX]`, put together in the one way that names an archive.
+pub fn url_of(bucket: &str, prefix: &str) -> String {
+    format!("s3://{bucket}/{prefix}").trim_end_matches('/').to_owned()
+}
+
 /// `s3://BUCKET[/PREFIX]`, taken apart.
 pub fn parse_url(url: &str) -> Option<(String, String)> {
     let rest = url.strip_prefix("s3://")?;
@@ -251,7 +256,7 @@ impl Bucket {
 
     /// `s3://BUCKET[/PREFIX]`, however it was written.
     pub fn url(&self) -> String {
-        format!("s3://{}/{}", self.bucket, self.prefix).trim_end_matches('/').to_owned()
+        url_of(&self.bucket, &self.prefix)
     }
 
     fn key(&self, key: &str) -> String {

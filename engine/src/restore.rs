@@ -16,18 +16,16 @@ use crate::commit::Statement;
 use crate::domain::Occurrence;
 use crate::domain::case::{Case, Touched};
 use crate::domain::fields::count;
-use crate::domain::projection::{Row, case_row, idempotency_row, needs_idempotency_row, sku_row};
-use crate::domain::sku::Sku;
+use crate::domain::projection::{Row, idempotency_row, needs_idempotency_row};
 use crate::export::{CheckpointLine, CommitLine, EntryLine};
 use crate::hash::{Hash, entry_hash};
 use crate::header::Header;
 use crate::json::Value;
-use crate::merkle::{self, CompactRange, TILE_WIDTH};
-use crate::reader::StoredNodes;
-use crate::runs::{RUN_ENTRIES, event_id_run};
+use crate::merkle::{self, CompactRange};
+use crate::runs::completed_runs;
 use crate::store::{ChainHead, CheckpointRow, CommitBatch, Entry, Store, StoreError, StreamHead, Tile};
 use crate::stream::Stream;
-use crate::writer::{Cached, Key, State, load, push_tile};
+use crate::writer::{Cached, Key, State, incomplete_tiles, load, push_tile, touched_rows};
 
 /// Cases that are remembered: those that are used again lie close together.
 const CASES: usize = 1 << 15;
@@ -134,20 +132,19 @@ impl Restorer {
     pub fn new(store: Arc<dyn Store>, ledger_id: Hash, chain: u32) -> Result<Restorer, StoreError> {
         let empty = ChainHead { chain, hash: Hash::ZERO, range: CompactRange::default() };
         let head = store.heads()?.into_iter().find(|h| h.chain == chain).unwrap_or(empty);
-        let mut restorer = Restorer {
+        let partial = incomplete_tiles(&*store, chain, head.size())?;
+        Ok(Restorer {
             storing: Storing::begin(Arc::clone(&store)),
             store,
             ledger_id,
             chain,
-            partial: Vec::new(),
+            partial,
             cases: LruCache::new(NonZeroUsize::new(CASES).unwrap_or(NonZeroUsize::MIN)),
             waiting: Vec::new(),
             entries_waiting: 0,
             checkpoints: Vec::new(),
             head,
-        };
-        restorer.load_tiles()?;
-        Ok(restorer)
+        })
     }
 
     /// How many entries there are.
@@ -158,19 +155,6 @@ impl Restorer {
     /// Whether an entry of the archive is the last one that the store has.
     pub fn continues(&self, last: &Entry) -> bool {
         last.header.index + 1 == self.head.size() && last.entry_hash == self.head.hash
-    }
-
-    /// The hashes of incomplete tiles, from complete ones and the entries behind them.
-    fn load_tiles(&mut self) -> Result<(), StoreError> {
-        let nodes = StoredNodes { store: &*self.store, chain: self.chain };
-        let (mut size, mut level) = (self.head.size(), 0);
-        while size > 0 || level == 0 {
-            let first = size / TILE_WIDTH * TILE_WIDTH;
-            let hashes = (first..size).map(|n| merkle::Nodes::node(&nodes, level, n)).collect::<Result<_, _>>()?;
-            self.partial.push(hashes);
-            (size, level) = (size / TILE_WIDTH, level + 8);
-        }
-        Ok(())
     }
 
     /// Takes the next commit. It is stored with others, in time.
@@ -202,16 +186,7 @@ impl Restorer {
             };
             let event = Occurrence::of(h, stream, &body);
             let cached = self.cached(key, stream, h.revision)?;
-            let changed = match &mut cached.state {
-                State::Case(case) => {
-                    case.apply(&event).map_err(|e| corrupt(h.index, &e.0))?.touched.into_iter().map(Some).collect()
-                }
-                State::Sku(sku) => {
-                    Sku::apply(sku, &event).map_err(|e| corrupt(h.index, &e.0))?;
-                    vec![None]
-                }
-                State::System => Vec::new(),
-            };
+            let changed = cached.state.apply(&event).map_err(|e| corrupt(h.index, &e.0))?;
             let first_index = cached.heads.get(&stream).map_or(h.index, |head| head.first_index);
             let head = StreamHead { revision: h.revision, hash, index: h.index, first_index };
             cached.heads.insert(stream, head);
@@ -236,15 +211,8 @@ impl Restorer {
             push_tile(&mut self.partial, 0, h.index, leaf, &mut tiles);
             leaves.push(leaf);
         }
-        for (key, touched) in &touched {
-            match (self.cases.peek(key).map(|c| &c.state), touched) {
-                (Some(State::Case(case)), Some(touched)) => rows.extend(case_row(self.chain, case, touched)),
-                (Some(State::Sku(Some(sku))), _) => rows.push(sku_row(self.chain, sku)),
-                _ => {}
-            }
-        }
-        let runs = before.size() / RUN_ENTRIES..self.head.size() / RUN_ENTRIES;
-        let runs = runs.map(|run| (run, event_id_run(&self.ledger_id, self.chain, run))).collect();
+        touched_rows(self.chain, &self.cases, &touched, &mut rows);
+        let runs = completed_runs(&self.ledger_id, self.chain, before.size(), self.head.size());
         let statement = Statement {
             ledger_id: self.ledger_id,
             chain: self.chain,

@@ -26,6 +26,12 @@ pub fn event_id_run(ledger_id: &Hash, chain: u32, run: u64) -> Vec<u8> {
     records.concat()
 }
 
+/// The runs that become complete when a chain grows, with their number.
+pub fn completed_runs(ledger_id: &Hash, chain: u32, before: u64, after: u64) -> Vec<(u64, Vec<u8>)> {
+    let runs = before / RUN_ENTRIES..after / RUN_ENTRIES;
+    runs.map(|run| (run, event_id_run(ledger_id, chain, run))).collect()
+}
+
 /// Offset in a run of the id that begins like `id`.
 pub fn find_in_run(ids: &[u8], id: &EventId) -> Option<u64> {
     let records: Vec<&[u8]> = ids.chunks_exact(RUN_RECORD).collect();

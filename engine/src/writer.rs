@@ -22,7 +22,7 @@ use crate::domain::command::{Action, ExpectedRevision};
 use crate::domain::decide::{Refusal, RefusalCode, check_revision, decide_case, decide_create, decide_sku};
 use crate::domain::projection::{Row, case_row, idempotency_row, needs_idempotency_row, sku_row};
 use crate::domain::sku::Sku;
-use crate::domain::{Event, Occurrence};
+use crate::domain::{Event, Illegal, Occurrence};
 use crate::environment::Environment;
 use crate::genesis::{Genesis, Limits};
 use crate::hash::{EventId, Hash, body_hash, entry_hash, sha256};
@@ -32,7 +32,7 @@ use crate::merkle::{self, TILE_BYTES, TILE_WIDTH};
 use crate::reader::{StoredNodes, load_registry};
 use crate::registry::{Purpose, Registry, RegistryPlace, govern_payload};
 use crate::retire::{Authorise, Authority, Retire};
-use crate::runs::{RUN_ENTRIES, event_id_run};
+use crate::runs::completed_runs;
 use crate::signer::keyring::{Chosen, Keyring};
 use crate::signer::{Pending, SignerError};
 use crate::store::{
@@ -160,6 +160,36 @@ pub(crate) enum State {
     Case(Box<Case>),
     Sku(Option<Sku>),
     System,
+}
+
+impl State {
+    /// Applies an event, if it is allowed. Returns what has to be written of it: rows of a case, or the row of a SKU.
+    pub(crate) fn apply(&mut self, event: &Occurrence<'_>) -> Result<Vec<Option<Touched>>, Illegal> {
+        Ok(match self {
+            State::Case(case) => case.apply(event)?.touched.into_iter().map(Some).collect(),
+            State::Sku(sku) => {
+                Sku::apply(sku, event)?;
+                vec![None]
+            }
+            State::System => Vec::new(),
+        })
+    }
+}
+
+/// The rows that were touched, as their states are now.
+pub(crate) fn touched_rows(
+    chain: u32,
+    cases: &LruCache<Key, Cached>,
+    touched: &[(Key, Option<Touched>)],
+    rows: &mut Vec<Row>,
+) {
+    for (key, touched) in touched {
+        match (cases.peek(key).map(|c| &c.state), touched) {
+            (Some(State::Case(case)), Some(touched)) => rows.extend(case_row(chain, case, touched)),
+            (Some(State::Sku(Some(sku))), _) => rows.push(sku_row(chain, sku)),
+            _ => {}
+        }
+    }
 }
 
 pub(crate) struct Cached {
@@ -684,26 +714,7 @@ impl Writer {
             0 => 0,
             n => store.entry(self.chain, n - 1)?.map_or(0, |e| e.header.recorded_at_us),
         };
-        let missing = |what: &str| StoreError::Corrupt(format!("{what} is missing; verify the ledger"));
-        let from = size - size % TILE_WIDTH;
-        let tail = store.entries(self.chain, from, TILE_WIDTH as usize)?;
-        let leaves: Vec<Hash> = tail.iter().filter(|e| e.header.index < size).map(|e| e.header.leaf_hash()).collect();
-        if leaves.len() as u64 != size - from {
-            return Err(missing("an entry before the head"));
-        }
-        self.partial = vec![leaves];
-        let mut full = size / TILE_WIDTH;
-        let mut level = 0;
-        while full > 0 {
-            let mut hashes = Vec::new();
-            for n in full - full % TILE_WIDTH..full {
-                let tile = store.tile(self.chain, level, n)?.ok_or_else(|| missing("a tile"))?;
-                hashes.push(tile_root(&tile).ok_or_else(|| missing("a whole tile"))?);
-            }
-            self.partial.push(hashes);
-            full /= TILE_WIDTH;
-            level += 1;
-        }
+        self.partial = incomplete_tiles(&**store, self.chain, size)?;
         self.stale = false;
         Ok(())
     }
@@ -1198,15 +1209,7 @@ impl Writer {
             recorded_at_us: header.recorded_at_us,
             has_private: body.private_sha256.is_some(),
         };
-        let touched = match &mut cached.state {
-            State::Case(case) => case.apply(&event).map_err(Refusal::from)?.touched.into_iter().map(Some).collect(),
-            State::Sku(sku) => {
-                Sku::apply(sku, &event).map_err(Refusal::from)?;
-                vec![None]
-            }
-            State::System => Vec::new(),
-        };
-        for t in touched {
+        for t in cached.state.apply(&event).map_err(Refusal::from)? {
             let item = (key, t);
             if draft.touched_set.insert(item.clone()) {
                 draft.touched.push(item);
@@ -1251,16 +1254,9 @@ impl Writer {
         let kid = chosen.key.kid.clone();
         let message = statement.to_bytes(ALG_ED25519, &kid);
         let mut rows: Vec<Row> = Vec::with_capacity(draft.touched.len() + draft.keys.len());
-        for (key, touched) in &draft.touched {
-            match (self.cases.peek(key).map(|c| &c.state), touched) {
-                (Some(State::Case(case)), Some(touched)) => rows.extend(case_row(self.chain, case, touched)),
-                (Some(State::Sku(Some(sku))), _) => rows.push(sku_row(self.chain, sku)),
-                _ => {}
-            }
-        }
+        touched_rows(self.chain, &self.cases, &draft.touched, &mut rows);
         rows.extend(draft.keys.iter().map(|(idem, index)| idempotency_row(self.chain, idem, *index)));
-        let runs = draft.before.size() / RUN_ENTRIES..draft.after.size() / RUN_ENTRIES;
-        let runs = runs.map(|run| (run, event_id_run(&self.shared.ledger_id, self.chain, run))).collect();
+        let runs = completed_runs(&self.shared.ledger_id, self.chain, draft.before.size(), draft.after.size());
         let signatures = vec![CommitSignature { kid, alg: ALG_ED25519, signature: Vec::new() }];
         let batch = CommitBatch {
             before: draft.before,
@@ -1329,6 +1325,31 @@ impl InFlight {
     }
 }
 
+/// Hashes of the incomplete tile of each level.
+pub(crate) fn incomplete_tiles(store: &dyn Store, chain: u32, size: u64) -> Result<Vec<Vec<Hash>>, StoreError> {
+    let missing = |what: &str| StoreError::Corrupt(format!("{what} is missing; verify the ledger"));
+    let from = size - size % TILE_WIDTH;
+    let tail = store.entries(chain, from, TILE_WIDTH as usize)?;
+    let leaves: Vec<Hash> = tail.iter().filter(|e| e.header.index < size).map(|e| e.header.leaf_hash()).collect();
+    if leaves.len() as u64 != size - from {
+        return Err(missing("an entry before the head"));
+    }
+    let mut partial = vec![leaves];
+    let mut full = size / TILE_WIDTH;
+    let mut level = 0;
+    while full > 0 {
+        let mut hashes = Vec::new();
+        for n in full - full % TILE_WIDTH..full {
+            let tile = store.tile(chain, level, n)?.ok_or_else(|| missing("a tile"))?;
+            hashes.push(tile_root(&tile).ok_or_else(|| missing("a whole tile"))?);
+        }
+        partial.push(hashes);
+        full /= TILE_WIDTH;
+        level += 1;
+    }
+    Ok(partial)
+}
+
 pub(crate) fn push_tile(partial: &mut Vec<Vec<Hash>>, level: usize, index: u64, hash: Hash, tiles: &mut Vec<Tile>) {
     if partial.len() == level {
         partial.push(Vec::new());
@@ -1381,12 +1402,7 @@ pub(crate) fn load(store: &dyn Store, chain: u32, key: Key) -> Result<Cached, St
         let stream = Stream::parse(&h.stream).ok_or_else(|| corrupt("no stream name".into()))?;
         let body = entry.parse_body().map_err(|e| corrupt(e.to_string()))?;
         let event = Occurrence::of(h, stream, &body);
-        match &mut state {
-            State::Case(case) => case.apply(&event).map(drop),
-            State::Sku(sku) => Sku::apply(sku, &event),
-            State::System => Ok(()),
-        }
-        .map_err(|e| corrupt(e.0))?;
+        state.apply(&event).map_err(|e| corrupt(e.0))?;
         let head = heads.entry(stream).or_insert(StreamHead { first_index: h.index, ..StreamHead::default() });
         *head = StreamHead { revision: h.revision, hash: entry.entry_hash, index: h.index, ..*head };
     }

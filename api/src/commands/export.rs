@@ -2,6 +2,7 @@ use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use audit_verify::is_bucket;
 use indicatif::{ProgressBar, ProgressStyle};
 use ledger_engine::archive::ExportOptions;
 use ledger_engine::archive::job::{BatchOptions, Done, Progress, directory_of};
@@ -67,7 +68,7 @@ enum Pii {
 
 pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
     if args.copy {
-        let out = args.out.as_deref().filter(|out| !archives::is_url(out));
+        let out = args.out.as_deref().filter(|out| !is_bucket(out));
         let out = out.ok_or_else(|| CliError::Usage("--copy makes a directory: name it with --out".into()))?;
         return copy(place, json, &args, Path::new(out)).await;
     }

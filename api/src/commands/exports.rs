@@ -117,9 +117,7 @@ fn lock_now(looked: &Looked) -> String {
         Ok(None) if looked.done.lock.is_none() => "no locks there".to_owned(),
         Ok(None) => "NOT LOCKED".to_owned(),
         Ok(Some(lock)) => {
-            let weaker = if lock.mode == "GOVERNANCE" { " (weaker: some may shorten it)" } else { "" };
-            let hold = if lock.legal_hold { ", legal hold" } else { "" };
-            format!("{}{weaker} until {}{hold}", lock.mode, &rfc3339(lock.until_s.saturating_mul(1_000_000))[..10])
+            archives::kept_text(&lock.mode, &rfc3339(lock.until_s.saturating_mul(1_000_000))[..10], lock.legal_hold)
         }
     }
 }

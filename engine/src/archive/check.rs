@@ -4,10 +4,10 @@
 use std::io::sink;
 
 use super::ExportError;
-use super::job::{MANIFEST_BYTES_MAX, directory_of};
+use super::job::directory_of;
 use super::place::Archive;
 use crate::export::record::{Completed, Retention};
-use crate::export::{FileKind, MANIFEST_NAME, Manifest};
+use crate::export::{FileKind, MANIFEST_BYTES_MAX, MANIFEST_NAME, Manifest};
 
 /// What can be wrong with an archive. The texts are stable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -16,27 +16,20 @@ use super::place::{Archive, BatchTerms, Kept, Metadata, NewObject, Spool};
 use crate::body::Body;
 use crate::domain::Occurrence;
 use crate::domain::command::ExpectedRevision;
-use crate::export::batch::{Batch, Continuation, ManifestSignature, PreviousBatch, RegistryState, StoredFile};
+use crate::export::batch::{Batch, Continuation, ManifestSignature, PreviousBatch, RegistryState, SERVICE, StoredFile};
 use crate::export::record::{Completed, ExportEvent, Plan, PlannedRange};
-use crate::export::{ChainRange, ExportFile, FileKind, MANIFEST_NAME, Manifest};
+use crate::export::{ChainRange, ExportFile, FileKind, MANIFEST_BYTES_MAX, MANIFEST_NAME, Manifest};
 use crate::hash::{Hash, sha256};
 use crate::ledger::{AppendError, Ledger};
 use crate::merkle;
 use crate::note::{Checkpoint, Note};
-use crate::public_key::Algorithm;
 use crate::reader::{Reader, StoredNodes, blocking};
 use crate::registry::{Purpose, Registry};
 use crate::signer::SignerError;
 use crate::store::{Store, StoreError};
-use crate::stream::Stream;
+use crate::stream::{EXPORTS_STREAM, Stream};
 use crate::time::rfc3339;
 use crate::writer::{SystemEvent, Work};
-
-/// What everything in an archive is called after, and the value of `service`.
-pub const SERVICE: &str = "marketplace";
-
-/// Largest manifest that is read, in bytes.
-pub(super) const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 
 /// How to make a batch.
 #[derive(Clone, Debug)]
@@ -255,7 +248,8 @@ impl Ledger {
 
     async fn append_export(&self, event: &ExportEvent) -> Result<(), ExportError> {
         let body = Body { actor_id: "system".into(), payload: event.to_payload(), private_sha256: None, meta: None };
-        let revision = self.read_stream(Stream::Exports).await?.len() as u64;
+        let store = Arc::clone(self.store());
+        let revision = blocking(move || store.stream_head(0, EXPORTS_STREAM)).await?.map_or(0, |head| head.revision);
         let event = SystemEvent {
             stream: Stream::Exports,
             event_type: event.event_type(),
@@ -297,6 +291,7 @@ fn unrecorded(
         let name = key.rsplit('/').nth(1)?;
         name.strip_prefix(&prefix)?.split('-').next()?.parse::<u64>().ok()
     };
+    let is_ours = |m: &Manifest| m.ledger_id == ledger_id && m.check_signature(registry) == Some(Ok(()));
     let after = last.as_ref().map(|done| directory_of(&done.plan));
     let recorded = last.as_ref().map_or(0, |done| done.plan.sequence);
     let mut found: Vec<_> = archive.manifests(&prefix, after.as_deref())?;
@@ -313,7 +308,7 @@ fn unrecorded(
         let mut bytes = Vec::new();
         archive.read(&key, version.as_deref(), MANIFEST_BYTES_MAX, &mut bytes)?;
         // What our keys did not sign is nobody's batch: whoever may put objects must not stop the exports. Verifiers name it.
-        let Some(manifest) = Manifest::decode(&bytes).ok().filter(|m| is_signed(m, registry, ledger_id)) else {
+        let Some(manifest) = Manifest::decode(&bytes).ok().filter(is_ours) else {
             continue;
         };
         let digest = sha256(&[&bytes]);
@@ -323,17 +318,6 @@ fn unrecorded(
         taken.push(completed);
     }
     Ok(taken)
-}
-
-/// Whether an export key of the ledger signed it.
-fn is_signed(manifest: &Manifest, registry: &Registry, ledger_id: Hash) -> bool {
-    let end = manifest.chains.first().map_or(0, |range| range.to);
-    let parts = manifest.batch.as_ref().zip(manifest.signature.as_ref());
-    parts.filter(|_| manifest.ledger_id == ledger_id).is_some_and(|(batch, signature)| {
-        let claimed = (signature.kid.as_str(), Algorithm::Ed25519, Purpose::Export);
-        let key = registry.document_key(claimed, 0, end.saturating_sub(1), batch.registry.size);
-        key.is_ok_and(|key| key.public_key.verify(&manifest.statement(), &signature.signature))
-    })
 }
 
 /// What is recorded of a signed batch that is the next after `last`, and of this very history; or why it is not.

@@ -4,10 +4,10 @@ use std::io::sink;
 use std::path::PathBuf;
 
 use super::ExportError;
-use super::job::SERVICE;
 use super::place::{Archive, BatchTerms, Kept, NewObject, ObjectState, Spool};
 use crate::bucket::{Bucket, BucketError, Head};
 use crate::export::MANIFEST_NAME;
+use crate::export::batch::SERVICE;
 use crate::export::record::{ObjectLock, Retention};
 use crate::hash::Hash;
 

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 
 use super::ExportError;
-use super::job::SERVICE;
 use crate::export::MANIFEST_NAME;
+use crate::export::batch::SERVICE;
 use crate::export::record::{ObjectLock, Retention};
 use crate::hash::Hash;
 

@@ -1,5 +1,6 @@
 //! Taking an object apart strictly: every member is asked for by name and type, and none may be left over.
 
+use crate::hash::Hash;
 use crate::json::{Object, Value};
 
 /// Longest `text` member, bytes.
@@ -62,6 +63,23 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// Reads an object strictly: every member must be asked for.
+pub(crate) fn object<T>(value: &Value, read: impl FnOnce(&mut Fields<'_>) -> T) -> Option<T> {
+    let mut fields = Fields::new(value.as_object()?);
+    let found = read(&mut fields);
+    fields.finish().ok().map(|()| found)
+}
+
+/// An array, each item read by `read`.
+pub(crate) fn list<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
+    value.as_array()?.iter().map(read).collect()
+}
+
+/// 32 bytes as 64 lowercase hex characters.
+pub(crate) fn hash(value: &Value) -> Option<Hash> {
+    Hash::from_hex(value.as_str()?)
+}
+
 /// A string of at most [`TEXT_BYTES_MAX`] bytes.
 pub fn text(value: &Value) -> Option<String> {
     value.as_str().filter(|s| s.len() <= TEXT_BYTES_MAX).map(str::to_owned)
@@ -74,7 +92,7 @@ pub fn text1(value: &Value) -> Option<String> {
 
 /// 64 lowercase hex characters.
 pub fn hex64(value: &Value) -> Option<String> {
-    value.as_str().filter(|s| crate::hash::Hash::from_hex(s).is_some()).map(str::to_owned)
+    value.as_str().filter(|s| Hash::from_hex(s).is_some()).map(str::to_owned)
 }
 
 /// An integer from 0.

@@ -1,12 +1,15 @@
 //! What makes an export one of a chain of batches: its place, what it continues, how its files are stored, who signed it (FORMAT.md 13).
 
 use super::record::ObjectLock;
-use crate::domain::fields::{Fields, count, text1};
+use crate::domain::fields::{count, hash, list, object, text1};
 use crate::hash::{Hash, sha256, to_hex};
 use crate::json::{Object, Value};
 use crate::merkle::verify_consistency;
 use crate::note::{Checkpoint, Note};
 use crate::registry::{Key, KeyRecord, Registry};
+
+/// What everything in an archive is called after: its top directory, and the value of `service`.
+pub const SERVICE: &str = "marketplace";
 
 /// How a file is stored: its bytes as they are, compressed or not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,7 +64,7 @@ pub struct Batch {
     pub name: String,
     /// Its number in the archive, from 1.
     pub sequence: u64,
-    /// `marketplace`.
+    /// [`SERVICE`].
     pub service: String,
     /// The environment that it was made for.
     pub env: String,
@@ -93,20 +96,6 @@ pub struct ManifestSignature {
 /// What the key signs: `"ledger/export/v1\0" ‖ ledger_id ‖ SHA-256(manifest without its signature)`.
 pub fn statement(ledger_id: &Hash, unsigned: &[u8]) -> Vec<u8> {
     [b"ledger/export/v1\0".as_slice(), &ledger_id.0, &sha256(&[unsigned]).0].concat()
-}
-
-fn list<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
-    value.as_array()?.iter().map(read).collect()
-}
-
-fn hash(value: &Value) -> Option<Hash> {
-    Hash::from_hex(value.as_str()?)
-}
-
-fn object<T>(value: &Value, read: impl FnOnce(&mut Fields<'_>) -> T) -> Option<T> {
-    let mut fields = Fields::new(value.as_object()?);
-    let found = read(&mut fields);
-    fields.finish().ok().map(|()| found)
 }
 
 impl StoredFile {

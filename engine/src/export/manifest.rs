@@ -1,15 +1,18 @@
 //! The manifest of an export: which files it has, what range they cover, their digests (FORMAT.md 13).
 
 use super::batch::{self, Batch, ManifestSignature};
+use crate::document::DocumentFault;
 use crate::hash::{Hash, sha256, to_hex};
 use crate::json::{Object, Value, parse_canonical};
+use crate::public_key::Algorithm;
+use crate::registry::{Purpose, Registry};
 
 /// Member `format` of every manifest written today.
 pub const MANIFEST_FORMAT: &str = "ledger-export/1";
 /// The manifest's name in an export's directory.
 pub const MANIFEST_NAME: &str = "manifest.json";
 /// Longest manifest that is read, in bytes.
-const MANIFEST_BYTES_MAX: usize = 64 << 20;
+pub const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 
 /// What the lines of a file are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -171,6 +174,18 @@ impl Manifest {
         batch::statement(&self.ledger_id, &Manifest { signature: None, ..self.clone() }.encode())
     }
 
+    /// Whether an export key of the registry signed it, as of the place that it names. `None`: it has no signature.
+    pub fn check_signature(&self, registry: &Registry) -> Option<Result<(), DocumentFault>> {
+        let (batch, signature) = self.batch.as_ref().zip(self.signature.as_ref())?;
+        let end = self.chains.first().map_or(0, |range| range.to);
+        let claimed = (signature.kid.as_str(), Algorithm::Ed25519, Purpose::Export);
+        Some(match registry.document_key(claimed, 0, end.saturating_sub(1), batch.registry.size) {
+            Ok(key) if key.public_key.verify(&self.statement(), &signature.signature) => Ok(()),
+            Ok(_) => Err(DocumentFault::Signature),
+            Err(fault) => Err(DocumentFault::Key(fault)),
+        })
+    }
+
     /// SHA-256 of its bytes: by which the next manifest, and the ledger, name it.
     pub fn digest(&self) -> Hash {
         sha256(&[&self.encode()])
@@ -179,7 +194,7 @@ impl Manifest {
     /// Reads a manifest. What is accepted re-encodes to the same bytes. Whether its ranges and files make sense is for the
     /// verifier to say.
     pub fn decode(bytes: &[u8]) -> Result<Manifest, ManifestError> {
-        let parsed = if bytes.len() > MANIFEST_BYTES_MAX { None } else { parse_canonical(bytes).ok().flatten() };
+        let parsed = if bytes.len() as u64 > MANIFEST_BYTES_MAX { None } else { parse_canonical(bytes).ok().flatten() };
         let Some(Value::Object(object)) = parsed else { return Err(ManifestError::NotCanonical) };
         if object.value("format").and_then(Value::as_str) != Some(MANIFEST_FORMAT) {
             return Err(ManifestError::Format);
@@ -280,7 +295,7 @@ mod tests {
     use super::*;
     use crate::export::batch::{Continuation, PreviousBatch, RegistryState, StoredFile};
     use crate::export::record::ObjectLock;
-    use crate::registry::{Key, Purpose};
+    use crate::registry::Key;
 
     #[test]
     fn a_manifest_comes_back_and_nothing_else_is_one() {

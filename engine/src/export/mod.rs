@@ -9,7 +9,9 @@ mod manifest;
 pub mod record;
 
 pub use gzip::{MEMBER_HEADER_BYTES, MEMBER_PLAIN_BYTES_MAX, MEMBER_TRAILER_BYTES, member_header, member_len};
-pub use manifest::{ChainRange, ExportFile, FileKind, MANIFEST_FORMAT, MANIFEST_NAME, Manifest, ManifestError};
+pub use manifest::{
+    ChainRange, ExportFile, FileKind, MANIFEST_BYTES_MAX, MANIFEST_FORMAT, MANIFEST_NAME, Manifest, ManifestError,
+};
 
 use crate::body::BODY_BYTES_MAX;
 use crate::commit::{COMMIT_SIGNATURES_MAX, CommitSignature};

@@ -3,7 +3,7 @@
 //! `audit_export.started` is the plan of a batch, appended before anything is written: whoever finishes the batch later makes
 //! the same files. `audit_export.completed` repeats the plan and says what was made, read back and found in order.
 
-use crate::domain::fields::{Fields, count, text1};
+use crate::domain::fields::{Fields, count, hash, list, object, text1};
 use crate::domain::{Illegal, Occurrence, allowed};
 use crate::hash::Hash;
 use crate::json::{Object, Value};
@@ -145,7 +145,7 @@ impl Plan {
             exported_at_us: fields.required("exported_at_us", |v| v.as_int().filter(|us| *us >= 0)),
             location: fields.required("location", text1),
             private: fields.required("private", boolean),
-            ranges: fields.required("ranges", |v| v.as_array()?.iter().map(PlannedRange::read).collect()),
+            ranges: fields.required("ranges", |v| list(v, PlannedRange::read)),
             sequence: fields.required("sequence", |v| count(v).filter(|n| *n > 0)),
         }
     }
@@ -169,16 +169,14 @@ impl ObjectLock {
 
     /// Reads what [`ObjectLock::to_object`] makes.
     pub fn read(value: &Value) -> Option<ObjectLock> {
-        let mut fields = Fields::new(value.as_object()?);
-        let lock = ObjectLock {
+        object(value, |fields| ObjectLock {
             legal_hold: fields.required("legal_hold", boolean),
             mode: fields.required("mode", |v| {
                 v.as_str().filter(|m| matches!(*m, "COMPLIANCE" | "GOVERNANCE")).map(str::to_owned)
             }),
             private_retain_until_us: fields.required("private_retain_until_us", Value::as_int),
             retain_until_us: fields.required("retain_until_us", Value::as_int),
-        };
-        fields.finish().ok().map(|()| lock)
+        })
     }
 }
 
@@ -227,7 +225,7 @@ impl ExportEvent {
                 plan,
                 bytes: fields.required("bytes", count),
                 files: fields.required("files", count),
-                manifest_sha256: fields.required("manifest_sha256", |v| Hash::from_hex(v.as_str()?)),
+                manifest_sha256: fields.required("manifest_sha256", hash),
                 lock: fields.optional("lock", ObjectLock::read),
                 manifest_version: fields.optional("manifest_version", text1),
             }),

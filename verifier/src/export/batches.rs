@@ -3,19 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use ledger_engine::export::batch::{Batch, RegistryState};
-use ledger_engine::export::{MANIFEST_NAME, Manifest};
+use ledger_engine::document::DocumentFault;
+use ledger_engine::export::batch::{Batch, RegistryState, SERVICE};
+use ledger_engine::export::{MANIFEST_BYTES_MAX, MANIFEST_NAME, Manifest};
 use ledger_engine::hash::{Hash, sha256};
 use ledger_engine::note::{Note, NoteKey};
-use ledger_engine::public_key::Algorithm;
-use ledger_engine::registry::{KeyFault, Purpose, Registry};
+use ledger_engine::registry::{KeyFault, Registry};
 
-use super::MANIFEST_BYTES_MAX;
 use crate::finding::{Code, Finding};
 use crate::source::SourceError;
-
-/// What an archive has at its top.
-pub(super) const TOP: &str = "marketplace";
 
 /// A directory with a manifest: a copy, or a batch.
 pub(super) struct Part {
@@ -29,7 +25,7 @@ pub(super) struct Part {
 
 /// Where an archive's batches are, if this is an archive.
 pub(super) fn top(path: &Path) -> Option<PathBuf> {
-    let top = path.join(TOP);
+    let top = path.join(SERVICE);
     top.is_dir().then_some(top)
 }
 
@@ -252,29 +248,25 @@ pub(super) fn signatures(parts: &[Part], registry: &Registry) -> Vec<Finding> {
                 report(Code::CheckpointSignatureInvalid, &format!("continues/{}", range.chain), e.to_string());
             }
         }
-        let Some(signature) = &part.manifest.signature else {
-            report(Code::ExportManifestUnsigned, "signature", "it has no signature".to_owned());
-            continue;
-        };
-        let end = part.manifest.chains.first().map_or(0, |range| range.to);
-        let claimed = (signature.kid.as_str(), Algorithm::Ed25519, Purpose::Export);
-        let judged = registry.document_key(claimed, 0, end.saturating_sub(1), batch.registry.size);
-        match judged {
-            Ok(key) if key.public_key.verify(&part.manifest.statement(), &signature.signature) => {}
-            Ok(key) => {
-                let evidence = format!("the signature by {} does not verify over the manifest", key.kid);
-                report(Code::ExportManifestSignatureInvalid, "signature", evidence);
-            }
-            Err(fault) => {
+        let kid = part.manifest.signature.as_ref().map(|s| printable(&s.kid)).unwrap_or_default();
+        let (code, evidence) = match part.manifest.check_signature(registry) {
+            Some(Ok(())) => continue,
+            None => (Code::ExportManifestUnsigned, "it has no signature".to_owned()),
+            Some(Err(DocumentFault::Key(fault))) => {
                 let code = match fault {
                     KeyFault::Unknown => Code::KidUnknown,
                     KeyFault::WrongPurpose => Code::KidWrongPurpose,
                     KeyFault::Algorithm => Code::AlgorithmMismatch,
                     KeyFault::NotValid => Code::KidNotValid,
                 };
-                report(code, "signature", format!("signed by {}", printable(&signature.kid)));
+                (code, format!("signed by {kid}"))
             }
-        }
+            Some(Err(DocumentFault::Ledger | DocumentFault::Signature)) => {
+                let evidence = format!("the signature by {kid} does not verify over the manifest");
+                (Code::ExportManifestSignatureInvalid, evidence)
+            }
+        };
+        report(code, "signature", evidence);
     }
     findings
 }

@@ -4,7 +4,7 @@
 //! counts, or the one that the next manifest names, and of every other object the version that its manifest names; what lies over them is a
 //! finding.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
@@ -12,12 +12,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ledger_engine::bucket::{Bucket, BucketError, Version};
+use ledger_engine::export::batch::SERVICE;
 use ledger_engine::export::record::Retention;
-use ledger_engine::export::{FileKind, MANIFEST_NAME, Manifest};
+use ledger_engine::export::{FileKind, MANIFEST_BYTES_MAX, MANIFEST_NAME, Manifest};
 use ledger_engine::hash::Hash;
 
-use super::batches::{TOP, printable};
-use super::{Export, MANIFEST_BYTES_MAX};
+use super::Export;
+use super::batches::printable;
 use crate::finding::{Code, Finding};
 use crate::source::SourceError;
 
@@ -78,19 +79,19 @@ impl Fetch<'_> {
     }
 
     fn all(&mut self, trust: Option<Hash>, locks: bool) -> Result<(), SourceError> {
-        let listed = self.bucket.versions(&format!("{TOP}/")).map_err(|e| self.failed(&e))?;
+        let listed = self.bucket.versions(&format!("{SERVICE}/")).map_err(|e| self.failed(&e))?;
         for version in listed {
             self.versions.entry(version.key.clone()).or_default().push(version);
         }
         let manifests = self.manifests()?;
         if manifests.is_empty() {
-            let reason = format!("there is no batch below {TOP}/; check bucket and prefix");
+            let reason = format!("there is no batch below {SERVICE}/; check bucket and prefix");
             return Err(SourceError::Unreadable { path: self.url.into(), reason });
         }
         let own = |c: &&Candidate| trust.is_none_or(|id| c.manifest.as_ref().is_none_or(|m| m.ledger_id == id));
         let known = manifests.iter().any(|c| c.manifest.as_ref().is_some_and(|m| Some(m.ledger_id) == trust));
         let mut wanted = Vec::new();
-        let mut done = Vec::new();
+        let mut done = HashSet::new();
         for candidate in manifests.iter().filter(|c| !known || own(c)) {
             self.write(&candidate.key, &candidate.bytes)?;
             let dir = candidate.key.trim_end_matches(MANIFEST_NAME).to_owned();
@@ -107,16 +108,17 @@ impl Fetch<'_> {
                 let lock = lock(file.kind == FileKind::Private);
                 wanted.push(Wanted { key, version: stored.version.clone(), bytes: stored.bytes, lock });
             }
-            done.push(dir);
+            done.insert(dir);
         }
+        let named: HashSet<&str> = wanted.iter().map(|w| w.key.as_str()).collect();
         // What no manifest names is a finding, for which its name is enough.
         let strangers: Vec<String> = self
             .versions
             .iter()
             .filter(|(key, versions)| versions.iter().any(|v| v.latest && !v.marker) && is_relative(key))
             .map(|(key, _)| key.clone())
-            .filter(|key| !wanted.iter().any(|w| w.key == *key) && !key.ends_with(MANIFEST_NAME))
-            .filter(|key| done.iter().any(|dir| key.starts_with(dir)) || key.matches('/').count() < 3)
+            .filter(|key| !named.contains(key.as_str()) && !key.ends_with(MANIFEST_NAME))
+            .filter(|key| batch_of(key).is_none_or(|dir| done.contains(dir)))
             .collect();
         strangers.iter().try_for_each(|key| self.write(key, b""))?;
         // Of batches without a manifest that they are there is all that is told.
@@ -226,6 +228,12 @@ impl Fetch<'_> {
         }
         Ok(())
     }
+}
+
+/// The directory of the batch that a key is in, with a slash.
+fn batch_of(key: &str) -> Option<&str> {
+    let (at, _) = key.match_indices('/').nth(2)?;
+    Some(&key[..=at])
 }
 
 /// Whether a key is a path below a directory: the keys of a bucket are anybody's text.

@@ -27,9 +27,6 @@ use crate::finding::{Code, Finding};
 use crate::report::ChainReport;
 use crate::source::{LedgerAndGenesis, SourceError, Tables, Work};
 
-/// Largest manifest that is read, in bytes.
-const MANIFEST_BYTES_MAX: u64 = 64 << 20;
-
 /// A file of an export, and where it is.
 pub(crate) struct Located<'a> {
     path: PathBuf,
