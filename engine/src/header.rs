@@ -74,6 +74,26 @@ pub enum HeaderError {
 const CONFIG: Configuration<LittleEndian, Fixint, Limit<1024>> = bincode::config::legacy().with_limit::<1024>();
 
 impl<S: Text> Header<S> {
+    /// The same, with strings of its own.
+    pub fn owned(&self) -> Header {
+        Header {
+            format_version: self.format_version,
+            ledger_id: self.ledger_id,
+            chain: self.chain,
+            index: self.index,
+            prev_hash: self.prev_hash,
+            stream: self.stream.as_ref().to_owned(),
+            revision: self.revision,
+            parent_hash: self.parent_hash,
+            event_id: self.event_id,
+            event_type: self.event_type.as_ref().to_owned(),
+            schema_version: self.schema_version,
+            recorded_at_us: self.recorded_at_us,
+            body_hash: self.body_hash,
+            body_sha256: self.body_sha256,
+        }
+    }
+
     /// The header's bytes, the input of the entry hash and of the RFC 6962 leaf.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(HEADER_BYTES_MAX);

@@ -55,6 +55,40 @@ impl CompactRange {
         Some(CompactRange { size, nodes })
     }
 
+    /// The subtrees of the old tree, as a consistency proof from `old` to a larger size holds them: it leads to the old root through each of
+    /// them (RFC 6962 2.1.2). `None`: it does not lead to this root, and says nothing.
+    pub fn before(old: u64, new: u64, path: &[Hash], old_root: &Hash) -> Option<CompactRange> {
+        if old == 0 || old >= new {
+            return (old == 0 && path.is_empty() && *old_root == empty_root()).then(CompactRange::default);
+        }
+        let mut path = path.iter();
+        let first = if old.is_power_of_two() { *old_root } else { *path.next()? };
+        let height = old.trailing_zeros();
+        let (mut node, mut last) = ((old - 1) >> height, (new - 1) >> height);
+        // The smallest subtree is on the right; those to its left follow, among the nodes that only the new tree needs.
+        let mut nodes = vec![first];
+        while node > 0 {
+            if node & 1 == 1 || node == last {
+                nodes.push(*path.next()?);
+                while node & 1 == 0 && node != 0 {
+                    (node, last) = (node >> 1, last >> 1);
+                }
+            } else {
+                path.next()?;
+            }
+            (node, last) = (node >> 1, last >> 1);
+        }
+        nodes.reverse();
+        let range = CompactRange { size: old, nodes };
+        (range.nodes.len() == old.count_ones() as usize && range.root() == *old_root).then_some(range)
+    }
+
+    /// The largest complete subtrees, from the left: level and number of each, and its root.
+    pub fn subtrees(&self) -> impl Iterator<Item = (u32, u64, Hash)> + '_ {
+        let levels = (0..u64::BITS).rev().filter(|level| self.size >> level & 1 == 1);
+        levels.zip(&self.nodes).map(|(level, node)| (level, (self.size >> level) - 1, *node))
+    }
+
     /// The stored form.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.nodes.iter().flat_map(|n| n.0).collect()
@@ -279,7 +313,16 @@ mod tests {
                 let Ok(path) = consistency_proof(&leaves[..], old, size);
                 let (o, n) = (&roots[old as usize], &roots[size as usize]);
                 assert!(verify_consistency(old, size, &path, o, n), "{old} {size}");
+                if old < size {
+                    let mut before = CompactRange::default();
+                    leaves[..old as usize].iter().for_each(|leaf| before.push(*leaf));
+                    assert_eq!(CompactRange::before(old, size, &path, o).as_ref(), Some(&before), "{old} {size}");
+                    for (level, number, node) in before.subtrees() {
+                        assert_eq!(leaves.node(level, number), Ok(node), "{old} {level} {number}");
+                    }
+                }
                 if old > 0 && old < size {
+                    assert_eq!(CompactRange::before(old, size, &path, n), None, "{old} {size}");
                     assert!(!verify_consistency(old, size, &path, n, n));
                     assert!(!verify_consistency(old, size, &path, o, o));
                     assert!(!verify_consistency(old, size, &path[1..], o, n));

@@ -19,7 +19,6 @@ use crate::domain::fields::count;
 use crate::domain::projection::{Row, idempotency_row, needs_idempotency_row};
 use crate::export::{CheckpointLine, CommitLine, EntryLine};
 use crate::hash::{Hash, entry_hash};
-use crate::header::Header;
 use crate::json::Value;
 use crate::merkle::{self, CompactRange};
 use crate::runs::completed_runs;
@@ -45,24 +44,12 @@ pub struct ArchivedCommit {
 
 /// The entry that a line holds.
 pub fn entry_of(line: &EntryLine<'_>) -> Entry {
-    let h = &line.header;
-    let header = Header {
-        format_version: h.format_version,
-        ledger_id: h.ledger_id,
-        chain: h.chain,
-        index: h.index,
-        prev_hash: h.prev_hash,
-        stream: h.stream.to_owned(),
-        revision: h.revision,
-        parent_hash: h.parent_hash,
-        event_id: h.event_id,
-        event_type: h.event_type.to_owned(),
-        schema_version: h.schema_version,
-        recorded_at_us: h.recorded_at_us,
-        body_hash: h.body_hash,
-        body_sha256: h.body_sha256,
-    };
-    Entry { header, entry_hash: line.entry_hash, parent_index: line.parent_index, body: line.body.to_vec() }
+    Entry {
+        header: line.header.owned(),
+        entry_hash: line.entry_hash,
+        parent_index: line.parent_index,
+        body: line.body.to_vec(),
+    }
 }
 
 /// What is written at once.

@@ -46,14 +46,15 @@ async fn export(ledger: &Ledger, archive: &Arc<dyn Archive>) -> Result<Done, Exp
     ledger.export_batch(Arc::clone(archive), batch_options(), Box::new(|_| {})).await
 }
 
-/// Three batches: orders, more of them, and a day on which nothing happened.
+/// Three batches: orders, more of them and one that goes on, and a day on which nothing happened.
 async fn three_batches(dir: &Path, root: &Path, chains: u32) -> Ledger {
     let ledger = exporting(dir, chains).await;
     let archive = archive(root);
     list_sku(&ledger, "s").await;
-    for (key, steps) in [("a", 8), ("b", 3)] {
+    let long = life(&create_order(&ledger, "c", "s").await);
+    for (key, steps, meanwhile) in [("a", 8, 0..1), ("b", 3, 1..5)] {
         let order = create_order(&ledger, key, "s").await;
-        for line in life(&order).iter().take(steps) {
+        for line in life(&order).iter().take(steps).chain(&long[meanwhile]) {
             send(&ledger, line).await.unwrap();
         }
         export(&ledger, &archive).await.unwrap();

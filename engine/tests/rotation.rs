@@ -9,35 +9,14 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use audit_verify::Demands;
 use ledger_engine::archive::ExportOptions;
 use ledger_engine::environment::{Environment, SystemEnvironment};
-use ledger_engine::ledger::{AppendError, Appended, Config, Enrolment, Ledger};
+use ledger_engine::ledger::{Config, Enrolment, Ledger};
 use ledger_engine::registry::{Key, Purpose};
 use ledger_engine::retire::{Authorise, Authority, Retire};
-use ledger_engine::signer::{LocalSigner, Signer};
+use ledger_engine::signer::Signer;
 use ledger_engine::store::Store;
 use ledger_engine::store::postgres::{PostgresOptions, PostgresStore};
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
-use support::{code, create_line, create_order, list_sku, postgres, verified};
-
-fn signer(purpose: Purpose, seed: u8) -> LocalSigner {
-    LocalSigner::from_seed(purpose, &[seed; 32])
-}
-
-fn commit_key(seed: u8) -> Key {
-    signer(Purpose::Commit, seed).key().clone()
-}
-
-/// Signs as governance, and as the incoming commit key of a seed.
-fn authorise(incoming: Option<u8>) -> Authorise {
-    Box::new(move |statement| {
-        let possession = incoming.map(|seed| signer(Purpose::Commit, seed).signature(statement).to_vec());
-        Ok(Authority { governance: signer(Purpose::Governance, 1).signature(statement), possession })
-    })
-}
-
-async fn rotate(ledger: &Ledger, old: u8, new: u8) -> Result<Appended, AppendError> {
-    let retire = Retire::Rotate { old_kid: commit_key(old).kid, key: commit_key(new) };
-    ledger.retire(retire, authorise(Some(new))).await
-}
+use support::{authorise, code, commit_key, create_line, create_order, list_sku, postgres, rotate, signer, verified};
 
 /// A ledger that holds the genesis keys and the commit keys of these seeds.
 async fn open(store: Arc<dyn Store>, seeds: &[u8]) -> Ledger {

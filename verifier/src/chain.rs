@@ -73,8 +73,8 @@ impl<V: Default + Serialize + DeserializeOwned> Named<V> {
     }
 
     /// Gives every value, in no order.
-    pub(crate) fn each(&self, give: impl FnMut(&V)) {
-        self.1.or_default(self.0.each(give));
+    pub(crate) fn each(&self, mut give: impl FnMut(&V)) {
+        self.1.or_default(self.0.each(|_, value| give(value)));
     }
 }
 

@@ -6,6 +6,7 @@
 mod anchor;
 mod chain;
 mod collector;
+mod combine;
 mod commits;
 mod derived;
 mod export;
@@ -26,10 +27,12 @@ mod source;
 mod spill;
 mod stored;
 mod stream;
+mod summary;
 mod tree;
 mod verify;
 
 pub use anchor::{Anchor, AnchorError};
+pub use combine::{combine, verify_batches};
 pub use export::{Export, Lines};
 pub use finding::{Code, Finding};
 pub use proof::{verify_licence, verify_proof, verify_proof_bytes};

@@ -3,6 +3,7 @@
 mod bar;
 
 use std::io::{Read as _, Write};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,8 +14,8 @@ use audit_verify::legacy::{
 #[cfg(feature = "postgres")]
 use audit_verify::legacy::{Table, Window};
 use audit_verify::{
-    Anchor, Code, Demands, Export, Report, is_bucket, is_database, name_of, verify_licence, verify_path_with,
-    verify_proof, verify_stream,
+    Anchor, Code, Demands, Export, Report, combine, is_bucket, is_database, name_of, verify_batches, verify_licence,
+    verify_path_with, verify_proof, verify_stream,
 };
 use clap::{Parser, ValueEnum};
 use ledger_engine::adoption::Adopted;
@@ -37,12 +38,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
     audit-verify -d postgres://auditor@db/shop -s signers.json\n  \
     audit-verify audit.jsonl.gz -s signers.json --anchor head.json --save-anchor head.json\n  \
     audit-verify shop --trust 3fd1… --anchor kept --save-anchor kept/november --report november.html\n  \
-    audit-verify proof order.proof --trust 3fd1…\n\n\
+    audit-verify proof order.proof --trust 3fd1…\n  \
+    audit-verify s3://audit/shop --trust 3fd1… --batches 7 --partial out && audit-verify combine out/*.summary --trust 3fd1…\n\n\
     The source is only read; writers may go on meanwhile.")]
 struct Cli {
     /// A ledger's directory or database (a postgres:// URL), a backup (.db), an archive of exports (a directory or s3://BUCKET/PREFIX), a
     /// copy's directory or a dump (.json); a proof file
-    /// (`proof FILE`, or FILE); or legacy audit events: a file of JSON lines or an export envelope (plain, gzip, zstd; - is
+    /// (`proof FILE`, or FILE); summaries of batches (`combine FILE…`); or legacy audit events: a file of JSON lines or an export envelope (plain, gzip, zstd; - is
     /// standard input), a directory of events; for a table of them see -d
     source: Vec<String>,
     /// The ledger id you were given, or a file that holds it (64 hex, or JSON with a member ledger_id)
@@ -77,6 +79,13 @@ struct Cli {
     /// Judge only what came after the anchors, in time that depends on what is new; what was not read again is named
     #[arg(long, requires = "anchor", conflicts_with = "stream")]
     since_anchor: bool,
+    /// Only these batches of an archive, each by itself (A-B, A- or A); what rests on earlier ones is named
+    #[arg(long, value_name = "A-B", value_parser = parse_batches, conflicts_with_all = ["stream", "since_anchor", "anchor", "save_anchor"])]
+    batches: Option<RangeInclusive<u64>>,
+    /// Leave a summary of each batch in this directory, for `audit-verify combine FILE…`: many machines can each judge some batches, by
+    /// --batches, and one joins what they found
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["stream", "since_anchor", "anchor", "save_anchor"])]
+    partial: Option<PathBuf>,
     /// An archive in S3: judge also how each object is locked, against what its manifest says
     #[arg(long)]
     locks: bool,
@@ -109,6 +118,9 @@ enum Format {
     Native,
     /// The proof file of one entry
     Proof,
+    /// Summaries of an archive's batches, as --partial leaves them
+    #[value(skip)]
+    Summaries,
     /// Legacy: one event a line
     Lines,
     /// Legacy: {"events": […]}
@@ -121,7 +133,7 @@ enum Format {
 
 impl Format {
     fn is_native(self) -> bool {
-        matches!(self, Format::Native | Format::Proof)
+        matches!(self, Format::Native | Format::Proof | Format::Summaries)
     }
 }
 
@@ -179,6 +191,15 @@ impl Outcome {
             }
         }
     }
+}
+
+/// `A`, `A-B`, or `A-` for all from A on.
+fn parse_batches(text: &str) -> Result<RangeInclusive<u64>, String> {
+    let number = |text: &str| text.parse::<u64>().ok().filter(|n| *n > 0);
+    let (from, to) = text.split_once('-').unwrap_or((text, text));
+    let to = if to.is_empty() { Some(u64::MAX) } else { number(to) };
+    let range = number(from).zip(to).map(|(from, to)| from..=to).filter(|range| !range.is_empty());
+    range.ok_or_else(|| "batches are counted from 1: A, A-B, or A- for all from A on".to_owned())
 }
 
 fn read_trust(text: &str) -> Result<Hash, String> {
@@ -272,7 +293,7 @@ impl Legacy<'_> {
             Some(Format::Lines) => Some(FileFormat::Lines),
             Some(Format::Envelope) => Some(FileFormat::Envelope),
             Some(Format::Directory) => Some(FileFormat::Directory),
-            Some(Format::Native | Format::Proof) | None => None,
+            Some(Format::Native | Format::Proof | Format::Summaries) | None => None,
         };
         if self.cli.limit.is_some() || self.since_ms.is_some() {
             return Err("--limit and --since are for tables; a file is verified as a whole".to_owned());
@@ -309,6 +330,8 @@ fn sources(cli: &Cli) -> Result<Vec<(String, Option<Format>)>, String> {
     let (format, named) = match &cli.source[..] {
         // The word says what the files are; a source that is called so is `./proof`.
         [word, files @ ..] if word == "proof" && !files.is_empty() => (Some(Format::Proof), files),
+        // Its files are one source, of which the first stands for all.
+        [word, files @ ..] if word == "combine" && !files.is_empty() => (Some(Format::Summaries), &files[..1]),
         all => (cli.format, all),
     };
     let mut list: Vec<(String, Option<Format>)> =
@@ -418,6 +441,9 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Result<u8, String> {
                 .to_owned(),
         );
     }
+    if (cli.batches.is_some() || cli.partial.is_some()) && !matches!(sources[..], [(_, Some(Format::Native))]) {
+        return Err("--batches and --partial are for one archive: its directory, or s3://BUCKET/PREFIX".to_owned());
+    }
     let licence = cli.licence.as_deref().map(read_licence).transpose()?;
     if licence.is_some() && !matches!(sources[..], [(_, Some(Format::Proof))]) {
         return Err("--licence is for one proof file, that of the entry which issued the licence".to_owned());
@@ -451,6 +477,15 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Result<u8, String> {
                 Some(licence) => verify_licence(Path::new(source), licence, demands),
                 None => verify_proof(Path::new(source), demands),
             })),
+            Some(Format::Summaries) => {
+                let files: Vec<PathBuf> = cli.source[1..].iter().map(PathBuf::from).collect();
+                Outcome::Native(Box::new(combine(&files, demands)))
+            }
+            Some(Format::Native) if cli.batches.is_some() || cli.partial.is_some() => {
+                READING.store(true, Ordering::Relaxed);
+                let numbers = cli.batches.clone().unwrap_or(1..=u64::MAX);
+                Outcome::Native(Box::new(verify_batches(source, &numbers, cli.partial.as_deref(), demands)))
+            }
             Some(Format::Native) => {
                 READING.store(true, Ordering::Relaxed);
                 let path = Path::new(source);

@@ -15,7 +15,7 @@ use crate::finding::Finding;
 use crate::verify::Demands;
 
 /// What judges, in reports.
-const TOOL: &str = concat!("audit-verify ", env!("CARGO_PKG_VERSION"));
+pub(crate) const TOOL: &str = concat!("audit-verify ", env!("CARGO_PKG_VERSION"));
 /// Microseconds of a day.
 const DAY_US: i64 = 86_400_000_000;
 
@@ -57,7 +57,7 @@ impl Verdict {
 }
 
 /// What was checked of one chain.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[allow(missing_docs, reason = "counts, named by what they count")]
 pub struct ChainReport {
     pub chain: u64,
@@ -133,7 +133,7 @@ impl KeyReport {
 /// What a judgement is about that is not of a whole ledger.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Part {
-    /// `proof`, `stream` or `tail`.
+    /// `proof`, `stream`, `tail` or `batches`.
     pub kind: &'static str,
     /// What was checked, for people.
     pub checked: Vec<String>,

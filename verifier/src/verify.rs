@@ -292,7 +292,7 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
 }
 
 /// Entries that rest on a key while it was in other hands, and that no anchor covers (FORMAT.md 6).
-fn compromised(registry: &Registry, chains: &[ChainReport]) -> Vec<String> {
+pub(crate) fn compromised(registry: &Registry, chains: &[ChainReport]) -> Vec<String> {
     let mut open = Vec::new();
     for record in registry.records() {
         let Some(retired) = &record.retired else { continue };

@@ -56,6 +56,10 @@ fn all_reports(dir: &Path) -> String {
     for path in items("valid/exports").into_iter().chain(items("broken/exports")).filter(|p| p.is_dir()) {
         all += &reports(&[text(&path)]);
     }
+    for path in items("valid/archives").into_iter().chain(items("broken/archives")).filter(|p| p.is_dir()) {
+        all += &reports(&[text(&path)]);
+        all += &reports(&[text(&path), "--batches", "2-"]);
+    }
     for path in items("broken/legacy").into_iter().filter(|p| p.is_dir()) {
         let (events, signers) = (path.join("events.jsonl"), path.join("signers.json"));
         all += &reports(&[text(&events), "-s", text(&signers)]);

@@ -15,6 +15,7 @@ use ledger_engine::hash::Hash;
 use ledger_engine::keys::PseudonymKey;
 use ledger_engine::ledger::{AppendError, Appended, Config, Enrolment, Ledger};
 use ledger_engine::registry::{Key, Purpose};
+use ledger_engine::retire::{Authorise, Authority, Retire};
 use ledger_engine::signer::keyring::Keyring;
 use ledger_engine::signer::{LocalSigner, Signer};
 use ledger_engine::store::Store;
@@ -57,6 +58,24 @@ pub async fn enrol(ledger: &Ledger, purpose: Purpose, seed: u8) -> Result<Append
     let key = incoming.key().clone();
     let enrolment = enrolment(ledger, key, 1, |statement| incoming.signature(statement).to_vec()).await;
     ledger.enrol(enrolment).await
+}
+
+pub fn commit_key(seed: u8) -> Key {
+    signer(Purpose::Commit, seed).key().clone()
+}
+
+/// Signs as governance, and as the incoming commit key of a seed.
+pub fn authorise(incoming: Option<u8>) -> Authorise {
+    Box::new(move |statement| {
+        let possession = incoming.map(|seed| signer(Purpose::Commit, seed).signature(statement).to_vec());
+        Ok(Authority { governance: signer(Purpose::Governance, 1).signature(statement), possession })
+    })
+}
+
+/// Rotates from the commit key of one seed to that of another, which the ledger must hold to go on.
+pub async fn rotate(ledger: &Ledger, old: u8, new: u8) -> Result<Appended, AppendError> {
+    let retire = Retire::Rotate { old_kid: commit_key(old).kid, key: commit_key(new) };
+    ledger.retire(retire, authorise(Some(new))).await
 }
 
 pub fn config(store: Arc<dyn Store>) -> Config {
@@ -311,5 +330,19 @@ pub fn batch_options() -> ledger_engine::archive::job::BatchOptions {
         pii_policy: "1".into(),
         tool: "ledger test".into(),
         restart: false,
+    }
+}
+
+/// Copies a directory with what is below it.
+pub fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for item in std::fs::read_dir(from).unwrap() {
+        let (path, to) = (item.unwrap().path(), to.to_owned());
+        let to = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_dir(&path, &to);
+        } else {
+            std::fs::copy(&path, &to).unwrap();
+        }
     }
 }

@@ -5,22 +5,24 @@ use std::path::{Path, PathBuf};
 
 use ledger_engine::document::DocumentFault;
 use ledger_engine::export::batch::{Batch, RegistryState, SERVICE};
-use ledger_engine::export::{MANIFEST_BYTES_MAX, MANIFEST_NAME, Manifest};
+use ledger_engine::export::{FileKind, MANIFEST_BYTES_MAX, MANIFEST_NAME, Manifest};
 use ledger_engine::hash::{Hash, sha256};
 use ledger_engine::note::{Note, NoteKey};
-use ledger_engine::registry::{KeyFault, Registry};
+use ledger_engine::registry::Registry;
 
 use crate::finding::{Code, Finding};
+use crate::single::key_code;
 use crate::source::SourceError;
 
 /// A directory with a manifest: a copy, or a batch.
-pub(super) struct Part {
-    pub(super) dir: PathBuf,
-    pub(super) manifest: Manifest,
+#[derive(Clone)]
+pub(crate) struct Part {
+    pub(crate) dir: PathBuf,
+    pub(crate) manifest: Manifest,
     /// SHA-256 of the manifest's bytes.
-    digest: Hash,
+    pub(crate) digest: Hash,
     /// Files in the directory that the manifest does not name.
-    pub(super) extra: Vec<String>,
+    pub(crate) extra: Vec<String>,
 }
 
 /// Where an archive's batches are, if this is an archive.
@@ -73,18 +75,37 @@ impl Part {
         Part::try_read(dir)?
     }
 
+    /// Reports the chain, what, and why, where files do not tile their range.
+    pub(super) fn tiling(&self, report: &mut dyn FnMut(u32, &str, String)) {
+        for range in &self.manifest.chains {
+            let mut at = range.from;
+            let files = self.manifest.files.iter();
+            for file in files.filter(|f| f.chain == range.chain && f.kind == FileKind::Entries) {
+                if file.from != at || file.to < file.from {
+                    let evidence = format!("the file before it ends at {at}");
+                    report(range.chain, &format!("files/{}", file.name), evidence);
+                }
+                at = file.to;
+            }
+            if at != range.to {
+                let evidence = format!("its files end at {at}, its range at {}", range.to);
+                report(range.chain, &format!("chains/{}", range.chain), evidence);
+            }
+        }
+    }
+
     /// Where findings about it are.
-    pub(super) fn place(&self, what: &str) -> String {
+    pub(crate) fn place(&self, what: &str) -> String {
         self.batch().map_or_else(|| format!("manifest/{what}"), |b| format!("manifest/{}/{what}", printable(&b.name)))
     }
 
-    pub(super) fn batch(&self) -> Option<&Batch> {
+    pub(crate) fn batch(&self) -> Option<&Batch> {
         self.manifest.batch.as_ref()
     }
 }
 
 /// Names in evidence and places are other people's text.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
@@ -158,10 +179,9 @@ fn finding(code: Code, chain: Option<u32>, place: String, evidence: String) -> F
     Finding { code, chain: chain.map(u64::from), place, evidence }
 }
 
-/// Whether each batch continues the one before it. What the files hold is for others to say.
-pub(super) fn continuity(parts: &[Part]) -> Vec<Finding> {
+/// Whether each batch, from number `due` on, continues the one before it. What the files hold is for others to say.
+pub(crate) fn continuity(parts: &[Part], mut due: u64) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut due = 1;
     let mut before: Option<&Part> = None;
     for part in parts {
         let mut mismatch = |chain: Option<u32>, what: &str, evidence: String| {
@@ -223,7 +243,7 @@ pub(super) fn continuity(parts: &[Part]) -> Vec<Finding> {
 }
 
 /// Whether each batch was signed by a key that the ledger has for it, with the registry that it claims.
-pub(super) fn signatures(parts: &[Part], registry: &Registry) -> Vec<Finding> {
+pub(crate) fn signatures(parts: &[Part], registry: &Registry) -> Vec<Finding> {
     let mut findings = Vec::new();
     for part in parts {
         let Some(batch) = part.batch() else { continue };
@@ -252,15 +272,7 @@ pub(super) fn signatures(parts: &[Part], registry: &Registry) -> Vec<Finding> {
         let (code, evidence) = match part.manifest.check_signature(registry) {
             Some(Ok(())) => continue,
             None => (Code::ExportManifestUnsigned, "it has no signature".to_owned()),
-            Some(Err(DocumentFault::Key(fault))) => {
-                let code = match fault {
-                    KeyFault::Unknown => Code::KidUnknown,
-                    KeyFault::WrongPurpose => Code::KidWrongPurpose,
-                    KeyFault::Algorithm => Code::AlgorithmMismatch,
-                    KeyFault::NotValid => Code::KidNotValid,
-                };
-                (code, format!("signed by {kid}"))
-            }
+            Some(Err(DocumentFault::Key(fault))) => (key_code(fault), format!("signed by {kid}")),
             Some(Err(DocumentFault::Ledger | DocumentFault::Signature)) => {
                 let evidence = format!("the signature by {kid} does not verify over the manifest");
                 (Code::ExportManifestSignatureInvalid, evidence)

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -52,7 +53,14 @@ struct Fetch<'a> {
 }
 
 /// Fetches what an archive has of the trusted ledger, or of the only one. `locks`: it is looked at how each object is locked.
-pub(super) fn open(url: &str, trust: Option<Hash>, locks: bool) -> Result<Export, SourceError> {
+///
+/// Only batches with one of the `numbers` are fetched, and what says which keys there were.
+pub(super) fn open(
+    url: &str,
+    trust: Option<Hash>,
+    locks: bool,
+    numbers: &RangeInclusive<u64>,
+) -> Result<Export, SourceError> {
     let failed = |why: String| SourceError::Unreadable { path: url.into(), reason: why };
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
     let bucket = Bucket::open(url, &variable).map_err(|e| failed(e.to_string()))?;
@@ -61,7 +69,7 @@ pub(super) fn open(url: &str, trust: Option<Hash>, locks: bool) -> Result<Export
     let to = dir.path().join("archive");
     fs::create_dir(&to).map_err(room)?;
     let mut fetch = Fetch { url, bucket, to, versions: BTreeMap::new(), findings: Vec::new() };
-    fetch.all(trust, locks)?;
+    fetch.all(trust, locks, numbers)?;
     let Fetch { to, findings, .. } = fetch;
     let mut export = Export::open(&to, trust)?;
     (export.objects, export.root, export._fetched) = (findings, url.into(), Some(dir));
@@ -78,7 +86,7 @@ impl Fetch<'_> {
         SourceError::Unreadable { path: self.url.into(), reason }
     }
 
-    fn all(&mut self, trust: Option<Hash>, locks: bool) -> Result<(), SourceError> {
+    fn all(&mut self, trust: Option<Hash>, locks: bool, numbers: &RangeInclusive<u64>) -> Result<(), SourceError> {
         let listed = self.bucket.versions(&format!("{SERVICE}/")).map_err(|e| self.failed(&e))?;
         for version in listed {
             self.versions.entry(version.key.clone()).or_default().push(version);
@@ -90,7 +98,8 @@ impl Fetch<'_> {
         }
         let own = |c: &&Candidate| trust.is_none_or(|id| c.manifest.as_ref().is_none_or(|m| m.ledger_id == id));
         let known = manifests.iter().any(|c| c.manifest.as_ref().is_some_and(|m| Some(m.ledger_id) == trust));
-        let mut wanted = Vec::new();
+        let of_keys = changes_of_keys(manifests.iter().filter_map(|c| c.manifest.as_ref()));
+        let (mut wanted, mut left) = (Vec::new(), HashSet::new());
         let mut done = HashSet::new();
         for candidate in manifests.iter().filter(|c| !known || own(c)) {
             self.write(&candidate.key, &candidate.bytes)?;
@@ -102,6 +111,13 @@ impl Fetch<'_> {
             self.locked(&candidate.key, Some(&candidate.version), lock(false))?;
             for (file, stored) in manifest.files.iter().zip(batch.map(|b| b.stored.as_slice()).unwrap_or_default()) {
                 let key = format!("{dir}{}", file.name);
+                let sequence = batch.map_or(0, |b| b.sequence);
+                let keys = (file.chain, file.kind) == (0, FileKind::Entries) && of_keys.contains(&sequence);
+                let fetched = numbers.contains(&sequence) || keys && sequence < *numbers.end();
+                if !fetched {
+                    left.insert(key);
+                    continue;
+                }
                 if let Some(version) = &stored.version {
                     self.over(&key, version);
                 }
@@ -117,7 +133,7 @@ impl Fetch<'_> {
             .iter()
             .filter(|(key, versions)| versions.iter().any(|v| v.latest && !v.marker) && is_relative(key))
             .map(|(key, _)| key.clone())
-            .filter(|key| !named.contains(key.as_str()) && !key.ends_with(MANIFEST_NAME))
+            .filter(|key| !named.contains(key.as_str()) && !left.contains(key) && !key.ends_with(MANIFEST_NAME))
             .filter(|key| batch_of(key).is_none_or(|dir| done.contains(dir)))
             .collect();
         strangers.iter().try_for_each(|key| self.write(key, b""))?;
@@ -228,6 +244,20 @@ impl Fetch<'_> {
         }
         Ok(())
     }
+}
+
+/// Numbers of the batches that have entries of the key registry.
+fn changes_of_keys<'a>(manifests: impl Iterator<Item = &'a Manifest>) -> HashSet<u64> {
+    let mut sizes: Vec<(u64, u64)> =
+        manifests.filter_map(|m| m.batch.as_ref().map(|b| (b.sequence, b.registry.size))).collect();
+    sizes.sort_unstable();
+    let mut known = 0;
+    sizes.retain(|(_, size)| {
+        let grows = *size > known;
+        known = known.max(*size);
+        grows
+    });
+    sizes.into_iter().map(|(sequence, _)| sequence).collect()
 }
 
 /// The directory of the batch that a key is in, with a slash.

@@ -1,6 +1,6 @@
 //! A native export as a source: a directory of files with their manifest (FORMAT.md 13).
 
-mod batches;
+pub(crate) mod batches;
 mod blocks;
 #[cfg(feature = "s3")]
 mod bucket;
@@ -10,12 +10,13 @@ mod rows;
 
 use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 
 use ledger_engine::domain::projection::Cell;
 use ledger_engine::export::{ChainRange, ExportFile, FileKind, Line, MANIFEST_NAME, Manifest};
 use ledger_engine::hash::Hash;
+use ledger_engine::header::Header;
 use ledger_engine::registry::Registry;
 
 pub(crate) use self::feed::{Fed, Item, channel, feed};
@@ -24,8 +25,10 @@ use self::batches::{Found, Part, printable};
 use self::blocks::Blocks;
 use self::copy::Copy;
 use crate::finding::{Code, Finding};
+use crate::is_bucket;
 use crate::report::ChainReport;
 use crate::source::{LedgerAndGenesis, SourceError, Tables, Work};
+use crate::verify::Demands;
 
 /// A file of an export, and where it is.
 pub(crate) struct Located<'a> {
@@ -84,13 +87,34 @@ impl Export {
     }
 
     /// Opens an archive in S3, by its `s3://` URL. `locks`: how its objects are locked is judged too.
-    #[cfg(feature = "s3")]
     pub fn open_bucket(url: &str, trust: Option<Hash>, locks: bool) -> Result<Export, SourceError> {
-        bucket::open(url, trust, locks)
+        Export::fetch(url, trust, locks, &(0..=u64::MAX))
+    }
+
+    /// Opens an archive, by its directory or URL, in which batches with one of the `numbers` are wanted.
+    pub(crate) fn open_batches(
+        source: &str,
+        numbers: &RangeInclusive<u64>,
+        demands: &Demands<'_>,
+    ) -> Result<Export, SourceError> {
+        if is_bucket(source) {
+            return Export::fetch(source, demands.trust, demands.locks, numbers);
+        }
+        Export::open(Path::new(source), demands.trust)
+    }
+
+    #[cfg(feature = "s3")]
+    fn fetch(
+        url: &str,
+        trust: Option<Hash>,
+        locks: bool,
+        numbers: &RangeInclusive<u64>,
+    ) -> Result<Export, SourceError> {
+        bucket::open(url, trust, locks, numbers)
     }
 
     #[cfg(not(feature = "s3"))]
-    pub(crate) fn open_bucket(url: &str, _: Option<Hash>, _: bool) -> Result<Export, SourceError> {
+    fn fetch(url: &str, _: Option<Hash>, _: bool, _: &RangeInclusive<u64>) -> Result<Export, SourceError> {
         let reason = "this build has no S3; build it with the feature s3".to_owned();
         Err(SourceError::Unreadable { path: url.into(), reason })
     }
@@ -180,6 +204,64 @@ impl Export {
         self.files(chain, kind).into_iter().map(located).collect()
     }
 
+    /// The batches of an archive: sequence, name, and the bytes of the manifest.
+    pub(crate) fn batches(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// One of [`Export::batches`] by itself.
+    pub(crate) fn batch(&self, at: usize) -> Option<Export> {
+        let part = self.parts.get(at)?.clone();
+        let manifest = part.manifest.clone();
+        let places = manifest.files.iter().map(|f| (f.name.clone(), part.dir.clone())).collect();
+        let (unfinished, strangers, objects) = (Vec::new(), self.strangers.clone(), self.objects.clone());
+        let root = part.dir.clone();
+        let (parts, copy) = (vec![part], OnceCell::new());
+        Some(Export { parts, manifest, places, unfinished, strangers, root, objects, _fetched: None, copy })
+    }
+
+    /// The batches up to one of them, as the archive was when that was the last.
+    pub(crate) fn up_to(&self, at: usize) -> Option<Export> {
+        let parts = self.parts.get(..=at)?.to_vec();
+        let mut export = Export::join(self.root.clone(), parts, Vec::new(), self.strangers.clone());
+        export.objects.clone_from(&self.objects);
+        Some(export)
+    }
+
+    /// Header and body of the registry's entries up to the end of a batch. They are bound to each other by their hashes, and by nothing
+    /// else here. Only batches that changed keys are read.
+    pub(crate) fn keys(&self, at: usize) -> Result<Vec<(Header, Vec<u8>)>, SourceError> {
+        let mut keys: Vec<(Header, Vec<u8>)> = Vec::new();
+        for part in self.parts.iter().take(at + 1) {
+            let due = part.batch().map_or(0, |batch| batch.registry.size);
+            if keys.len() as u64 >= due {
+                continue;
+            }
+            let files = part.manifest.files.iter().filter(|f| f.chain == 0 && f.kind == FileKind::Entries);
+            let files = files.map(|file| (part.dir.join(&file.name), file.blake3)).collect();
+            Lines { files, ledger_id: self.manifest.ledger_id }.read(&mut |line| {
+                if let Line::Entry(entry) = line
+                    && entry.header.stream == "ledger"
+                {
+                    keys.push((entry.header.owned(), entry.body.to_vec()));
+                }
+                (keys.len() as u64) < due
+            })?;
+        }
+        Ok(keys)
+    }
+
+    /// Whether the files of one batch fit together, before any file was read. What it has in common with others is theirs to say.
+    pub(crate) fn fits_by_itself(&self) -> bool {
+        let mut fits = self.objects.is_empty() && self.strangers.is_empty();
+        for part in &self.parts {
+            part.tiling(&mut |_, _, _| fits = false);
+            let mut seen = BTreeSet::new();
+            fits &= part.extra.is_empty() && part.manifest.files.iter().all(|f| seen.insert((f.chain, f.kind, f.from)));
+        }
+        fits
+    }
+
     /// Whether files and ranges fit together, before any file was read.
     pub(crate) fn fits(&self) -> bool {
         self.objects.is_empty()
@@ -190,7 +272,7 @@ impl Export {
 
     /// What of the manifest does not fit together.
     fn layout(&self) -> Vec<Finding> {
-        let mut findings = batches::continuity(&self.parts);
+        let mut findings = batches::continuity(&self.parts, 1);
         let mut report = |chain: u32, what: &str, evidence: String| {
             let (code, place) = (Code::ExportManifestMismatch, format!("manifest/{what}"));
             findings.push(Finding { code, chain: Some(chain.into()), place, evidence });
@@ -204,23 +286,7 @@ impl Export {
                 );
             }
         }
-        for part in &self.parts {
-            for range in &part.manifest.chains {
-                let files = part.manifest.files.iter();
-                let mut at = range.from;
-                for file in files.filter(|f| f.chain == range.chain && f.kind == FileKind::Entries) {
-                    if file.from != at || file.to < file.from {
-                        let evidence = format!("the file before it ends at {at}");
-                        report(range.chain, &format!("files/{}", file.name), evidence);
-                    }
-                    at = file.to;
-                }
-                if at != range.to {
-                    let evidence = format!("its files end at {at}, its range at {}", range.to);
-                    report(range.chain, &format!("chains/{}", range.chain), evidence);
-                }
-            }
-        }
+        self.parts.iter().for_each(|part| part.tiling(&mut report));
         let mut seen = BTreeSet::new();
         for file in &self.manifest.files {
             let unknown = self.manifest.chains.iter().all(|c| c.chain != file.chain);

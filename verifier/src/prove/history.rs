@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use ledger_engine::hash::Hash;
-use ledger_engine::merkle::{CompactRange, Nodes, TILE_WIDTH, root, root_at};
+use ledger_engine::merkle::{CompactRange, Nodes, TILE_WIDTH, node_hash, root, root_at};
 
 /// Leaves kept, so that the root at a size that is not a multiple of 256 can still be had.
 const RECENT: usize = 16_384;
@@ -15,6 +15,8 @@ pub(super) struct History {
     pub(super) range: CompactRange,
     recent: VecDeque<Hash>,
     levels: Vec<Level>,
+    /// Of a tree that was begun from its subtrees, what is known of it before: level, number, root.
+    before: Vec<(u32, u64, Hash)>,
 }
 
 /// Roots over 2^(8 + k) leaves each, neighbours in order.
@@ -47,11 +49,18 @@ impl Nodes for History {
     type Error = Forgotten;
 
     fn node(&self, level: u32, n: u64) -> Result<Hash, Forgotten> {
+        if let Some((.., node)) = self.before.iter().find(|b| (b.0, b.1) == (level, n)) {
+            return Ok(*node);
+        }
         if level >= LEVEL {
             return self.levels.get((level - LEVEL) as usize).and_then(|l| l.get(n)).ok_or(Forgotten);
         }
         let kept_from = self.range.size() - self.recent.len() as u64;
-        let from = (n << level).checked_sub(kept_from).ok_or(Forgotten)? as usize;
+        let Some(from) = (n << level).checked_sub(kept_from).map(|from| from as usize) else {
+            // It may lie on both sides of where the tree was begun.
+            let below = level.checked_sub(1).filter(|_| !self.before.is_empty()).ok_or(Forgotten)?;
+            return Ok(node_hash(&self.node(below, 2 * n)?, &self.node(below, 2 * n + 1)?));
+        };
         let leaves: Vec<Hash> = self.recent.range(from..).take(1 << level).copied().collect();
         Ok(root(&leaves))
     }
@@ -74,8 +83,9 @@ impl History {
             self.recent.pop_front();
         }
         self.recent.push_back(leaf);
-        if self.range.size().is_multiple_of(TILE_WIDTH) {
-            let from = self.recent.len() - TILE_WIDTH as usize;
+        if self.range.size().is_multiple_of(TILE_WIDTH)
+            && let Some(from) = self.recent.len().checked_sub(TILE_WIDTH as usize)
+        {
             let leaves: Vec<Hash> = self.recent.range(from..).copied().collect();
             tile(0, self.range.size() / TILE_WIDTH - 1, flat(&leaves));
         }
@@ -87,6 +97,14 @@ impl History {
                 tile(k as u64 / u64::from(LEVEL) + 1, len / TILE_WIDTH - 1, flat(hashes));
             }
         }
+    }
+
+    /// A tree of which only its subtrees are known. It grows, and has roots at sizes from here on; of tiles only those that begin here.
+    pub(super) fn begun(range: CompactRange) -> History {
+        let heights = u64::BITS - range.size().leading_zeros();
+        let first = |height: u32| Level { first: range.size() >> height, nodes: Vec::new() };
+        let (levels, before) = ((LEVEL..heights).map(first).collect(), range.subtrees().collect());
+        History { range, recent: VecDeque::new(), levels, before }
     }
 
     /// A tree of `size` leaves, of which only the incomplete tiles are known: `tiles[l]` holds the hashes at the bottom of tile
@@ -117,7 +135,7 @@ impl History {
             });
         }
         let recent = VecDeque::from(tiles.first().cloned().unwrap_or_default());
-        Some(History { range: CompactRange::from_bytes(size, &bytes)?, recent, levels })
+        Some(History { range: CompactRange::from_bytes(size, &bytes)?, recent, levels, before: Vec::new() })
     }
 
     /// Root at a size up to now, if enough of it is kept.
@@ -177,6 +195,24 @@ mod tests {
             );
             for size in [from.max(60_000), 65_536.max(from), 69_999, 70_000] {
                 assert_eq!(resumed.root(size as u64), Some(root(&leaves[..size])), "{from} {size}");
+            }
+        }
+        // So it does from its subtrees alone, but for tiles that begin before.
+        for from in [1, 3, 255, 256, 300, 3_000, 65_535, 65_537, 69_000] {
+            let mut range = CompactRange::default();
+            leaves[..from].iter().for_each(|leaf| range.push(*leaf));
+            let mut begun = History::begun(range);
+            let end = (from + 1_500).min(70_000);
+            for (size, leaf) in (from..end).zip(&leaves[from..]) {
+                if (size - from).is_power_of_two() {
+                    assert_eq!(begun.root(size as u64), Some(root(&leaves[..size])), "{from} {size}");
+                }
+                let mut complete = Vec::new();
+                begun.push(*leaf, &mut |level, n, hashes| complete.push((level, n, hashes)));
+                assert!(complete.iter().all(|tile| tiles.contains(tile)), "{from} {size}");
+            }
+            for size in [from, from + 1, from + 257, end - 1, end].into_iter().filter(|size| *size <= end) {
+                assert_eq!(begun.root(size as u64), Some(root(&leaves[..size])), "{from} {size}");
             }
         }
         assert_eq!(history.root(300), None, "leaf 257 is forgotten");

@@ -5,6 +5,7 @@
 //! fault. So this pass may suspect too much and must never suspect too little: a verdict without findings can rest on it
 //! alone. One thread reads, the others hash and fold.
 
+pub(crate) mod batch;
 mod history;
 mod multiset;
 mod since;
@@ -21,6 +22,7 @@ use ledger_engine::genesis::Genesis;
 use ledger_engine::hash::Hash;
 use ledger_engine::registry::Registry;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use self::multiset::Sums;
 pub(crate) use self::multiset::{RowKey, Sum};
@@ -81,7 +83,8 @@ pub(crate) struct Prover<'a> {
     sums: Sums,
     /// Listings of SKUs that were seen, and those that orders name and that were not seen yet, as digests.
     listed: HashSet<u128>,
-    claimed: HashSet<u128>,
+    /// With an order that names it: its chain and index.
+    claimed: HashMap<u128, (u32, u64)>,
     heads: Vec<HeadClaim>,
     adopted: Vec<Adopted>,
     /// Each anchor with the chain it is of, and once that chain has its size, whether the root is the same.
@@ -90,6 +93,9 @@ pub(crate) struct Prover<'a> {
     /// Entries judged so far, and how many the head rows claim.
     judged: u64,
     claimed_size: u64,
+    /// Where a batch is judged by itself, what is left to judge goes there.
+    loose: Option<batch::Writer>,
+    facts: Vec<batch::ChainFacts>,
 }
 
 /// What was checked.
@@ -120,12 +126,14 @@ pub(crate) fn prove(
         key: tables.export().is_none().then_some(&key),
         sums: Sums::default(),
         listed: HashSet::new(),
-        claimed: HashSet::new(),
+        claimed: HashMap::new(),
         heads: Vec::new(),
         adopted: Vec::new(),
         progress: demands.progress,
         judged: 0,
         claimed_size: claimed_size(tables)?,
+        loose: None,
+        facts: Vec::new(),
         anchors: demands
             .anchors
             .iter()
@@ -163,13 +171,14 @@ pub(crate) fn claimed_size(tables: &dyn Tables) -> Result<u64, SourceError> {
 }
 
 /// What an entry `chain.heads` says of another chain.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct HeadClaim {
     /// Index of the entry, on chain 0.
-    index: u64,
-    chain: u32,
-    size: u64,
-    root: Hash,
-    last_hash: Hash,
+    pub(crate) index: u64,
+    pub(crate) chain: u32,
+    pub(crate) size: u64,
+    pub(crate) root: Hash,
+    pub(crate) last_hash: Hash,
 }
 
 impl<'a> Prover<'a> {
@@ -195,6 +204,12 @@ impl<'a> Prover<'a> {
         Ok(unusable)
     }
 
+    /// Whether every price that an order names was listed.
+    fn prices(&self) -> Result<(), Stop> {
+        let listed = self.claimed.keys().all(|claim| self.listed.contains(claim));
+        check(listed, "an order's price is of no listing")
+    }
+
     fn run(&mut self, tables: &dyn Tables) -> Result<Vec<ChainReport>, Stop> {
         if let Some(export) = tables.export() {
             return self.export(export);
@@ -208,7 +223,7 @@ impl<'a> Prover<'a> {
         for chain in 0..self.genesis.chains {
             reports.push(self.chain(tables, chain)?);
         }
-        check(self.claimed.is_subset(&self.listed), "an order's price is of no listing")?;
+        self.prices()?;
         for table in DERIVED.into_iter().chain(TABLES.iter().map(|t| t.name)) {
             let Some(key) = self.key else { break };
             let mut stored = Sum::default();
@@ -246,7 +261,7 @@ impl<'a> Prover<'a> {
             }
             reports.push(self.chain_since(tables, chain, start, &mut loader)?);
         }
-        check(self.claimed.is_subset(&self.listed), "an order's price is of no listing")?;
+        self.prices()?;
         for (table, cells) in self.sums.kept.take().unwrap_or_default().into_values() {
             let (_, key) = columns(table);
             let stored = tables.keyed(table, &cells[..key])?;
@@ -286,11 +301,21 @@ impl<'a> Prover<'a> {
             reports.push(report);
         }
         check(export.signatures(&self.registry).is_empty(), "the signature of a manifest")?;
-        check(self.claimed.is_subset(&self.listed), "an order's price is of no listing")?;
+        self.prices()?;
         Ok(reports)
     }
 
     fn export_chain(&mut self, export: &Export, chain: u32) -> Result<ChainReport, Stop> {
+        self.export_from(export, chain, |prover| Walk::new(prover, chain))
+    }
+
+    /// Judges the files of a chain by a walk that may begin anywhere.
+    fn export_from<'p>(
+        &'p mut self,
+        export: &Export,
+        chain: u32,
+        begin: impl FnOnce(&'p mut Self) -> Walk<'p, 'a>,
+    ) -> Result<ChainReport, Stop> {
         let id = self.ledger_id;
         let files = |kind| export.located(chain, kind);
         let (entries, private) = (files(FileKind::Entries), files(FileKind::Private));
@@ -298,7 +323,7 @@ impl<'a> Prover<'a> {
             let ((to_walk, items), (to_documents, documents)) = (channel(), channel());
             scope.spawn(move || feed(&entries, id, &to_walk));
             scope.spawn(move || feed(&private, id, &to_documents));
-            let mut walk = Walk::new(self, chain).with_documents(documents);
+            let mut walk = begin(self).with_documents(documents);
             while let Ok(items) = items.recv() {
                 walk.take_items(items?)?;
                 walk.tell()?;

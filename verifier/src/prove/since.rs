@@ -17,8 +17,7 @@ use ledger_engine::runs::RUN_ENTRIES;
 use ledger_engine::stream::{CaseId, Stream};
 
 use super::history::History;
-use super::states::{Held, Key, State, Tip};
-use super::walk::price_digest;
+use super::states::{Held, Key, Tip, price_digest};
 use super::{Piece, Stop, check, suspect};
 use crate::anchor::Anchor;
 use crate::row::{blob, number, text};
@@ -325,14 +324,10 @@ fn fold(key: Key, entries: &Histories) -> Result<Option<Earlier>, Stop> {
     }
     let mut held = Box::new(Held::new(key));
     for read in entries.values() {
-        let Held { state, tips } = &mut *held;
-        let applied = with_event(read, |event| match state {
-            State::Case(case) => case.apply(event).is_ok(),
-            State::Sku(sku) => Sku::apply(sku, event).is_ok(),
-        });
-        check(applied, "an event before the anchor")?;
+        check(with_event(read, |event| held.apply(event).is_ok()), "an event before the anchor")?;
         let h = &read.row.header;
         let Some(stream) = Stream::parse(&h.stream) else { return suspect("a stream before the anchor") };
+        let tips = &mut held.tips;
         let known = tips.iter_mut().find(|(s, _)| *s == stream);
         let after = |first| Tip { revision: h.revision, hash: read.row.digests.hash, index: h.index, first };
         match known {

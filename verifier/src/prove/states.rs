@@ -1,10 +1,13 @@
 //! Folded states of one chain's orders and SKUs. The ones used last are in memory, the others in a temporary file, so that
 //! memory does not grow with the ledger.
 
+use ledger_engine::document::SignedDocument;
 use ledger_engine::domain::case::Case;
+use ledger_engine::domain::money::Money;
 use ledger_engine::domain::projection::{Cell, case_rows, sku_row};
 use ledger_engine::domain::sku::Sku;
-use ledger_engine::hash::Hash;
+use ledger_engine::domain::{Illegal, Occurrence};
+use ledger_engine::hash::{Hash, sha256};
 use ledger_engine::stream::{CaseId, Stream};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -20,28 +23,60 @@ const EVICTED: usize = 4;
 
 /// Last and first entry of a stream.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(super) struct Tip {
-    pub(super) revision: u64,
-    pub(super) hash: Hash,
-    pub(super) index: u64,
-    pub(super) first: u64,
+pub(crate) struct Tip {
+    pub(crate) revision: u64,
+    pub(crate) hash: Hash,
+    pub(crate) index: u64,
+    pub(crate) first: u64,
 }
 
 #[derive(Serialize, Deserialize)]
-pub(super) enum State {
+pub(crate) enum State {
     Case(Case),
     Sku(Option<Sku>),
 }
 
 /// A state with the tips of its streams.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Held {
-    pub(super) state: State,
-    pub(super) tips: Vec<(Stream, Tip)>,
+pub(crate) struct Held {
+    pub(crate) state: State,
+    pub(crate) tips: Vec<(Stream, Tip)>,
+}
+
+/// Where an entry says that it stands in its stream.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Link {
+    pub(crate) revision: u64,
+    pub(crate) parent_index: Option<u64>,
+    pub(crate) parent_hash: Hash,
+}
+
+impl Link {
+    /// Whether it follows the stream's last entry; none: whether it is the first.
+    pub(crate) fn follows(&self, tip: Option<&Tip>) -> bool {
+        let (index, revision, parent) = tip.map_or((None, 1, Hash::ZERO), |t| (Some(t.index), t.revision + 1, t.hash));
+        (self.parent_index, self.revision, self.parent_hash) == (index, revision, parent)
+    }
+
+    /// What the stream's last entry is, once this one with its hash and index follows.
+    pub(crate) fn tip_after(&self, tip: Option<&Tip>, hash: Hash, index: u64) -> Tip {
+        Tip { revision: self.revision, hash, index, first: tip.map_or(index, |t| t.first) }
+    }
+}
+
+/// What an event does besides changing a state.
+#[derive(Default)]
+pub(crate) struct Effects {
+    /// A document that is signed by itself.
+    pub(crate) signed: Option<SignedDocument>,
+    /// The listing that a SKU has now.
+    pub(crate) listed: Option<u128>,
+    /// The listing that an order names.
+    pub(crate) claimed: Option<u128>,
 }
 
 /// An order or SKU; their ids could be made to meet.
-pub(super) type Key = (bool, CaseId);
+pub(crate) type Key = (bool, CaseId);
 
 /// A row of `stream_heads`.
 pub(super) fn head_row(chain: u32, stream: Stream, tip: &Tip) -> Vec<Cell> {
@@ -51,9 +86,45 @@ pub(super) fn head_row(chain: u32, stream: Stream, tip: &Tip) -> Vec<Cell> {
 }
 
 impl Held {
-    pub(super) fn new((is_sku, id): Key) -> Held {
+    pub(crate) fn new((is_sku, id): Key) -> Held {
         let state = if is_sku { State::Sku(None) } else { State::Case(Case::new(id)) };
         Held { state, tips: Vec::new() }
+    }
+
+    /// Takes an entry as the next of its stream: whether it is the first. `None`: it is not the next.
+    pub(crate) fn follow(&mut self, stream: Stream, link: &Link, hash: Hash, index: u64) -> Option<bool> {
+        let at = self.tips.iter().position(|(s, _)| *s == stream);
+        let tip = at.map(|i| &self.tips[i].1);
+        if !link.follows(tip) {
+            return None;
+        }
+        let tip = link.tip_after(tip, hash, index);
+        match at {
+            Some(i) => self.tips[i].1 = tip,
+            None => self.tips.push((stream, tip)),
+        }
+        Some(at.is_none())
+    }
+
+    /// Applies an event.
+    pub(crate) fn apply(&mut self, event: &Occurrence<'_>) -> Result<Effects, Illegal> {
+        let mut effects = Effects::default();
+        match &mut self.state {
+            State::Sku(sku) => {
+                Sku::apply(sku, event)?;
+                if let (Some(sku), Stream::Sku(case)) = (sku.as_ref().filter(|s| s.listed), event.stream) {
+                    effects.listed = Some(price_digest(case, event.revision, &sku.price));
+                }
+            }
+            State::Case(case) => {
+                let applied = case.apply(event)?;
+                effects.signed = applied.signed;
+                effects.claimed = applied
+                    .price_claim
+                    .map(|claim| price_digest(CaseId::of_sku(&claim.sku_id), claim.revision, &claim.price));
+            }
+        }
+        Ok(effects)
     }
 
     /// Every row that this state should have in the derived tables; with its cells if they are to be kept.
@@ -96,6 +167,16 @@ impl<'a> States<'a> {
         self.shelf.hot(&key).ok_or_else(|| Stop::Suspect("a state was lost".into()))
     }
 
+    /// Whether there is a state of this order or SKU.
+    pub(super) fn has(&self, key: &Key) -> bool {
+        self.shelf.has(key)
+    }
+
+    /// Gives every state, in no order.
+    pub(super) fn each(&self, give: impl FnMut(&Key, &Held)) -> Result<(), Stop> {
+        self.shelf.each(give).map_err(spilled)
+    }
+
     /// Takes a state whose rows were not added, such as one from before the walk began.
     pub(super) fn put(&mut self, key: Key, held: Box<Held>, sums: &mut Sums) -> Result<(), Stop> {
         for item in self.release(self.shelf.surplus(EVICTED), sums) {
@@ -124,8 +205,15 @@ impl<'a> States<'a> {
     }
 }
 
-fn spilled(e: std::io::Error) -> Stop {
+pub(super) fn spilled(e: std::io::Error) -> Stop {
     Stop::Spill(e.to_string())
+}
+
+/// Names a listing: 128 bits of SHA-256, so that a set of them stays small.
+pub(super) fn price_digest(sku: CaseId, revision: u64, price: &Money) -> u128 {
+    let unit = [price.currency.as_bytes(), &[0], &price.scale.to_le_bytes()].concat();
+    let digest = sha256(&[&sku.0, &revision.to_le_bytes(), &price.amount.to_le_bytes(), &unit]);
+    u128::from_le_bytes(digest.0[..16].try_into().unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -10,25 +10,24 @@ use ledger_engine::body::{BODY_BYTES_MAX, Body};
 use ledger_engine::commit::{ALG_ED25519, COMMIT_BYTES_MAX, COMMIT_SIGNATURES_MAX, Statement};
 use ledger_engine::document::{DocumentPlace, SignedDocument};
 use ledger_engine::domain::Occurrence;
-use ledger_engine::domain::money::Money;
 use ledger_engine::domain::projection::{Cell, TABLES, idempotency_row, needs_idempotency_row};
-use ledger_engine::domain::sku::Sku;
 use ledger_engine::export::record::ExportEvent;
 use ledger_engine::genesis::Genesis;
 use ledger_engine::hash::{Hash, sha256};
 use ledger_engine::header::{Header, Text};
 use ledger_engine::json::{Object, Value};
-use ledger_engine::merkle;
+use ledger_engine::merkle::{self, CompactRange};
 use ledger_engine::public_key::PublicKey;
 use ledger_engine::registry::{KeyRecord, RegistryPlace};
 use ledger_engine::runs::RUN_ENTRIES;
-use ledger_engine::stream::{CaseId, Stream};
+use ledger_engine::stream::Stream;
 use rayon::prelude::*;
 
+use super::batch::{ChainFacts, Later, Record};
 use super::history::History;
 use super::multiset::Sums;
 use super::since::{Earlier, Start};
-use super::states::{HOT, Held, State, States, Tip, head_row};
+use super::states::{Effects, HOT, Key, Link, States, Tip, head_row};
 use super::{HeadClaim, Piece, Prover, Stop, check, suspect};
 use crate::commits::{CheckpointJudge, Commit, read_commit};
 use crate::export::{Fed, Item};
@@ -67,6 +66,28 @@ impl Prepared {
         let row = Row { header, parent_index, hash: digests.hash, leaf: digests.leaf };
         Some(Prepared { row, stream, body: Body::decode(body).ok()?, bytes })
     }
+
+    fn link(&self) -> Link {
+        let Place { revision, parent_hash, .. } = self.row.header;
+        Link { revision, parent_index: self.row.parent_index, parent_hash: Hash(parent_hash) }
+    }
+
+    /// What is left to judge of it where its stream's beginning is not known. The commit says under which registry.
+    fn later(&self) -> Later {
+        let h = &self.row.header;
+        Later {
+            chain: h.chain,
+            stream: self.stream,
+            link: self.link(),
+            hash: self.row.hash,
+            index: h.index,
+            event_type: h.event_type.to_string(),
+            recorded_at_us: h.recorded_at_us,
+            has_private: self.body.private_sha256.is_some(),
+            payload: self.body.payload.to_canonical(),
+            registry_size: 0,
+        }
+    }
 }
 
 /// What is left to judge of a row whose own bytes are right.
@@ -98,6 +119,16 @@ struct Open {
     own_revision: Option<u64>,
     /// Signed documents of its entries, by index.
     documents: Vec<(u64, SignedDocument)>,
+    /// Entries of it that continue what began before the batch.
+    later: Vec<Later>,
+}
+
+/// What a batch by itself leaves to whoever knows what was before it.
+#[derive(Default)]
+struct Loose {
+    facts: ChainFacts,
+    /// Orders and SKUs that began before.
+    earlier: HashSet<Key>,
 }
 
 /// A signature to verify.
@@ -141,6 +172,8 @@ pub(super) struct Walk<'p, 'a> {
     heads: VecDeque<(u64, Hash, Hash)>,
     /// Rows of projections before this chain.
     rows_before: u64,
+    /// Present where a batch is judged by itself.
+    loose: Option<Loose>,
     report: ChainReport,
 }
 
@@ -179,6 +212,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             anchors: anchors.into(),
             heads: heads.into(),
             rows_before,
+            loose: None,
             report: ChainReport { chain: chain.into(), ..ChainReport::default() },
         }
     }
@@ -195,6 +229,17 @@ impl<'p, 'a> Walk<'p, 'a> {
         // What was said of smaller sizes was compared with the tree before the anchor.
         walk.anchors.retain(|(size, _)| *size >= from);
         walk.heads.retain(|(size, ..)| *size >= from);
+        walk
+    }
+
+    /// Begins where a batch does: `range` is the tree before it, `last_hash` its last entry.
+    pub(super) fn batch(prover: &'p mut Prover<'a>, chain: u32, range: CompactRange, last_hash: Hash) -> Walk<'p, 'a> {
+        let mut walk = Walk::new(prover, chain);
+        let from = range.size();
+        (walk.report.entries, walk.report.from, walk.last_hash) = (from, from, last_hash);
+        walk.history = History::begun(range);
+        walk.recent.push_back(last_hash);
+        walk.loose = Some(Loose { facts: ChainFacts { chain, from, ..ChainFacts::default() }, ..Loose::default() });
         walk
     }
 
@@ -328,9 +373,15 @@ impl<'p, 'a> Walk<'p, 'a> {
         {
             self.idempotency(&meta.idem, index)?;
         }
-        let signed = self.fold(entry)?;
+        if let Some(loose) = &mut self.loose {
+            loose.facts.first_time_us.get_or_insert(h.recorded_at_us);
+        }
+        let (signed, later) = match self.later(entry) {
+            None => (self.fold(entry)?, None),
+            later => (None, later),
+        };
         let registry = (entry.stream == Stream::Ledger).then_some(h.revision);
-        self.commit((index, entry.row.leaf, entry.row.hash), bytes, registry, signed)?;
+        self.commit((index, entry.row.leaf, entry.row.hash), bytes, registry, (signed, later))?;
         self.last_hash = entry.row.hash;
         self.last_time_us = h.recorded_at_us;
         self.grow(entry)?;
@@ -402,20 +453,30 @@ impl<'p, 'a> Walk<'p, 'a> {
         Ok(())
     }
 
+    /// The entry, if it continues an order or SKU that began before the batch.
+    fn later(&mut self, entry: &Prepared) -> Option<Later> {
+        let loose = self.loose.as_mut()?;
+        let h = &entry.row.header;
+        let (key, begins) = match entry.stream {
+            Stream::Order(case) => ((false, case), h.revision == 1),
+            Stream::Delivery(case, _) => ((false, case), false),
+            Stream::Sku(case) => ((true, case), h.revision == 1),
+            Stream::Legacy => return Some(entry.later()),
+            _ => return None,
+        };
+        if !loose.earlier.contains(&key) {
+            if begins || self.states.has(&key) {
+                return None;
+            }
+            loose.earlier.insert(key);
+        }
+        Some(entry.later())
+    }
+
     /// Continues the entry's stream and applies its event. Returns the event's signed document.
     fn fold(&mut self, entry: &Prepared) -> Result<Option<SignedDocument>, Stop> {
         let h = &entry.row.header;
-        let continued = |tip: Option<&Tip>| {
-            let (index, revision, parent) =
-                tip.map_or((None, 1, Hash::ZERO), |t| (Some(t.index), t.revision + 1, t.hash));
-            entry.row.parent_index == index && h.revision == revision && h.parent_hash == parent.0
-        };
-        let tip_after = |tip: Option<&Tip>| Tip {
-            revision: h.revision,
-            hash: entry.row.hash,
-            index: h.index,
-            first: tip.map_or(h.index, |t| t.first),
-        };
+        let link = entry.link();
         let event = Occurrence {
             stream: entry.stream,
             revision: h.revision,
@@ -433,45 +494,29 @@ impl<'p, 'a> Walk<'p, 'a> {
             Stream::Sku(case) => (true, case),
             Stream::Ledger | Stream::Heads | Stream::Legacy | Stream::Exports | Stream::Chain(_) => {
                 let tip = self.system.get(&entry.stream);
-                check(continued(tip), "the stream's links")?;
-                let tip = tip_after(tip);
+                match &mut self.loose {
+                    Some(loose) if tip.is_none() && h.revision > 1 => {
+                        loose.facts.links.push((entry.stream, link, h.index));
+                    }
+                    _ => check(link.follows(tip), "the stream's links")?,
+                }
+                let tip = link.tip_after(tip, entry.row.hash, h.index);
                 self.report.streams += u64::from(h.revision == 1);
                 self.system.insert(entry.stream, tip);
                 return self.system_event(entry, &event).map(|()| None);
             }
         };
         let held = self.states.get(key, &mut self.prover.sums)?;
-        let Held { state, tips } = held;
-        let at = tips.iter().position(|(stream, _)| *stream == entry.stream);
-        let tip = at.map(|i| &tips[i].1);
-        check(continued(tip), "the stream's links")?;
-        let tip = tip_after(tip);
-        match at {
-            Some(i) => tips[i].1 = tip,
-            None => {
-                tips.push((entry.stream, tip));
-                self.report.streams += 1;
-            }
-        }
-        let mut signed = None;
-        match state {
-            State::Sku(sku) => {
-                check(Sku::apply(sku, &event).is_ok(), "a SKU's event")?;
-                if let (Some(sku), Stream::Sku(case)) = (sku.as_ref().filter(|s| s.listed), entry.stream) {
-                    let listing = price_digest(case, h.revision, &sku.price);
-                    self.prover.listed.insert(listing);
-                }
-            }
-            State::Case(case) => {
-                let Ok(applied) = case.apply(&event) else { return suspect("an event that is not allowed") };
-                signed = applied.signed;
-                if let Some(claim) = applied.price_claim {
-                    let listing = price_digest(CaseId::of_sku(&claim.sku_id), claim.revision, &claim.price);
-                    if !self.prover.listed.contains(&listing) {
-                        self.prover.claimed.insert(listing);
-                    }
-                }
-            }
+        let Some(begins) = held.follow(entry.stream, &link, entry.row.hash, h.index) else {
+            return suspect("the stream's links");
+        };
+        self.report.streams += u64::from(begins);
+        let Ok(Effects { signed, listed, claimed }) = held.apply(&event) else {
+            return suspect("an event that is not allowed");
+        };
+        self.prover.listed.extend(listed);
+        if let Some(claim) = claimed.filter(|claim| !self.prover.listed.contains(claim)) {
+            self.prover.claimed.entry(claim).or_insert((self.chain, h.index));
         }
         Ok(signed)
     }
@@ -561,7 +606,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         (index, leaf, entry): (u64, Hash, Hash),
         bytes: u64,
         registry: Option<u64>,
-        signed: Option<SignedDocument>,
+        (signed, later): (Option<SignedDocument>, Option<Later>),
     ) -> Result<(), Stop> {
         if self.open.is_none() {
             let Some(commit) = self.commits.pop_front().as_deref().and_then(read_commit) else {
@@ -569,13 +614,15 @@ impl<'p, 'a> Walk<'p, 'a> {
             };
             check(commit.first == index, "where a commit begins")?;
             let leaves = Vec::with_capacity(commit.size as usize);
-            self.open = Some(Open { commit, leaves, bytes: 0, own_revision: None, documents: Vec::new() });
+            let (documents, later) = Default::default();
+            self.open = Some(Open { commit, leaves, bytes: 0, own_revision: None, documents, later });
         }
         let Some(open) = &mut self.open else { return suspect("no commit") };
         open.leaves.push(leaf);
         open.bytes += bytes;
         open.own_revision = open.own_revision.or(registry);
         open.documents.extend(signed.map(|document| (index, document)));
+        open.later.extend(later);
         let complete = open.leaves.len() as u64 == open.commit.size;
         check(registry.is_none() || complete || index == 0, "a change of keys within a commit")?;
         if complete && let Some(open) = self.open.take() {
@@ -597,6 +644,9 @@ impl<'p, 'a> Walk<'p, 'a> {
         let before_own = self.chain > 0 || open.own_revision.is_none_or(|own| registry_size < own);
         check(position && registry_size >= self.floor && before_own, "a commit's place in the registry")?;
         self.floor = registry_size;
+        if let Some(loose) = &mut self.loose {
+            loose.facts.first_registry_size.get_or_insert(registry_size);
+        }
         let statement = Statement {
             ledger_id: self.prover.ledger_id,
             chain: self.chain,
@@ -621,6 +671,9 @@ impl<'p, 'a> Walk<'p, 'a> {
             };
             check(kids.iter().all(|k| k != kid), "a second signature by one key")?;
             kids.push(kid.to_owned());
+            if let Some(loose) = &mut self.loose {
+                loose.facts.signed(kid, first + size);
+            }
             let message = statement.to_bytes(ALG_ED25519, kid);
             self.jobs.push(Signed { public_key: key.public_key.clone(), message, signature: signature.to_vec() });
         }
@@ -630,8 +683,14 @@ impl<'p, 'a> Walk<'p, 'a> {
             let Ok((key, message)) = document.claim(registry, place) else {
                 return suspect("the key of a signed document");
             };
+            if let Some(loose) = &mut self.loose {
+                loose.facts.signed(&document.kid, index + 1);
+            }
             let (public_key, signature) = (key.public_key.clone(), document.signature);
             self.jobs.push(Signed { public_key, message, signature });
+        }
+        for later in open.later {
+            self.prover.loose(&Record::Later(Later { registry_size, ..later }))?;
         }
         check((1..=COMMIT_SIGNATURES_MAX).contains(&kids.len()), "the number of a commit's signatures")?;
         self.report.commits += 1;
@@ -673,13 +732,31 @@ impl<'p, 'a> Walk<'p, 'a> {
         self.await_document()?;
         check(self.size() > 0 && self.open.is_none(), "the end of the chain")?;
         let compromised = |r: &KeyRecord| r.retired.as_ref().is_some_and(|r| r.compromised_since.is_some());
-        check(!self.prover.registry.records().iter().any(compromised), "a compromised key")?;
+        // Of a batch, whoever joins it to the others says what rests on such a key.
+        let doubtful = self.loose.is_none() && self.prover.registry.records().iter().any(compromised);
+        check(!doubtful, "a compromised key")?;
         let left = self.documents.len() + self.commits.len() + self.signatures.len() + self.checkpoints.len();
         check(left == 0 && self.heads.is_empty(), "rows beyond the end of the chain")?;
         let (chain, size) = (self.chain, self.size());
         self.prover.judged += size;
         self.report.head = Some(self.last_hash);
         self.report.root = Some(self.history.range.root());
+        if let Some(Loose { mut facts, .. }) = self.loose.take() {
+            let mut kept = Ok(());
+            self.states.each(|key, held| {
+                if kept.is_ok() {
+                    kept = self.prover.loose(&Record::Held(*key, held));
+                }
+            })?;
+            kept?;
+            facts.last_time_us = self.last_time_us;
+            facts.last_registry_size = self.floor;
+            facts.tips = self.system.into_iter().collect();
+            facts.tips.sort_by_key(|(_, tip)| tip.index);
+            facts.report = self.report.clone();
+            self.prover.facts.push(facts);
+            return Ok(self.report);
+        }
         let Some(key) = self.prover.key else { return Ok(self.report) };
         let sums = &mut self.prover.sums;
         let mut add = |table: &'static str, cells: &[Cell]| sums.add(key, table, cells);
@@ -704,11 +781,4 @@ fn projection_rows(sums: &Sums) -> u64 {
 fn prepare(cells: &[Cell], ledger_id: &Hash) -> Option<Prepared> {
     let (row, body) = read_entry(cells, ledger_id)?;
     Prepared::new(&row.header, &row.digests, row.entry_hash, row.parent_index, body)
-}
-
-/// Names a listing: 128 bits of SHA-256, so that a set of them stays small.
-pub(super) fn price_digest(sku: CaseId, revision: u64, price: &Money) -> u128 {
-    let unit = [price.currency.as_bytes(), &[0], &price.scale.to_le_bytes()].concat();
-    let digest = sha256(&[&sku.0, &revision.to_le_bytes(), &price.amount.to_le_bytes(), &unit]);
-    u128::from_le_bytes(digest.0[..16].try_into().unwrap_or_default())
 }

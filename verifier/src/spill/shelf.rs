@@ -41,9 +41,22 @@ impl<K: Hash + Eq + Copy + Serialize + DeserializeOwned, V: Serialize + Deserial
         }
     }
 
+    /// Whether there is a value of this name.
+    pub(crate) fn has(&self, name: &K) -> bool {
+        self.hot.contains(name) || self.cold.contains_key(&self.secret.hash_one(name))
+    }
+
     /// A value that is in memory.
     pub(crate) fn hot(&mut self, name: &K) -> Option<&mut V> {
         self.hot.get_mut(name).map(Box::as_mut)
+    }
+
+    /// Takes a value out, wherever it is.
+    pub(crate) fn take(&mut self, name: &K) -> io::Result<Option<Box<V>>> {
+        match self.hot.pop(name) {
+            Some(value) => Ok(Some(value)),
+            None => self.take_cold(*name),
+        }
     }
 
     /// Takes a value out of the file.
@@ -104,16 +117,16 @@ impl<K: Hash + Eq + Copy + Serialize + DeserializeOwned, V: Serialize + Deserial
     }
 
     /// Gives every value, in no order.
-    pub(crate) fn each(&self, mut give: impl FnMut(&V)) -> io::Result<()> {
-        for (_, value) in &self.hot {
-            give(value);
+    pub(crate) fn each(&self, mut give: impl FnMut(&K, &V)) -> io::Result<()> {
+        for (name, value) in &self.hot {
+            give(name, value);
         }
         // In the order of the file, which is read forward then.
         let mut places: Vec<u64> = self.cold.values().copied().collect();
         places.sort_unstable();
         for at in places {
-            let (_, value): (K, Box<V>) = self.record(at)?;
-            give(&value);
+            let (name, value): (K, Box<V>) = self.record(at)?;
+            give(&name, &value);
         }
         Ok(())
     }

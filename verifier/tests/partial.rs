@@ -1,0 +1,124 @@
+//! Batches of an archive judged by processes of their own, side by side, and joined by another one.
+#![allow(missing_docs)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn audit_verify(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_audit-verify"));
+    command.args(args);
+    command
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// An archive of the fixtures, and its ledger's id.
+fn archive(name: &str) -> (String, String) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(name);
+    let expect = std::fs::read(path.with_extension("expect.json")).unwrap();
+    let expect: serde_json::Value = serde_json::from_slice(&expect).unwrap();
+    (path.to_string_lossy().into_owned(), expect["trust"].as_str().unwrap().to_owned())
+}
+
+/// One process a batch, all at once. Gives their exits and their summaries.
+fn judged(source: &str, trust: &str, dir: &Path) -> (Vec<i32>, Vec<PathBuf>) {
+    let dir_text = dir.to_str().unwrap();
+    let begun = ["1", "2", "3"].map(|n| {
+        audit_verify(&[source, "--trust", trust, "--batches", n, "--partial", dir_text, "-q"]).spawn().unwrap()
+    });
+    let exits = begun.map(|mut child| child.wait().unwrap().code().unwrap()).to_vec();
+    let mut summaries: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().map(|f| f.unwrap().path()).collect();
+    summaries.sort();
+    (exits, summaries)
+}
+
+fn combined(summaries: &[PathBuf], more: &[&str]) -> Output {
+    let names: Vec<&str> = summaries.iter().map(|p| p.to_str().unwrap()).collect();
+    audit_verify(&[&["combine"], &names[..], more].concat()).output().unwrap()
+}
+
+#[test]
+fn three_processes_and_one_that_joins_them() {
+    let (source, trust) = archive("valid/archives/whole");
+    let dir = tempfile::tempdir().unwrap();
+    let (exits, summaries) = judged(&source, &trust, dir.path());
+    assert_eq!((exits, summaries.len()), (vec![0; 3], 3));
+    let output = combined(&summaries, &["--trust", &trust]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    assert!(text(&output).starts_with("VERIFIED  the summaries"), "{}", text(&output));
+    // The same is said as of the whole archive.
+    let json = |output: &Output| -> serde_json::Value {
+        let mut value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        value.as_object_mut().unwrap().remove("source");
+        value
+    };
+    let joined = combined(&summaries, &["--trust", &trust, "--json"]);
+    let whole = audit_verify(&[&source, "--trust", &trust, "--json"]).output().unwrap();
+    assert_eq!(json(&joined), json(&whole));
+    // The checkpoints that are saved of it are those of the whole.
+    let (one, other) = (dir.path().join("one"), dir.path().join("other"));
+    combined(&summaries, &["--trust", &trust, "--save-anchor", one.to_str().unwrap()]);
+    audit_verify(&[&source, "--trust", &trust, "--save-anchor", other.to_str().unwrap()]).output().unwrap();
+    assert_eq!(std::fs::read(one).unwrap(), std::fs::read(other).unwrap());
+    // Without all of them it is not the whole.
+    let output = combined(&summaries[..2], &["--trust", &trust]);
+    assert_eq!(output.status.code(), Some(0), "the last one is missed by whoever kept something: {}", text(&output));
+    let output =
+        combined(&summaries[..2], &["--trust", &trust, "--anchor", &format!("{source}/{}", manifest(&source, 3))]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("anchor_beyond_tail"), "{}", text(&output));
+    let output = combined(&summaries[1..], &["--trust", &trust]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("export_batch_missing"), "{}", text(&output));
+}
+
+/// The path of a batch's manifest within its archive.
+fn manifest(source: &str, number: u64) -> String {
+    let top = Path::new(source).join("marketplace");
+    for day in std::fs::read_dir(top).unwrap() {
+        for batch in std::fs::read_dir(day.unwrap().path()).unwrap() {
+            let path = batch.unwrap().path();
+            if path.to_string_lossy().contains(&format!("-{number:08}-")) {
+                return path.join("manifest.json").strip_prefix(source).unwrap().to_string_lossy().into_owned();
+            }
+        }
+    }
+    panic!("no batch {number}")
+}
+
+/// The root at which the second batch says that it begins, or the hash where the first one says that it ends, was changed and signed: each
+/// is found by whoever reads the batch, or by whoever joins them.
+#[test]
+fn a_tampered_seam_is_found() {
+    for name in ["seam_shifted", "last_hash_of_a_seam", "middle_changed", "consistency_wrong"] {
+        let (source, trust) = archive(&format!("broken/archives/{name}"));
+        let dir = tempfile::tempdir().unwrap();
+        let (_, summaries) = judged(&source, &trust, dir.path());
+        let output = combined(&summaries, &["--trust", &trust]);
+        assert_eq!(output.status.code(), Some(1), "{name}: {}", text(&output));
+        assert!(text(&output).contains("export_manifest_mismatch"), "{name}: {}", text(&output));
+    }
+}
+
+#[test]
+fn what_cannot_be_asked_is_said() {
+    let (source, trust) = archive("valid/archives/whole");
+    let copy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/valid/exports");
+    let copy = std::fs::read_dir(copy).unwrap().map(|f| f.unwrap().path()).find(|p| p.is_dir()).unwrap();
+    for (args, exit, says) in [
+        (vec![source.as_str(), "--batches", "9"], 2, "there is no batch 9 here; the last one is 3"),
+        (vec![&source, "--batches", "0-2"], 2, "counted from 1"),
+        (vec![&source, "--batches", "3-2"], 2, "counted from 1"),
+        (vec![copy.to_str().unwrap(), "--batches", "1"], 2, "no archive of batches"),
+        (vec!["combine", source.as_str()], 2, "no summary of a batch"),
+        (vec!["combine", "nowhere"], 2, "check the path"),
+        (vec!["combine", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")], 2, "no summary of a batch"),
+        (vec![&source, "--batches", "2-3", "--trust", &trust], 0, "batches before 2"),
+    ] {
+        let output = audit_verify(&args).output().unwrap();
+        assert_eq!(output.status.code(), Some(exit), "{args:?}: {}", text(&output));
+        assert!(text(&output).contains(says), "{args:?}: {}", text(&output));
+    }
+}
