@@ -37,8 +37,12 @@ what "submit" $((orders * 8)) "$ledger" --dir "$dir/shop" submit "$dir/commands"
 rm "$dir/commands"
 what "export, first batch" $((orders * 8)) "$ledger" --dir "$dir/shop" export --out "$dir/archive"
 what "export, what is new" 2 "$ledger" --dir "$dir/shop" export --out "$dir/archive"
+what "the same with tables" $((orders * 8)) "$ledger" --dir "$dir/shop" export --out "$dir/tables" --parquet
 what "the same bytes raw, synced" $((orders * 8)) sh -c "cat $dir/archive/marketplace/*/*/*.gz > $dir/raw && sync $dir/raw"
 what "audit-verify the archive" $((orders * 8)) "$verify" "$dir/archive" --trust "$id"
-what "restore (verified first)" $((orders * 8)) "$ledger" --dir "$dir/new" restore --from "$dir/archive" --trust "$id" --newest-checkpoint none
+what "audit-verify batch 1 alone" $((orders * 8)) "$verify" "$dir/archive" --trust "$id" --batches 1 --partial "$dir/parts"
+what "audit-verify batch 2 alone" 2 "$verify" "$dir/archive" --trust "$id" --batches 2 --partial "$dir/parts"
+what "audit-verify combine" $((orders * 8)) "$verify" combine "$dir"/parts/*.summary --trust "$id"
+what "restore (verified first)" $((orders * 8)) "$ledger" --dir "$dir/new" restore --from "$dir/archive" --trust "$id" --newest-checkpoint none --drill
 what "audit-verify the restored" $((orders * 8)) "$verify" "$dir/new" --trust "$id"
-du -sh "$dir/archive" "$dir/shop/ledger.db" "$dir/new/ledger.db" | sed 's/^/# /'
+du -sh "$dir/archive" "$dir/parts" "$dir/tables" "$dir/shop/ledger.db" "$dir/new/ledger.db" | sed 's/^/# /'

@@ -2,11 +2,13 @@
 //! PostgreSQL, and the directory for the keys alone.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ledger_engine::domain::command::Command;
 use ledger_engine::environment::{Environment, SystemEnvironment};
+use ledger_engine::export::record::Restored;
 use ledger_engine::genesis::{Genesis, Limits};
 use ledger_engine::hash::to_hex;
 use ledger_engine::keys::{PrivateKey, PseudonymKey, read_key, write_key};
@@ -18,6 +20,7 @@ use ledger_engine::signer::{LocalSigner, Signer};
 use ledger_engine::store::postgres::{PostgresOptions, PostgresStore};
 use ledger_engine::store::sqlite::{DATABASE_FILE, SqliteOptions, SqliteStore};
 use ledger_engine::store::{Store, StoreError};
+use ledger_engine::succession::Succession;
 
 use crate::serve::DevKey;
 use crate::signers::{Holder, Signing};
@@ -34,6 +37,9 @@ const DEV_SKU: &str = r#"{"command":"sku.list","actor":"system","sku_id":"sku-e2
 /// What tells a development ledger from one that somebody relies on.
 const DEV_ORIGIN: &str = "localhost/development";
 const PSEUDONYM_KEY: &str = "keys/pseudonym.key";
+
+/// In the directory of a ledger that was restored with a loss, and must not be written to again.
+const CLOSED: &str = "closed.json";
 
 /// Where a ledger is unless it is said.
 pub(crate) const DIRECTORY: &str = "ledger-data";
@@ -76,6 +82,8 @@ pub(crate) struct NewLedger<'a> {
     pub(crate) governance_key: &'a Path,
     pub(crate) origin: String,
     pub(crate) chains: u32,
+    /// The ledger that it takes the place of.
+    pub(crate) succeeds: Option<Succession>,
     /// Signers elsewhere; keys of the other purposes are made, and written to files.
     pub(crate) elsewhere: Elsewhere,
 }
@@ -249,6 +257,7 @@ async fn build(dir: &Path, new: &NewLedger<'_>, url: Option<&str>) -> Result<(Ge
         commit_key,
         checkpoint_key,
         nonce: random()?,
+        succeeds: new.succeeds.clone(),
     };
     if url.is_none() {
         let store = SqliteStore::create(dir, SqliteOptions::default())?;
@@ -316,6 +325,39 @@ pub(crate) async fn open(place: &Place) -> Result<Ledger, CliError> {
     Ok(ledger)
 }
 
+/// Whether what a ledger needs to write is there, as far as it can be known without the ledger.
+pub(crate) fn check_keys(place: &Place) -> Result<(), CliError> {
+    let missing = |e: String| {
+        let keys = place.dir.join(KEYS);
+        let advice =
+            "put the files of keys/ from the ledger's backup there, so that it can go on; or only try it, with --drill";
+        CliError::Usage(format!("{}: {e}; {advice}", keys.display()))
+    };
+    PseudonymKey::read(&place.dir.join(PSEUDONYM_KEY)).map_err(|e| missing(e.to_string()))?;
+    signers::keyring(&place.dir.join(KEYS), &place.signing).map(drop).map_err(|e| missing(e.to_string()))
+}
+
+/// Lets a ledger that was restored go on: its first entry says so. The store is closed then.
+pub(crate) async fn go_on(place: &Place, store: Arc<dyn Store>, restored: Restored) -> Result<(), CliError> {
+    let ledger = Ledger::open(config(&place.dir, &place.signing, store)?).await?;
+    ledger.record_restored(restored).await?;
+    ledger.shutdown().await?;
+    Ok(())
+}
+
+/// Says in a ledger's directory that it must not be written to again.
+pub(crate) fn close(dir: &Path, succession: &Succession) -> Result<PathBuf, CliError> {
+    let path = dir.join(CLOSED);
+    let write = || {
+        let mut file = fs::File::create(&path)?;
+        file.write_all(&succession.to_object().to_canonical())?;
+        file.sync_all()
+    };
+    write().map_err(io(&path))?;
+    sync_directory(dir)?;
+    Ok(path)
+}
+
 /// Opens a ledger to change its keys: one that is not enrolled yet must not stand in the way.
 pub(crate) async fn open_for_keys(place: &Place) -> Result<Ledger, CliError> {
     Ok(Ledger::open(config(&place.dir, &place.signing, store(place)?)?).await?)
@@ -328,7 +370,8 @@ pub(crate) async fn make_dev(place: &Place) -> Result<Vec<String>, CliError> {
         let governance_key = governance_path(dir);
         let origin = DEV_ORIGIN.to_owned();
         let elsewhere = Elsewhere::default();
-        create(NewLedger { place, governance_key: &governance_key, origin, chains: 1, elsewhere }).await?;
+        let new = NewLedger { place, governance_key: &governance_key, origin, chains: 1, succeeds: None, elsewhere };
+        create(new).await?;
         made.push(format!("a new ledger in {place}, its keys in {}", dir.join("keys").display()));
         let finance = dir.join(DEV_FINANCE_KEY);
         let signing = ed25519(&random()?);
@@ -357,6 +400,15 @@ pub(crate) async fn make_dev(place: &Place) -> Result<Vec<String>, CliError> {
 }
 
 fn store(place: &Place) -> Result<Arc<dyn Store>, CliError> {
+    let closed = place.dir.join(CLOSED);
+    if closed.exists() {
+        let text = format!(
+            "the ledger in {place} was restored without all that it had signed, and closed: {} says what is missing. It can be read; what is new belongs into its \
+             successor (`ledger init --succeeds`)",
+            closed.display()
+        );
+        return Err(StoreError::Unusable(text).into());
+    }
     match place.url()? {
         Some(url) => Ok(Arc::new(PostgresStore::open(PostgresOptions::new(url))?)),
         None => embedded(&place.dir),

@@ -67,6 +67,15 @@ impl Shop {
         (output.status.code().unwrap(), text(&output))
     }
 
+    /// The manifest of a batch of `archive`, below its top.
+    fn batch_path(&self, sequence: u64) -> String {
+        let top = self.path("archive/marketplace");
+        let days = std::fs::read_dir(&top).unwrap().map(|day| day.unwrap().path());
+        let mut batches = days.flat_map(|day| std::fs::read_dir(day).unwrap().map(|b| b.unwrap().path()));
+        let batch = batches.find(|b| b.to_string_lossy().contains(&format!("-{sequence:08}-"))).unwrap();
+        batch.join("manifest.json").strip_prefix(&top).unwrap().to_string_lossy().into_owned()
+    }
+
     fn sell(&self, sku: &str) {
         let line = format!(
             r#"{{"command":"sku.list","actor":"service:catalog","sku_id":"{sku}","title":"Font","price":{{"amount":1250,"currency":"EUR","scale":2}}}}"#
@@ -279,7 +288,10 @@ fn a_ledger_is_restored_from_its_archive_alone() {
         (output.status.code().unwrap(), text(&output))
     };
     let (exit, said) = restore("new", "none");
-    assert!(exit == 0 && said.contains("restored"), "{said}");
+    assert!(exit == 2 && said.contains("keys/") && said.contains("--drill"), "{said}");
+    assert!(!shop.path("new").exists());
+    let (exit, said) = restore("new", "none --drill");
+    assert!(exit == 0 && said.contains("restored") && said.contains("drill"), "{said}");
     let (exit, said) = shop.verify("new", "");
     assert!(exit == 0 && said.contains("projection rows"), "{said}");
     assert_eq!(std::fs::read_dir(shop.path("new")).unwrap().count(), 1, "the database alone");
@@ -303,8 +315,28 @@ fn a_ledger_is_restored_from_its_archive_alone() {
     let private = |db: &str| rows(&shop.path(db), "SELECT count(*) FROM private_documents");
     // Of 41 orders; the archive's first batch has the one that was erased since.
     assert_eq!(private("new/ledger.db"), ["Integer(40)"], "what was erased stays erased");
-    // With its keys it goes on, exports to the same archive, and that verifies.
-    shell(shop.dir.path(), "cp -r shop/keys new/keys; mv shop old; mv new shop");
+    // With its keys it goes on, which an entry says, exports to the same archive, and that verifies.
+    shell(shop.dir.path(), "mkdir gone; cp -r shop/keys gone/keys");
+    let newest = format!("archive/marketplace/{}", shop.batch_path(2));
+    let (exit, said) = restore("gone", &newest);
+    assert!(exit == 0 && said.contains("the ledger goes on"), "{said}");
+    let (exit, said) = restore("gone", &newest);
+    assert!(exit == 0 && said.contains("an earlier run had begun it"), "{said}");
+    let restored = "SELECT count(*) FROM entries WHERE event_type = 'ledger.restored'";
+    assert_eq!(rows(&shop.path("gone/ledger.db"), restored), ["Integer(1)"], "whoever asks again gets the same answer");
+    let (exit, said) = restore("shop", &newest);
+    assert!(exit == 2 && said.contains("never written over"), "{said}");
+    // A run that was killed before the ledger went on is ended by the next one.
+    shell(shop.dir.path(), "cp -r new half; cp -r shop/keys half/keys");
+    let (exit, said) = restore("half", &newest);
+    assert!(exit == 0 && said.contains("an earlier run had begun it") && said.contains("goes on"), "{said}");
+    assert_eq!(rows(&shop.path("half/ledger.db"), restored), ["Integer(1)"]);
+    assert_eq!(shop.verify("half", "").0, 0);
+    shell(shop.dir.path(), "mv shop old; mv gone shop");
+    let (exit, said) = shop.run("log --type ledger.restored --json", &[]);
+    assert!(exit == 0 && said.contains("ledger.restored"), "{said}");
+    let (exit, said) = shop.run("exports", &[]);
+    assert!(exit == 0 && said.contains("the ledger was restored from archive when it had"), "{said}");
     shop.sell("after");
     let next = shop.json("export --out archive", &[]);
     assert_eq!(next["sequence"].as_u64(), Some(3), "the record of the second batch came after it, and was taken over");
@@ -321,9 +353,225 @@ fn a_ledger_is_restored_from_its_archive_alone() {
     assert!(exit == 2 && said.contains("other entries than this ledger"), "{said}");
 }
 
-fn shell(dir: &Path, script: &str) {
+const TABLES: &str = r#"
+import decimal, glob, gzip, json, sys
+import duckdb, pyarrow.parquet
+root = sys.argv[1]
+lines = [json.loads(l) for f in sorted(glob.glob(root + "/marketplace/*/*/entries-*.jsonl.gz")) for l in gzip.open(f)]
+entries = [l for l in lines if "body" in l]
+totals = {}
+for e in entries:
+    p = e["body"]["payload"]
+    m = next((p[name] for name in ("total", "price", "refund") if name in p), None)
+    if m:
+        key = e["event_type"], m["currency"]
+        totals[key] = totals.get(key, 0) + decimal.Decimal(m["amount"]).scaleb(-m["scale"])
+tables = root + "/marketplace/*/*/*.parquet"
+sql = f"SELECT event_type, currency, sum(amount) FROM '{tables}' WHERE amount IS NOT NULL GROUP BY ALL"
+rows = duckdb.sql(sql).fetchall()
+assert totals and {(t, c): a for t, c, a in rows} == totals, (rows, totals)
+kinds = dict(duckdb.sql(f"DESCRIBE SELECT * FROM '{tables}'").project("column_name, column_type").fetchall())
+assert kinds["amount"] == "DECIMAL(20,4)" and kinds["recorded_at"] == "TIMESTAMP WITH TIME ZONE", kinds
+sql = "SELECT chain, idx, stream, lower(hex(entry_hash)), replace(event_id, '-', ''), revision, epoch_us(recorded_at), payload"
+told = {(c, i): (s, h, e, r, t, json.loads(p)) for c, i, s, h, e, r, t, p in duckdb.sql(f"{sql} FROM '{tables}'").fetchall()}
+for e in entries:
+    there = told.pop((e["chain"], e["index"]))
+    said = e["stream"], e["entry_hash"], e["event_id"], e["revision"], e["recorded_at_us"], e["body"]["payload"]
+    assert there == said, (there, said)
+assert not told
+# A second reader of the format, of another family.
+total = sum(pyarrow.parquet.read_table(f).num_rows for f in glob.glob(tables))
+assert total == len(entries), total
+sql = f"SELECT count(DISTINCT order_id) FROM '{tables}' WHERE event_type = 'order.created'"
+print(json.dumps({"entries": len(entries), "orders": duckdb.sql(sql).fetchall()[0][0]}))
+"#;
+
+fn python() -> PathBuf {
+    let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/python/bin/python");
+    std::env::var_os("LEDGER_PYTHON").map_or(made, PathBuf::from)
+}
+
+/// Foreign readers find in the tables what is in the lines, and what is done to a table is found.
+#[test]
+fn analysts_read_tables_beside_the_lines() {
+    let shop = Shop::with("init --chains 3");
+    let done = shop.json("export --out archive --parquet", &[]);
+    assert_eq!(done["tables"].as_u64(), Some(3));
+    exported(&shop);
+    shop.sell("more");
+    let done = shop.json("export --out archive --parquet --pii withhold", &[]);
+    assert!(done["tables"].as_u64().unwrap() >= 1, "{done}");
+    let (exit, said) = shop.verify("archive", "");
+    assert_eq!(exit, 0, "{said}");
+    let (exit, said) = shop.run("exports --check", &[]);
+    assert_eq!(exit, 0, "{said}");
+    let (exit, said) = shop.run("export --out tables --parquet", &[]);
+    assert_eq!(exit, 0, "{said}");
+    let output = Command::new(python()).args(["-c", TABLES, "tables"]).current_dir(shop.dir.path()).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let read: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(read["orders"].as_u64(), Some(42), "{read}");
+    // They are the archive's files like others.
+    shell(
+        shop.dir.path(),
+        "cp -r archive changed; for f in changed/marketplace/*/*/*.parquet; do printf x >> $f; done",
+    );
+    let (exit, said) = shop.verify("changed", "");
+    assert!(exit == 1 && said.contains("export_digest_mismatch") && said.contains(".parquet"), "{said}");
+    shell(shop.dir.path(), "rm archive/marketplace/*/*/*.parquet");
+    let (exit, said) = shop.verify("archive", "");
+    assert!(exit == 1 && said.contains("export_file_missing"), "{said}");
+    let (exit, said) = shop.run("exports --check", &[]);
+    assert!(exit == 1 && said.contains("MISSING") && said.contains(".parquet"), "{said}");
+}
+
+/// A batch of what was recorded up to a time ends at a checkpoint of then, and the next one goes on from there.
+#[test]
+fn a_batch_ends_at_a_time() {
+    let shop = Shop::open();
+    let (exit, said) = shop.run("export --out archive --to 2001-01-01", &[]);
+    assert!(exit == 2 && said.contains("give a later --to"), "{said}");
+    let (exit, said) = shop.run("export --out archive --to tomorrow", &[]);
+    assert!(exit == 2 && said.contains("2026-11-27T02:00:00Z"), "{said}");
+    let (exit, said) = shop.run("export --out archive --from 2026-01-02 --to 2026-01-01", &[]);
+    assert!(exit == 2 && said.contains("later"), "{said}");
+    assert_eq!(shop.run("checkpoint", &[]).0, 0);
+    let size = |shop: &Shop| -> u64 {
+        let size = rows(&shop.path("shop/ledger.db"), "SELECT size FROM chain_heads");
+        size[0].trim_start_matches("Integer(").trim_end_matches(')').parse().unwrap()
+    };
+    let before = size(&shop);
+    std::thread::sleep(Duration::from_millis(20));
+    let until = shell(shop.dir.path(), "date -u +%Y-%m-%dT%H:%M:%S.%3NZ").trim().to_owned();
+    std::thread::sleep(Duration::from_millis(20));
+    shop.sell("later");
+    let (exit, said) = shop.run(&format!("export --out archive --to {until} --dry-run"), &[]);
+    assert!(exit == 0 && said.contains(&format!("{before} entries")), "{said}");
+    let done = shop.json(&format!("export --out archive --from 2026-01-01 --to {until}"), &[]);
+    assert_eq!(done["ranges"][0], serde_json::json!({ "from": 0, "to": before }));
+    // Nothing more was signed of that time: silence is exported, too.
+    let done = shop.json(&format!("export --out archive --to {until}"), &[]);
+    assert_eq!(done["ranges"][0], serde_json::json!({ "from": before, "to": before }));
+    let done = shop.json("export --out archive", &[]);
+    assert_eq!(done["ranges"][0]["from"].as_u64(), Some(before));
+    assert_eq!(done["ranges"][0]["to"].as_u64().unwrap() + 2, size(&shop), "but for the record of the export itself");
+    let (exit, said) = shop.verify("archive", "");
+    assert!(exit == 0 && said.contains("3 batches"), "{said}");
+}
+
+/// What was signed and is not in the archive is lost: the ledger is restored without it and closed, and its successor says so in its genesis.
+#[test]
+fn a_ledger_that_lost_entries_is_closed_and_succeeded() {
+    let shop = Shop::with("init --chains 3");
+    let ends = exported(&shop);
+    shop.sell("after the last export");
+    shop.sell("and one more");
+    let (exit, said) = shop.run("checkpoint", &[]);
+    assert_eq!(exit, 0, "{said}");
+    std::fs::write(shop.path("newest"), said).unwrap();
+    let run = |line: &str| {
+        let output = shop.command(Path::new(LEDGER), line, &[]).output().unwrap();
+        (output.status.code().unwrap(), text(&output))
+    };
+    let restore = |dir: &str, from: &str, newest: &str, more: &str| {
+        let line = format!("--dir {dir} restore --from {from} --trust {} --newest-checkpoint {newest}", shop.id);
+        let mut command = shop.command(Path::new(LEDGER), &line, &[]);
+        if !more.is_empty() {
+            command.args(["--accept-loss", more]);
+        }
+        let output = command.output().unwrap();
+        (output.status.code().unwrap(), text(&output))
+    };
+    let (exit, said) = restore("old", "archive", "newest", "two orders of the last night");
+    assert!(exit == 0 && said.contains("the ledger is closed") && said.contains("lost of chain 0"), "{said}");
+    let report = shop.verify("old", "");
+    assert!(report.0 == 0, "{}", report.1);
+    // It can be read, and not written to, whoever has its keys.
+    shell(shop.dir.path(), "cp -r shop/keys old/keys");
+    assert_eq!(run("--dir old log --limit 1").0, 0);
+    for line in ["submit commands", "checkpoint", "export --out elsewhere"] {
+        let (exit, said) = run(&format!("--dir old {line}"));
+        assert!(exit == 2 && said.contains("closed.json") && said.contains("--succeeds"), "{line}: {said}");
+    }
+    // Its successor has another id; whoever verifies it reads what was lost.
+    let (exit, said) = run("--json --dir next init --origin ledger.example/next --succeeds old/closed.json");
+    assert_eq!(exit, 0, "{said}");
+    let made: Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
+    let next = made["ledger_id"].as_str().unwrap();
+    assert_ne!(next, shop.id);
+    let verify = |source: &str, id: &str, rest: &str| {
+        let line = format!("{source} --trust {id}{rest}");
+        let output = shop.command(&Path::new(LEDGER).with_file_name("audit-verify"), &line, &[]).output().unwrap();
+        (output.status.code().unwrap(), text(&output))
+    };
+    let (exit, said) = verify("next", next, "");
+    assert!(exit == 0 && said.contains("it takes the place of ledger") && said.contains(&shop.id), "{said}");
+    assert!(said.contains("two orders of the last night") && said.contains("lost of its chain 0"), "{said}");
+    let (exit, said) = verify("next", next, " --json --report page.html");
+    assert_eq!(exit, 0, "{said}");
+    let report: Value = serde_json::from_str(&said).unwrap();
+    let restored: Vec<u64> =
+        report["succeeds"]["restored"].as_array().unwrap().iter().map(|r| r["size"].as_u64().unwrap()).collect();
+    assert_eq!(restored, ends);
+    let lost = report["succeeds"]["lost"].as_array().unwrap();
+    assert!(
+        lost.iter().all(|l| ends[l["chain"].as_u64().unwrap() as usize] == l["from"].as_u64().unwrap()),
+        "{lost:?}"
+    );
+    let page = std::fs::read_to_string(shop.path("page.html")).unwrap();
+    assert!(page.contains("two orders of the last night"), "the page says it too");
+    // A second verifier, which shares no code, reads that genesis too.
+    let second = Path::new(env!("CARGO_MANIFEST_DIR")).join("../verifier/python/verify.py");
+    let output = Command::new(python())
+        .arg(second)
+        .args(["--trust", next, "next"])
+        .current_dir(shop.dir.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    // What was changed since is not taken.
+    shell(shop.dir.path(), "sed -i s/two/one/ old/closed.json");
+    assert_eq!(run("--dir other init --succeeds old/closed.json").0, 0, "a statement is anybody's words");
+    shell(shop.dir.path(), r#"sed -i 's/"to":/"to":1/' old/closed.json"#);
+    let (exit, said) = run("--dir more init --succeeds old/closed.json");
+    assert!(exit == 2 && said.contains("changed since"), "{said}");
+
+    // Of a damaged archive what is good is kept, up to the last good commit of each chain.
+    shell(shop.dir.path(), "cp -r archive damaged");
+    let file = std::fs::read_dir(shop.path("damaged/marketplace")).unwrap().next().unwrap().unwrap().path();
+    let file = std::fs::read_dir(file)
+        .unwrap()
+        .map(|b| b.unwrap().path())
+        .find(|b| b.to_string_lossy().contains("-00000001-"));
+    let file = std::fs::read_dir(file.unwrap()).unwrap().map(|f| f.unwrap().path());
+    let file =
+        file.into_iter().find(|f| f.file_name().unwrap().to_string_lossy().starts_with("entries-0001-")).unwrap();
+    let script = format!(
+        "gunzip -c {0} > lines; total=$(wc -l < lines); awk -v at=$((total / 2)) 'NR == at {{ gsub(/p[0-9a-f]/, \"x\") }} {{ print }}' lines | gzip > {0}",
+        file.display()
+    );
+    shell(shop.dir.path(), &script);
+    let (exit, said) = restore("nothing", "damaged", "none", "");
+    assert!(exit == 2 && said.contains("keys/"), "{said}");
+    shell(shop.dir.path(), "mkdir nothing; cp -r shop/keys nothing/keys");
+    let (exit, said) = restore("nothing", "damaged", "none", "");
+    assert!(exit == 1 && said.contains("--accept-loss"), "{said}");
+    let (exit, said) = restore("part", "damaged", "none", "half of chain 1");
+    assert!(exit == 0 && said.contains("lost of chain 1"), "{said}");
+    let (exit, said) = shop.verify("part", "");
+    assert_eq!(exit, 0, "{said}");
+    let sizes = rows(&shop.path("part/ledger.db"), "SELECT size FROM chain_heads ORDER BY chain");
+    assert_ne!(sizes[1], format!("Integer({})", ends[1]));
+    let closed: Value = serde_json::from_slice(&std::fs::read(shop.path("part/closed.json")).unwrap()).unwrap();
+    let of_one = closed["lost"].as_array().unwrap().iter().find(|l| l["chain"] == 1).unwrap();
+    assert_eq!(of_one["to"].as_u64(), Some(ends[1]), "the archive's own checkpoints say what there was");
+    assert_eq!(sizes[1], format!("Integer({})", of_one["from"]));
+}
+
+fn shell(dir: &Path, script: &str) -> String {
     let output = Command::new("sh").args(["-ec", script]).current_dir(dir).output().unwrap();
     assert!(output.status.success(), "{script}: {}", text(&output));
+    text(&output)
 }
 
 /// Into PostgreSQL, killed on the way: the next run goes on. What the archive does not reach, or what is wrong with it, is refused.
@@ -335,8 +583,9 @@ fn a_restore_that_was_killed_goes_on_and_a_bad_archive_is_refused() {
     let url = server.database();
     let (exit, said) = shop.run(&format!("--database {url} migrate"), &[]);
     assert_eq!(exit, 0, "{said}");
-    let restore = |more: &str| format!("--dir new restore --from archive --trust {} {more}", shop.id);
-    let line = format!("--database {url} {}", restore("--newest-checkpoint none"));
+    let restore = |dir: &str, more: &str| format!("--dir {dir} restore --from archive --trust {} {more}", shop.id);
+    shell(shop.dir.path(), "mkdir served; cp -r shop/keys served/keys");
+    let line = format!("--database {url} {}", restore("served", "--newest-checkpoint none"));
     let mut killed = 0;
     for round in 0..12u64 {
         let mut command = shop.command(Path::new(LEDGER), &line, &[]);
@@ -358,7 +607,11 @@ fn a_restore_that_was_killed_goes_on_and_a_bad_archive_is_refused() {
     );
 
     // With its keys it goes on there, and so does its archive.
-    shell(shop.dir.path(), "cp -r archive kept; mkdir served; cp -r shop/keys served/keys");
+    shell(shop.dir.path(), "cp -r archive kept");
+    let output = shop.command(Path::new(LEDGER), &line, &[]).output().unwrap();
+    assert!(output.status.success() && text(&output).contains("earlier run had begun it"), "{}", text(&output));
+    let restored = "SELECT count(*) FROM ledger.entries WHERE event_type = 'ledger.restored'";
+    assert_eq!(counts(restored), "1", "whoever asks again gets the same answer");
     let line =
         format!("--dir served --database {url} --json export --out kept --location {}", shop.path("archive").display());
     let output = shop.command(Path::new(LEDGER), &line, &[]).output().unwrap();
@@ -370,17 +623,17 @@ fn a_restore_that_was_killed_goes_on_and_a_bad_archive_is_refused() {
     assert_eq!(exit, 0);
     std::fs::write(shop.path("newest"), said).unwrap();
     let run = |more: &str| {
-        let output = shop.command(Path::new(LEDGER), &restore(more), &[]).output().unwrap();
+        let output = shop.command(Path::new(LEDGER), &restore("new", more), &[]).output().unwrap();
         (output.status.code().unwrap(), text(&output))
     };
-    let (exit, said) = run("--newest-checkpoint newest");
+    let (exit, said) = run("--newest-checkpoint newest --drill");
     assert!(exit == 1 && said.contains("anchor_beyond_tail") && said.contains("two histories"), "{said}");
     let (exit, said) = run("--newest-checkpoint nowhere");
     assert!(exit == 2 && said.contains("nowhere"), "{said}");
     let (exit, said) = run("");
     assert!(exit == 2 && said.contains("--newest-checkpoint"), "{said}");
     shell(shop.dir.path(), "rm archive/marketplace/*/*-00000001-*/entries-0001-*");
-    let (exit, said) = run("--newest-checkpoint none");
+    let (exit, said) = run("--newest-checkpoint none --drill");
     assert!(exit == 1 && said.contains("export_file_missing") && said.contains("nothing was restored"), "{said}");
     assert!(!shop.path("new").exists());
 }

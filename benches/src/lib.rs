@@ -96,6 +96,7 @@ pub async fn create_with(store: Arc<dyn Store>, chains: u32) -> Arc<Ledger> {
         commit_key: key(Purpose::Commit, 2),
         checkpoint_key: key(Purpose::Checkpoint, 3),
         nonce: [7; 16],
+        succeeds: None,
     };
     let ledger = Arc::new(Ledger::create(config(store), genesis).await.expect("a new ledger"));
     let sku = Command::parse(SKU.as_bytes()).expect("a command");

@@ -6,6 +6,7 @@ use crate::domain::fields::{FieldError, Fields, count, text1};
 use crate::hash::{Hash, from_hex, sha256, to_hex};
 use crate::json::{Object, Value};
 use crate::registry::{Key, Purpose};
+use crate::succession::Succession;
 
 /// Most chains of a ledger.
 pub const CHAINS_MAX: u32 = 1024;
@@ -52,6 +53,8 @@ pub struct Genesis {
     pub checkpoint_key: Key,
     /// Makes the id unique.
     pub nonce: [u8; 16],
+    /// The ledger that this one takes the place of, if it lost entries.
+    pub succeeds: Option<Succession>,
 }
 
 impl Genesis {
@@ -63,7 +66,7 @@ impl Genesis {
             .with("private_bytes", int(self.limits.private_bytes))
             .with("commit_entries", int(self.limits.commit_entries))
             .with("commit_bytes", int(self.limits.commit_bytes));
-        let payload = Object::new()
+        let mut payload = Object::new()
             .with("chains", i64::from(self.chains))
             .with("origin", self.origin.as_str())
             .with("routing", ROUTING)
@@ -72,6 +75,7 @@ impl Genesis {
             .with("governance_key", self.governance_key.to_object())
             .with("commit_key", self.commit_key.to_object())
             .with("checkpoint_key", self.checkpoint_key.to_object());
+        payload.set_some("succeeds", self.succeeds.as_ref().map(Succession::to_object));
         Body { actor_id: "system".into(), payload, private_sha256: None, meta: None }
     }
 
@@ -96,6 +100,7 @@ impl Genesis {
             commit_key: key(&mut f, "commit_key", Purpose::Commit)?,
             checkpoint_key: key(&mut f, "checkpoint_key", Purpose::Checkpoint)?,
             nonce: f.required("nonce", |v| from_hex(v.as_str()?)?.try_into().ok()),
+            succeeds: f.optional("succeeds", Succession::read),
         };
         f.required("routing", |v| v.as_str().filter(|r| *r == ROUTING).map(|_| ()));
         f.finish().map(|()| genesis)

@@ -28,6 +28,7 @@ pub mod registry;
 pub mod runs;
 pub mod signer;
 pub mod stream;
+pub mod succession;
 pub mod time;
 
 #[cfg(feature = "write")]

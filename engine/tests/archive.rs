@@ -25,18 +25,11 @@ use ledger_engine::ledger::Ledger;
 use ledger_engine::registry::{Key, Purpose};
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
 use serde_json::json;
-use support::{batch_options, create_order, enrol, fixtures, judge_folders, life, list_sku, send, signer};
+use support::{
+    EXPORT, batch_options, create_order, enrol, exporting, fixtures, judge_folders, life, list_sku, send, signer,
+};
 
-const EXPORT: u8 = 30;
 const LOCATION: &str = "archive of the test";
-
-/// A ledger that can sign exports.
-async fn exporting(dir: &Path, chains: u32) -> Ledger {
-    let ledger = support::create(dir, chains).await;
-    enrol(&ledger, Purpose::Export, EXPORT).await.unwrap();
-    ledger.signers().add(Arc::new(signer(Purpose::Export, EXPORT)));
-    ledger
-}
 
 fn archive(root: &Path) -> Arc<dyn Archive> {
     Arc::new(DirectoryArchive::open(root, Some(LOCATION.into())).unwrap())

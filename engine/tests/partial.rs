@@ -11,17 +11,11 @@ use ledger_engine::archive::place::{Archive, DirectoryArchive};
 use ledger_engine::hash::Hash;
 use ledger_engine::ledger::Ledger;
 use ledger_engine::registry::Purpose;
-use support::{batch_options, copy_dir, create_order, enrol, fixtures, life, list_sku, rotate, send, signer};
+use support::{
+    EXPORT, batch_options, copy_dir, create_order, exporting, fixtures, life, list_sku, rotate, send, signer,
+};
 
-const EXPORT: u8 = 30;
 const LOCATION: &str = "archive of the test";
-
-async fn exporting(dir: &Path, chains: u32) -> Ledger {
-    let ledger = support::create(dir, chains).await;
-    enrol(&ledger, Purpose::Export, EXPORT).await.unwrap();
-    ledger.signers().add(Arc::new(signer(Purpose::Export, EXPORT)));
-    ledger
-}
 
 async fn export(ledger: &Ledger, root: &Path) {
     let archive: Arc<dyn Archive> = Arc::new(DirectoryArchive::open(root, Some(LOCATION.into())).unwrap());

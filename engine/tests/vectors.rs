@@ -17,17 +17,21 @@ use ledger_engine::domain::case::document;
 use ledger_engine::domain::money::Money;
 use ledger_engine::export::record::{self, ExportEvent};
 use ledger_engine::finance::{self, FinanceSignature};
+use ledger_engine::genesis::Genesis;
 use ledger_engine::hash::{EventId, Hash, body_hash, entry_hash, sha256, to_hex};
 use ledger_engine::header::Header;
 use ledger_engine::json::Object;
 use ledger_engine::keys::PrivateKey;
+use ledger_engine::ledger::Ledger;
 use ledger_engine::licence::{self, Licence, Terms};
 use ledger_engine::merkle::{CompactRange, leaf_hash, root};
 use ledger_engine::note::{Checkpoint, Note, NoteKey, NoteSignature};
 use ledger_engine::public_key::Algorithm;
 use ledger_engine::registry::{Action, Key, Purpose, govern_payload, govern_statement};
 use ledger_engine::signer::LocalSigner;
+use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
 use ledger_engine::stream::{CaseId, EXPORTS_STREAM, LEGACY_STREAM};
+use ledger_engine::succession::{Succession, TreeHead};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
 use serde_json::{Value, json};
@@ -248,12 +252,26 @@ impl Registrar<'_> {
             private: true,
             ranges: vec![record::PlannedRange { from: 0, to: 3 }],
             sequence,
+            tables: false,
         };
         let event = match event_type {
             record::STARTED => ExportEvent::Started(plan),
             _ => ExportEvent::Completed(record::Completed { plan, files: 1, bytes: 100, ..Default::default() }),
         };
         self.append(EXPORTS_STREAM, event_type, "system", change(event.to_payload()), 2);
+    }
+
+    /// Records that the ledger was restored, when it had so many entries.
+    fn restored(&self, size: u64, newest: u64) {
+        let head = |size| TreeHead { chain: 0, size, root: Hash([7; 32]), checkpoint: None };
+        let restored = record::Restored {
+            location: "archive".into(),
+            manifest_sha256: Hash([8; 32]),
+            sizes: vec![size],
+            newest: vec![head(newest)],
+        };
+        let event = ExportEvent::Restored(restored);
+        self.append(EXPORTS_STREAM, event.event_type(), "system", event.to_payload(), 2);
     }
 
     /// Records the first `rows` of a chain in `fixtures/legacy` as adopted, as far as `change` leaves that.
@@ -433,6 +451,24 @@ fn exports() -> Vec<Change> {
                 .with("retain_until_us", 1);
             r.export(record::COMPLETED, 1, |p| p.with("lock", lock));
         }),
+        ("valid/restored", "a ledger that goes on after it was restored, and once more", 0, &[], |r| {
+            r.restored(r.size(), 3);
+            r.export(record::STARTED, 1, |p| p.with("tables", ledger_engine::json::Value::Bool(true)));
+            r.restored(r.size(), r.size());
+            r.checkpoint(3);
+        }),
+        ("broken/restored_from_the_future", "restored with entries that come after it", 1, illegal, |r| {
+            r.restored(r.size() + 1, 3);
+        }),
+        (
+            "broken/restored_without_what_was_signed",
+            "restored to less than a checkpoint that was known",
+            1,
+            illegal,
+            |r| {
+                r.restored(r.size() - 1, r.size());
+            },
+        ),
         ("broken/export_of_another_type", "an event that the stream does not have", 1, illegal, |r| {
             r.export("audit_export.lost", 1, |p| p);
         }),
@@ -865,6 +901,28 @@ fn unguarded(file: &Path) -> Connection {
 }
 
 /// Makes the vectors: name with folder, and the dump.
+/// A ledger whose genesis names the one that it takes the place of.
+async fn successor() -> (String, Value) {
+    let head = |chain, size, checkpoint| TreeHead { chain, size, root: Hash([size as u8; 32]), checkpoint };
+    let (ledger_id, origin) = (Hash([9; 32]), "ledger.example/old".to_owned());
+    let text = Checkpoint { origin: Checkpoint::origin_of(&origin, &ledger_id, 0), size: 7, root: Hash([7; 32]) };
+    let note = text.to_note([1; 32], vec![1; 64]).to_string();
+    let restored = vec![head(0, 9, Some(note)), head(1, 4, None)];
+    let newest = vec![head(0, 12, None)];
+    let lost = Succession::lost_between(&restored, &newest);
+    let statement = "three orders of the last night".to_owned();
+    let succeeds = Some(Succession { ledger_id, origin, restored, newest, lost, statement });
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::create(dir.path(), SqliteOptions::default()).unwrap();
+    let genesis = Genesis { succeeds, ..support::genesis(1) };
+    let ledger = Ledger::create(support::config(std::sync::Arc::new(store)), genesis).await.unwrap();
+    support::list_sku(&ledger, "s").await;
+    let id = ledger.id();
+    ledger.shutdown().await.unwrap();
+    let db = Connection::open(dir.path().join("ledger.db")).unwrap();
+    ("valid/successor".into(), dump(&db, "its genesis names a ledger that lost three entries", Some(id), 0, &[]))
+}
+
 async fn make() -> Vec<(String, Value)> {
     let mut out = Vec::new();
     for (name, chains) in [("one_chain", 1), ("two_chains", 2)] {
@@ -886,6 +944,7 @@ async fn make() -> Vec<(String, Value)> {
             ));
         }
     }
+    out.push(successor().await);
     // What a writer with the keys does is shown on one chain, where no chain.heads entry would have to be forged as well.
     let mut sources = Vec::new();
     for chains in [2, 1] {

@@ -1,5 +1,5 @@
 """The encodings of ledger format 1 (FORMAT.md sections 2 to 5 and 8), the forms of its events (sections 6 and 9)."""
-import functools, hashlib, json, re, sqlite3, struct, unicodedata
+import base64, functools, hashlib, json, re, sqlite3, struct, unicodedata
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace as Record
@@ -233,8 +233,12 @@ TYPES = {
     "from1": lambda v: type(v) is int and v > 0, "index": lambda v: type(v) is int and v >= 0,
     "text1": lambda v: v != "" and TYPES["text"](v), "code": matches("[a-z][a-z0-9_]{0,63}"),
     "row": lambda v: shaped(v, "id?:text1 time_us?:int"), "previous": lambda v: shaped(v, "index:index root:hex64"),
-    "count": lambda v: shaped(v, "code:code count:from1"), "bool": lambda v: type(v) is bool,
+    "count": lambda v: shaped(v, "code:code count:from1"), "bool": lambda v: type(v) is bool, "true": lambda v: v is True,
     "range": lambda v: shaped(v, "from:index to:index") and v["from"] <= v["to"],
+    "head": lambda v: shaped(v, "chain:index checkpoint?:text1 root:hex64 size:index"),
+    "heads": lambda v: type(v) is list and all(map(TYPES["head"], v)),
+    "lost": lambda v: type(v) is list and all(shaped(item, "chain:index from:index to:index") for item in v),
+    "succession": lambda v: succession_valid(v),
     "lock": lambda v: (shaped(v, "legal_hold:bool mode:str private_retain_until_us:int retain_until_us:int")
                        and v["mode"] in ("COMPLIANCE", "GOVERNANCE")),
     "findings": lambda v: (
@@ -244,14 +248,35 @@ TYPES = {
                           and all(shaped(key, "fingerprint:hex64 kid:text1") for key in v["keys"])),
     "limits": lambda v: shaped(v, ":int ".join([*LIMITS, ""])) and all(0 < v[n] <= LIMITS[n] for n in v)}
 
+NOTE = "((.+)\n(0|[1-9][0-9]{0,18})\n(.+)\n)\n((?:— [^ \n]+ [A-Za-z0-9+/]+=*\n)+)"
+
+def origin_valid(origin):
+    return (type(origin) is str and 1 <= len(origin.encode()) <= 200
+            and not any(c.isspace() or c == "+" or unicodedata.category(c) == "Cc" for c in origin))
+
+def succession_valid(v):
+    """Section 4.1, but for what the signatures of checkpoints say."""
+    if not shaped(v, "ledger_id:hex64 lost:lost newest:heads origin:text1 restored:heads statement:text1"): return False
+    def fits(head):
+        if "checkpoint" not in head: return True
+        m = re.fullmatch(NOTE, head["checkpoint"])
+        if not m or m[2] != f"{v['origin']}/{v['ledger_id'][:16]}/{head['chain']}": return False
+        root = base64.b64decode(m[4]).hex()
+        return int(m[3]) < head["size"] or (int(m[3]), root) == (head["size"], head["root"])
+    restored, newest, chains = v["restored"], v["newest"], [head["chain"] for head in v["newest"]]
+    lost = [{"chain": n["chain"], "from": restored[n["chain"]]["size"], "to": n["size"]}
+            for n in newest if n["chain"] < len(restored)]
+    return (origin_valid(v["origin"]) and restored != [] and [head["chain"] for head in restored] == list(range(len(restored)))
+            and chains == sorted(set(chains)) and all(map(fits, restored + newest)) and lost == v["lost"]
+            and len(lost) == len(newest) and all(item["from"] < item["to"] for item in lost))
+
 def genesis_valid(body):
     """Section 4, for the parsed body of entry (0, 0)."""
     p = body["payload"] if body and body["actor_id"] == "system" else None
     form = "commit_key:key checkpoint_key:key governance_key:key"
-    if not shaped(p, form + " chains:int limits:limits nonce:hex32 origin:str routing:str"): return False
-    keys, origin = {name: key for name, key in p.items() if name.endswith("_key")}, p["origin"]
-    return (1 <= p["chains"] <= 1024 and p["routing"] == "sha256-case/v1" and 1 <= len(origin.encode()) <= 200
-            and not any(c.isspace() or c == "+" or unicodedata.category(c) == "Cc" for c in origin)
+    if not shaped(p, form + " chains:int limits:limits nonce:hex32 origin:str routing:str succeeds?:succession"): return False
+    keys = {name: key for name, key in p.items() if name.endswith("_key")}
+    return (1 <= p["chains"] <= 1024 and p["routing"] == "sha256-case/v1" and origin_valid(p["origin"])
             and all(key["purpose"] + "_key" == name for name, key in keys.items())
             and all(len({key[member] for key in keys.values()}) == 3 for member in ("kid", "public_key")))
 

@@ -275,9 +275,14 @@ class Verifier:
         return True
 
     def export(self, row, event, p):  # section 17
-        form = "batch:text1 env:text1 exported_at_us:index location:text1 private:bool ranges:list sequence:from1"
+        form = "batch:text1 env:text1 exported_at_us:index location:text1 private:bool ranges:list sequence:from1 tables?:true"
         done = " bytes:index files:index lock?:lock manifest_sha256:hex64 manifest_version?:text1"
         forms = {"audit_export.started": form, "audit_export.completed": form + done}
+        if event == "ledger.restored":
+            if not shaped(p, "location:text1 manifest_sha256:hex64 newest:heads sizes:ints"): return False
+            sizes, chains = p["sizes"], [head["chain"] for head in p["newest"]]
+            return (len(sizes) == self.count and sizes[0] <= row.idx and chains == sorted(set(chains))
+                    and all(head["chain"] < len(sizes) and head["size"] <= sizes[head["chain"]] for head in p["newest"]))
         return (event in forms and shaped(p, forms[event]) and len(p["ranges"]) == self.count
                 and all(map(TYPES["range"], p["ranges"])) and p["ranges"][0]["to"] <= row.idx)
 
@@ -378,11 +383,10 @@ class Verifier:
 
     def checkpoint(self, chain, c):  # step 5 and section 7
         origin, signatures = f"{self.base}/{self.id.hex()[:16]}/{chain.number}", []
-        form = "((.+)\n(0|[1-9][0-9]{0,18})\n(.+)\n)\n((?:— [^ \n]+ [A-Za-z0-9+/]+=*\n)+)"
         if not decodable(c, "checkpoints") or c.size in chain.checkpoints: return "checkpoint_undecodable"
         chain.checkpoints.add(c.size)
         if c.note is not None:
-            m = re.fullmatch(form, c.note)
+            m = re.fullmatch(NOTE, c.note)
             try:
                 texts = [m[4], *(line.split(" ")[2] for line in m[5].split("\n")[:-1])]
                 root, *blobs = [base64.b64decode(text, validate=True) for text in texts]

@@ -6,7 +6,10 @@ use std::path::Path;
 use ledger_engine::export::{MANIFEST_NAME, Manifest};
 use ledger_engine::hash::Hash;
 use ledger_engine::note::{Checkpoint, NOTE_BYTES_MAX, Note, NoteKey};
-use ledger_engine::registry::Registry;
+use ledger_engine::registry::{Purpose, Registry};
+use ledger_engine::succession::TreeHead;
+
+use crate::report::{KeyReport, Report};
 
 /// Largest anchor file, bytes: a checkpoint of each of 1,024 chains.
 const FILE_BYTES_MAX: u64 = 1024 * NOTE_BYTES_MAX as u64;
@@ -116,6 +119,27 @@ impl Anchor {
     /// The RFC 6962 root over them.
     pub fn root(&self) -> Hash {
         self.root
+    }
+
+    /// What it says of a chain of the ledger that a report is of, if one of that ledger's checkpoint keys signed it; a manifest stands for
+    /// itself.
+    pub fn tree_head(&self, report: &Report) -> Option<TreeHead> {
+        let (ledger_id, origin) = (report.ledger_id()?, report.origin()?);
+        let chain = self.chain(origin, &ledger_id, report.chains().len() as u32)?;
+        let note = match &self.of {
+            Kept::Manifest(..) => None,
+            Kept::Checkpoint(origin, note) => {
+                let keys = report.keys().iter().filter(|k| k.purpose == Purpose::Checkpoint.as_str());
+                let key = |k: &KeyReport| {
+                    Some(NoteKey { name: origin.clone(), public_key: Hash::from_hex(&k.public_key)?.0 })
+                };
+                let keys: Vec<NoteKey> = keys.filter_map(key).collect();
+                note.verify(&keys).ok()?;
+                // As much text as an entry's member may have.
+                Some(note.to_string()).filter(|text| text.len() <= 1024)
+            }
+        };
+        Some(TreeHead { chain, size: self.size, root: self.root, checkpoint: note })
     }
 
     /// The chain it is of, if it is of this ledger.

@@ -76,12 +76,12 @@ fn judge_batches(
     let mut paths = Vec::new();
     for at in chosen {
         let batch = &export.batches()[at];
-        let path = dir.join(format!("{}.summary", batch.batch().map(|b| b.name.as_str()).unwrap_or_default()));
-        let (mut records, writer) = (|| {
-            let file = tempfile::tempfile_in(dir)?;
-            Ok((file.try_clone()?, Writer::new(file)))
-        })()
-        .map_err(failed)?;
+        // Not by its name, which is anybody's text.
+        let (number, digest) = (sequence(batch).unwrap_or_default(), batch.digest.to_hex());
+        let path = dir.join(format!("batch-{number:08}-{}.summary", &digest[..16]));
+        let file = tempfile::tempfile_in(dir).map_err(failed)?;
+        let mut records = file.try_clone().map_err(failed)?;
+        let writer = Writer::new(file);
         let head = summarize(source, &export, at, demands, writer)?;
         summary::write(&path, &head, &mut records).map_err(failed)?;
         paths.push(path);
@@ -283,6 +283,7 @@ impl Joiner {
         let (id, origin) = (Some(known.ledger_id), Some(known.genesis.origin.clone()));
         let report = Report::new(name, id, origin, demands, self.out.complete()?, self.reports, self.unchecked);
         let report = report.with_keys(KeyReport::all(&known.registry)).with_adopted(self.adopted);
+        let report = report.with_succession(known.genesis.succeeds.clone());
         Ok(match portion {
             Some(portion) => report.of_part(portion),
             None => report,

@@ -253,6 +253,7 @@ pub(crate) fn page(report: &Report) -> String {
     let title = match report.part().map(|part| part.kind) {
         Some("proof") => "Audit of one entry, by its proof file",
         Some("stream") => "Audit of one history in a ledger",
+        Some("batches") => "Audit of some batches of an archive",
         Some(_) => "Audit of what came after an anchor",
         None => "Audit of a ledger",
     };
@@ -272,6 +273,7 @@ pub(crate) fn page(report: &Report) -> String {
         list(&mut out, "Checked", &part.checked);
         list(&mut out, "Not covered", &part.not_covered);
     }
+    list(&mut out, "The ledger before", &report.succession_in_words());
     list(&mut out, "The chain of the system before", &report.adoptions_in_words());
     list(&mut out, "Not checked", report.unchecked());
     out.push_str(&findings("Findings", report.faults(), report.findings()));

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use ledger_engine::adoption::Adopted;
 use ledger_engine::hash::{Hash, sha256};
 use ledger_engine::registry::{KeyRecord, Registry};
+use ledger_engine::succession::Succession;
 use serde::Serializer as _;
 use serde::ser::SerializeMap as _;
 use serde_json::json;
@@ -168,6 +169,8 @@ pub struct Report {
     adopted: Vec<Adopted>,
     /// The legacy source that is compared with them in the same run.
     legacy_source: Option<String>,
+    /// The ledger that this one takes the place of.
+    succeeds: Option<Succession>,
     /// What the export says of itself, where the source is one.
     export: Option<String>,
     part: Option<Part>,
@@ -214,6 +217,7 @@ impl Report {
             keys: Vec::new(),
             adopted: Vec::new(),
             legacy_source: None,
+            succeeds: None,
             export: None,
             part: None,
         }
@@ -235,6 +239,7 @@ impl Report {
             keys: Vec::new(),
             adopted: Vec::new(),
             legacy_source: None,
+            succeeds: None,
             export: None,
             part: None,
         }
@@ -319,6 +324,33 @@ impl Report {
     pub(crate) fn with_adopted(mut self, adopted: Vec<Adopted>) -> Report {
         self.adopted = adopted;
         self
+    }
+
+    pub(crate) fn with_succession(mut self, succeeds: Option<Succession>) -> Report {
+        self.succeeds = succeeds;
+        self
+    }
+
+    /// What the genesis says of the ledger that this one takes the place of, for people; nothing where there is none.
+    pub(crate) fn succession_in_words(&self) -> Vec<String> {
+        let Some(Succession { ledger_id, origin, restored, lost, statement, .. }) = &self.succeeds else {
+            return Vec::new();
+        };
+        let kept: u64 = restored.iter().map(|r| r.size).fold(0, u64::saturating_add);
+        let mut lines = vec![format!(
+            "it takes the place of ledger {ledger_id} ({origin}), which was restored to {kept} entries and closed"
+        )];
+        lines.extend(lost.iter().map(|l| {
+            format!(
+                "lost of its chain {}: entries {} to {} at least, of which signed checkpoints tell",
+                l.chain,
+                l.from,
+                l.to.saturating_sub(1)
+            )
+        }));
+        let said: String = statement.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+        lines.push(format!("of what was lost is said: {said}"));
+        lines
     }
 
     /// Says that a legacy source is compared in the same run with what the ledger adopted.
@@ -456,6 +488,7 @@ impl Report {
         if let Some(export) = &self.export {
             line(format!("export    {export}"));
         }
+        self.succession_in_words().into_iter().for_each(&mut line);
         for c in &self.chains {
             line(format!(
                 "chain {}: {} entries in {} streams, {} commits, {} signatures, {} checkpoints",
@@ -584,6 +617,9 @@ impl Report {
             "tool": TOOL, "digest": self.digest().map(Hash::to_hex),
             "export": self.export, "part": part, "keys": keys, "chains": chains, "findings": [], "unchecked": self.unchecked,
             "adoptions": self.adopted.iter().map(adoption_to_json).collect::<Vec<_>>(),
+            "succeeds": self.succeeds.as_ref().map(|s| {
+                serde_json::from_slice::<serde_json::Value>(&s.to_object().to_canonical()).unwrap_or_default()
+            }),
             "legacy_source": self.legacy_source, "adoptions_in_words": self.adoptions_in_words(),
         })
     }

@@ -54,9 +54,10 @@ pub fn verify(name: &str, tables: &dyn Tables, demands: Demands<'_>) -> Report {
         let Some(genesis) = genesis else { return Err(Stop::Suspect("the ledger's identity".into())) };
         let proved = prove(tables, identity.id, &genesis, identity.hash, &demands)?;
         let (id, origin) = (Some(identity.id), Some(genesis.origin));
+        let succeeds = genesis.succeeds;
         let part = proved.since.map(|looked_up| tail(&proved.chains, looked_up));
         let report = Report::new(name, id, origin, &demands, Findings::default(), proved.chains, proved.unusable);
-        let report = report.with_keys(proved.keys).with_adopted(proved.adopted);
+        let report = report.with_keys(proved.keys).with_adopted(proved.adopted).with_succession(succeeds);
         Ok(match part {
             Some(part) => report.of_part(part),
             None => report,
@@ -284,11 +285,11 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
         }
         _ => Vec::new(),
     };
-    let origin = identity.genesis.map(|g| g.origin);
+    let (origin, succeeds) = identity.genesis.map(|g| (g.origin, g.succeeds)).unzip();
     trouble.check()?;
     let keys = registry.as_ref().map(KeyReport::all).unwrap_or_default();
     let report = Report::new(name, Some(identity.id), origin, demands, out.complete()?, reports, unchecked);
-    Ok(report.with_keys(keys).with_adopted(adopted))
+    Ok(report.with_keys(keys).with_adopted(adopted).with_succession(succeeds.flatten()))
 }
 
 /// Entries that rest on a key while it was in other hands, and that no anchor covers (FORMAT.md 6).

@@ -67,6 +67,7 @@ pub(crate) async fn run(json: bool, args: Args) -> Result<u8, CliError> {
         governance_key: &governance,
         origin,
         chains: 1,
+        succeeds: None,
         elsewhere: Elsewhere::default(),
     })
     .await?;

@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use audit_verify::is_bucket;
+use audit_verify::legacy::Window;
 use indicatif::{ProgressBar, ProgressStyle};
 use ledger_engine::archive::ExportOptions;
 use ledger_engine::archive::job::{BatchOptions, Done, Progress, directory_of};
@@ -36,6 +37,12 @@ pub(crate) struct Args {
     /// What the ledger's record calls the archive, if the directory has been moved since
     #[arg(long, value_name = "TEXT")]
     location: Option<String>,
+    /// What was recorded from this time on (RFC 3339, or a date). An archive has no gaps: what is older and not in it yet is exported too
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    from: Option<i64>,
+    /// What was recorded up to this time: the batch ends at the last checkpoint that was signed of it, and the next one goes on from there
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    to: Option<i64>,
     /// What is new since the last export to the same place. Always so; for those who want to say it
     #[arg(long)]
     since_last: bool,
@@ -50,8 +57,11 @@ pub(crate) struct Args {
     /// Add to the counters of exports in this file, for a textfile collector of Prometheus
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
+    /// Write the entries as tables too, in Parquet beside the lines, for analysts (DuckDB, Spark, Athena)
+    #[arg(long)]
+    parquet: bool,
     /// Instead copy the whole ledger into a new directory: not signed, not recorded, and no key is needed
-    #[arg(long, conflicts_with_all = ["since_last", "dry_run", "restart", "metrics"])]
+    #[arg(long, conflicts_with_all = ["since_last", "dry_run", "restart", "metrics", "parquet", "from", "to"])]
     copy: bool,
     /// Do not compress a copy's files
     #[arg(long, requires = "copy")]
@@ -64,6 +74,12 @@ enum Pii {
     Include,
     /// They are left out
     Withhold,
+}
+
+/// Microseconds since 1970.
+fn parse_time(text: &str) -> Result<i64, String> {
+    let ms = Window::parse_since(text).and_then(|ms| ms.checked_mul(1000));
+    ms.ok_or_else(|| "a time as 2026-11-27T02:00:00Z, or a date as 2026-11-27".to_owned())
 }
 
 pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
@@ -88,8 +104,13 @@ async fn export(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
         private: args.pii == Pii::Include,
         pii_policy: args.pii_policy,
         tool: TOOL.to_owned(),
+        tables: args.parquet,
+        until_us: args.to,
         restart: args.restart,
     };
+    if args.from.zip(args.to).is_some_and(|(from, to)| from > to) {
+        return Err(CliError::Usage("--from is later than --to".into()));
+    }
     if args.dry_run {
         return dry_run(place, json, &archives::location(&named, args.location)?, &options).await;
     }
@@ -130,7 +151,7 @@ fn say(json: bool, id: &str, done: &Done) -> Result<u8, CliError> {
             "directory": directory_of(plan), "entries": entries, "line_bytes": lines, "stored_bytes": completed.bytes,
             "files": completed.files, "ranges": ranges, "manifest_sha256": completed.manifest_sha256.to_hex(),
             "manifest_version": completed.manifest_version, "lock": archives::lock_json(completed.lock.as_ref()),
-            "resumed": done.resumed,
+            "resumed": done.resumed, "tables": done.manifest.batch.as_ref().map_or(0, |b| b.tables.len()),
         });
         output::line(&object.to_string())?;
         return Ok(0);

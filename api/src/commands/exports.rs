@@ -5,7 +5,7 @@ use ledger_engine::archive::ExportError;
 use ledger_engine::archive::check::{self, ArchiveFault};
 use ledger_engine::archive::job::{ArchiveRecord, directory_of};
 use ledger_engine::archive::place::Archive;
-use ledger_engine::export::record::{Completed, Retention};
+use ledger_engine::export::record::{Completed, ExportEvent, Restored, Retention};
 use ledger_engine::time::rfc3339;
 
 use crate::directory::{self, Place};
@@ -56,12 +56,28 @@ fn reason(e: &ExportError) -> String {
     }
 }
 
+fn say_restored(json: bool, restored: &Restored) -> Result<(), CliError> {
+    let entries: u64 = restored.sizes.iter().sum();
+    output::line(&if json {
+        serde_json::json!({ "restored_from": restored.location, "sizes": restored.sizes }).to_string()
+    } else {
+        format!("the ledger was restored from {} when it had {entries} entries", output::safe(&restored.location))
+    })
+}
+
 pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
     let (ledger, _) = directory::reader(place).await?;
     let events = ledger.exports().await?;
     let mut archives: BTreeMap<String, ArchiveRecord> = BTreeMap::new();
     for event in &events {
-        let location = &event.plan().location;
+        let location = match event {
+            ExportEvent::Restored(restored) => {
+                say_restored(json, restored)?;
+                continue;
+            }
+            ExportEvent::Started(plan) => &plan.location,
+            ExportEvent::Completed(completed) => &completed.plan.location,
+        };
         if args.of.as_ref().is_none_or(|of| of == location) && !archives.contains_key(location) {
             archives.insert(location.clone(), ArchiveRecord::of(location, &events));
         }

@@ -1,16 +1,21 @@
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use audit_verify::{Anchor, Code, Demands, Export, Lines, SourceError, Verdict, is_bucket, verify};
-use ledger_engine::export::{CheckpointLine, FileKind, Line};
+use audit_verify::{
+    Anchor, Code, Demands, Export, Lines, Report, SourceError, Verdict, is_bucket, verify, verify_path,
+};
+use ledger_engine::export::record::{ExportEvent, Restored as Recorded};
+use ledger_engine::export::{ChainRange, CheckpointLine, FileKind, Line};
 use ledger_engine::hash::{Hash, to_hex};
+use ledger_engine::reader::Reader;
 use ledger_engine::restore::{ArchivedCommit, Restorer, entry_of};
 use ledger_engine::store::postgres::{PostgresOptions, PostgresStore};
 use ledger_engine::store::sqlite::{DATABASE_FILE, SqliteOptions, SqliteStore};
-use ledger_engine::store::{Entry, Store, StoreError};
+use ledger_engine::store::{ChainHead, Entry, Store, StoreError};
+use ledger_engine::succession::{Succession, TreeHead};
 
-use crate::directory::{Place, random};
+use crate::directory::{self, Place, random};
 use crate::{CliError, output};
 
 /// Private documents that are read ahead.
@@ -20,9 +25,11 @@ const COMMITS_AHEAD: usize = 16;
 
 /// Make the ledger again from an archive alone, for the day when its database is gone
 ///
-/// The archive is verified first, and refused if anything is wrong with it, or if it does not reach the newest checkpoint that is known. Then
-/// entries, commits, checkpoints and projections are as they were when it was exported. Keys are not in archives: put the files of
-/// keys/ from your backup into the directory before you write. A restore into PostgreSQL that was interrupted goes on when it is run again.
+/// The archive is verified first. Entries, commits, checkpoints and projections are then as they were when it was exported. If it reaches the
+/// newest checkpoint that is known, the ledger goes on: an entry says that it was restored. Keys are not in archives: put the files of keys/
+/// from your backup into the directory before (none are needed with --drill). If the archive does not reach it, or not all of it is good, the
+/// ledger would have two histories: with --accept-loss it is restored as far as it can be, and closed; `ledger init --succeeds` begins another one,
+/// whose genesis says what was lost. A restore into PostgreSQL that was interrupted goes on when it is run again.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The archive: a directory, or s3://BUCKET[/PREFIX]; or a copy's directory
@@ -37,6 +44,13 @@ pub(crate) struct Args {
     /// that went on from here would have two histories.
     #[arg(long, value_name = "FILE|none")]
     newest_checkpoint: String,
+    /// Only try it: nothing is appended, no key is needed, and what is made must never be written to
+    #[arg(long, conflicts_with = "accept_loss")]
+    drill: bool,
+    /// Restore up to the last good commit where entries are missing or damaged, and close the ledger; the text says what was lost, for
+    /// everybody who reads the successor's genesis
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    accept_loss: Option<String>,
 }
 
 fn wrong(e: impl std::fmt::Display) -> CliError {
@@ -48,6 +62,8 @@ struct Wanted {
     from: String,
     trust: Hash,
     anchors: Vec<Anchor>,
+    drill: bool,
+    accept_loss: Option<String>,
 }
 
 pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
@@ -56,12 +72,23 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
         "none" => Vec::new(),
         file => Anchor::read(Path::new(file)).map_err(wrong)?,
     };
-    let wanted = Wanted { from: args.from, trust, anchors };
+    let Args { from, drill, accept_loss, .. } = args;
+    if let Some(text) = accept_loss.as_ref().filter(|text| text.len() > 1024) {
+        return Err(wrong(format!("--accept-loss: {} bytes; at most 1,024", text.len())));
+    }
+    if !drill && accept_loss.is_none() {
+        // Before an hour's work, not after it.
+        directory::check_keys(place)?;
+    }
+    let wanted = Wanted { from, trust, anchors, drill, accept_loss };
     let (place, url) = (place.clone(), place.url()?.map(str::to_owned));
     let restored =
         tokio::task::spawn_blocking(move || restore(&place, url.as_deref(), &wanted)).await.map_err(wrong)?;
-    let (into, entries, private_withheld, resumed) = match restored? {
-        Restored::Done { into, entries, private_withheld, resumed } => (into, entries, private_withheld, resumed),
+    match restored? {
+        Restored::Done(done) => {
+            done.say(json, trust)?;
+            Ok(0)
+        }
         Restored::Refused(report) => {
             if json {
                 output::line(&serde_json::json!({ "ok": false, "report": report.to_json() }).to_string())?;
@@ -70,42 +97,85 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
                 let short = report.codes().iter().any(|c| c == Code::AnchorBeyondTail.as_str());
                 output::line(if short {
                     "nothing was restored: the ledger had signed more than the archive holds. Look for what is missing (the database's own backups, other \
-                     archives); this ledger must not go on without it, since it would have two histories"
+                     archives); this ledger must not go on without it, since it would have two histories. If it is lost, --accept-loss restores what there is \
+                     and closes the ledger"
                 } else {
-                    "nothing was restored: get the archive again from where it is kept, or another one"
+                    "nothing was restored: get the archive again from where it is kept, or another one. If there is none, --accept-loss restores it up to the \
+                     last good commit and closes the ledger"
                 })?;
             }
-            return Ok(1);
+            Ok(1)
         }
-    };
-    if json {
-        let object = serde_json::json!({
-            "ok": true, "ledger_id": trust.to_hex(), "into": into, "entries": entries, "resumed": resumed,
-            "private_withheld": private_withheld,
-        });
-        output::line(&object.to_string())?;
-        return Ok(0);
     }
-    let resumed = if resumed { "; an earlier run had begun it" } else { "" };
-    output::line(&format!("restored {entries} entries into {into}{resumed}"))?;
-    if private_withheld {
-        output::line("private documents were not in the archive: they are as if they were erased")?;
-    }
-    output::line(&format!("prove it with: audit-verify {into} --trust {trust}"))?;
-    output::line("put the ledger's keys into keys/ of its directory before it writes again")?;
-    Ok(0)
 }
 
 enum Restored {
-    Done { into: String, entries: u64, private_withheld: bool, resumed: bool },
-    Refused(Box<audit_verify::Report>),
+    Done(Box<Done>),
+    Refused(Box<Report>),
+}
+
+/// What becomes of the ledger.
+enum Fate {
+    /// It goes on.
+    Continued,
+    /// It was a drill.
+    Drill,
+    /// It is closed, and this file says why.
+    Closed(PathBuf, Succession),
+}
+
+struct Done {
+    into: String,
+    entries: u64,
+    private_withheld: bool,
+    resumed: bool,
+    fate: Fate,
+}
+
+impl Done {
+    fn say(&self, json: bool, trust: Hash) -> Result<(), CliError> {
+        let Done { into, entries, private_withheld, resumed, fate } = self;
+        if json {
+            let mut object = serde_json::json!({
+                "ok": true, "ledger_id": trust.to_hex(), "into": into, "entries": entries, "resumed": resumed,
+                "private_withheld": private_withheld,
+                "fate": match fate { Fate::Continued => "continued", Fate::Drill => "drill", Fate::Closed(..) => "closed" },
+            });
+            if let Fate::Closed(file, succession) = fate {
+                object["closed"] = serde_json::json!(file);
+                object["lost_entries"] = succession.lost_entries().into();
+            }
+            return output::line(&object.to_string());
+        }
+        let earlier = if *resumed { "; an earlier run had begun it" } else { "" };
+        output::line(&format!("restored {entries} entries into {into}{earlier}"))?;
+        if *private_withheld {
+            output::line("private documents were not in the archive: they are as if they were erased")?;
+        }
+        output::line(&format!("prove it with: audit-verify {into} --trust {trust}"))?;
+        match fate {
+            Fate::Continued => output::line("an entry says so (ledger.restored); the ledger goes on"),
+            Fate::Drill => {
+                output::line("this was a drill: leave the ledger's keys away from it, or it would have two histories")
+            }
+            Fate::Closed(file, succession) => {
+                for lost in &succession.lost {
+                    let (k, from, last) = (lost.chain, lost.from, lost.to - 1);
+                    output::line(&format!("lost of chain {k}: entries {from} to {last} at least"))?;
+                }
+                let file = file.display();
+                output::line(&format!(
+                    "the ledger is closed: it is never to be written to again, and {file} says why"
+                ))?;
+                output::line(&format!(
+                    "begin its successor with: ledger --dir NEW init --origin NAME --succeeds {file}"
+                ))
+            }
+        }
+    }
 }
 
 fn restore(place: &Place, url: Option<&str>, wanted: &Wanted) -> Result<Restored, CliError> {
-    let target = place.dir.join(DATABASE_FILE);
-    if url.is_none() && target.exists() {
-        return Err(wrong(format!("{} exists already; a ledger is never written over", target.display())));
-    }
     let export = if is_bucket(&wanted.from) {
         Export::open_bucket(&wanted.from, Some(wanted.trust), false)
     } else {
@@ -114,60 +184,280 @@ fn restore(place: &Place, url: Option<&str>, wanted: &Wanted) -> Result<Restored
     let export = export.map_err(wrong)?;
     let demands = Demands { trust: Some(wanted.trust), anchors: &wanted.anchors, ..Demands::default() };
     let report = verify(&wanted.from, &export, demands);
-    if report.verdict() != Verdict::Verified || report.exit() != 0 {
+    let good = report.verdict() == Verdict::Verified && report.exit() == 0;
+    if !good && (wanted.accept_loss.is_none() || report.verdict() != Verdict::Broken) {
         return Ok(Restored::Refused(Box::new(report)));
     }
-    let private_withheld = export.manifest().private_withheld;
-    if let Some(url) = url {
-        let store: Arc<dyn Store> = Arc::new(PostgresStore::open(PostgresOptions::new(url))?);
-        if store.ledger_id()?.is_some_and(|id| id != wanted.trust) {
-            return Err(wrong("the database holds another ledger; restore into an empty one"));
-        }
-        let resumed = store.heads()?.iter().any(|head| head.size() > 0);
-        let entries = fill(&store, &export, wanted.trust)?;
-        store.close()?;
-        return Ok(Restored::Done { into: "the database".into(), entries, private_withheld, resumed });
+    // Made beside and renamed, so that a failure leaves no half ledger; what is there is whole.
+    if url.is_none() && place.dir.join(DATABASE_FILE).exists() {
+        return there_already(place, wanted, &export, &report);
     }
-    // Made beside and renamed, so that a failure leaves no half ledger.
     let building = place.dir.join(format!(".restoring-{}", to_hex(&random::<4>()?)));
-    let io = |path: &Path| {
-        let shown = path.display().to_string();
-        move |e| CliError::Io(shown, e)
-    };
     std::fs::create_dir_all(&building).map_err(io(&building))?;
-    let built = build(&building, &export, wanted.trust);
-    let moved = built.and_then(|entries| {
-        std::fs::rename(building.join(DATABASE_FILE), &target).map_err(io(&target))?;
-        sync(&place.dir)?;
-        Ok(entries)
-    });
+    let built = build(place, url, wanted, &export, report, &building);
     // What is left of a failed one; the error that matters is the first one.
     let _ = std::fs::remove_dir_all(&building);
-    let into = place.dir.display().to_string();
-    Ok(Restored::Done { into, entries: moved?, private_withheld, resumed: false })
+    built
 }
 
-fn build(dir: &Path, export: &Export, trust: Hash) -> Result<u64, CliError> {
-    // Nobody relies on it before it is renamed: one sync in the end is enough.
-    let options = SqliteOptions { synchronous: "OFF", ..SqliteOptions::default() };
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::create(dir, options)?);
-    let entries = fill(&store, export, trust)?;
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> CliError + use<> {
+    let shown = path.display().to_string();
+    move |e| CliError::Io(shown, e)
+}
+
+fn build(
+    place: &Place,
+    url: Option<&str>,
+    wanted: &Wanted,
+    export: &Export,
+    report: Report,
+    building: &Path,
+) -> Result<Restored, CliError> {
+    // Nothing is wrong with the archive itself but where it ends.
+    let whole = report.codes().iter().all(|code| code == Code::AnchorBeyondTail.as_str());
+    let (report, limits) = if report.findings().is_empty() {
+        (report, None)
+    } else if whole {
+        // What it says without them, checkpoints too.
+        let demands = Demands { trust: Some(wanted.trust), ..Demands::default() };
+        (verify(&wanted.from, export, demands), None)
+    } else {
+        let Some((report, sizes)) = salvage(export, wanted.trust, building)? else {
+            return Ok(Restored::Refused(Box::new(report)));
+        };
+        (report, Some(sizes))
+    };
+    let succession = match &wanted.accept_loss {
+        Some(statement) => succession(export, &report, &wanted.anchors, wanted.trust, statement)?,
+        None => None,
+    };
+    let limits = limits.as_deref();
+    let (store, resumed): (Arc<dyn Store>, bool) = match url {
+        Some(url) => {
+            let store: Arc<dyn Store> = Arc::new(PostgresStore::open(PostgresOptions::new(url))?);
+            if store.ledger_id()?.is_some_and(|id| id != wanted.trust) {
+                return Err(wrong("the database holds another ledger; restore into an empty one"));
+            }
+            if goes_beyond(&*store, export)? {
+                return restored_before(&store, export, "the database");
+            }
+            let begun = store.heads()?.iter().any(|head| head.size() > 0);
+            (store, begun)
+        }
+        None => (Arc::new(embedded(building)?), false),
+    };
+    let entries = fill(&store, export, wanted.trust, limits)?.iter().sum();
+    let fate = match succession {
+        Some(succession) => Fate::Closed(directory::close(&place.dir, &succession)?, succession),
+        None if wanted.drill => Fate::Drill,
+        None => Fate::Continued,
+    };
+    let (store, into) = match url {
+        Some(_) => (store, "the database".to_owned()),
+        None => {
+            store.close()?;
+            drop(store);
+            let (made, target) = (building.join(DATABASE_FILE), place.dir.join(DATABASE_FILE));
+            sync(&made)?;
+            std::fs::rename(&made, &target).map_err(io(&target))?;
+            sync(&place.dir)?;
+            let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&place.dir, SqliteOptions::default())?);
+            (store, place.dir.display().to_string())
+        }
+    };
+    // Only once it is where it stays: an entry that was signed for a ledger which is made again would be a second history.
+    end(place, store, &fate, || record(export, wanted, &report))?;
+    let private_withheld = export.manifest().private_withheld;
+    Ok(Restored::Done(Box::new(Done { into, entries, private_withheld, resumed, fate })))
+}
+
+/// Lets the ledger go on, if that is its fate, and closes the store.
+fn end(place: &Place, store: Arc<dyn Store>, fate: &Fate, restored: impl FnOnce() -> Recorded) -> Result<(), CliError> {
+    if !matches!(fate, Fate::Continued) {
+        return Ok(store.close()?);
+    }
+    tokio::runtime::Handle::current().block_on(directory::go_on(place, store, restored()))
+}
+
+/// Whether a store has more entries than the archive.
+fn goes_beyond(store: &dyn Store, export: &Export) -> Result<bool, StoreError> {
+    let heads = store.heads()?;
+    let beyond = |range: &ChainRange| heads.iter().any(|h| h.chain == range.chain && h.size() > range.to);
+    Ok(export.manifest().chains.iter().any(beyond))
+}
+
+/// Whether a store begins with what the archive has.
+fn begins_with(store: &dyn Store, export: &Export) -> Result<bool, StoreError> {
+    for range in &export.manifest().chains {
+        let last = range.to.checked_sub(1).map(|index| store.entry(range.chain, index)).transpose()?.flatten();
+        if last.is_none_or(|entry| entry.entry_hash != range.last_hash) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// A directory with a ledger: one that was restored from this very archive, which an earlier run did not end with, or somebody's.
+fn there_already(place: &Place, wanted: &Wanted, export: &Export, report: &Report) -> Result<Restored, CliError> {
+    let shown = place.dir.join(DATABASE_FILE).display().to_string();
+    let foreign =
+        || wrong(format!("{shown} exists already, and is not this archive restored; a ledger is never written over"));
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&place.dir, SqliteOptions::default())?);
+    if wanted.accept_loss.is_some() || store.ledger_id()? != Some(wanted.trust) || !begins_with(&*store, export)? {
+        return Err(foreign());
+    }
+    let into = place.dir.display().to_string();
+    if goes_beyond(&*store, export)? {
+        return restored_before(&store, export, &into);
+    }
+    let fate = if wanted.drill { Fate::Drill } else { Fate::Continued };
+    end(place, store, &fate, || record(export, wanted, report))?;
+    let (entries, private_withheld) =
+        (export.manifest().chains.iter().map(|c| c.to).sum(), export.manifest().private_withheld);
+    Ok(Restored::Done(Box::new(Done { into, entries, private_withheld, resumed: true, fate })))
+}
+
+/// The answer again, of a restore that came to its end; or why a database that goes beyond the archive is left alone.
+fn restored_before(store: &Arc<dyn Store>, export: &Export, into: &str) -> Result<Restored, CliError> {
+    let runtime = tokio::runtime::Handle::current();
+    let (reader, _) = runtime.block_on(Reader::open(Arc::clone(store)))?;
+    let events = runtime.block_on(reader.exports())?;
+    let sizes: Vec<u64> = export.manifest().chains.iter().map(|c| c.to).collect();
+    let recorded = |event: &ExportEvent| matches!(event, ExportEvent::Restored(restored) if restored.sizes == sizes);
+    let same = events.iter().any(recorded) && begins_with(&**store, export)?;
     store.close()?;
-    drop(store);
-    let path = dir.join(DATABASE_FILE);
-    sync(&path)?;
-    Ok(entries)
+    if !same {
+        let why = "holds this ledger with other or more entries than the archive; a ledger is never written over";
+        return Err(wrong(format!("{into} {why}")));
+    }
+    let (into, private_withheld) = (into.to_owned(), export.manifest().private_withheld);
+    let entries = sizes.iter().sum();
+    Ok(Restored::Done(Box::new(Done { into, entries, private_withheld, resumed: true, fate: Fate::Continued })))
+}
+
+/// Nobody relies on it before it is renamed: one sync in the end is enough.
+fn embedded(dir: &Path) -> Result<SqliteStore, StoreError> {
+    SqliteStore::create(dir, SqliteOptions { synchronous: "OFF", ..SqliteOptions::default() })
 }
 
 fn sync(path: &Path) -> Result<(), CliError> {
-    std::fs::File::open(path).and_then(|f| f.sync_all()).map_err(|e| CliError::Io(path.display().to_string(), e))
+    std::fs::File::open(path).and_then(|f| f.sync_all()).map_err(io(path))
 }
 
-fn fill(store: &Arc<dyn Store>, export: &Export, trust: Hash) -> Result<u64, CliError> {
-    let mut entries = 0;
+/// What the first entry of the restored ledger says.
+fn record(export: &Export, wanted: &Wanted, report: &Report) -> Recorded {
+    let mut newest: Vec<TreeHead> = Vec::new();
+    for anchor in &wanted.anchors {
+        let Some(head) = anchor.tree_head(report) else { continue };
+        match newest.iter_mut().find(|known| known.chain == head.chain) {
+            Some(known) if known.size >= head.size => {}
+            Some(known) => *known = head,
+            None => newest.push(head),
+        }
+    }
+    newest.sort_by_key(|head| head.chain);
+    Recorded {
+        location: wanted.from.chars().take(1024 / 4).collect(),
+        manifest_sha256: export.manifest_sha256(),
+        sizes: report.chains().iter().map(|c| c.entries).collect(),
+        newest,
+    }
+}
+
+/// What the successor's genesis says. `None`: nothing that was signed is lost.
+fn succession(
+    export: &Export,
+    report: &Report,
+    anchors: &[Anchor],
+    trust: Hash,
+    statement: &str,
+) -> Result<Option<Succession>, CliError> {
+    let mut restored = Vec::new();
+    for c in report.chains() {
+        let root = c.root.ok_or_else(|| wrong(format!("chain {} has no root; verify the archive", c.chain)))?;
+        restored.push(TreeHead { chain: c.chain as u32, size: c.entries, root, checkpoint: c.checkpoint.clone() });
+    }
+    let claimed = export.checkpoints();
+    let mut newest: Vec<TreeHead> = Vec::new();
+    for (anchor, given) in anchors.iter().map(|a| (a, true)).chain(claimed.iter().map(|a| (a, false))) {
+        let Some(head) = anchor.tree_head(report) else {
+            if given {
+                return Err(wrong(format!(
+                    "--newest-checkpoint {}: of another ledger, or signed by no checkpoint key of this one",
+                    anchor.name
+                )));
+            }
+            continue;
+        };
+        let size = restored.iter().find(|r| r.chain == head.chain).map_or(0, |r| r.size);
+        match newest.iter_mut().find(|known| known.chain == head.chain) {
+            Some(known) if known.size >= head.size => {}
+            Some(known) => *known = head,
+            None if head.size > size => newest.push(head),
+            None => {}
+        }
+    }
+    newest.sort_by_key(|head| head.chain);
+    let lost = Succession::lost_between(&restored, &newest);
+    let origin = report.origin().unwrap_or_default().to_owned();
+    let statement = statement.to_owned();
+    Ok((!lost.is_empty()).then_some(Succession { ledger_id: trust, origin, restored, newest, lost, statement }))
+}
+
+/// How much of each chain is good, with the report on it: what there is is restored and judged, and cut off where a fault is, until none is
+/// left. `None`: nothing of it is good.
+fn salvage(export: &Export, trust: Hash, dir: &Path) -> Result<Option<(Report, Vec<u64>)>, CliError> {
+    let mut limits: Vec<u64> = export.manifest().chains.iter().map(|c| c.to).collect();
+    let scratch = dir.join("salvage");
+    loop {
+        if limits.first().is_none_or(|size| *size == 0) {
+            return Ok(None);
+        }
+        std::fs::create_dir_all(&scratch).map_err(io(&scratch))?;
+        let store: Arc<dyn Store> = Arc::new(embedded(&scratch)?);
+        let sizes = fill(&store, export, trust, Some(&limits))?;
+        store.close()?;
+        drop(store);
+        let report = verify_path(&scratch, Some(trust));
+        std::fs::remove_dir_all(&scratch).map_err(io(&scratch))?;
+        if report.verdict() == Verdict::Verified {
+            return Ok(Some((report, sizes)));
+        }
+        let mut next = sizes.clone();
+        for finding in report.findings() {
+            let of = finding.chain.and_then(|chain| next.get_mut(chain as usize));
+            if let (Some(limit), Some(index)) = (of, cut_before(&finding.place)) {
+                *limit = index.min(*limit);
+            }
+        }
+        if next == sizes {
+            // A fault without a place among the entries: back to where the batch before ended.
+            next = export.ends_before(&sizes);
+        }
+        limits = next;
+    }
+}
+
+/// How many entries lie before what is wrong.
+fn cut_before(place: &str) -> Option<u64> {
+    let mut parts = place.split('/');
+    let table = parts.next()?;
+    let number: u64 = parts.next()?.parse().ok()?;
+    match table {
+        "entries" | "private_documents" | "commits" | "commit_signatures" => Some(number),
+        // Its size is one more than the index of its last entry.
+        "checkpoints" => number.checked_sub(1),
+        _ => None,
+    }
+}
+
+/// Restores each chain; gives their sizes. `limits`: sizes that are not exceeded, and what comes after a damaged line is left out.
+fn fill(store: &Arc<dyn Store>, export: &Export, trust: Hash, limits: Option<&[u64]>) -> Result<Vec<u64>, CliError> {
+    let mut sizes = Vec::new();
     for range in &export.manifest().chains {
         let mut restorer = Restorer::new(Arc::clone(store), trust, range.chain)?;
         let there = restorer.size();
+        let limit = limits.and_then(|limits| limits.get(range.chain as usize)).copied();
         let lines = |kind| export.lines(range.chain, kind);
         let (entry_lines, private_lines) = (lines(FileKind::Entries), lines(FileKind::Private));
         std::thread::scope(|scope| {
@@ -179,25 +469,30 @@ fn fill(store: &Arc<dyn Store>, export: &Export, trust: Hash) -> Result<u64, Cli
                 })
             });
             let reading = scope.spawn(move || read(&entry_lines, there, &private, &archived));
-            let filled = commits.iter().try_for_each(|item| take(&mut restorer, item));
+            let within = |item: &Archived| limit.is_none_or(|limit| item.end() <= limit);
+            let mut filled = commits.iter().take_while(within).try_for_each(|item| take(&mut restorer, item));
             // Readers that wait for somebody to take what they have must not wait forever.
             drop(commits);
+            if limit.is_some() && matches!(filled, Err(CliError::Store(StoreError::Corrupt(_)))) {
+                filled = Ok(());
+            }
             for thread in [reading, reading_private] {
                 let read = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                if filled.is_ok() {
+                if filled.is_ok() && limit.is_none() {
                     read.map_err(wrong)?;
                 }
             }
             filled
         })?;
         restorer.flush()?;
-        if restorer.size() != range.to {
-            let why = format!("chain {} has {} entries, the archive {}", range.chain, restorer.size(), range.to);
+        let size = store.heads()?.iter().find(|h| h.chain == range.chain).map_or(0, ChainHead::size);
+        if limit.is_none() && size != range.to {
+            let why = format!("chain {} has {size} entries, the archive {}", range.chain, range.to);
             return Err(StoreError::Corrupt(why).into());
         }
-        entries += range.to;
+        sizes.push(size);
     }
-    Ok(entries)
+    Ok(sizes)
 }
 
 /// What is read of a chain, in order.
@@ -206,6 +501,17 @@ enum Archived {
     Checkpoint(CheckpointLine),
     /// The entry that should be the last one that is there already.
     Last(Box<Entry>),
+}
+
+impl Archived {
+    /// How many entries the chain has with it.
+    fn end(&self) -> u64 {
+        match self {
+            Archived::Commit(ArchivedCommit { commit, .. }) => commit.first_index + commit.size,
+            Archived::Checkpoint(line) => line.size,
+            Archived::Last(entry) => entry.header.index + 1,
+        }
+    }
 }
 
 fn take(restorer: &mut Restorer, item: Archived) -> Result<(), CliError> {

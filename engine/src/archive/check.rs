@@ -107,10 +107,11 @@ pub fn batch(archive: &dyn Archive, done: &Completed) -> Result<Vec<ArchiveFault
         faults.push(ArchiveFault { fault: Fault::Altered, place: key, what });
         return Ok(faults);
     };
-    for (file, stored) in manifest.files.iter().zip(&batch.stored) {
-        let key = format!("{dir}/{}", file.name);
+    let lines = manifest.files.iter().zip(&batch.stored).map(|(file, stored)| (stored, file.kind == FileKind::Private));
+    for (stored, private) in lines.chain(batch.tables.iter().map(|table| (&table.stored, false))) {
+        let key = format!("{dir}/{}", stored.name);
         let version = stored.version.as_deref();
-        if !state(archive, &key, version, done, file.kind == FileKind::Private, &mut faults)? {
+        if !state(archive, &key, version, done, private, &mut faults)? {
             continue;
         }
         let found = archive.read(&key, version, stored.bytes, &mut sink())?;

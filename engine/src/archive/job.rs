@@ -16,8 +16,10 @@ use super::place::{Archive, BatchTerms, Kept, Metadata, NewObject, Spool};
 use crate::body::Body;
 use crate::domain::Occurrence;
 use crate::domain::command::ExpectedRevision;
-use crate::export::batch::{Batch, Continuation, ManifestSignature, PreviousBatch, RegistryState, SERVICE, StoredFile};
-use crate::export::record::{Completed, ExportEvent, Plan, PlannedRange};
+use crate::export::batch::{
+    Batch, Continuation, ManifestSignature, PreviousBatch, RegistryState, SERVICE, StoredFile, TableFile, table_name_of,
+};
+use crate::export::record::{Completed, ExportEvent, Plan, PlannedRange, Restored};
 use crate::export::{ChainRange, ExportFile, FileKind, MANIFEST_BYTES_MAX, MANIFEST_NAME, Manifest};
 use crate::hash::{Hash, sha256};
 use crate::ledger::{AppendError, Ledger};
@@ -42,6 +44,10 @@ pub struct BatchOptions {
     pub pii_policy: String,
     /// What the manifest names as the program.
     pub tool: String,
+    /// End at the last checkpoint of entries up to this time, microseconds since 1970; otherwise now.
+    pub until_us: Option<i64>,
+    /// Put entries in as tables too.
+    pub tables: bool,
     /// Give up a batch that was begun and not completed, and plan it anew.
     pub restart: bool,
 }
@@ -84,8 +90,9 @@ impl ArchiveRecord {
     /// Of the events of the stream `exports`, those of one archive.
     pub fn of(location: &str, events: &[ExportEvent]) -> ArchiveRecord {
         let mut record = ArchiveRecord::default();
-        for event in events.iter().filter(|e| e.plan().location == location) {
+        for event in events.iter().filter(|e| e.plan().is_some_and(|plan| plan.location == location)) {
             match event {
+                ExportEvent::Restored(_) => {}
                 ExportEvent::Started(plan) => record.open = Some(plan.clone()),
                 ExportEvent::Completed(completed) => {
                     record.open = None;
@@ -122,10 +129,46 @@ impl Reader {
             return Ok(open);
         }
         let store = Arc::clone(self.store());
-        let heads = blocking(move || store.heads()).await?;
-        let ends: Vec<u64> = heads.iter().map(|head| head.size()).collect();
+        let ends = match options.until_us {
+            Some(until_us) => {
+                let from = from(&record);
+                blocking(move || ends_until(&*store, &from, until_us)).await?
+            }
+            None => blocking(move || store.heads()).await?.iter().map(|head| head.size()).collect(),
+        };
         Ok(plan(&record, location, self.id(), options, &ends, now_us))
     }
+}
+
+/// Where the last batch of an archive ends.
+fn from(record: &ArchiveRecord) -> Vec<u64> {
+    record.completed.last().map(|done| done.plan.ranges.iter().map(|range| range.to).collect()).unwrap_or_default()
+}
+
+/// The size of each chain's last signed checkpoint whose entries were recorded up to a time; `from`, if there is none beyond it.
+fn ends_until(store: &dyn Store, from: &[u64], until_us: i64) -> Result<Vec<u64>, StoreError> {
+    /// Rows read at a time.
+    const PAGE: usize = 1024;
+    let mut ends = Vec::new();
+    for head in store.heads()? {
+        let mut end = from.get(head.chain as usize).copied().unwrap_or(0);
+        'pages: loop {
+            let rows = store.checkpoints(head.chain, end + 1, PAGE)?;
+            let Some(last) = rows.last().map(|row| row.size) else { break };
+            for row in rows.iter().filter(|row| row.note.is_some() && row.size > 0) {
+                let entry = store.entry(head.chain, row.size - 1)?;
+                if entry.is_none_or(|entry| entry.header.recorded_at_us > until_us) {
+                    break 'pages;
+                }
+                end = row.size;
+            }
+            if end < last {
+                break;
+            }
+        }
+        ends.push(end);
+    }
+    Ok(ends)
 }
 
 fn plan(
@@ -138,7 +181,7 @@ fn plan(
 ) -> Plan {
     let last = record.completed.last().map(|done| &done.plan);
     let sequence = last.map_or(1, |plan| plan.sequence + 1);
-    let from = |chain: usize| last.and_then(|plan| plan.ranges.get(chain)).map_or(0, |range| range.to);
+    let from = from(record).into_iter().chain(std::iter::repeat(0));
     // By time they sort as by number, whatever the clock does.
     let now_us = now_us.max(last.map_or(0, |plan| plan.exported_at_us));
     let time: String = rfc3339(now_us)[11..19].chars().filter(|c| *c != ':').collect();
@@ -148,7 +191,8 @@ fn plan(
         exported_at_us: now_us,
         location: location.to_owned(),
         private: options.private,
-        ranges: ends.iter().enumerate().map(|(chain, to)| PlannedRange { from: from(chain), to: *to }).collect(),
+        tables: options.tables,
+        ranges: from.zip(ends).map(|(from, to)| PlannedRange { from, to: *to }).collect(),
         sequence,
     }
 }
@@ -161,6 +205,10 @@ impl Ledger {
         options: BatchOptions,
         told: Box<dyn Fn(Progress) + Send + Sync>,
     ) -> Result<Done, ExportError> {
+        if options.tables && !cfg!(feature = "parquet") {
+            let why = "this build writes no tables; build it with the feature parquet".to_owned();
+            return Err(ExportError::Unfit(archive.location().to_owned(), why));
+        }
         let (store, id) = (Arc::clone(self.store()), self.id());
         let locking = Arc::clone(&store);
         let Some(_one_at_a_time) = blocking(move || locking.exclusive()).await? else { return Err(ExportError::Busy) };
@@ -184,7 +232,17 @@ impl Ledger {
         let plan = match open {
             Some(plan) => plan,
             None => {
-                let ends = self.checkpoint().await?.iter().map(signed_size).collect::<Result<Vec<_>, _>>()?;
+                let ends = match options.until_us {
+                    None => self.checkpoint().await?.iter().map(signed_size).collect::<Result<Vec<_>, _>>()?,
+                    Some(until_us) => {
+                        let (store, from) = (Arc::clone(&store), from(&record));
+                        blocking(move || ends_until(&*store, &from, until_us)).await?
+                    }
+                };
+                if ends.contains(&0) {
+                    let why = "no checkpoint was signed until then of every chain; give a later --to".to_owned();
+                    return Err(ExportError::Unfit(archive.location().to_owned(), why));
+                }
                 let plan = plan(&record, archive.location(), id, &options, &ends, now_us);
                 self.append_export(&ExportEvent::Started(plan.clone())).await?;
                 plan
@@ -244,6 +302,11 @@ impl Ledger {
             "{kid} was enrolled after this export was begun, and the key of before is retired; give it up and begin anew with --restart"
         );
         Err(ExportError::Unfit(plan.location.clone(), why))
+    }
+
+    /// Records that the ledger was restored, and goes on. To be its first entry after that.
+    pub async fn record_restored(&self, restored: Restored) -> Result<(), ExportError> {
+        self.append_export(&ExportEvent::Restored(restored)).await
     }
 
     async fn append_export(&self, event: &ExportEvent) -> Result<(), ExportError> {
@@ -356,6 +419,7 @@ fn take(
         exported_at_us: manifest.exported_at_us,
         location: location.to_owned(),
         private: !manifest.private_withheld,
+        tables: !batch.tables.is_empty(),
         ranges: manifest.chains.iter().map(|c| PlannedRange { from: c.from, to: c.to }).collect(),
         sequence: batch.sequence,
     };
@@ -403,6 +467,7 @@ impl Unfinished {
         let dir = directory_of(&self.plan);
         let (mut chains, mut continues) = (Vec::new(), Vec::new());
         let mut files: Vec<(ExportFile, StoredFile)> = Vec::new();
+        let mut tables: Vec<TableFile> = Vec::new();
         let total = self.plan.ranges.iter().map(|r| r.to - r.from).sum();
         let mut kept_entries = 0;
         for (chain, planned) in (0..).zip(&self.plan.ranges) {
@@ -416,6 +481,15 @@ impl Unfinished {
             };
             let range = export.write(&mut |finished: Finished| {
                 let Finished { file, mut stored, path } = finished;
+                if self.plan.tables && file.kind == FileKind::Entries {
+                    // Before the file of lines is moved to where it is kept.
+                    let mut table = self.table(&path, &file.name)?;
+                    let key = format!("{dir}/{}", table.stored.name);
+                    let path = spool.path().join(&table.stored.name);
+                    table.stored.version =
+                        self.archive.put(object(&key, &path, &table.stored, file.kind), &terms)?.version;
+                    tables.push(table);
+                }
                 let key = format!("{dir}/{}", file.name);
                 let object = object(&key, &path, &stored, file.kind);
                 stored.version = self.archive.put(object, &terms)?.version;
@@ -430,11 +504,15 @@ impl Unfinished {
             continues.push(continuation);
         }
         files.sort_by_key(|(f, _)| (f.chain, f.kind, f.from));
-        for (n, (file, stored)) in (1..).zip(&files) {
-            let key = format!("{dir}/{}", file.name);
+        tables.sort_by(|a, b| a.stored.name.cmp(&b.stored.name));
+        let lines = files.iter().map(|(file, stored)| (stored, file.kind));
+        let kept = lines.chain(tables.iter().map(|table| (&table.stored, FileKind::Entries)));
+        let total = (files.len() + tables.len()) as u64;
+        for (n, (stored, kind)) in (1..).zip(kept) {
+            let key = format!("{dir}/{}", stored.name);
             let kept = Kept { version: stored.version.clone() };
-            self.archive.check(object(&key, spool.path(), stored, file.kind), &kept, &terms)?;
-            (self.told)(Progress::ReadBack(n, files.len() as u64));
+            self.archive.check(object(&key, spool.path(), stored, kind), &kept, &terms)?;
+            (self.told)(Progress::ReadBack(n, total));
         }
         let (files, stored): (Vec<_>, Vec<_>) = files.into_iter().unzip();
         let batch = Batch {
@@ -447,6 +525,7 @@ impl Unfinished {
             previous: self.previous.clone(),
             continues,
             stored,
+            tables,
             lock: terms.lock.clone(),
             registry: self.registry.clone(),
         };
@@ -462,6 +541,24 @@ impl Unfinished {
             signature: None,
         };
         Ok(Made { manifest, terms, spool })
+    }
+
+    /// Makes the table of a file of lines, in the spool.
+    #[cfg(feature = "parquet")]
+    fn table(&self, lines: &std::path::Path, name: &str) -> Result<TableFile, ExportError> {
+        let name = table_name_of(name);
+        let path = lines.with_file_name(&name);
+        let failed = |e| ExportError::Io(path.clone(), e);
+        let rows = super::tables::write(lines, &self.ledger_id, &path).map_err(failed)?;
+        let (sha256, bytes) = super::place::digest_of(&path).map_err(failed)?;
+        Ok(TableFile { stored: StoredFile { name, bytes, sha256, version: None }, rows })
+    }
+
+    #[cfg(not(feature = "parquet"))]
+    fn table(&self, _: &std::path::Path, _: &str) -> Result<TableFile, ExportError> {
+        let why =
+            "this build writes no tables; build it with the feature parquet, or begin anew with --restart".to_owned();
+        Err(ExportError::Unfit(self.plan.location.clone(), why))
     }
 
     /// What a chain's range is, and what it continues.

@@ -10,6 +10,8 @@ mod lines;
 #[cfg(feature = "s3")]
 pub mod locked;
 pub mod place;
+#[cfg(feature = "parquet")]
+mod tables;
 
 use std::fs::{self, File};
 use std::io::Write;

@@ -126,6 +126,12 @@ impl Drop for Spool {
     }
 }
 
+/// SHA-256 and length of a file.
+#[cfg(feature = "parquet")]
+pub(super) fn digest_of(path: &Path) -> io::Result<(Hash, u64)> {
+    read(path, u64::MAX, &mut io::sink())
+}
+
 /// Reads a file, but for what is more than one byte over `most`, into `out`: SHA-256 and length.
 fn read(path: &Path, most: u64, out: &mut dyn Write) -> io::Result<(Hash, u64)> {
     let mut file = File::open(path)?.take(most.saturating_add(1));

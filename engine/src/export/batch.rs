@@ -24,6 +24,15 @@ pub struct StoredFile {
     pub version: Option<String>,
 }
 
+/// Entries of one of the batch's files as a table (FORMAT.md 13.2).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableFile {
+    /// How it is stored, and its name.
+    pub stored: StoredFile,
+    /// How many rows, one for each entry.
+    pub rows: u64,
+}
+
 /// Names the batch before this one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PreviousBatch {
@@ -78,6 +87,8 @@ pub struct Batch {
     pub continues: Vec<Continuation>,
     /// Each of the manifest's files, in its order.
     pub stored: Vec<StoredFile>,
+    /// Tables of the entries, where they were asked for.
+    pub tables: Vec<TableFile>,
     /// How objects are locked, where the archive can.
     pub lock: Option<ObjectLock>,
     /// Who may sign.
@@ -116,6 +127,42 @@ impl StoredFile {
             version: f.optional("version", text1),
         })
     }
+}
+
+impl TableFile {
+    fn to_value(&self) -> Value {
+        let mut object = Object::new()
+            .with("bytes", super::int(self.stored.bytes))
+            .with("name", self.stored.name.as_str())
+            .with("rows", super::int(self.rows))
+            .with("sha256", self.stored.sha256.to_hex());
+        object.set_some("version", self.stored.version.as_deref());
+        Value::Object(object)
+    }
+
+    fn read(value: &Value) -> Option<TableFile> {
+        object(value, |f| TableFile {
+            rows: f.required("rows", count),
+            stored: StoredFile {
+                bytes: f.required("bytes", count),
+                name: f.required("name", |v| text1(v).filter(|name| is_table_name(name))),
+                sha256: f.required("sha256", hash),
+                version: f.optional("version", text1),
+            },
+        })
+    }
+}
+
+/// The name of the table of a file of lines: with another ending.
+pub fn table_name_of(lines: &str) -> String {
+    format!("{}.parquet", lines.split('.').next().unwrap_or_default())
+}
+
+/// Whether it is a plain name, as [`table_name_of`] gives it: names become paths.
+fn is_table_name(name: &str) -> bool {
+    name.strip_suffix(".parquet").is_some_and(|stem| {
+        stem.starts_with("entries-") && stem.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase() || b == b'-')
+    })
 }
 
 impl PreviousBatch {
@@ -228,6 +275,8 @@ impl Batch {
             .with("service", self.service.as_str())
             .with("stored", self.stored.iter().map(StoredFile::to_value).collect::<Vec<_>>());
         object.set_some("lock", self.lock.as_ref().map(ObjectLock::to_object));
+        let tables = || self.tables.iter().map(TableFile::to_value).collect::<Vec<_>>();
+        object.set_some("tables", (!self.tables.is_empty()).then(tables));
         object.set_some("previous", self.previous.as_ref().map(PreviousBatch::to_object));
         object
     }
@@ -243,6 +292,9 @@ impl Batch {
             sequence: f.required("sequence", |v| count(v).filter(|n| *n > 0)),
             service: f.required("service", text1),
             stored: f.required("stored", |v| list(v, StoredFile::read)),
+            tables: f
+                .optional("tables", |v| list(v, TableFile::read).filter(|all| !all.is_empty()))
+                .unwrap_or_default(),
             lock: f.optional("lock", ObjectLock::read),
             previous: f.optional("previous", PreviousBatch::read),
         })?;

@@ -324,6 +324,14 @@ mod tests {
                 sha256: hash(9),
                 version: None,
             }],
+            tables: vec![super::super::batch::TableFile {
+                stored: StoredFile {
+                    name: "entries-0000-000000000000003.parquet".into(),
+                    bytes: 9,
+                    ..StoredFile::default()
+                },
+                rows: 4,
+            }],
             lock: Some(ObjectLock { mode: "COMPLIANCE".into(), ..ObjectLock::default() }),
             registry: RegistryState { size: 3, head: hash(10), keys: vec![(key.clone(), None), (key, Some(2))] },
         };

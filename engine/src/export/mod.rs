@@ -172,7 +172,7 @@ impl PrivateLine<'_> {
 }
 
 /// A count as JSON. Counts of a real ledger are below 2^53.
-fn int(n: u64) -> i64 {
+pub(crate) fn int(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(json::INTEGER_MAX)
 }
 

@@ -1,19 +1,24 @@
 //! What the ledger says of its own exports: the events of the stream `exports` (FORMAT.md 17).
 //!
 //! `audit_export.started` is the plan of a batch, appended before anything is written: whoever finishes the batch later makes
-//! the same files. `audit_export.completed` repeats the plan and says what was made, read back and found in order.
+//! the same files. `audit_export.completed` repeats the plan and says what was made, read back and found in order. `ledger.restored` is the first
+//! entry of a ledger that goes on after it was restored.
 
 use crate::domain::fields::{Fields, count, hash, list, object, text1};
 use crate::domain::{Illegal, Occurrence, allowed};
 use crate::hash::Hash;
 use crate::json::{Object, Value};
 use crate::stream::Stream;
+use crate::succession::TreeHead;
 use crate::time::rfc3339;
 
 /// Type of the event with a batch's plan.
 pub const STARTED: &str = "audit_export.started";
 /// Type of the event of a batch that is there and was read back.
 pub const COMPLETED: &str = "audit_export.completed";
+
+/// Type of the event with which a ledger goes on after it was restored.
+pub const RESTORED: &str = "ledger.restored";
 
 /// A range of one chain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,6 +46,8 @@ pub struct Plan {
     pub ranges: Vec<PlannedRange>,
     /// Its number in the archive, from 1.
     pub sequence: u64,
+    /// Whether entries are in it as tables too.
+    pub tables: bool,
 }
 
 /// How objects of a batch are locked.
@@ -99,6 +106,19 @@ pub struct Completed {
     pub bytes: u64,
 }
 
+/// That the ledger was made again from an archive, and goes on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// The archive, as whoever restored named it.
+    pub location: String,
+    /// SHA-256 of the bytes of the last manifest in it.
+    pub manifest_sha256: Hash,
+    /// How many entries of each chain were restored, by number: those before this entry, and of other chains those that there were.
+    pub sizes: Vec<u64>,
+    /// The newest checkpoints that whoever restored knew of, by chain; none of more entries than were restored.
+    pub newest: Vec<TreeHead>,
+}
+
 /// An event of the stream `exports`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExportEvent {
@@ -106,6 +126,35 @@ pub enum ExportEvent {
     Started(Plan),
     /// A batch that is there.
     Completed(Completed),
+    /// A ledger that goes on after it was restored.
+    Restored(Restored),
+}
+
+impl Restored {
+    fn to_payload(&self) -> Object {
+        Object::new()
+            .with("location", self.location.as_str())
+            .with("manifest_sha256", self.manifest_sha256.to_hex())
+            .with("newest", self.newest.iter().map(TreeHead::to_value).collect::<Vec<_>>())
+            .with("sizes", self.sizes.iter().map(|n| Value::Int(super::int(*n))).collect::<Vec<_>>())
+    }
+
+    fn read(mut fields: Fields<'_>, event: &Occurrence<'_>, chains: u32) -> Result<Restored, Illegal> {
+        let restored = Restored {
+            location: fields.required("location", text1),
+            manifest_sha256: fields.required("manifest_sha256", hash),
+            sizes: fields.required("sizes", |v| list(v, count)),
+            newest: fields.required("newest", |v| list(v, TreeHead::read)),
+        };
+        fields.finish()?;
+        let Restored { sizes, newest, .. } = &restored;
+        allowed(sizes.len() == chains as usize, || "not one size for each chain".into())?;
+        allowed(sizes.first().is_some_and(|size| *size <= event.index), || "it restored what comes after it".into())?;
+        let within = |head: &TreeHead| sizes.get(head.chain as usize).is_some_and(|size| head.size <= *size);
+        let known = newest.iter().all(within) && newest.windows(2).all(|pair| pair[0].chain < pair[1].chain);
+        allowed(known, || "a checkpoint was known that it does not reach".into())?;
+        Ok(restored)
+    }
 }
 
 fn boolean(value: &Value) -> Option<bool> {
@@ -128,14 +177,16 @@ impl Plan {
         let range = |r: &PlannedRange| {
             Value::Object(Object::new().with("from", super::int(r.from)).with("to", super::int(r.to)))
         };
-        Object::new()
+        let mut payload = Object::new()
             .with("batch", self.batch.as_str())
             .with("env", self.env.as_str())
             .with("exported_at_us", self.exported_at_us)
             .with("location", self.location.as_str())
             .with("private", Value::Bool(self.private))
             .with("ranges", self.ranges.iter().map(range).collect::<Vec<_>>())
-            .with("sequence", super::int(self.sequence))
+            .with("sequence", super::int(self.sequence));
+        payload.set_some("tables", self.tables.then_some(Value::Bool(true)));
+        payload
     }
 
     fn read(fields: &mut Fields<'_>) -> Plan {
@@ -147,6 +198,7 @@ impl Plan {
             private: fields.required("private", boolean),
             ranges: fields.required("ranges", |v| list(v, PlannedRange::read)),
             sequence: fields.required("sequence", |v| count(v).filter(|n| *n > 0)),
+            tables: fields.optional("tables", |v| boolean(v).filter(|there| *there)).unwrap_or_default(),
         }
     }
 }
@@ -186,14 +238,16 @@ impl ExportEvent {
         match self {
             ExportEvent::Started(_) => STARTED,
             ExportEvent::Completed(_) => COMPLETED,
+            ExportEvent::Restored(_) => RESTORED,
         }
     }
 
-    /// The plan that it is about.
-    pub fn plan(&self) -> &Plan {
+    /// The plan that it is about, if it is about a batch.
+    pub fn plan(&self) -> Option<&Plan> {
         match self {
-            ExportEvent::Started(plan) => plan,
-            ExportEvent::Completed(completed) => &completed.plan,
+            ExportEvent::Started(plan) => Some(plan),
+            ExportEvent::Completed(completed) => Some(&completed.plan),
+            ExportEvent::Restored(_) => None,
         }
     }
 
@@ -201,6 +255,7 @@ impl ExportEvent {
     pub fn to_payload(&self) -> Object {
         let completed = match self {
             ExportEvent::Started(plan) => return plan.to_payload(),
+            ExportEvent::Restored(restored) => return restored.to_payload(),
             ExportEvent::Completed(completed) => completed,
         };
         let mut payload = completed
@@ -218,6 +273,9 @@ impl ExportEvent {
     /// well formed, and that what it says of chain 0 lies before it.
     pub fn read(event: &Occurrence<'_>, chains: u32) -> Result<ExportEvent, Illegal> {
         let mut fields = Fields::new(event.payload);
+        if (event.stream, event.event_type) == (Stream::Exports, RESTORED) {
+            return Restored::read(fields, event, chains).map(ExportEvent::Restored);
+        }
         let plan = Plan::read(&mut fields);
         let read = match (event.stream, event.event_type) {
             (Stream::Exports, STARTED) => ExportEvent::Started(plan),
@@ -232,7 +290,7 @@ impl ExportEvent {
             _ => return Err(Illegal("no event of this stream".into())),
         };
         fields.finish()?;
-        let ranges = &read.plan().ranges;
+        let ranges = read.plan().map(|plan| plan.ranges.as_slice()).unwrap_or_default();
         allowed(ranges.len() == chains as usize, || "not one range for each chain".into())?;
         allowed(ranges.first().is_some_and(|r| r.to <= event.index), || {
             "it exports entries that come after it".into()
@@ -254,6 +312,7 @@ mod tests {
             private: true,
             ranges: vec![PlannedRange { from: 3, to: 9 }, PlannedRange { from: 1, to: 1 }],
             sequence: 2,
+            tables: false,
         }
     }
 
@@ -285,18 +344,34 @@ mod tests {
             bytes: 1000,
         };
         let bare = Completed { manifest_version: None, lock: None, ..completed.clone() };
-        for event in
-            [ExportEvent::Started(plan()), ExportEvent::Completed(completed), ExportEvent::Completed(bare.clone())]
-        {
+        let tables = Plan { tables: true, ..plan() };
+        for event in [
+            ExportEvent::Started(plan()),
+            ExportEvent::Started(tables),
+            ExportEvent::Completed(completed),
+            ExportEvent::Completed(bare.clone()),
+        ] {
             assert_eq!(read(&event, 9, 2), Ok(event.clone()));
             assert!(read(&event, 8, 2).is_err(), "entry 8 cannot be in a batch that entry 8 tells of");
             assert!(read(&event, 9, 3).is_err(), "a chain without a range");
-            for (member, value) in [("sequence", Value::Int(0)), ("more", Value::Int(1)), ("env", Value::from(""))] {
+            for (member, value) in [
+                ("sequence", Value::Int(0)),
+                ("more", Value::Int(1)),
+                ("env", Value::from("")),
+                ("tables", Value::Bool(false)),
+            ] {
                 let payload = event.to_payload().with(member, value);
                 assert!(read_payload(event.event_type(), &payload, 9, 2).is_err(), "{member}");
             }
             assert!(read_payload("audit_export.lost", &event.to_payload(), 9, 2).is_err());
         }
+        let newest = vec![TreeHead { chain: 1, size: 4, root: Hash([2; 32]), checkpoint: None }];
+        let restored = Restored { location: "a".into(), manifest_sha256: Hash([1; 32]), sizes: vec![9, 4], newest };
+        let event = ExportEvent::Restored(restored.clone());
+        assert_eq!(read(&event, 9, 2), Ok(event.clone()));
+        assert!(read(&event, 8, 2).is_err() && read(&event, 9, 3).is_err());
+        let beyond = Restored { sizes: vec![9, 3], ..restored };
+        assert!(read(&ExportEvent::Restored(beyond), 9, 2).is_err(), "it lost what was signed");
         let soft = bare.plan.to_payload();
         assert!(read_payload(COMPLETED, &soft, 9, 2).is_err(), "a plan is not yet a batch");
     }

@@ -33,6 +33,7 @@ pub fn genesis(chains: u32) -> Genesis {
         commit_key: key(Purpose::Commit, 2),
         checkpoint_key: key(Purpose::Checkpoint, 3),
         nonce: [7; 16],
+        succeeds: None,
     }
 }
 
@@ -322,6 +323,17 @@ pub fn judge_folders(what: &str, known: &[std::path::PathBuf]) -> Vec<String> {
     wrong
 }
 
+/// Seed of the key that signs exports.
+pub const EXPORT: u8 = 30;
+
+/// A ledger that can sign exports.
+pub async fn exporting(dir: &Path, chains: u32) -> Ledger {
+    let ledger = create(dir, chains).await;
+    enrol(&ledger, Purpose::Export, EXPORT).await.unwrap();
+    ledger.signers().add(Arc::new(signer(Purpose::Export, EXPORT)));
+    ledger
+}
+
 /// What batches of tests say.
 pub fn batch_options() -> ledger_engine::archive::job::BatchOptions {
     ledger_engine::archive::job::BatchOptions {
@@ -329,6 +341,8 @@ pub fn batch_options() -> ledger_engine::archive::job::BatchOptions {
         private: true,
         pii_policy: "1".into(),
         tool: "ledger test".into(),
+        tables: false,
+        until_us: None,
         restart: false,
     }
 }

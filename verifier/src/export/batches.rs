@@ -1,6 +1,8 @@
 //! The batches of an archive: where they lie, whether each continues the one before it, and who signed them (FORMAT.md 13).
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use ledger_engine::document::DocumentFault;
@@ -9,6 +11,7 @@ use ledger_engine::export::{FileKind, MANIFEST_BYTES_MAX, MANIFEST_NAME, Manifes
 use ledger_engine::hash::{Hash, sha256};
 use ledger_engine::note::{Note, NoteKey};
 use ledger_engine::registry::Registry;
+use sha2::{Digest as _, Sha256};
 
 use crate::finding::{Code, Finding};
 use crate::single::key_code;
@@ -66,13 +69,41 @@ impl Part {
             }
         };
         let mut extra = names(dir)?;
-        extra.retain(|name| name != MANIFEST_NAME && !manifest.files.iter().any(|f| f.name == *name));
+        let tables = || manifest.batch.iter().flat_map(|b| &b.tables);
+        extra.retain(|name| {
+            let named = manifest.files.iter().any(|f| f.name == *name) || tables().any(|t| t.stored.name == *name);
+            name != MANIFEST_NAME && !named
+        });
         Ok(Ok(Part { dir: dir.to_owned(), digest: sha256(&[&bytes]), manifest, extra }))
     }
 
     /// Reads the manifest in a directory.
     pub(super) fn read(dir: &Path) -> Result<Part, SourceError> {
         Part::try_read(dir)?
+    }
+
+    /// What is wrong with tables: whether they are there, and as they were made. What is in them follows from the lines.
+    pub(super) fn tables(&self) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        for table in self.batch().iter().flat_map(|batch| &batch.tables) {
+            let stored = &table.stored;
+            let place = format!("files/{}", stored.name);
+            let mut report = |code, evidence| findings.push(finding(code, None, place.clone(), evidence));
+            let read = digest_of(&self.dir.join(&stored.name));
+            match read {
+                Ok((bytes, found)) => {
+                    if (bytes, found) != (stored.bytes, stored.sha256) {
+                        let evidence = format!(
+                            "the manifest says {} bytes, SHA-256 {}; found {bytes}, {found}",
+                            stored.bytes, stored.sha256
+                        );
+                        report(Code::ExportDigestMismatch, evidence);
+                    }
+                }
+                Err(e) => report(Code::ExportFileMissing, format!("a table of {} rows: {e}", table.rows)),
+            }
+        }
+        findings
     }
 
     /// Reports the chain, what, and why, where files do not tile their range.
@@ -101,6 +132,21 @@ impl Part {
 
     pub(crate) fn batch(&self) -> Option<&Batch> {
         self.manifest.batch.as_ref()
+    }
+}
+
+/// Length and SHA-256 of a file.
+fn digest_of(path: &Path) -> std::io::Result<(u64, Hash)> {
+    let (mut file, mut sha256, mut bytes) = (File::open(path)?, Sha256::new(), 0);
+    let mut block = vec![0; 1 << 18];
+    loop {
+        match file.read(&mut block)? {
+            0 => return Ok((bytes, Hash(sha256.finalize().into()))),
+            n => {
+                sha256.update(&block[..n]);
+                bytes += n as u64;
+            }
+        }
     }
 }
 

@@ -109,19 +109,22 @@ impl Fetch<'_> {
             let lock = |private| batch.and_then(|b| b.lock.as_ref()).filter(|_| locks).map(|lock| lock.of(private));
             self.over(&candidate.key, &candidate.version);
             self.locked(&candidate.key, Some(&candidate.version), lock(false))?;
-            for (file, stored) in manifest.files.iter().zip(batch.map(|b| b.stored.as_slice()).unwrap_or_default()) {
-                let key = format!("{dir}{}", file.name);
-                let sequence = batch.map_or(0, |b| b.sequence);
-                let keys = (file.chain, file.kind) == (0, FileKind::Entries) && of_keys.contains(&sequence);
-                let fetched = numbers.contains(&sequence) || keys && sequence < *numbers.end();
-                if !fetched {
+            let sequence = batch.map_or(0, |b| b.sequence);
+            let lines = manifest.files.iter().zip(batch.map(|b| b.stored.as_slice()).unwrap_or_default());
+            let lines = lines.map(|(file, stored)| (Some(file), stored));
+            let tables = batch.iter().flat_map(|b| &b.tables).map(|table| (None, &table.stored));
+            for (file, stored) in lines.chain(tables) {
+                let key = format!("{dir}{}", stored.name);
+                let of_chain_0 = file.is_some_and(|f| (f.chain, f.kind) == (0, FileKind::Entries));
+                let keys = of_chain_0 && of_keys.contains(&sequence) && sequence < *numbers.end();
+                if !numbers.contains(&sequence) && !keys {
                     left.insert(key);
                     continue;
                 }
                 if let Some(version) = &stored.version {
                     self.over(&key, version);
                 }
-                let lock = lock(file.kind == FileKind::Private);
+                let lock = lock(file.is_some_and(|f| f.kind == FileKind::Private));
                 wanted.push(Wanted { key, version: stored.version.clone(), bytes: stored.bytes, lock });
             }
             done.insert(dir);

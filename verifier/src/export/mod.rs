@@ -24,6 +24,7 @@ pub(crate) use self::feed::{Fed, Item, channel, feed};
 use self::batches::{Found, Part, printable};
 use self::blocks::Blocks;
 use self::copy::Copy;
+use crate::anchor::Anchor;
 use crate::finding::{Code, Finding};
 use crate::is_bucket;
 use crate::report::ChainReport;
@@ -209,6 +210,27 @@ impl Export {
         &self.parts
     }
 
+    /// SHA-256 of the bytes of the last manifest.
+    pub fn manifest_sha256(&self) -> Hash {
+        self.parts.last().map(|part| part.digest).unwrap_or_default()
+    }
+
+    /// The signed checkpoints at which batches say that they end, as claims.
+    pub fn checkpoints(&self) -> Vec<Anchor> {
+        let batches = self.parts.iter().filter_map(Part::batch);
+        let notes = batches.flat_map(|b| b.continues.iter().map(move |c| (&b.name, &c.checkpoint)));
+        notes.filter_map(|(name, note)| Anchor::parse(name, note).ok()).flatten().collect()
+    }
+
+    /// Where the last batch ends that ends before these sizes: for each chain, how many entries there were. Nothing where there is none.
+    pub fn ends_before(&self, sizes: &[u64]) -> Vec<u64> {
+        let ends = |part: &Part| -> Vec<u64> { part.manifest.chains.iter().map(|c| c.to).collect() };
+        let before = |ends: &Vec<u64>| {
+            ends.len() == sizes.len() && ends.iter().zip(sizes).all(|(e, s)| e <= s) && ends[..] != *sizes
+        };
+        self.parts.iter().rev().map(ends).find(before).unwrap_or_else(|| vec![0; sizes.len()])
+    }
+
     /// One of [`Export::batches`] by itself.
     pub(crate) fn batch(&self, at: usize) -> Option<Export> {
         let part = self.parts.get(at)?.clone();
@@ -255,6 +277,7 @@ impl Export {
     pub(crate) fn fits_by_itself(&self) -> bool {
         let mut fits = self.objects.is_empty() && self.strangers.is_empty();
         for part in &self.parts {
+            fits &= part.tables().is_empty();
             part.tiling(&mut |_, _, _| fits = false);
             let mut seen = BTreeSet::new();
             fits &= part.extra.is_empty() && part.manifest.files.iter().all(|f| seen.insert((f.chain, f.kind, f.from)));
@@ -268,6 +291,7 @@ impl Export {
             && self.parts.iter().all(|p| p.extra.is_empty())
             && self.strangers.is_empty()
             && self.layout().is_empty()
+            && self.parts.iter().all(|part| part.tables().is_empty())
     }
 
     /// What of the manifest does not fit together.
@@ -334,6 +358,7 @@ impl Export {
         let mut all: Vec<Finding> = self.strangers.iter().chain(extra).map(unexpected).collect();
         all.extend(self.objects.iter().cloned());
         all.extend(self.layout());
+        all.extend(self.parts.iter().flat_map(Part::tables));
         all.extend(self.rows_of_lines()?.findings.iter().cloned());
         Ok(all)
     }
