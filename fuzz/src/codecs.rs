@@ -47,7 +47,9 @@ pub(crate) fn manifest(bytes: &[u8]) {
     let Ok(manifest) = Manifest::decode(bytes) else { return };
     assert_eq!(manifest.encode(), bytes);
     // No file lies outside the export's directory.
-    assert!(manifest.files.iter().all(|f| !f.name.contains(['/', '\\']) && !f.name.starts_with('.')));
+    let tables = manifest.batch.iter().flat_map(|b| &b.tables).map(|t| &t.stored.name);
+    let mut names = manifest.files.iter().map(|f| &f.name).chain(tables);
+    assert!(names.all(|name| !name.contains(['/', '\\']) && !name.starts_with('.')));
 }
 
 pub(crate) fn json(bytes: &[u8]) {
