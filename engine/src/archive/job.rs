@@ -17,7 +17,7 @@ use crate::body::Body;
 use crate::domain::Occurrence;
 use crate::domain::command::ExpectedRevision;
 use crate::export::batch::{
-    Batch, Continuation, ManifestSignature, PreviousBatch, RegistryState, SERVICE, StoredFile, TableFile, table_name_of,
+    Batch, Continuation, ManifestSignature, PreviousBatch, RegistryState, SERVICE, StoredFile, TableFile,
 };
 use crate::export::record::{Completed, ExportEvent, Plan, PlannedRange, Restored};
 use crate::export::{ChainRange, ExportFile, FileKind, MANIFEST_BYTES_MAX, MANIFEST_NAME, Manifest};
@@ -546,7 +546,7 @@ impl Unfinished {
     /// Makes the table of a file of lines, in the spool.
     #[cfg(feature = "parquet")]
     fn table(&self, lines: &std::path::Path, name: &str) -> Result<TableFile, ExportError> {
-        let name = table_name_of(name);
+        let name = crate::export::batch::table_name_of(name);
         let path = lines.with_file_name(&name);
         let failed = |e| ExportError::Io(path.clone(), e);
         let rows = super::tables::write(lines, &self.ledger_id, &path).map_err(failed)?;
