@@ -24,7 +24,7 @@ use crate::export::batches::{Part, continuity, signatures};
 use crate::finding::{Code, Finding};
 use crate::prove::batch::{ChainFacts, Facts, Held, Key, Later, Link, Tip, Writer, Written, prove_batch};
 use crate::prove::{HeadClaim, Stop};
-use crate::report::{ChainReport, KeyReport, Part as Portion, Report, Verdict};
+use crate::report::{ChainReport, KeyReport, Part as Portion, Report, Verdict, counted};
 use crate::single::{Known, document_code, document_evidence};
 use crate::source::SourceError;
 use crate::spill::Shelf;
@@ -62,7 +62,7 @@ fn judge_batches(
     if chosen.is_empty() {
         let last = export.batches().iter().filter_map(sequence).max();
         return Err(unreadable(match last {
-            Some(last) => format!("there is no batch {} here; the last one is {last}", shown(numbers)),
+            Some(last) => format!("there is no {} here; the last one is {last}", shown(numbers)),
             None => "it is no archive of batches; a copy is verified as a whole".to_owned(),
         }));
     }
@@ -87,17 +87,16 @@ fn judge_batches(
         paths.push(path);
     }
     let all = numbers.end() == &u64::MAX;
-    let shown =
-        if all && *numbers.start() <= 1 { name.to_owned() } else { format!("{name}, batches {}", shown(numbers)) };
+    let shown = if all && *numbers.start() <= 1 { name.to_owned() } else { format!("{name}, {}", shown(numbers)) };
     Ok(join(&shown, &paths, Some(numbers), demands))
 }
 
 fn shown(numbers: &RangeInclusive<u64>) -> String {
     let (from, to) = (numbers.start(), numbers.end());
     match *to {
-        u64::MAX => format!("from {from} on"),
-        _ if from == to => from.to_string(),
-        to => format!("{from} to {to}"),
+        u64::MAX => format!("batches from {from} on"),
+        _ if from == to => format!("batch {from}"),
+        to => format!("batches {from} to {to}"),
     }
 }
 
@@ -559,7 +558,7 @@ impl Joiner {
         let mut portion = Portion::new("batches");
         let last = summaries.last().and_then(|s| s.part.batch()).map_or(self.first, |b| b.sequence);
         portion.checked.push(format!(
-            "batches {}: their files, entries, commits, signatures and checkpoints, under the keys of the registry that they name",
+            "{}: the files, entries, commits, signatures and checkpoints, under the keys of the registry that they name",
             shown(&(self.first..=last))
         ));
         portion.checked.extend(
@@ -568,13 +567,13 @@ impl Joiner {
                 .map(|r| format!("chain {}: entries {} to {}", r.chain, r.from, r.entries.saturating_sub(1))),
         );
         portion.not_covered.push(format!(
-            "batches before {}, and that these continue them: `audit-verify combine` joins summaries of all (--partial)",
+            "batches before number {}, and that what was judged continues them: `audit-verify combine` joins summaries of all (--partial)",
             self.first
         ));
         if self.earlier > 0 {
             portion.not_covered.push(format!(
-                "{} entries continue orders, SKUs or listings from before them: whether they were allowed there",
-                self.earlier
+                "whether what rests on orders, SKUs or listings from before was allowed: {}",
+                counted(self.earlier, "time")
             ));
         }
         portion

@@ -626,7 +626,7 @@ impl Report {
 }
 
 /// So many of a thing, in words.
-fn counted(n: u64, thing: &str) -> String {
+pub(crate) fn counted(n: u64, thing: &str) -> String {
     let plural = if n == 1 { "" } else { "s" };
     format!("{n} {thing}{plural}")
 }

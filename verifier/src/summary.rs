@@ -8,8 +8,9 @@
 //! batch's manifest, whose SHA-256 the next manifest names, and count and digest of the records. A summary is worth what the machine is that
 //! made it: it is no signature.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, BufReader, Read, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
@@ -105,7 +106,8 @@ const DAMAGED: &str = "no summary of a batch, or one that was damaged; write it 
 /// Writes a summary; the file is there whole or not at all.
 pub(crate) fn write(path: &Path, head: &Head, records: &mut File) -> io::Result<()> {
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut out = tempfile::NamedTempFile::new_in(dir)?;
+    // For whoever joins them, who may be another user: as the umask lets it, not for the owner alone.
+    let mut out = tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(dir)?;
     let head = postcard::to_allocvec(head).map_err(io::Error::other)?;
     out.write_all(MAGIC)?;
     out.write_all(&(head.len() as u32).to_le_bytes())?;

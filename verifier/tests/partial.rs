@@ -115,7 +115,7 @@ fn what_cannot_be_asked_is_said() {
         (vec!["combine", source.as_str()], 2, "no summary of a batch"),
         (vec!["combine", "nowhere"], 2, "check the path"),
         (vec!["combine", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")], 2, "no summary of a batch"),
-        (vec![&source, "--batches", "2-3", "--trust", &trust], 0, "batches before 2"),
+        (vec![&source, "--batches", "2-3", "--trust", &trust], 0, "batches before number 2"),
     ] {
         let output = audit_verify(&args).output().unwrap();
         assert_eq!(output.status.code(), Some(exit), "{args:?}: {}", text(&output));

@@ -205,7 +205,7 @@ impl Export {
         self.files(chain, kind).into_iter().map(located).collect()
     }
 
-    /// The batches of an archive: sequence, name, and the bytes of the manifest.
+    /// The batches of an archive, by sequence; of a copy the copy.
     pub(crate) fn batches(&self) -> &[Part] {
         &self.parts
     }
