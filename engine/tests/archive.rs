@@ -398,6 +398,8 @@ async fn batch_after_batch_is_what_a_copy_is_and_what_the_ledger_says() {
         let sizes: Vec<u64> = report.chains().iter().map(|c| c.entries).collect();
         let ends: Vec<u64> = record.completed[2].plan.ranges.iter().map(|r| r.to).collect();
         assert_eq!(sizes, ends);
+        let second = support::second_verifier(&format!("--trust {}", ledger.id()), std::slice::from_ref(&root));
+        assert_eq!(second, None);
         // The long way agrees, and Finance's copy has the same lines, but for those that came since.
         let source = audit_verify::Export::open(&root, None).unwrap();
         let explained = explain("x", &source, Demands { trust: Some(ledger.id()), ..Demands::default() });

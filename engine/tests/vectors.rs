@@ -1134,18 +1134,6 @@ async fn vectors_are_what_the_engine_makes_and_both_verifiers_agree() {
             wrong.push(format!("{}: of the order alone {}", path.display(), report.to_text()));
         }
     }
-    let root = fixtures().parent().unwrap().to_owned();
-    let python =
-        std::env::var("LEDGER_PYTHON").unwrap_or_else(|_| root.join("target/python/bin/python").display().to_string());
-    let output = std::process::Command::new(python)
-        .arg(root.join("verifier/python/verify.py"))
-        .arg("--check")
-        .args(&files)
-        .output()
-        .expect("the test command makes the Python environment: run .ci/run, or set LEDGER_PYTHON");
-    let said = String::from_utf8_lossy(&output.stderr);
-    if !said.is_empty() {
-        wrong.push(said.into_owned());
-    }
+    wrong.extend(support::second_verifier("--check", &files));
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }

@@ -1,7 +1,7 @@
 """Second, independent verifier of ledger format 1, from FORMAT.md alone; "section" and "step" are its words:
 "step 2.7" is point 7 of step 2 of section 10. The encodings and the forms of the events are in format1.py.
 
-    verify.py [--trust LEDGER_ID_HEX] [--check] SOURCE...        SOURCE: a ledger directory or a dump (.json)
+    verify.py [--trust LEDGER_ID_HEX] [--check] SOURCE...        SOURCE: a ledger directory, a dump (.json), a copy or an archive
 """
 import argparse, base64, json, re, struct, sys
 from collections import defaultdict
@@ -447,22 +447,31 @@ class Verifier:
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trust", type=bytes.fromhex, default=b"", help="the ledger id, from elsewhere")
-    parser.add_argument("--check", action="store_true", help="exit 3 if a dump expects another verdict")
-    parser.add_argument("source", nargs="+", help="a ledger directory or a dump (.json)")
+    parser.add_argument("--check", action="store_true", help="exit 3 if a dump, or the file beside an export, expects another verdict")
+    parser.add_argument("source", nargs="+", help="a ledger directory, a dump (.json), or the directory of a copy or an archive")
     args, statuses = parser.parse_args(), set()
     for source in args.source:
         expect, findings, status = None, [], 2
+        export = (Path(source) / "manifest.json").exists() or (Path(source) / "marketplace").is_dir()
         try:
-            tables, trust, expect = load(source)
+            if export and args.check:
+                expect = json.loads(Path(source.rstrip("/") + ".expect.json").read_bytes())
+                args.trust = bytes.fromhex(expect["trust"])
+                expect = {"exit": expect["exit"], "findings": expect["findings"]}
+            if export:
+                from export1 import ExportVerifier
+                verifier = ExportVerifier(source, args.trust)
+            else:
+                tables, trust, expect = load(source)
+                verifier = Verifier(tables, args.trust or trust)
         except UNREADABLE as e:
             print(f"{source}: cannot be read: {e!r}", file=sys.stderr)
         else:
-            verifier = Verifier(tables, args.trust or trust)
             findings = verifier.run()
-            status = 1 if findings else 0 if verifier.trust and not verifier.open and whole(source) else 2
+            status = 1 if findings else 0 if verifier.trust and not verifier.open and (export or whole(source)) else 2
         print(json.dumps({"source": source, "exit": status, "findings": findings}))
         verdict = {"exit": status, "findings": sorted(finding["code"] for finding in findings)}
-        if not args.check or not source.endswith(".json"): statuses.add(status)
+        if not args.check or not (export or source.endswith(".json")): statuses.add(status)
         elif verdict != expect:
             statuses.add(3)
             print(f"DIFFERENT: {source} expects {expect}, found {verdict}", file=sys.stderr)

@@ -303,7 +303,8 @@ pub fn fixtures() -> std::path::PathBuf {
 /// Judges every directory in `fixtures/valid/WHAT` and `fixtures/broken/WHAT`, also one that the test does not know, by the verdict beside
 /// it. Returns what is not as it should be.
 pub fn judge_folders(what: &str, known: &[std::path::PathBuf]) -> Vec<String> {
-    let mut wrong = Vec::new();
+    let folders: Vec<_> = known.iter().filter(|path| path.is_dir()).cloned().collect();
+    let mut wrong: Vec<String> = second_verifier("--check", &folders).into_iter().collect();
     for folder in ["valid", "broken"] {
         for found in std::fs::read_dir(fixtures().join(folder).join(what)).unwrap() {
             let path = found.unwrap().path();
@@ -359,4 +360,20 @@ pub fn copy_dir(from: &Path, to: &Path) {
             std::fs::copy(&path, &to).unwrap();
         }
     }
+}
+
+/// What the second verifier, which shares no code, says against these sources: with `--check` that they are not as they should be.
+pub fn second_verifier(option: &str, sources: &[std::path::PathBuf]) -> Option<String> {
+    let root = fixtures().parent().unwrap().to_owned();
+    let made = || root.join("target/python/bin/python").display().to_string();
+    let output = std::process::Command::new(std::env::var("LEDGER_PYTHON").unwrap_or_else(|_| made()))
+        .arg(root.join("verifier/python/verify.py"))
+        .args(option.split(' '))
+        .args(sources)
+        .output()
+        .expect("the test command makes the Python environment: run .ci/run, or set LEDGER_PYTHON");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    // With --check the exit status is that of what was judged.
+    let failed = option != "--check" && !output.status.success();
+    (failed || !said.is_empty()).then(|| said + &String::from_utf8_lossy(&output.stdout))
 }
