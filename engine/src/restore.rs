@@ -3,7 +3,7 @@
 //! Whoever calls has verified the archive. What is restored is what was exported, row by row: entries, commits, signatures, checkpoints,
 //! private documents that were not erased since, heads, tiles, projections. An interrupted run goes on where it stopped.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -153,9 +153,11 @@ impl Restorer {
         let (before, mut leaves) = (self.head.clone(), Vec::with_capacity(entries.len()));
         let (mut tiles, mut erase): (Vec<Tile>, Vec<u64>) = Default::default();
         let mut streams: HashMap<Stream, StreamHead> = HashMap::new();
+        // In the order in which they were touched, each once.
         let mut touched: Vec<(Key, Option<Touched>)> = Vec::new();
+        let mut seen: HashSet<(Key, Option<Touched>)> = HashSet::new();
         let mut rows: Vec<Row> = Vec::new();
-        let mut keys: Vec<Hash> = Vec::new();
+        let mut keys: HashSet<Hash> = HashSet::new();
         for entry in &entries {
             let h = &entry.header;
             let encoded = h.encode();
@@ -179,14 +181,13 @@ impl Restorer {
             cached.heads.insert(stream, head);
             streams.insert(stream, head);
             for item in changed.into_iter().map(|t| (key, t)) {
-                if !touched.contains(&item) {
+                if seen.insert(item.clone()) {
                     touched.push(item);
                 }
             }
             if let Some(meta) = body.meta.as_ref().filter(|m| needs_idempotency_row(stream, h.revision, &m.idem))
-                && !keys.contains(&meta.idem)
+                && keys.insert(meta.idem)
             {
-                keys.push(meta.idem);
                 rows.push(idempotency_row(self.chain, &meta.idem, h.index));
             }
             if h.event_type == "subject.erased" {

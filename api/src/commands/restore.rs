@@ -231,6 +231,10 @@ fn build(
         Some(statement) => succession(export, &report, &wanted.anchors, wanted.trust, statement)?,
         None => None,
     };
+    if succession.is_none() && !wanted.drill {
+        // Nothing that was signed is lost, so that it will go on.
+        directory::check_keys(place)?;
+    }
     let limits = limits.as_deref();
     let (store, resumed): (Arc<dyn Store>, bool) = match url {
         Some(url) => {
