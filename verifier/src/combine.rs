@@ -144,14 +144,8 @@ fn summarize(
 
 /// The ledger by its registry's entries, as far as they are wanted.
 fn known(keys: &[(Header, Vec<u8>)], wanted: impl Fn(u64) -> bool) -> Option<Known> {
-    let mut keys = keys.iter();
-    let (header, body) = keys.next()?;
-    let mut known = Known::from_genesis(header, body).ok()?;
-    for (header, body) in keys.filter(|(header, _)| wanted(header.index)) {
-        let own = known.own(header, body).ok()?;
-        known.admit(header, &own).ok()?;
-    }
-    Some(known)
+    let entries = keys.iter().filter(|(header, _)| header.index == 0 || wanted(header.index));
+    Known::from_registry(entries.map(|(header, body)| (header, body.as_slice()))).ok()
 }
 
 /// Joins summaries of all batches of an archive, in any order, into one verdict: the one that the whole archive would get.
@@ -187,7 +181,8 @@ struct Joiner {
     first: u64,
     states: Shelf<Key, Held>,
     tips: HashMap<(u32, Stream), Tip>,
-    ends: Vec<ChainFacts>,
+    /// Of each chain's last entry and last commit: the time, and the registry size that it names.
+    ends: HashMap<u32, (i64, u64)>,
     reports: Vec<ChainReport>,
     listed: HashSet<u128>,
     claimed: Vec<(u128, u32, u64)>,
@@ -215,7 +210,7 @@ impl Joiner {
             first,
             states: Shelf::new(HOT),
             tips: HashMap::new(),
-            ends: Vec::new(),
+            ends: HashMap::new(),
             reports: Vec::new(),
             listed: HashSet::new(),
             claimed: Vec::new(),
@@ -311,12 +306,11 @@ impl Joiner {
     /// What one batch says of a chain, after what the ones before said.
     fn chain(&mut self, now: &ChainFacts) {
         let (chain, from) = (now.chain, now.from);
-        let before = self.ends.iter().find(|end| end.chain == chain).cloned();
-        if let Some(before) = &before {
-            if now.first_time_us.is_some_and(|time| time < before.last_time_us) {
+        if let Some((time_us, registry_size)) = self.ends.get(&chain).copied() {
+            if now.first_time_us.is_some_and(|first| first < time_us) {
                 self.report(Code::TimeRegression, chain, format!("entries/{from}"), "");
             }
-            if now.first_registry_size.is_some_and(|size| size < before.last_registry_size) {
+            if now.first_registry_size.is_some_and(|first| first < registry_size) {
                 self.report(Code::RegistryPositionMismatch, chain, format!("commits/{from}"), "");
             }
         }
@@ -330,26 +324,22 @@ impl Joiner {
         }
         self.tips.extend(now.tips.iter().map(|(stream, tip)| ((chain, *stream), *tip)));
         for (kid, end) in &now.signers {
-            let last = self.signers.entry((chain, kid.clone())).or_default();
-            *last = (*last).max(*end);
+            self.signed(chain, kid, *end);
         }
         match self.reports.iter_mut().find(|r| r.chain == u64::from(chain)) {
             Some(report) => add(report, &now.report),
             None => self.reports.push(now.report.clone()),
         }
         // A batch in which nothing was added to the chain says nothing of its end.
-        let mut end = now.clone();
-        if let Some(before) = before.filter(|_| now.first_time_us.is_none()) {
-            (end.last_time_us, end.last_registry_size) = (before.last_time_us, before.last_registry_size);
+        if now.first_time_us.is_some() {
+            self.ends.insert(chain, (now.last_time_us, now.last_registry_size));
         }
-        self.ends.retain(|end| end.chain != chain);
-        self.ends.push(end);
     }
 
     /// Takes the state of what began in a batch.
     fn begun(&mut self, key: Key, held: Box<Held>) -> io::Result<()> {
         if !self.states.has(&key) {
-            return self.put(key, held);
+            return self.states.insert(key, held);
         }
         let first = held.tips.first().map_or(0, |(_, tip)| tip.first);
         let chain = self.chain_of(key);
@@ -362,13 +352,10 @@ impl Joiner {
         Ok(())
     }
 
-    fn put(&mut self, key: Key, held: Box<Held>) -> io::Result<()> {
-        for _ in 0..self.states.surplus(4) {
-            let Some(item) = self.states.pop() else { break };
-            self.states.store(&item)?;
-        }
-        self.states.put(key, held);
-        Ok(())
+    /// Remembers how far a key signed.
+    fn signed(&mut self, chain: u32, kid: &str, end: u64) {
+        let last = self.signers.entry((chain, kid.to_owned())).or_default();
+        *last = (*last).max(end);
     }
 
     fn chain_of(&self, (is_sku, case): Key) -> u32 {
@@ -426,14 +413,13 @@ impl Joiner {
                     if let Err(fault) = document.check(&known.registry, place_of) {
                         self.report(document_code(fault), chain, place, document_evidence(&document, fault));
                     } else {
-                        let last = self.signers.entry((chain, document.kid)).or_default();
-                        *last = (*last).max(later.index + 1);
+                        self.signed(chain, &document.kid, later.index + 1);
                     }
                 }
             }
             Err(e) => self.report(Code::IllegalTransition, chain, place, e.0),
         }
-        self.put(key, held)
+        self.states.insert(key, held)
     }
 
     fn adoption(&mut self, stream: Stream, later: &Later, place: &str, event: &ledger_engine::domain::Occurrence<'_>) {

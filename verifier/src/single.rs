@@ -86,6 +86,17 @@ impl Known {
         known.own(header, body).map(|_| known)
     }
 
+    /// What the entries of the key registry give, each with its body, from the genesis on.
+    pub(crate) fn from_registry<'e>(mut entries: impl Iterator<Item = (&'e Header, &'e [u8])>) -> Result<Known, Fault> {
+        let Some((header, body)) = entries.next() else { return fault(Code::EntryMissing, "the genesis entry") };
+        let mut known = Known::from_genesis(header, body)?;
+        for (header, body) in entries {
+            let own = known.own(header, body)?;
+            known.admit(header, &own)?;
+        }
+        Ok(known)
+    }
+
     /// Takes the next entry of the key registry.
     pub(crate) fn admit(&mut self, header: &Header, own: &Own) -> Result<(), Fault> {
         let revision = self.registry.size() + 1;

@@ -350,22 +350,21 @@ fn sync(path: &Path) -> Result<(), CliError> {
 
 /// What the first entry of the restored ledger says.
 fn record(export: &Export, wanted: &Wanted, report: &Report) -> Recorded {
-    let mut newest: Vec<TreeHead> = Vec::new();
-    for anchor in &wanted.anchors {
-        let Some(head) = anchor.tree_head(report) else { continue };
-        match newest.iter_mut().find(|known| known.chain == head.chain) {
-            Some(known) if known.size >= head.size => {}
-            Some(known) => *known = head,
-            None => newest.push(head),
-        }
-    }
-    newest.sort_by_key(|head| head.chain);
+    let newest = newest_of_each(wanted.anchors.iter().filter_map(|anchor| anchor.tree_head(report)));
     Recorded {
         location: wanted.from.chars().take(1024 / 4).collect(),
         manifest_sha256: export.manifest_sha256(),
         sizes: report.chains().iter().map(|c| c.entries).collect(),
         newest,
     }
+}
+
+/// The largest of each chain, by chain; of equals the first.
+fn newest_of_each(heads: impl Iterator<Item = TreeHead>) -> Vec<TreeHead> {
+    let mut newest: Vec<TreeHead> = heads.collect();
+    newest.sort_by_key(|head| (head.chain, std::cmp::Reverse(head.size)));
+    newest.dedup_by_key(|head| head.chain);
+    newest
 }
 
 /// What the successor's genesis says. `None`: nothing that was signed is lost.
@@ -382,26 +381,17 @@ fn succession(
         restored.push(TreeHead { chain: c.chain as u32, size: c.entries, root, checkpoint: c.checkpoint.clone() });
     }
     let claimed = export.checkpoints();
-    let mut newest: Vec<TreeHead> = Vec::new();
-    for (anchor, given) in anchors.iter().map(|a| (a, true)).chain(claimed.iter().map(|a| (a, false))) {
-        let Some(head) = anchor.tree_head(report) else {
-            if given {
-                return Err(wrong(format!(
-                    "--newest-checkpoint {}: of another ledger, or signed by no checkpoint key of this one",
-                    anchor.name
-                )));
-            }
-            continue;
-        };
-        let size = restored.iter().find(|r| r.chain == head.chain).map_or(0, |r| r.size);
-        match newest.iter_mut().find(|known| known.chain == head.chain) {
-            Some(known) if known.size >= head.size => {}
-            Some(known) => *known = head,
-            None if head.size > size => newest.push(head),
-            None => {}
-        }
+    let mut known = Vec::new();
+    for anchor in anchors {
+        known.push(anchor.tree_head(report).ok_or_else(|| {
+            let name = &anchor.name;
+            wrong(format!("--newest-checkpoint {name}: of another ledger, or signed by no checkpoint key of this one"))
+        })?);
     }
-    newest.sort_by_key(|head| head.chain);
+    known.extend(claimed.iter().filter_map(|anchor| anchor.tree_head(report)));
+    let restored_to = |chain| restored.iter().find(|r| r.chain == chain).map_or(0, |r: &TreeHead| r.size);
+    known.retain(|head| head.size > restored_to(head.chain));
+    let newest = newest_of_each(known.into_iter());
     let lost = Succession::lost_between(&restored, &newest);
     let origin = report.origin().unwrap_or_default().to_owned();
     let statement = statement.to_owned();

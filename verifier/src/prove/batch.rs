@@ -5,7 +5,7 @@
 //! of which there are few. Orders and SKUs that began in the batch are folded, and their last states written down; events of others are
 //! written down as they are.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write as _};
 
@@ -169,21 +169,9 @@ pub(crate) fn prove_batch(
     let Known { ledger_id, genesis, registry } = known;
     let manifest = batch.manifest();
     let mut prover = Prover {
-        ledger_id: *ledger_id,
-        genesis,
-        registry: registry.clone(),
-        key: None,
-        sums: Default::default(),
-        listed: HashSet::new(),
-        claimed: HashMap::new(),
-        heads: Vec::new(),
-        adopted: Vec::new(),
-        anchors: Vec::new(),
-        progress: demands.progress,
-        judged: 0,
         claimed_size: batch.entries(),
         loose: Some(out),
-        facts: Vec::new(),
+        ..Prover::new(*ledger_id, genesis, registry.clone(), demands.progress)
     };
     check(batch.fits_by_itself(), "the manifest, or the files of the directory")?;
     let continues = manifest.batch.as_ref().map(|b| b.continues.as_slice()).unwrap_or_default();

@@ -119,26 +119,12 @@ pub(crate) fn prove(
 ) -> Result<Proved, Stop> {
     let key = RowKey::draw().map_err(|e| Stop::Spill(format!("no random numbers: {e}")))?;
     let registry = Registry::new(genesis.chains, genesis.keys(), genesis_hash);
+    let anchors = demands.anchors.iter();
     let mut prover = Prover {
-        ledger_id,
-        genesis,
-        registry,
         key: tables.export().is_none().then_some(&key),
-        sums: Sums::default(),
-        listed: HashSet::new(),
-        claimed: HashMap::new(),
-        heads: Vec::new(),
-        adopted: Vec::new(),
-        progress: demands.progress,
-        judged: 0,
         claimed_size: claimed_size(tables)?,
-        loose: None,
-        facts: Vec::new(),
-        anchors: demands
-            .anchors
-            .iter()
-            .map(|a| (a, a.chain(&genesis.origin, &ledger_id, genesis.chains), None))
-            .collect(),
+        anchors: anchors.map(|a| (a, a.chain(&genesis.origin, &ledger_id, genesis.chains), None)).collect(),
+        ..Prover::new(ledger_id, genesis, registry, demands.progress)
     };
     let since = match demands.since_anchor && tables.export().is_none() {
         true => Loader::new(tables, ledger_id, genesis, demands.anchors)?,
@@ -182,6 +168,32 @@ pub(crate) struct HeadClaim {
 }
 
 impl<'a> Prover<'a> {
+    /// Nothing was judged yet, and no anchors and derived tables are there to be compared.
+    fn new(
+        ledger_id: Hash,
+        genesis: &'a Genesis,
+        registry: Registry,
+        progress: Option<&'a Progress<'a>>,
+    ) -> Prover<'a> {
+        Prover {
+            ledger_id,
+            genesis,
+            registry,
+            key: None,
+            sums: Sums::default(),
+            listed: HashSet::new(),
+            claimed: HashMap::new(),
+            heads: Vec::new(),
+            adopted: Vec::new(),
+            anchors: Vec::new(),
+            progress,
+            judged: 0,
+            claimed_size: 0,
+            loose: None,
+            facts: Vec::new(),
+        }
+    }
+
     /// Marks what usable anchors cover. Returns why others say nothing.
     fn anchored(&self, reports: &mut [ChainReport]) -> Result<Vec<String>, Stop> {
         let mut unusable = Vec::new();

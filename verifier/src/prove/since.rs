@@ -299,15 +299,8 @@ impl<'a> Loader<'a> {
 
 /// The keys that entries of the registry give.
 fn keys(entries: &Histories) -> Result<Known, Stop> {
-    let mut rest = entries.values();
-    let first = rest.next().map(|read| Known::from_genesis(&read.row.header, &read.body));
-    let Some(Ok(mut known)) = first else { return suspect("the genesis in the key registry") };
-    for read in rest {
-        let admitted =
-            known.own(&read.row.header, &read.body).and_then(|own| known.admit(&read.row.header, &own)).is_ok();
-        check(admitted, "a change of keys")?;
-    }
-    Ok(known)
+    let entries = entries.values().map(|read| (&read.row.header, read.body.as_slice()));
+    Known::from_registry(entries).or_else(|_| suspect("the key registry before the anchor"))
 }
 
 /// Hands the event of an entry to `apply`; `false` too if it has none.

@@ -103,15 +103,21 @@ impl<K: Hash + Eq + Copy + Serialize + DeserializeOwned, V: Serialize + Deserial
         Ok(())
     }
 
+    /// Puts a value into memory, after room was made for it.
+    pub(crate) fn insert(&mut self, name: K, value: Box<V>) -> io::Result<()> {
+        for _ in 0..self.surplus(4) {
+            let Some(item) = self.pop() else { break };
+            self.store(&item)?;
+        }
+        self.put(name, value);
+        Ok(())
+    }
+
     /// A value, a new one where there is none of this name.
     pub(crate) fn get_or(&mut self, name: K, new: impl FnOnce() -> V) -> io::Result<&mut V> {
         if !self.hot.contains(&name) {
             let value = self.take_cold(name)?.unwrap_or_else(|| Box::new(new()));
-            for _ in 0..self.surplus(4) {
-                let Some(item) = self.pop() else { break };
-                self.store(&item)?;
-            }
-            self.put(name, value);
+            self.insert(name, value)?;
         }
         self.hot(&name).ok_or_else(|| io::Error::other("a value was lost"))
     }
