@@ -32,6 +32,8 @@ pub enum Content {
     },
     /// What finance signs, rebuilt from the order.
     Finance(Vec<u8>),
+    /// What the Kernel signs: the canonical manifest without its signature.
+    Manifest(Vec<u8>),
 }
 
 /// Where an entry lies, and the registry that its commit names.
@@ -84,7 +86,7 @@ impl SignedDocument {
         match &self.content {
             Content::Licence { ledger_id, .. } if ledger_id != place.ledger_id => Err(DocumentFault::Ledger),
             Content::Licence { ledger_id, digest } => Ok((key, licence::statement(ledger_id, digest))),
-            Content::Finance(statement) => Ok((key, statement.clone())),
+            Content::Finance(statement) | Content::Manifest(statement) => Ok((key, statement.clone())),
         }
     }
 

@@ -13,6 +13,7 @@ use crate::finance::FinanceSignature;
 use crate::json::Value;
 use crate::ledger::{AppendError, Ledger};
 use crate::licence::{Licence, SCOPE_DEFAULT, Terms};
+use crate::manifest::Manifest;
 use crate::reader::blocking;
 use crate::registry::Purpose;
 use crate::signer::SignerError;
@@ -106,6 +107,12 @@ impl Ledger {
             Action::Settle { ledger_proof_id, finance_signature: Some(finance), .. } => {
                 documents.checked = self.finance(case, ledger_proof_id, finance).await?;
             }
+            Action::ListSku { manifest: Some(text), .. } => {
+                if let Ok(manifest) = Manifest::parse(text) {
+                    self.refresh_registry().await?;
+                    documents.checked = self.tried(manifest.document()).await?;
+                }
+            }
             _ => {}
         }
         Ok((action, documents))
@@ -151,7 +158,11 @@ impl Ledger {
     ) -> Result<Option<(SignedDocument, bool)>, AppendError> {
         self.refresh_registry().await?;
         let Some((_, total)) = self.order_about(case).await? else { return Ok(None) };
-        let document = finance.document(case, ledger_proof_id, &total);
+        self.tried(finance.document(case, ledger_proof_id, &total)).await
+    }
+
+    /// A document with whether its signature verifies, if its key is known already.
+    async fn tried(&self, document: SignedDocument) -> Result<Option<(SignedDocument, bool)>, AppendError> {
         let (registry, ledger_id) = (self.registry(), self.id());
         let checking = tokio::task::spawn_blocking(move || {
             let place = DocumentPlace { ledger_id: &ledger_id, chain: 0, index: 0, registry_size: registry.size() };

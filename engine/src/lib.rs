@@ -3,7 +3,7 @@
 //! The **pure core** computes everything that can be argued about and touches no disk, clock or network:
 //! [`json`] and [`body`] (canonical bytes), [`header`] and [`hash`] (the entry hash), [`merkle`], [`commit`], [`note`]
 //! (signed tree heads), [`proof`] (one entry for a stranger), [`registry`] and [`genesis`] (keys by place in the history),
-//! [`stream`] (names and routing), [`domain`] (decide and apply), [`document`], [`licence`] and [`finance`] (what entries hold signed),
+//! [`stream`] (names and routing), [`domain`] (decide and apply), [`document`], [`licence`], [`manifest`] and [`finance`] (what entries hold signed),
 //! [`adoption`] (the legacy chain). Verifiers use it alone. The
 //! **engine** (feature `write`)
 //! wraps it with a clock, randomness, signers and a store. FORMAT.md gives every byte.
@@ -20,6 +20,7 @@ pub mod hash;
 pub mod header;
 pub mod json;
 pub mod licence;
+pub mod manifest;
 pub mod merkle;
 pub mod note;
 pub mod proof;

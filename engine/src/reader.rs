@@ -434,7 +434,9 @@ fn fold(store: &dyn Store, chain: u32) -> Result<(u64, Vec<Row>), StoreError> {
             }
             let event = occurrence(entry, &body, stream);
             match stream {
-                Stream::Sku(case) => Sku::apply(skus.entry(case).or_default(), &event).map_err(|e| corrupt(e.0))?,
+                Stream::Sku(case) => {
+                    Sku::apply(skus.entry(case).or_default(), &event).map_err(|e| corrupt(e.0))?;
+                }
                 Stream::Order(case) | Stream::Delivery(case, _) => {
                     let state = cases.entry(case).or_insert_with(|| Case::new(case));
                     state.apply(&event).map_err(|e| corrupt(e.0))?;

@@ -19,7 +19,10 @@ use crate::document::{DocumentFault, DocumentPlace, SignedDocument};
 use crate::documents::Documents;
 use crate::domain::case::{Case, Touched};
 use crate::domain::command::{Action, ExpectedRevision};
-use crate::domain::decide::{Refusal, RefusalCode, check_revision, decide_case, decide_create, decide_sku};
+use crate::domain::decide::{
+    Refusal, RefusalCode, check_manifest_needed, check_revision, check_vouched_for, decide_case, decide_create,
+    decide_sku,
+};
 use crate::domain::projection::{Row, case_row, idempotency_row, needs_idempotency_row, sku_row};
 use crate::domain::sku::Sku;
 use crate::domain::{Event, Illegal, Occurrence};
@@ -593,7 +596,7 @@ impl Writer {
                     last.jobs.extend(jobs);
                     last.outcomes.extend(outcomes);
                 }
-                None if self.confirm(&outcomes).is_ok() => {
+                None if self.check_refusals(&outcomes).and_then(|()| self.confirm(&outcomes)).is_ok() => {
                     jobs.into_iter().zip(outcomes).for_each(|(job, outcome)| answer(job, outcome));
                 }
                 None => return self.recover(jobs.into(), open),
@@ -773,6 +776,7 @@ impl Writer {
     fn commit_linked(&mut self, waiting: &VecDeque<Job>) -> Result<(usize, Vec<Outcome>), CommitError> {
         let (taken, outcomes, batch, now_us) = self.prepare(waiting)?;
         let Some(batch) = batch else {
+            self.check_refusals(&outcomes)?;
             self.confirm(&outcomes)?;
             return Ok((taken, outcomes));
         };
@@ -869,6 +873,19 @@ impl Writer {
         let work = Work::System(Box::new(event));
         let appended = self.execute(&work, &mut draft, 0, &[], &VecDeque::new())?;
         Ok((appended, self.finish_signed(draft)?))
+    }
+
+    /// A refusal without a commit rests on what this process remembers. Another one may have appended meanwhile what makes it wrong.
+    fn check_refusals(&self, outcomes: &[Outcome]) -> Result<(), StoreError> {
+        if !outcomes.iter().any(|o| matches!(o, Outcome::Failed(AppendError::Refused(_)))) {
+            return Ok(());
+        }
+        match self.shared.store.heads()?.into_iter().find(|head| head.chain == self.chain) {
+            Some(head) if (head.size(), head.hash) != (self.head.size(), self.head.hash) => {
+                Err(StoreError::HeadMoved(Box::new(head)))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// An answer that is given again must be durable too, and what was read need not be: a commit that waits for a standby
@@ -1021,6 +1038,10 @@ impl Writer {
             Purpose::Licence => {
                 Stop::Signer(SignerError { kid: kid.clone(), reason: format!("the licence does not count: {fault}") })
             }
+            Purpose::Kernel => Stop::Refused(Refusal::new(
+                RefusalCode::InvalidSignature,
+                format!("the manifest's signature by {kid} does not count: {fault}"),
+            )),
             _ => Stop::Refused(Refusal::new(
                 RefusalCode::LedgerProofInvalid,
                 format!("the finance proof signed by {kid} does not count: {fault}"),
@@ -1112,10 +1133,22 @@ impl Writer {
                     }
                 };
                 let Some(Cached { state: State::Case(case), .. }) = self.cases.get(&key) else { return Err(lost()) };
-                vec![decide_create(case, sku.as_ref(), &s.buyer_id, &s.action, s.expected)?]
+                let created = decide_create(case, sku.as_ref(), &s.buyer_id, &s.action, s.expected)?;
+                if let Some(sku) = &sku {
+                    let chain = CaseId::of_sku(sku_id).route(self.shared.genesis.chains);
+                    check_vouched_for(&self.registry(), sku, chain)?;
+                }
+                vec![created]
             }
             action => match self.cases.get(&key).map(|c| &c.state) {
-                Some(State::Sku(sku)) => vec![decide_sku(sku.as_ref(), action, s.expected)?],
+                Some(State::Sku(sku)) => {
+                    let decision = decide_sku(sku.as_ref(), action, s.expected)?;
+                    if matches!(action, Action::ListSku { manifest: None, .. }) {
+                        check_manifest_needed(&self.registry())?;
+                    }
+                    signed = decision.signed;
+                    decision.events
+                }
                 Some(State::Case(case)) => {
                     let decision = decide_case(case, action, s.expected)?;
                     signed = decision.signed;

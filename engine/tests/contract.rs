@@ -61,7 +61,7 @@ macro_rules! on_every_store {
     };
 }
 
-on_every_store! { an_order_goes_from_creation_to_download refusals_have_codes_and_leave_nothing one_hundred_retries_make_one_order many_callers_on_several_chains checkpoints_and_proofs_verify two_writers_share_a_ledger streams_of_many_chains retries_after_a_restart erased_documents_leave_the_store what_is_stored_is_confirmed_and_projections_are_made_again }
+on_every_store! { an_order_goes_from_creation_to_download refusals_have_codes_and_leave_nothing one_hundred_retries_make_one_order many_callers_on_several_chains checkpoints_and_proofs_verify two_writers_share_a_ledger a_refusal_does_not_rest_on_yesterday streams_of_many_chains retries_after_a_restart erased_documents_leave_the_store what_is_stored_is_confirmed_and_projections_are_made_again }
 
 async fn an_order_goes_from_creation_to_download(home: Home) {
     let ledger = home.create(1).await;
@@ -238,6 +238,23 @@ async fn two_writers_share_a_ledger(home: Home) {
 }
 
 /// Many at once, so that the writer asks for them together, between commands that are new.
+/// Of two processes, each remembers an order as it was before the other changed it.
+async fn a_refusal_does_not_rest_on_yesterday(home: Home) {
+    let first = home.create(1).await;
+    list_sku(&first, "s").await;
+    let second = home.open().await;
+    let order = create_order(&first, "k", "s").await;
+    for (n, pair) in life(&order).chunks(2).enumerate() {
+        let (ahead, behind) = if n % 2 == 0 { (&first, &second) } else { (&second, &first) };
+        let refused = code(behind, &pair[1]).await;
+        assert!(matches!(refused, "ILLEGAL_TRANSITION" | "DELIVERY_NOT_FOUND"), "{refused}: {}", pair[1]);
+        send(ahead, &pair[0]).await.unwrap();
+        assert_eq!(code(behind, &pair[1]).await, "accepted", "{}", pair[1]);
+    }
+    first.shutdown().await.unwrap();
+    second.shutdown().await.unwrap();
+}
+
 async fn retries_after_a_restart(home: Home) {
     let ledger = home.create(2).await;
     list_sku(&ledger, "s").await;

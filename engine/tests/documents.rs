@@ -12,10 +12,12 @@ use ledger_engine::domain::case::read_licence;
 use ledger_engine::domain::money::Money;
 use ledger_engine::finance;
 use ledger_engine::hash::to_hex;
+use ledger_engine::json::Object;
 use ledger_engine::keys::PrivateKey;
 use ledger_engine::ledger::{Enrolment, Ledger};
 use ledger_engine::licence::{Licence, Reason, judge};
 use ledger_engine::registry::{Action, Key, Purpose};
+use ledger_engine::retire::Retire;
 use ledger_engine::signer::{LocalSigner, Pending, Signer, SignerError};
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
 use ledger_engine::stream::{CaseId, Stream};
@@ -435,4 +437,93 @@ async fn a_key_that_another_process_enrolled_is_seen() {
     assert_eq!(action.event_type(), "key.enrolled");
     ledger.shutdown().await.unwrap();
     verified(dir.path(), &ledger);
+}
+
+/// A manifest of the SKU `s` with a price, signed by a key over what it says, or over something else.
+fn manifest(signer: &LocalSigner, title: &str, signed_title: &str) -> String {
+    let of = |title: &str| {
+        let artifact = Object::new()
+            .with("artifact_id", "a")
+            .with("artifact_url", "https://artifacts.example.org/a")
+            .with("sha256", "00".repeat(32));
+        Object::new()
+            .with("artifacts", vec![artifact.into()])
+            .with("author", Object::new().with("id", "author-1").with("name", "A. Author"))
+            .with("checksum", "none")
+            .with("id", "s")
+            .with("license", Object::new().with("type", "standard"))
+            .with("metadata", Object::new().with("tags", vec!["serif".into()]))
+            .with("title", title)
+            .with("version", "1")
+    };
+    let signature = to_hex(&signer.signature(&of(signed_title).to_canonical()));
+    let signature = Object::new()
+        .with("signature", signature)
+        .with("signer_kid", signer.key().kid.as_str())
+        .with("ts", "2026-11-25T10:00:00Z");
+    String::from_utf8(of(title).with("manifest_signature", signature).to_canonical()).unwrap()
+}
+
+fn list(manifest: Option<&str>) -> String {
+    let price = Object::new().with("amount", 1250).with("currency", "EUR").with("scale", 2);
+    let mut command = Object::new()
+        .with("command", "sku.list")
+        .with("actor", "service:catalog")
+        .with("sku_id", "s")
+        .with("title", "Font")
+        .with("price", price);
+    command.set_some("manifest", manifest);
+    String::from_utf8(command.to_canonical()).unwrap()
+}
+
+/// Whatever is refused leaves no entry, whoever asks again is answered as before, and the ledger is found good.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_kernel_does_not_vouch_for_is_neither_listed_nor_sold() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = create(dir.path(), 3).await;
+    let withdraw = r#"{"command":"sku.withdraw","actor":"service:catalog","sku_id":"s"}"#;
+    let (kernel, next) = (signer(Purpose::Kernel, 30), signer(Purpose::Kernel, 31));
+    let good = manifest(&kernel, "Font", "Font");
+    // Before the registry knows the Kernel, a SKU may do without; a signature by nobody counts for nothing.
+    assert_eq!(code(&ledger, &list(Some(&good))).await, "INVALID_SIGNATURE");
+    send(&ledger, &list(None)).await.unwrap();
+    create_order(&ledger, "before", "s").await;
+    enrol(&ledger, Purpose::Kernel, 30).await.unwrap();
+    assert_eq!(code(&ledger, &create_line("bare", "s")).await, "INVALID_MANIFEST");
+    assert_eq!(code(&ledger, &create_line("before", "s")).await, "repeated");
+    send(&ledger, withdraw).await.unwrap();
+    let entries = ledger.sizes().await.unwrap();
+    for (manifest, expected) in [
+        (None, "INVALID_MANIFEST"),
+        (Some("{}".to_owned()), "INVALID_MANIFEST"),
+        (Some(good.replace("\"id\":\"s\"", "\"id\":\"t\"")), "MANIFEST_MISMATCH"),
+        (Some(manifest(&kernel, "Another", "Another")), "MANIFEST_MISMATCH"),
+        (Some(manifest(&kernel, "Font", "Another")), "INVALID_SIGNATURE"),
+        (Some(manifest(&next, "Font", "Font")), "INVALID_SIGNATURE"),
+        (Some(manifest(&signer(Purpose::Commit, 2), "Font", "Font")), "INVALID_SIGNATURE"),
+    ] {
+        assert_eq!(code(&ledger, &list(manifest.as_deref())).await, expected, "{manifest:?}");
+    }
+    assert_eq!(ledger.sizes().await.unwrap(), entries);
+    send(&ledger, &list(Some(&good))).await.unwrap();
+    assert_eq!(code(&ledger, &list(Some(&good))).await, "ILLEGAL_TRANSITION");
+    create_order(&ledger, "vouched", "s").await;
+    // Its key was in other hands by then: nothing that it listed is sold until another key vouches for it.
+    let since: Vec<u64> = ledger.sizes().await.unwrap().iter().map(|size| size - 1).collect();
+    let listed = ledger.read_stream(Stream::Sku(CaseId::of_sku("s"))).await.unwrap().pop().unwrap();
+    assert!(listed.header.index >= since[listed.header.chain as usize]);
+    let (kid, reason) = (kernel.key().kid.clone(), "stolen".to_owned());
+    let revoke = Retire::Revoke { kid, reason, compromised_since: Some(since) };
+    ledger.retire(revoke, support::authorise(None)).await.unwrap();
+    assert_eq!(code(&ledger, &create_line("stolen", "s")).await, "INVALID_MANIFEST");
+    send(&ledger, withdraw).await.unwrap();
+    assert_eq!(code(&ledger, &list(Some(&good))).await, "INVALID_SIGNATURE");
+    enrol(&ledger, Purpose::Kernel, 31).await.unwrap();
+    send(&ledger, &list(Some(&manifest(&next, "Font", "Font")))).await.unwrap();
+    create_order(&ledger, "vouched again", "s").await;
+    assert!(ledger.check_projections().await.unwrap().is_empty(), "the read model is what the entries give");
+    ledger.shutdown().await.unwrap();
+    // Nothing is wrong with it, but for what rests on a stolen key.
+    let report = audit_verify::verify_path(dir.path(), Some(ledger.id()));
+    assert_eq!((report.exit(), report.findings().len()), (2, 0), "{}", report.to_text());
 }

@@ -10,6 +10,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use audit_verify::legacy::{File, Signers as LegacySigners, verify_legacy};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use ledger_engine::adoption::{AdoptedRegistry, Adoption, EVENT_TYPE, Previous};
 use ledger_engine::body::Body;
 use ledger_engine::commit::{ALG_ED25519, Statement};
@@ -20,7 +22,7 @@ use ledger_engine::finance::{self, FinanceSignature};
 use ledger_engine::genesis::Genesis;
 use ledger_engine::hash::{EventId, Hash, body_hash, entry_hash, sha256, to_hex};
 use ledger_engine::header::Header;
-use ledger_engine::json::Object;
+use ledger_engine::json::{self as ledger_json, Object};
 use ledger_engine::keys::PrivateKey;
 use ledger_engine::ledger::Ledger;
 use ledger_engine::licence::{self, Licence, Terms};
@@ -30,7 +32,7 @@ use ledger_engine::public_key::Algorithm;
 use ledger_engine::registry::{Action, Key, Purpose, govern_payload, govern_statement};
 use ledger_engine::signer::LocalSigner;
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
-use ledger_engine::stream::{CaseId, EXPORTS_STREAM, LEGACY_STREAM};
+use ledger_engine::stream::{CaseId, EXPORTS_STREAM, LEGACY_STREAM, Stream};
 use ledger_engine::succession::{Succession, TreeHead};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
@@ -593,6 +595,7 @@ fn changes_of_keys() -> Vec<Change> {
 /// Seeds of keys that sign documents.
 const LICENCE_SEED: u8 = 20;
 const FINANCE_SEED: u8 = 21;
+const KERNEL_SEED: u8 = 23;
 /// The order that was paid and not settled.
 const ORDER_PAID: &str = "aacdbefdc63bd18f5e60d6bfc2c17739";
 /// The id under which finance knows the payment.
@@ -716,9 +719,65 @@ impl Registrar<'_> {
     }
 }
 
-/// Licences and signatures of finance.
+/// The id of a SKU that is listed with a manifest.
+const SKU: &str = "sku-7";
+
+/// What the Kernel signs of that SKU.
+fn manifest() -> Object {
+    let artifact = Object::new()
+        .with("artifact_id", "font-files")
+        .with("artifact_url", "https://artifacts.example.org/font-files.zip")
+        .with("sha256", "5e".repeat(32));
+    let tags: Vec<ledger_json::Value> = vec!["serif".into(), "größe".into()];
+    let price = Money { amount: 990, currency: "EUR".into(), scale: 2 };
+    Object::new()
+        .with("artifacts", vec![artifact.into()])
+        .with("author", Object::new().with("id", "author-7").with("name", "A. Author"))
+        .with("checksum", "crc32:00000000")
+        .with("id", SKU)
+        .with("license", Object::new().with("terms", "https://example.org/terms").with("type", "standard"))
+        .with("metadata", Object::new().with("price", price.to_value()).with("tags", tags).with("weight", 400))
+        .with("title", "A font with a manifest")
+        .with("version", "1.2.0")
+}
+
+impl Registrar<'_> {
+    /// Lists the SKU with a manifest, signed over `statement`; and what follows from it in the read model, if it is allowed.
+    fn list(&self, kid: &str, signature: String, manifest: Object, allowed: bool) {
+        let signature =
+            Object::new().with("signature", signature).with("signer_kid", kid).with("ts", "2026-11-25T10:00:00Z");
+        let manifest = String::from_utf8(manifest.with("manifest_signature", signature).to_canonical()).unwrap();
+        // As somebody else would lay it out.
+        let text = manifest.replace("\",\"", "\",\n \"");
+        let price = Money { amount: 990, currency: "EUR".into(), scale: 2 };
+        let payload = Object::new()
+            .with("sku_id", SKU)
+            .with("title", "A font with a manifest")
+            .with("price", price.to_value())
+            .with("author_id", "author-7")
+            .with("manifest", document(&text));
+        let stream = Stream::Sku(CaseId::of_sku(SKU)).to_string();
+        self.append(&stream, "sku.listed", "service:catalog", payload, 2);
+        if allowed {
+            let insert = "INSERT INTO skus SELECT 0, max(idx), ?1, 'listed', 'A font with a manifest', 990, 'EUR', 2, 'author-7', '1.2.0', ?2, ?3, \
+                 max(idx), 1 FROM entries";
+            let digest = sha256(&[text.as_bytes()]).to_hex();
+            self.db.execute(insert, params![SKU, "serif\ngröße", digest]).unwrap();
+        }
+    }
+
+    /// The same, signed by an Ed25519 key over what is given.
+    fn list_signed(&self, (purpose, seed): (Purpose, u8), signed: &Object, listed: Object, allowed: bool) {
+        let signer = key(purpose, seed);
+        let signature = to_hex(&signer.signature(&signed.to_canonical()));
+        self.list(&signer.key().kid, signature, listed, allowed);
+    }
+}
+
+/// Licences, signatures of finance, manifests.
 fn documents() -> Vec<Change> {
-    use Purpose::{Commit, Export, Finance, Licence};
+    use Purpose::{Commit, Export, Finance, Kernel, Licence};
+    const KERNEL: (Purpose, u8) = (Kernel, KERNEL_SEED);
     const OURS: (Purpose, u8) = (Licence, LICENCE_SEED);
     let (invalid, illegal): (&[&str], &[&str]) = (&["document_signature_invalid"], &["illegal_transition"]);
     fn same<T>(value: T) -> T {
@@ -791,6 +850,48 @@ fn documents() -> Vec<Change> {
         }),
         ("broken/licence_not_canonical", "a licence with white space", 1, illegal, |r| {
             r.license_refused(same, |text| text.replace("{\"buyer_id\"", "{ \"buyer_id\""));
+        }),
+        ("valid/manifest_ed25519", "a SKU with a manifest, and the Kernel's key revoked afterwards", 0, &[], |r| {
+            r.enrol(Kernel, KERNEL_SEED, 2);
+            r.list_signed(KERNEL, &manifest(), manifest(), true);
+            r.revoke(Kernel, KERNEL_SEED, None, 2);
+        }),
+        ("valid/manifest_rsa", "a manifest signed with RSA, in base64", 0, &[], |r| {
+            r.enrol_rsa(Kernel, |statement| rsa().sign(statement).unwrap());
+            let signature = rsa().sign(&manifest().to_canonical()).unwrap();
+            r.list(&rsa_key(Kernel).kid, STANDARD.encode(signature), manifest(), true);
+        }),
+        ("broken/manifest_changed", "the manifest is not what was signed", 1, invalid, |r| {
+            r.enrol(Kernel, KERNEL_SEED, 2);
+            r.list_signed(KERNEL, &manifest(), manifest().with("checksum", "crc32:1"), true);
+        }),
+        ("broken/manifest_kid_unknown", "the Kernel's key was never enrolled", 1, &["kid_unknown"], |r| {
+            r.list_signed(KERNEL, &manifest(), manifest(), true);
+        }),
+        ("broken/manifest_kid_wrong_purpose", "finance signs for the Kernel", 1, &["kid_wrong_purpose"], |r| {
+            r.enrol(Finance, FINANCE_SEED, 2);
+            r.list_signed((Finance, FINANCE_SEED), &manifest(), manifest(), true);
+        }),
+        ("broken/manifest_by_revoked_key", "signed after the Kernel's key was revoked", 1, &["kid_not_valid"], |r| {
+            r.enrol(Kernel, KERNEL_SEED, 2);
+            r.revoke(Kernel, KERNEL_SEED, None, 2);
+            r.list_signed(KERNEL, &manifest(), manifest(), true);
+        }),
+        ("broken/manifest_of_another_sku", "a manifest that was signed for another SKU", 1, illegal, |r| {
+            r.enrol(Kernel, KERNEL_SEED, 2);
+            let other = manifest().with("id", "sku-8");
+            r.list_signed(KERNEL, &other.clone(), other, false);
+        }),
+        ("broken/manifest_of_another_price", "a manifest that names another price", 1, illegal, |r| {
+            r.enrol(Kernel, KERNEL_SEED, 2);
+            let price = Money { amount: 1, currency: "EUR".into(), scale: 2 };
+            let other = manifest().with("metadata", Object::new().with("price", price.to_value()));
+            r.list_signed(KERNEL, &other.clone(), other, false);
+        }),
+        ("broken/manifest_without_artifacts", "a manifest that names no artifact", 1, illegal, |r| {
+            r.enrol(Kernel, KERNEL_SEED, 2);
+            let other = manifest().with("artifacts", Vec::<ledger_json::Value>::new());
+            r.list_signed(KERNEL, &other.clone(), other, false);
         }),
         ("broken/finance_over_another_amount", "finance signed one cent more", 1, invalid, |r| {
             r.enrol(Finance, FINANCE_SEED, 2);
@@ -1124,12 +1225,14 @@ async fn vectors_are_what_the_engine_makes_and_both_verifiers_agree() {
     // The history of the order alone shows what is wrong with its documents.
     let of_documents = |path: &&PathBuf| {
         let name = path.file_name().unwrap().to_string_lossy();
-        name.starts_with("licence_") || name.starts_with("finance_")
+        ["licence_", "finance_", "manifest_"].iter().any(|kind| name.starts_with(kind))
     };
     for path in files.iter().filter(of_documents) {
         let dump = audit_verify::Dump::read(path).unwrap();
         let demands = audit_verify::Demands { trust: dump.trust, ..Default::default() };
-        let report = audit_verify::verify_stream(path, ORDER_PAID, demands);
+        let sku = Stream::Sku(CaseId::of_sku(SKU)).to_string();
+        let of_sku = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("manifest_"));
+        let report = audit_verify::verify_stream(path, if of_sku { &sku } else { ORDER_PAID }, demands);
         if Some((report.exit(), report.codes())) != dump.expect {
             wrong.push(format!("{}: of the order alone {}", path.display(), report.to_text()));
         }

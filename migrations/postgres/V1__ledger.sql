@@ -189,6 +189,11 @@ CREATE TABLE ledger.skus (
     amount bigint NOT NULL,
     currency text COLLATE "C" NOT NULL,
     scale bigint NOT NULL,
+    author_id text COLLATE "C",
+    version text COLLATE "C",
+    tags text COLLATE "C",
+    manifest_sha256 text COLLATE "C",
+    listed_index bigint NOT NULL,
     revision bigint NOT NULL,
     PRIMARY KEY (chain, idx)
 ) WITH (fillfactor = 75);

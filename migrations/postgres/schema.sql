@@ -212,6 +212,11 @@ CREATE TABLE ledger.skus (
     amount bigint NOT NULL,
     currency text NOT NULL COLLATE pg_catalog."C",
     scale bigint NOT NULL,
+    author_id text COLLATE pg_catalog."C",
+    version text COLLATE pg_catalog."C",
+    tags text COLLATE pg_catalog."C",
+    manifest_sha256 text COLLATE pg_catalog."C",
+    listed_index bigint NOT NULL,
     revision bigint NOT NULL
 )
 WITH (fillfactor='75');

@@ -159,15 +159,20 @@ CREATE TABLE delivery_proofs (
 ) STRICT;
 
 CREATE TABLE skus (
-    chain    INTEGER NOT NULL,
-    idx      INTEGER NOT NULL,
-    sku_id   TEXT    NOT NULL,
-    status   TEXT    NOT NULL,
-    title    TEXT    NOT NULL,
-    amount   INTEGER NOT NULL,
-    currency TEXT    NOT NULL,
-    scale    INTEGER NOT NULL,
-    revision INTEGER NOT NULL,
+    chain           INTEGER NOT NULL,
+    idx             INTEGER NOT NULL,
+    sku_id          TEXT    NOT NULL,
+    status          TEXT    NOT NULL,
+    title           TEXT    NOT NULL,
+    amount          INTEGER NOT NULL,
+    currency        TEXT    NOT NULL,
+    scale           INTEGER NOT NULL,
+    author_id       TEXT,
+    version         TEXT,
+    tags            TEXT,
+    manifest_sha256 TEXT,
+    listed_index    INTEGER NOT NULL,
+    revision        INTEGER NOT NULL,
     PRIMARY KEY (chain, idx)
 ) STRICT;
 

@@ -30,7 +30,7 @@ COLUMNS = {table.split()[0]: {c.rstrip("+*#"): c[len(c.rstrip("+*#")):] for c in
         proof_id+ proof_index downloads revision updated_at_us;
     licences chain idx license_id+ order_id+ sku_id+ buyer+;
     delivery_proofs chain idx proof_id+ order_id+ delivery_id+;
-    skus chain idx sku_id+ status+ title+ amount currency+ scale revision;
+    skus chain idx sku_id+ status+ title+ amount currency+ scale author_id+ version+ tags+ manifest_sha256+ listed_index revision;
     idempotency chain key* idx""".split(";")}
 PROJECTIONS = ("orders", "deliveries", "licences", "delivery_proofs", "skus", "idempotency")
 DERIVED = {"chain_heads": "chain_head_mismatch", "stream_heads": "stream_head_mismatch", "tiles": "tile_mismatch",
@@ -42,7 +42,7 @@ UNPLACED = {"entries": "entry_undecodable", "private_documents": "private_unexpe
 # Section 9: event | payload (? may be absent; type text if none is named) | statuses of the order and |
 # of the current delivery in which it is allowed | status reached. Empty: no condition, no change of status.
 EVENTS = {row.split("|")[0].strip(): row.split("|")[1:] for row in """
-    sku.listed|sku_id title price:M author_id?|||listed
+    sku.listed|sku_id title price:M author_id? manifest?:manifest|||listed
     sku.withdrawn|sku_id reason?|||withdrawn
     order.created|order_id sku_id sku_revision:int buyer total:M delivery_mode:mode print|||pending
     payment.captured|provider payment_id total:M|pending payment_failed||paid
@@ -163,14 +163,15 @@ def signed_by(alg, public_hex, signature, message):
             pass
     return False
 
-def canonical(text, most):
-    """The value of at most so many canonical bytes as section 2.1 takes them, else None. Parsing takes names in JCS order only,
-    and keeps it, so printing the value gives the same bytes exactly if they were canonical."""
+def parsed(text, most):
+    """The value of at most so many bytes in any layout that section 2.1 takes, else None. Its names are in JCS order, so that
+    printing it gives its canonical form."""
     def refuse(what): raise ValueError(what)
     def members(pairs):
-        names = [name.encode("utf-16-be") for name, _ in pairs]
-        return dict(pairs) if names == sorted(set(names)) else refuse("names")
-    def integer(text): return int(text) if len(text) <= 17 and abs(int(text)) <= SAFE else refuse("number")
+        names = {name.encode("utf-16-be"): name for name, _ in pairs}
+        return {names[n]: dict(pairs)[names[n]] for n in sorted(names)} if len(names) == len(pairs) else refuse("names")
+    def integer(text):
+        return int(text) if text != "-0" and len(text) <= 17 and abs(int(text)) <= SAFE else refuse("number")
     def plain(value, depth):
         if type(value) not in (dict, list): return type(value) is not str or "\0" not in value
         inside = [*value, *value.values()] if type(value) is dict else value
@@ -178,9 +179,14 @@ def canonical(text, most):
     try:
         value = json.loads(text.decode(), object_pairs_hook=members, parse_int=integer, parse_float=refuse,
                            parse_constant=refuse)
-        return value if len(text) <= most and jcs(value) == text and plain(value, 1) else None
+        return value if len(text) <= most and jcs(value) and plain(value, 1) else None
     except (ValueError, RecursionError):
         return None
+
+def canonical(text, most):
+    """The value of bytes in the one form of section 2.1, else None."""
+    value = parsed(text, most)
+    return value if value is not None and jcs(value) == text else None
 
 def parse_body(body):
     value = canonical(body, 65536)
@@ -191,6 +197,23 @@ def parse_licence(text):  # section 15
     form = "license_id order_id:hex32 sku_id:text1 buyer_id:text1 scope:scope issued_at:time ledger_id:hex64 signer_kid:kid"
     fits = shaped(licence, form + " signature:hex128") and licence["license_id"] == "license-" + licence["order_id"]
     return licence if fits else None
+
+def signature_bytes(text):
+    """A signature in hex, or else in base64 of either alphabet, with its padding or less of it (section 18)."""
+    if type(text) is not str or not text.isascii() or len(text) > 2048: return None
+    plain = text.translate(str.maketrans("-_", "+/"))
+    digits = plain.rstrip("=")
+    found = [bytes.fromhex(text)] if re.fullmatch("(?:[0-9a-fA-F]{2})*", text) else []
+    if re.fullmatch("[A-Za-z0-9+/]*", digits) and len(digits) % 4 != 1 and len(plain) - len(digits) <= -len(digits) % 4:
+        raw = base64.b64decode(digits + "=" * (-len(digits) % 4))
+        found += [raw] if base64.b64encode(raw).decode().rstrip("=") == digits else []
+    return next((s for s in found if len(s) == 64 or 256 <= len(s) <= 1024), None)
+
+def parse_manifest(text):
+    """Section 18: a manifest that has what it needs, with its `manifest_signature` apart, else None."""
+    m = parsed(text.encode(errors="surrogatepass"), 65536)
+    form = "id:text1 title:text1 version:text1 checksum:text1 author:author license:license artifacts:artifacts"
+    return m if has(m, form + " metadata?:metadata manifest_signature:manifest_signature") else None
 
 def microseconds(text):  # RFC 3339 in the one form of section 15
     if type(text) is not str or not re.fullmatch("[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}[.][0-9]{6}Z", text): return None
@@ -209,6 +232,10 @@ def shaped(value, form):
     types, required = members_of(form)
     return (type(value) is dict and required <= value.keys() <= types.keys()
             and all(types[name](v) for name, v in value.items()))
+
+def has(value, form):
+    """The same, whatever else it has."""
+    return type(value) is dict and shaped({n: v for n, v in value.items() if n in members_of(form)[0]}, form)
 
 def matches(pattern): return lambda v: type(v) is str and re.fullmatch(pattern, v) is not None
 
@@ -230,6 +257,16 @@ TYPES = {
                           and v["alg"] == ("ed25519" if len(v["signature"]) == 128 else "rsa-sha256")),
     "time": lambda v: microseconds(v) is not None, "scope": lambda v: shaped(v, "type:text1 expires_at?:time"),
     "licence": lambda v: TYPES["doc"](v) and parse_licence(v["text"]) is not None,
+    "manifest": lambda v: TYPES["doc"](v) and parse_manifest(v["text"]) is not None,
+    "author": lambda v: has(v, "id:text1 name:text1"), "license": lambda v: has(v, "type:text1"),
+    "artifact": lambda v: has(v, "artifact_id:text1 artifact_url:text1 sha256:hex64"),
+    "artifacts": lambda v: (type(v) is list and 1 <= len(v) <= 64 and all(map(TYPES["artifact"], v))
+                            and len({a["artifact_id"] for a in v}) == len(v)),
+    "tag": lambda v: type(v) is str and 1 <= len(v.encode()) <= 64 and not any(ord(c) < 32 or ord(c) == 127 for c in v),
+    "tags": lambda v: type(v) is list and len(v) <= 32 and all(map(TYPES["tag"], v)),
+    "metadata": lambda v: has(v, "tags?:tags price?:M"),
+    "manifest_signature": lambda v: (has(v, "signer_kid:kid signature:str ts:text1")
+                                     and signature_bytes(v["signature"]) is not None),
     "from1": lambda v: type(v) is int and v > 0, "index": lambda v: type(v) is int and v >= 0,
     "text1": lambda v: v != "" and TYPES["text"](v), "code": matches("[a-z][a-z0-9_]{0,63}"),
     "row": lambda v: shaped(v, "id?:text1 time_us?:int"), "previous": lambda v: shaped(v, "index:index root:hex64"),

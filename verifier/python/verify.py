@@ -176,7 +176,16 @@ class Verifier:
                 or sku_stream(p["sku_id"]) != row.stream or (sku["status"] == "listed") != (event == "sku.withdrawn")):
             return False
         if event == "sku.listed":
-            sku, self.prices[row.stream, row.revision] = {**sku, **p, **p["price"]}, p["price"]
+            m = parse_manifest(p["manifest"]["text"]) if "manifest" in p else {}
+            metadata = m.get("metadata", {})
+            if m and ((m["id"], m["title"], m["author"]["id"]) != (p["sku_id"], p["title"], p.get("author_id"))
+                      or metadata.get("price", p["price"]) != p["price"]):
+                return False
+            sku, self.prices[row.stream, row.revision] = {
+                "idx": sku["idx"], **p, **p["price"], "listed_index": row.idx, "version": m.get("version"),
+                "tags": "\n".join(metadata.get("tags", [])) or None, "manifest_sha256": m and p["manifest"]["sha256"] or None,
+            }, p["price"]
+            row.signed = self.manifest(m) if m else None
         skus[row.stream] = {**sku, "status": EVENTS[event][3], "revision": row.revision}
         return True
 
@@ -249,6 +258,11 @@ class Verifier:
         statement = {"amount": order["amount"], "currency": order["currency"], "ledger_proof_id": p["ledger_proof_id"],
                      "order_id": name, "scale": order["scale"], "type": "finance-proof/v1"}
         return "finance", f["alg"], f["kid"], bytes.fromhex(f["signature"]), jcs(statement)
+
+    def manifest(self, m):  # the same of a manifest (section 18)
+        s = m.pop("manifest_signature")
+        signature = signature_bytes(s["signature"])
+        return "kernel", "ed25519" if len(signature) == 64 else "rsa-sha256", s["signer_kid"], signature, jcs(m)
 
     def document(self, c, e):  # step 4.7
         purpose, alg, kid, signature, message = e.signed

@@ -315,7 +315,7 @@ impl Reader<'_> {
         let event = Occurrence::of(&row.header, stream, &body);
         let state = chain.sku_states.entry(row.header.stream.clone()).or_default();
         match Sku::apply(state, &event) {
-            Ok(()) => {
+            Ok(_) => {
                 if let Some(sku) = state.as_ref().filter(|s| s.listed) {
                     self.prices.insert((row.header.stream.clone(), row.header.revision), sku.price.clone());
                 }

@@ -7,6 +7,7 @@ use ledger_engine::body::{Body, BodyError};
 use ledger_engine::document::SignedDocument;
 use ledger_engine::domain::case::Case;
 use ledger_engine::domain::projection::needs_idempotency_row;
+use ledger_engine::domain::sku::manifest_of;
 use ledger_engine::domain::{Illegal, Occurrence};
 use ledger_engine::export::record::ExportEvent;
 use ledger_engine::genesis::Genesis;
@@ -253,7 +254,14 @@ impl Context<'_> {
         match stream {
             Stream::Sku(_) => match chain.sku_refused.get(&h.index) {
                 Some(why) => Err(Illegal(why.clone())),
-                None => Ok(()),
+                None => {
+                    // A listing that was folded: its manifest can be read.
+                    let manifest = manifest_of(&body.payload).filter(|_| !chain.tainted && !unit.tainted);
+                    if let Some(manifest) = manifest {
+                        self.trouble.or_default(folded.documents.push(h.index, manifest.document()));
+                    }
+                    Ok(())
+                }
             },
             Stream::Order(id) | Stream::Delivery(id, _) => {
                 if event.event_type == "order.created" {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use ledger_engine::domain::case::read_licence;
+use ledger_engine::domain::sku::{fits_listing, manifest_of};
 use ledger_engine::finance::FinanceSignature;
 use ledger_engine::hash::{Hash, sha256};
 use ledger_engine::json::{self, Value};
@@ -143,6 +144,8 @@ fn judge(name: &str, proof: &Proof, licence: Option<&[u8]>, demands: &Demands<'_
 enum Signed {
     Licence(Licence),
     Finance(FinanceSignature),
+    /// By whom.
+    Manifest(String),
 }
 
 impl Signed {
@@ -150,6 +153,7 @@ impl Signed {
         match self {
             Signed::Licence(licence) => &licence.terms.signer_kid,
             Signed::Finance(finance) => &finance.kid,
+            Signed::Manifest(kid) => kid,
         }
     }
 }
@@ -158,7 +162,26 @@ impl Signed {
 fn document(proof: &Proof, known: &Known, own: &Own, part: &mut Part, out: &mut Collector) -> Option<Signed> {
     let (header, payload) = (&proof.entry.header, &own.body.payload);
     let (chain, index, registry_size) = (header.chain, header.index, proof.commit.registry_size);
-    let Stream::Order(case) = own.stream else { return None };
+    let case = match own.stream {
+        Stream::Order(case) => case,
+        Stream::Sku(_) if header.event_type == "sku.listed" => {
+            let value = payload.value("manifest")?;
+            let manifest = manifest_of(payload).filter(|m| fits_listing(m, payload));
+            let judged = match &manifest {
+                Some(manifest) => known.document(&manifest.document(), chain, index, registry_size),
+                None => fault(
+                    Code::IllegalTransition,
+                    "the manifest is malformed, or of another SKU, title, author or price",
+                ),
+            };
+            out.take(judged, chain, place(&proof.entry))?;
+            let (manifest, sha256) = (manifest?, value.as_object()?.value("sha256").and_then(Value::as_str)?);
+            let kid = manifest.signature.kid;
+            part.checked.push(format!("the manifest of the SKU, SHA-256 {sha256}, signed by {kid} for the Kernel"));
+            return Some(Signed::Manifest(kid));
+        }
+        _ => return None,
+    };
     match header.event_type.as_str() {
         "license.issued" => {
             let value = payload.value("license")?;

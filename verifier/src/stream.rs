@@ -293,7 +293,8 @@ impl<'a> Run<'a> {
                     claims.extend(applied.price_claim);
                     documents.extend(applied.signed.map(|signed| (event.index, signed)));
                 }),
-                Subject::Sku(_) => Sku::apply(&mut sku, event),
+                Subject::Sku(_) => Sku::apply(&mut sku, event)
+                    .map(|signed| documents.extend(signed.map(|signed| (event.index, signed)))),
             });
             // A body or a stream that cannot be read is a finding of the entry itself.
             if let Some(Err(e)) = applied {
@@ -314,7 +315,7 @@ impl<'a> Run<'a> {
         let streams = [stream.clone()];
         for read in self.entries(chain, &streams) {
             let applied = occurrence(read, |event| Sku::apply(&mut state, event));
-            if read.row.header.revision == claim.revision && matches!(applied, Some(Ok(()))) {
+            if read.row.header.revision == claim.revision && matches!(applied, Some(Ok(_))) {
                 listed = state.as_ref().filter(|s| s.listed).map(|s| s.price.clone());
             }
         }

@@ -203,16 +203,16 @@ pub fn document(text: &str) -> Value {
     Object::new().with("sha256", sha256).with("text", text).into()
 }
 
-fn read_document(value: &Value) -> Option<()> {
-    let object = value.as_object()?;
-    let text = object.value("text")?.as_str()?;
-    (*value == document(text)).then_some(())
+/// Digest and text of a document as [`document`] makes it.
+pub(super) fn read_document(value: &Value) -> Option<(&str, &str)> {
+    let member = |name| value.as_object()?.value(name)?.as_str();
+    let (sha256, text) = (member("sha256")?, member("text")?);
+    (*value == document(text)).then_some((sha256, text))
 }
 
 /// The licence of a `license.issued` entry, if it holds a signed one.
 pub fn read_licence(value: &Value) -> Option<Licence> {
-    read_document(value)?;
-    Licence::parse_canonical(value.as_object()?.value("text")?.as_str()?)
+    Licence::parse_canonical(read_document(value)?.1)
 }
 
 fn read_mode(value: &Value) -> Option<String> {

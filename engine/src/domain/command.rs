@@ -53,6 +53,7 @@ pub enum Action {
         title: String,
         price: Money,
         author_id: Option<String>,
+        manifest: Option<String>,
     },
     WithdrawSku {
         sku_id: String,
@@ -296,6 +297,7 @@ fn read_action(name: &str, f: &mut Fields<'_>) -> Option<(&'static str, Action)>
                 title: f.required("title", text1),
                 price: f.required("price", Money::read),
                 author_id: f.optional("author_id", text1),
+                manifest: f.optional("manifest", string),
             },
         ),
         "sku.withdraw" => (

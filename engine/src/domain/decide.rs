@@ -7,6 +7,8 @@ use super::{Event, Illegal, Occurrence};
 use crate::document::SignedDocument;
 use crate::finance::FinanceSignature;
 use crate::json::{Object, Value};
+use crate::manifest::{Manifest, ManifestError};
+use crate::registry::{Purpose, Registry};
 use crate::stream::{CaseId, Stream};
 
 /// Why a command is refused. Nothing was written; the same command may succeed later.
@@ -36,6 +38,9 @@ pub enum RefusalCode {
     BodyTooLarge,
     LedgerProofInvalid,
     KeyRefused,
+    InvalidManifest,
+    InvalidSignature,
+    ManifestMismatch,
 }
 
 impl RefusalCode {
@@ -54,6 +59,9 @@ impl RefusalCode {
             RefusalCode::BodyTooLarge => "BODY_TOO_LARGE",
             RefusalCode::LedgerProofInvalid => "LEDGER_PROOF_INVALID",
             RefusalCode::KeyRefused => "KEY_REFUSED",
+            RefusalCode::InvalidManifest => "INVALID_MANIFEST",
+            RefusalCode::InvalidSignature => "INVALID_SIGNATURE",
+            RefusalCode::ManifestMismatch => "MANIFEST_MISMATCH",
         }
     }
 }
@@ -80,13 +88,37 @@ pub(crate) fn check_revision(expected: ExpectedRevision, stream: Stream, revisio
     Err(Refusal::new(RefusalCode::RevisionConflict, message))
 }
 
+/// A manifest's text, read; it must say of the SKU what the command says.
+fn listed_manifest(text: &str, action: &Action) -> Result<Manifest, Refusal> {
+    let invalid = |e: ManifestError| Refusal::new(RefusalCode::InvalidManifest, format!("the manifest is none: {e}"));
+    let manifest = Manifest::parse(text).map_err(invalid)?;
+    let Action::ListSku { sku_id, title, price, author_id, .. } = action else { return Ok(manifest) };
+    let differs = [
+        ("id", manifest.id != *sku_id),
+        ("title", manifest.title != *title),
+        ("author/id", author_id.as_ref().is_some_and(|author| manifest.author.id != *author)),
+        ("metadata/price", manifest.price.as_ref().is_some_and(|p| p != price)),
+    ];
+    match differs.into_iter().find(|(_, differs)| *differs) {
+        Some((member, _)) => {
+            let message = format!("the manifest's {member} is not what is to be listed");
+            Err(Refusal::new(RefusalCode::ManifestMismatch, message))
+        }
+        None => Ok(manifest),
+    }
+}
+
 /// Decides a command about a SKU.
-pub fn decide_sku(sku: Option<&Sku>, action: &Action, expected: ExpectedRevision) -> Result<Event, Refusal> {
+pub fn decide_sku(sku: Option<&Sku>, action: &Action, expected: ExpectedRevision) -> Result<Decision, Refusal> {
     let (event_type, payload, sku_id) = match action {
-        Action::ListSku { sku_id, title, price, author_id } => {
+        Action::ListSku { sku_id, title, price, author_id, manifest } => {
             let mut payload = Object::new().with("sku_id", sku_id.as_str()).with("title", title.as_str());
             payload.set("price", price.to_value());
             payload.set_some("author_id", author_id.as_deref());
+            if let Some(text) = manifest {
+                payload.set("author_id", listed_manifest(text, action)?.author.id);
+                payload.set("manifest", document(text));
+            }
             ("sku.listed", payload, sku_id)
         }
         Action::WithdrawSku { sku_id, reason } => {
@@ -103,8 +135,43 @@ pub fn decide_sku(sku: Option<&Sku>, action: &Action, expected: ExpectedRevision
     let revision = sku.map_or(0, |s| s.revision);
     check_revision(expected, stream, revision)?;
     let event = Event { stream, event_type, payload };
-    Sku::apply(&mut sku.cloned(), &trial(&event, revision + 1))?;
-    Ok(event)
+    let signed = Sku::apply(&mut sku.cloned(), &trial(&event, revision + 1))?;
+    Ok(Decision { events: vec![event], signed })
+}
+
+fn knows_the_kernel(registry: &Registry) -> bool {
+    registry.records().iter().any(|r| r.key.purpose == Purpose::Kernel)
+}
+
+/// Refuses to list a SKU without a manifest, once the registry has had a key of the Kernel.
+pub(crate) fn check_manifest_needed(registry: &Registry) -> Result<(), Refusal> {
+    if !knows_the_kernel(registry) {
+        return Ok(());
+    }
+    let message = "the key registry has the Kernel's key: a SKU is listed with its signed manifest";
+    Err(Refusal::new(RefusalCode::InvalidManifest, message))
+}
+
+/// Refuses to sell what nobody vouches for any more. `chain` is the SKU's: its signature was judged where it was listed, and is doubtful
+/// if the key was in other hands by then. Without a key of the Kernel nothing is asked.
+pub(crate) fn check_vouched_for(registry: &Registry, sku: &Sku, chain: u32) -> Result<(), Refusal> {
+    if !sku.listed || !knows_the_kernel(registry) {
+        return Ok(());
+    }
+    let refuse = |message: String| Err(Refusal::new(RefusalCode::InvalidManifest, message));
+    let Some(manifest) = &sku.manifest else {
+        return refuse("the SKU was listed without a manifest; it must be withdrawn and listed with one".into());
+    };
+    let kid = &manifest.signer_kid;
+    let record = registry.records().iter().find(|r| r.key.kid == *kid && r.key.purpose == Purpose::Kernel);
+    let Some(record) = record else { return refuse(format!("the manifest's key {kid} is not in the registry")) };
+    let since = record.retired.as_ref().and_then(|r| r.compromised_since.as_ref()?.get(chain as usize));
+    match since {
+        Some(since) if sku.listed_index >= *since => refuse(format!(
+            "the manifest's key {kid} was in other hands when the SKU was listed; list it again with a new signature"
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn sku_not_found(sku_id: &str) -> Refusal {
@@ -165,7 +232,7 @@ fn check_fingerprint(mode: &str, key_fingerprint: Option<&str>) -> Result<(), Re
     Err(Refusal::new(RefusalCode::InvalidCommand, message))
 }
 
-/// What a command about an order comes to.
+/// What a command comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
     /// One event, or two for a reissue.

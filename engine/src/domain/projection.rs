@@ -114,7 +114,22 @@ pub const DELIVERY_PROOFS: Table =
 /// SKUs, one row each.
 pub const SKUS: Table = Table {
     name: "skus",
-    columns: &["chain", "idx", "sku_id", "status", "title", "amount", "currency", "scale", "revision"],
+    columns: &[
+        "chain",
+        "idx",
+        "sku_id",
+        "status",
+        "title",
+        "amount",
+        "currency",
+        "scale",
+        "author_id",
+        "version",
+        "tags",
+        "manifest_sha256",
+        "listed_index",
+        "revision",
+    ],
 };
 /// Idempotency keys, one row each.
 pub const IDEMPOTENCY: Table = Table { name: "idempotency", columns: &["chain", "key", "idx"] };
@@ -255,6 +270,7 @@ pub fn case_rows(chain: u32, case: &Case) -> Vec<Row> {
 
 /// A SKU's row.
 pub fn sku_row(chain: u32, sku: &Sku) -> Row {
+    let manifest = sku.manifest.as_ref();
     Row::new(
         &SKUS,
         vec![
@@ -266,6 +282,11 @@ pub fn sku_row(chain: u32, sku: &Sku) -> Row {
             sku.price.amount.into(),
             (&sku.price.currency).into(),
             sku.price.scale.into(),
+            sku.author_id.as_ref().into(),
+            manifest.map(|m| &m.version).into(),
+            manifest.map(|m| &m.tags).filter(|tags| !tags.is_empty()).map(|tags| Cell::Text(tags.join("\n"))).into(),
+            manifest.map(|m| &m.sha256).into(),
+            sku.listed_index.into(),
             sku.revision.into(),
         ],
     )

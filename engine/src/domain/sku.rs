@@ -1,8 +1,12 @@
-//! A SKU: listed with a price, withdrawn, listed again.
+//! A SKU: listed with a price and, as a rule, a manifest; withdrawn, listed again.
 
-use super::fields::{Fields, text1};
+use super::case::read_document;
+use super::fields::{Fields, text, text1};
 use super::money::Money;
 use super::{Illegal, Occurrence, allowed};
+use crate::document::SignedDocument;
+use crate::json::{Object, Value};
+use crate::manifest::Manifest;
 use crate::stream::{CaseId, Stream};
 
 /// State of a SKU: the fold of its stream.
@@ -18,13 +22,59 @@ pub struct Sku {
     pub title: String,
     /// Price as last listed.
     pub price: Money,
+    /// Author as last listed.
+    pub author_id: Option<String>,
+    /// The manifest that it was last listed with.
+    pub manifest: Option<ListedManifest>,
+    /// Index of the entry that listed it last.
+    pub listed_index: u64,
     /// Last revision of the stream.
     pub revision: u64,
 }
 
+/// What a state keeps of a manifest; the whole of it is in the entry that listed it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ListedManifest {
+    /// SHA-256 of its text, hex.
+    pub sha256: String,
+    /// Its version.
+    pub version: String,
+    /// Its tags.
+    pub tags: Vec<String>,
+    /// Whose signature it has.
+    pub signer_kid: String,
+}
+
+/// The manifest in the payload of `sku.listed`, if there is one.
+pub fn manifest_of(payload: &Object) -> Option<Manifest> {
+    read_manifest(payload.value("manifest")?).map(|(_, manifest)| manifest)
+}
+
+/// Whether a manifest says of the SKU what the payload of its `sku.listed` says.
+pub fn fits_listing(manifest: &Manifest, payload: &Object) -> bool {
+    let is = |name, text: &str| payload.value(name).and_then(Value::as_str) == Some(text);
+    let price = payload.value("price").and_then(Money::read);
+    is("sku_id", &manifest.id)
+        && is("title", &manifest.title)
+        && is("author_id", &manifest.author.id)
+        && manifest.price.as_ref().is_none_or(|p| price.as_ref() == Some(p))
+}
+
+fn read_manifest(value: &Value) -> Option<(ListedManifest, Manifest)> {
+    let (sha256, text) = read_document(value)?;
+    let manifest = Manifest::parse(text).ok()?;
+    let listed = ListedManifest {
+        sha256: sha256.to_owned(),
+        version: manifest.version.clone(),
+        tags: manifest.tags.clone(),
+        signer_kid: manifest.signature.kid.clone(),
+    };
+    Some((listed, manifest))
+}
+
 impl Sku {
-    /// Applies the next event of the stream to `state` (`None` before the first).
-    pub fn apply(state: &mut Option<Sku>, event: &Occurrence<'_>) -> Result<(), Illegal> {
+    /// Applies the next event of the stream to `state` (`None` before the first). Gives the signed document that it holds.
+    pub fn apply(state: &mut Option<Sku>, event: &Occurrence<'_>) -> Result<Option<SignedDocument>, Illegal> {
         let Stream::Sku(case) = event.stream else {
             return Err(Illegal("not a SKU's stream".into()));
         };
@@ -34,23 +84,40 @@ impl Sku {
             "sku.listed" => {
                 let title = f.required("title", text1);
                 let price = f.required("price", Money::read);
-                let _author: Option<String> = f.optional("author_id", text1);
+                let author_id = f.optional("author_id", text1);
+                let manifest = f.optional("manifest", read_manifest);
                 f.finish()?;
                 allowed(CaseId::of_sku(&sku_id) == case, || "sku_id does not belong to the stream".into())?;
                 allowed(!state.as_ref().is_some_and(|s| s.listed), || "the SKU is listed already".into())?;
+                if let Some((_, manifest)) = &manifest {
+                    let own = fits_listing(manifest, event.payload);
+                    allowed(own, || "the manifest is of another SKU, title, author or price".into())?;
+                }
                 let index = state.as_ref().map_or(event.index, |s| s.index);
-                *state = Some(Sku { index, sku_id, listed: true, title, price, revision: event.revision });
-                Ok(())
+                let (manifest, signed) = manifest.map(|(listed, m)| (listed, m.document())).unzip();
+                let (listed_index, revision) = (event.index, event.revision);
+                *state = Some(Sku {
+                    index,
+                    sku_id,
+                    listed: true,
+                    title,
+                    price,
+                    author_id,
+                    manifest,
+                    listed_index,
+                    revision,
+                });
+                Ok(signed)
             }
             "sku.withdrawn" => {
-                let _reason: Option<String> = f.optional("reason", super::fields::text);
+                let _reason: Option<String> = f.optional("reason", text);
                 f.finish()?;
                 let Some(sku) = state.as_mut().filter(|s| s.listed && s.sku_id == sku_id) else {
                     return Err(Illegal("the SKU is not listed".into()));
                 };
                 sku.listed = false;
                 sku.revision = event.revision;
-                Ok(())
+                Ok(None)
             }
             other => Err(Illegal(format!("{other} is no event of a SKU"))),
         }

@@ -111,7 +111,7 @@ impl Held {
         let mut effects = Effects::default();
         match &mut self.state {
             State::Sku(sku) => {
-                Sku::apply(sku, event)?;
+                effects.signed = Sku::apply(sku, event)?;
                 if let (Some(sku), Stream::Sku(case)) = (sku.as_ref().filter(|s| s.listed), event.stream) {
                     effects.listed = Some(price_digest(case, event.revision, &sku.price));
                 }

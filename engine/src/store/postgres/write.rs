@@ -400,7 +400,7 @@ fn column_type(name: &str) -> Type {
     match name {
         "key" => Type::BYTEA,
         "idx" | "amount" | "scale" | "refunded" | "license_index" | "deliveries" | "revision" | "created_at_us"
-        | "updated_at_us" | "n" | "proof_index" | "downloads" => Type::INT8,
+        | "updated_at_us" | "n" | "proof_index" | "downloads" | "listed_index" => Type::INT8,
         _ => Type::TEXT,
     }
 }
