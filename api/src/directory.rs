@@ -10,7 +10,8 @@ use ledger_engine::domain::command::Command;
 use ledger_engine::environment::{Environment, SystemEnvironment};
 use ledger_engine::export::record::Restored;
 use ledger_engine::genesis::{Genesis, Limits};
-use ledger_engine::hash::to_hex;
+use ledger_engine::hash::{sha256, to_hex};
+use ledger_engine::json::Object;
 use ledger_engine::keys::{PrivateKey, PseudonymKey, read_key, write_key};
 use ledger_engine::ledger::{AppendError, Appended, Config, Enrolment, Ledger};
 use ledger_engine::public_key::PublicKey;
@@ -21,6 +22,7 @@ use ledger_engine::store::postgres::{PostgresOptions, PostgresStore};
 use ledger_engine::store::sqlite::{DATABASE_FILE, SqliteOptions, SqliteStore};
 use ledger_engine::store::{Store, StoreError};
 use ledger_engine::succession::Succession;
+use ledger_engine::time::rfc3339;
 
 use crate::serve::DevKey;
 use crate::signers::{Holder, Signing};
@@ -32,8 +34,9 @@ const CHECKPOINT_KEY: &str = "keys/checkpoint.pem";
 const LICENCE_KEY: &str = "keys/licence.pem";
 const EXPORT_KEY: &str = "keys/export.pem";
 const DEV_FINANCE_KEY: &str = "keys/dev-finance.pem";
-/// What a development ledger sells; the runbook's smoke checks buy it.
-const DEV_SKU: &str = r#"{"command":"sku.list","actor":"system","sku_id":"sku-e2e","title":"Test artifact","price":{"amount":1250,"currency":"EUR","scale":2}}"#;
+const DEV_KERNEL_KEY: &str = "keys/dev-kernel.pem";
+/// The file that a development ledger sells.
+const DEV_ARTIFACT: &[u8] = b"This is the test artifact of a development ledger.\n";
 /// What tells a development ledger from one that somebody relies on.
 const DEV_ORIGIN: &str = "localhost/development";
 const PSEUDONYM_KEY: &str = "keys/pseudonym.key";
@@ -373,17 +376,20 @@ pub(crate) async fn make_dev(place: &Place) -> Result<Vec<String>, CliError> {
         let new = NewLedger { place, governance_key: &governance_key, origin, chains: 1, succeeds: None, elsewhere };
         create(new).await?;
         made.push(format!("a new ledger in {place}, its keys in {}", dir.join("keys").display()));
-        let finance = dir.join(DEV_FINANCE_KEY);
-        let signing = ed25519(&random()?);
-        write_key(&finance, &signing)?;
         let ledger = open(place).await?;
         let governance = read_key(&governance_key, Purpose::Governance)?;
-        let private = Holder::Here(PrivateKey::read(&finance)?);
-        let key = LocalSigner::new(Purpose::Finance, signing).key().clone();
-        made.push(format!("a finance key {} in {}", key.kid, finance.display()));
-        enrol(&ledger, key, None, &governance, &private).await?;
-        let sku = Command::parse(DEV_SKU.as_bytes()).map_err(|e| CliError::Usage(e.to_string()))?;
-        ledger.append(&sku, "SUBMIT").await?;
+        for (purpose, file) in [(Purpose::Finance, DEV_FINANCE_KEY), (Purpose::Kernel, DEV_KERNEL_KEY)] {
+            let (file, signing) = (dir.join(file), ed25519(&random()?));
+            write_key(&file, &signing)?;
+            let private = Holder::Here(PrivateKey::read(&file)?);
+            let signer = LocalSigner::new(purpose, signing);
+            let kid = &signer.key().kid;
+            made.push(format!("a key of the purpose {}, {kid}, in {}", purpose.as_str(), file.display()));
+            enrol(&ledger, signer.key().clone(), None, &governance, &private).await?;
+            if purpose == Purpose::Kernel {
+                ledger.append(&dev_sku(&signer)?, "SUBMIT").await?;
+            }
+        }
         made.push("a SKU sku-e2e for 12.50 EUR".to_owned());
         ledger.shutdown().await?;
     }
@@ -397,6 +403,39 @@ pub(crate) async fn make_dev(place: &Place) -> Result<Vec<String>, CliError> {
         made.push(format!("a secret for tokens in {}", DevKey::path(dir).display()));
     }
     Ok(made)
+}
+
+/// What a development ledger sells, with a manifest signed by its own Kernel; the runbook's smoke checks buy it.
+fn dev_sku(kernel: &LocalSigner) -> Result<Command, CliError> {
+    const ID: &str = "sku-e2e";
+    const TITLE: &str = "Test artifact";
+    let price = Object::new().with("amount", 1250).with("currency", "EUR").with("scale", 2);
+    let artifact = Object::new()
+        .with("artifact_id", "test-artifact")
+        .with("artifact_url", "test-artifact.txt")
+        .with("sha256", sha256(&[DEV_ARTIFACT]).to_hex());
+    let manifest = Object::new()
+        .with("artifacts", vec![artifact.into()])
+        .with("author", Object::new().with("id", "author-e2e").with("name", "Nobody"))
+        .with("checksum", sha256(&[DEV_ARTIFACT]).to_hex())
+        .with("id", ID)
+        .with("license", Object::new().with("terms", "For tests.").with("type", "standard"))
+        .with("metadata", Object::new().with("price", price.clone()).with("tags", vec!["test".into()]))
+        .with("title", TITLE)
+        .with("version", "1.0.0");
+    let signature = Object::new()
+        .with("signature", to_hex(&kernel.signature(&manifest.to_canonical())))
+        .with("signer_kid", kernel.key().kid.as_str())
+        .with("ts", rfc3339(SystemEnvironment.now_us()));
+    let manifest = manifest.with("manifest_signature", signature).to_canonical();
+    let command = Object::new()
+        .with("command", "sku.list")
+        .with("actor", "system")
+        .with("sku_id", ID)
+        .with("title", TITLE)
+        .with("price", price)
+        .with("manifest", String::from_utf8_lossy(&manifest).as_ref());
+    Command::from_object(command).map_err(|e| CliError::Usage(e.to_string()))
 }
 
 fn store(place: &Place) -> Result<Arc<dyn Store>, CliError> {

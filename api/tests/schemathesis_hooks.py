@@ -26,6 +26,7 @@ def before_call(context, case, kwargs):
     if "id" in (case.path_parameters or {}):
         case.path_parameters["id"] = {
             "/delivery/{id}/reissue": f"delivery-{ORDER}-1",
+            "/sku/{id}": SKU,
             "/audit/events/{id}": ENTRY,
             "/audit/events/{id}/proof": ENTRY,
         }.get(path, ORDER)

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lru::LruCache;
 
-use crate::document::{DocumentPlace, SignedDocument};
+use crate::document::{DocumentFault, DocumentPlace, SignedDocument};
 use crate::domain::command::{Action, Command};
 use crate::domain::decide::{Refusal, RefusalCode};
 use crate::domain::money::Money;
@@ -172,6 +172,17 @@ impl Ledger {
         });
         let checked = checking.await.map_err(|e| StoreError::Unavailable(format!("a checking task died: {e}")))?;
         Ok(checked)
+    }
+
+    /// Judges the signature of a document by the registry as it is now.
+    pub async fn judge(&self, document: SignedDocument) -> Result<Result<(), DocumentFault>, StoreError> {
+        self.refresh_registry().await?;
+        let (registry, ledger_id) = (self.registry(), self.id());
+        blocking(move || {
+            let place = DocumentPlace { ledger_id: &ledger_id, chain: 0, index: 0, registry_size: registry.size() };
+            Ok(document.check(&registry, place))
+        })
+        .await
     }
 
     async fn order_about(&self, case: CaseId) -> Result<Option<(About, Money)>, StoreError> {

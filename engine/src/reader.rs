@@ -7,12 +7,13 @@ use crate::adoption::{Adopted, Adoption};
 use crate::archive::{ExportError, ExportOptions, export_to_directory};
 use crate::body::{Body, PrivateDocument};
 use crate::domain::projection::{
-    DELIVERIES, ORDERS, Row, TABLES, Table, case_rows, idempotency_row, needs_idempotency_row, sku_row,
+    DELIVERIES, ORDERS, Row, SKUS, TABLES, Table, case_rows, idempotency_row, needs_idempotency_row, sku_row,
 };
 use crate::domain::{Occurrence, case::Case, sku::Sku};
 use crate::export::Manifest;
 use crate::genesis::Genesis;
 use crate::hash::{EventId, Hash};
+use crate::json::Value;
 use crate::merkle::{self, Nodes, TILE_WIDTH};
 use crate::proof::{Proof, ProvenCommit};
 use crate::prover::{ProveError, commits, prove};
@@ -169,6 +170,32 @@ impl Reader {
             Ok(Some((order, deliveries, private)))
         })
         .await
+    }
+
+    /// Up to `limit` projection rows of SKUs on a chain, of those listed first at index `from` or later.
+    pub async fn skus(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<Row>, StoreError> {
+        let store = Arc::clone(&self.store);
+        blocking(move || store.rows_from(&SKUS, chain, from, limit)).await
+    }
+
+    /// A SKU's projection row and the text of its manifest, as they were after the entry at `index`.
+    pub async fn sku_at(&self, sku: CaseId, index: u64) -> Result<Option<(Row, Option<String>)>, StoreError> {
+        let stream = Stream::Sku(sku);
+        let chain = stream.chain(self.genesis.chains);
+        let (mut state, mut manifest) = (None, None);
+        for entry in self.read_stream(stream).await?.iter().filter(|e| e.header.index <= index) {
+            let corrupt = |why: String| {
+                let at = entry.header.index;
+                StoreError::Corrupt(format!("entry {at} of chain {chain}: {why}; verify the ledger"))
+            };
+            let body = entry.parse_body().map_err(|e| corrupt(e.to_string()))?;
+            Sku::apply(&mut state, &occurrence(entry, &body, stream)).map_err(|e| corrupt(e.0))?;
+            if entry.header.event_type == "sku.listed" {
+                let text = |v: &Value| Some(v.as_object()?.value("text")?.as_str()?.to_owned());
+                manifest = body.payload.value("manifest").and_then(text);
+            }
+        }
+        Ok(state.map(|sku| (sku_row(chain, &sku), manifest)))
     }
 
     /// Each entry with its commit.

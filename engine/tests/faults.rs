@@ -85,6 +85,7 @@ impl Store for Faulty {
         tile(chain: u32, level: u32, n: u64) -> Option<Vec<u8>>;
         row(table: &'static Table, chain: u32, index: u64) -> Option<Row>;
         rows(table: &'static Table, chain: u32) -> Vec<Row>;
+        rows_from(table: &'static Table, chain: u32, from: u64, limit: usize) -> Vec<Row>;
         replace_projections(chain: u32, size: u64, rows: &[Row]) -> ();
         last_checkpoint(chain: u32) -> Option<CheckpointRow>;
         record_checkpoint(row: &CheckpointRow) -> ();

@@ -63,8 +63,8 @@ fn fill(server: &Server, name: &str) {
         ("delivery_proofs", "chain, idx, proof_id, order_id, delivery_id", "7, n, n::text, n::text, 'd'".to_owned()),
         (
             "skus",
-            "chain, idx, sku_id, status, title, amount, currency, scale, revision",
-            "7, n, n::text, 's', 't', 1, 'EUR', 2, 1".to_owned(),
+            "chain, idx, sku_id, status, title, amount, currency, scale, listed_index, revision",
+            "7, n, n::text, 's', 't', 1, 'EUR', 2, n, 1".to_owned(),
         ),
     ] {
         server.psql(

@@ -34,6 +34,9 @@ pub(crate) enum Code {
     IdempotencyMismatch,
     LedgerProofInvalid,
     LicenseInvalid,
+    InvalidManifest,
+    InvalidSignature,
+    ManifestMismatch,
     RateLimited,
     Internal,
     LedgerCorrupt,
@@ -60,9 +63,13 @@ impl Code {
             }
             Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Code::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Code::AmountInvalid | Code::IdempotencyMismatch | Code::LedgerProofInvalid | Code::LicenseInvalid => {
-                StatusCode::UNPROCESSABLE_ENTITY
-            }
+            Code::AmountInvalid
+            | Code::IdempotencyMismatch
+            | Code::LedgerProofInvalid
+            | Code::LicenseInvalid
+            | Code::InvalidManifest
+            | Code::InvalidSignature
+            | Code::ManifestMismatch => StatusCode::UNPROCESSABLE_ENTITY,
             Code::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Code::Internal | Code::LedgerCorrupt => StatusCode::INTERNAL_SERVER_ERROR,
             Code::Maintenance
@@ -165,7 +172,7 @@ pub(crate) enum WriteErrors {
     /// UNSUPPORTED_MEDIA_TYPE
     #[response(status = 415)]
     MediaType(ErrorBody),
-    /// IDEMPOTENCY_MISMATCH, AMOUNT_INVALID, LEDGER_PROOF_INVALID, LICENSE_INVALID
+    /// IDEMPOTENCY_MISMATCH, AMOUNT_INVALID, LEDGER_PROOF_INVALID, LICENSE_INVALID, INVALID_MANIFEST, INVALID_SIGNATURE, MANIFEST_MISMATCH
     #[response(status = 422)]
     Unprocessable(ErrorBody),
     /// RATE_LIMITED
@@ -298,6 +305,9 @@ impl From<Refusal> for ApiError {
             RefusalCode::IdempotencyMismatch => Code::IdempotencyMismatch,
             RefusalCode::BodyTooLarge => Code::BodyTooLarge,
             RefusalCode::LedgerProofInvalid => Code::LedgerProofInvalid,
+            RefusalCode::InvalidManifest => Code::InvalidManifest,
+            RefusalCode::InvalidSignature => Code::InvalidSignature,
+            RefusalCode::ManifestMismatch => Code::ManifestMismatch,
             _ => Code::InvalidRequest,
         };
         ApiError::new(code, refusal.message)

@@ -237,7 +237,7 @@ fn cors(origins: &[String]) -> actix_cors::Cors {
 }
 
 fn routes(config: &mut ServiceConfig) {
-    use routes::{admin, audit, checkout, health, licence, orders, payment, stream};
+    use routes::{admin, audit, catalogue, checkout, health, licence, orders, payment, stream};
     let read = || actix_web::web::route().guard(guards::Any(guards::Get()).or(guards::Head()));
     config
         .route("/health", read().to(health::health))
@@ -258,6 +258,11 @@ fn routes(config: &mut ServiceConfig) {
         .route("/delivery/{id}/reissue", post().to(orders::reissue))
         .route("/license/verify", post().to(licence::verify))
         .route("/proofs/{id}", read().to(licence::proof))
+        .route("/catalog", read().to(catalogue::catalog))
+        .route("/sku", post().to(catalogue::list))
+        .route("/sku/{id}", read().to(catalogue::sku))
+        .route("/sku/{id}/withdraw", post().to(catalogue::withdraw))
+        .route("/admin/validate-manifest", post().to(catalogue::validate))
         .route("/admin/signers", read().to(admin::signers))
         .route("/audit/events", read().to(audit::events))
         .route("/audit/events/{id}", read().to(audit::event))

@@ -11,7 +11,7 @@ use utoipa_swagger_ui::Config;
 
 use super::body::{JsonObject, JsonValue};
 use super::error::{ApiError, Code, ErrorBody, ErrorDetail};
-use super::routes::{admin, audit, checkout, health, licence, orders, payment, stream};
+use super::routes::{admin, audit, catalogue, checkout, health, licence, orders, payment, stream};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -40,6 +40,11 @@ use super::routes::{admin, audit, checkout, health, licence, orders, payment, st
         licence::license,
         licence::verify,
         licence::proof,
+        catalogue::catalog,
+        catalogue::sku,
+        catalogue::list,
+        catalogue::withdraw,
+        catalogue::validate,
         admin::signers,
         audit::events,
         audit::event,
@@ -52,6 +57,7 @@ use super::routes::{admin, audit, checkout, health, licence, orders, payment, st
     components(schemas(ErrorBody, ErrorDetail, Code, JsonObject, JsonValue)),
     modifiers(&Schemes),
     tags(
+        (name = "catalogue", description = "What can be bought"),
         (name = "orders", description = "Orders and their deliveries"),
         (name = "payments", description = "What the payment provider says"),
         (name = "licences", description = "What the buyer holds"),

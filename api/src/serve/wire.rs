@@ -60,6 +60,45 @@ pub(crate) struct Order {
     pub(crate) deliveries: Vec<Delivery>,
 }
 
+/// What is sold.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct Sku {
+    pub(crate) sku_id: String,
+    pub(crate) title: String,
+    /// `listed` or `withdrawn`.
+    pub(crate) status: String,
+    pub(crate) price: Amount,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) author_id: Option<String>,
+    /// The manifest's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) version: Option<String>,
+    /// The manifest's.
+    pub(crate) tags: Vec<String>,
+    /// Of the manifest as it was received.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) manifest_sha256: Option<String>,
+    /// Last revision of the SKU's stream.
+    pub(crate) revision: u64,
+}
+
+impl Sku {
+    /// From its projection row.
+    pub(crate) fn of(row: &Row) -> Sku {
+        Sku {
+            sku_id: row.text("sku_id").into(),
+            title: row.text("title").into(),
+            status: row.text("status").into(),
+            price: Amount { amount: row.int("amount"), currency: row.text("currency").into(), scale: row.int("scale") },
+            author_id: given(row.text("author_id")),
+            version: given(row.text("version")),
+            tags: given(row.text("tags")).iter().flat_map(|tags| tags.split('\n')).map(str::to_owned).collect(),
+            manifest_sha256: given(row.text("manifest_sha256")),
+            revision: row.count("revision"),
+        }
+    }
+}
+
 /// A delivery of an order.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub(crate) struct Delivery {

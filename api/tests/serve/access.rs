@@ -32,6 +32,12 @@ const TABLE: &[(&str, &str, [u16; 7])] = &[
     ("post", "/license/verify",         [401, 400, 400, 400, 400, 400, 400]),
     // A delivery that was asked for has no proof yet.
     ("get", "/proofs/{id}",             [401, 404, 404, 403, 403, 404, 403]),
+    ("get", "/catalog",                 [401, 200, 200, 200, 200, 200, 200]),
+    // No SKU has the order's id.
+    ("get", "/sku/{id}",                [401, 404, 404, 404, 404, 404, 404]),
+    ("post", "/sku",                    [401, 403, 403, 403, 400, 403, 403]),
+    ("post", "/sku/{id}/withdraw",      [401, 403, 403, 403, 404, 403, 403]),
+    ("post", "/admin/validate-manifest", [401, 403, 403, 403, 400, 403, 403]),
     ("get", "/admin/signers",           [401, 403, 403, 403, 200, 200, 403]),
     ("get", "/audit/events",            [401, 403, 403, 403, 403, 200, 403]),
     ("get", "/audit/events/{id}",       [401, 200, 404, 403, 403, 200, 403]),

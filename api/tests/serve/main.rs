@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 mod access;
+mod catalogue;
 mod contract;
 mod faults;
 mod feed;

@@ -300,6 +300,8 @@ pub trait Store: Send + Sync {
     fn row(&self, table: &'static Table, chain: u32, index: u64) -> Result<Option<Row>, StoreError>;
     /// All rows of a projection on a chain, ordered by key.
     fn rows(&self, table: &'static Table, chain: u32) -> Result<Vec<Row>, StoreError>;
+    /// Up to `limit` rows of a projection that is keyed by index, from the index `from`, ordered by key.
+    fn rows_from(&self, table: &'static Table, chain: u32, from: u64, limit: usize) -> Result<Vec<Row>, StoreError>;
     /// Drops and rewrites the projections of one chain, if its head is still at `size`.
     fn replace_projections(&self, chain: u32, size: u64, rows: &[Row]) -> Result<(), StoreError>;
 

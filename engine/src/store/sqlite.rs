@@ -766,6 +766,12 @@ impl Store for SqliteStore {
         self.query_rows(table, &text, params![chain])
     }
 
+    fn rows_from(&self, table: &'static Table, chain: u32, from: u64, limit: usize) -> Result<Vec<Row>, StoreError> {
+        let (name, key) = (table.name, table.columns[1]);
+        let text = format!("SELECT * FROM {name} WHERE chain = ?1 AND {key} >= ?2 ORDER BY {key} LIMIT ?3");
+        self.query_rows(table, &text, params![chain, from as i64, limit as i64])
+    }
+
     fn replace_projections(&self, chain: u32, size: u64, rows: &[Row]) -> Result<(), StoreError> {
         let mut conn = lock(&self.writer);
         let tx = begin(&mut conn)?;

@@ -31,7 +31,7 @@ const LOOKED_AT_MAX: usize = 20_000;
 const PAGE: usize = 512;
 
 /// A number of a query, whose refusal names it.
-fn number<'de, D: Deserializer<'de>, T: std::str::FromStr>(d: D) -> Result<Option<T>, D::Error>
+pub(super) fn number<'de, D: Deserializer<'de>, T: std::str::FromStr>(d: D) -> Result<Option<T>, D::Error>
 where
     T::Err: fmt::Display,
 {

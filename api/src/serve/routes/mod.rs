@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod audit;
+pub(crate) mod catalogue;
 pub(crate) mod checkout;
 pub(crate) mod health;
 pub(crate) mod licence;

@@ -201,12 +201,16 @@ impl Store for PostgresStore {
     }
 
     fn row(&self, table: &'static Table, chain: u32, index: u64) -> Result<Option<Row>, StoreError> {
-        let found = self.sessions.run(async |s| read::rows(s, table, chain, Some(index)).await)?;
+        let found = self.sessions.run(async |s| read::rows(s, table, chain, read::Wanted::At(index)).await)?;
         Ok(found.into_iter().next())
     }
 
     fn rows(&self, table: &'static Table, chain: u32) -> Result<Vec<Row>, StoreError> {
-        self.sessions.run(async |s| read::rows(s, table, chain, None).await)
+        self.sessions.run(async |s| read::rows(s, table, chain, read::Wanted::All).await)
+    }
+
+    fn rows_from(&self, table: &'static Table, chain: u32, from: u64, limit: usize) -> Result<Vec<Row>, StoreError> {
+        self.sessions.run(async |s| read::rows(s, table, chain, read::Wanted::From(from, limit)).await)
     }
 
     fn replace_projections(&self, chain: u32, size: u64, rows: &[Row]) -> Result<(), StoreError> {

@@ -75,12 +75,19 @@ pub(super) fn row(table: &Table) -> Query {
     Query(format!("SELECT {columns} FROM ledger.{} WHERE chain = $1 AND {key} = $2", table.name).into())
 }
 
+/// Rows from a key on.
+pub(super) fn rows_from(table: &Table) -> Query {
+    let (columns, key) = (table.columns.join(", "), table.columns[1]);
+    let from = format!("ledger.{} WHERE chain = $1 AND {key} >= $2", table.name);
+    Query(format!("SELECT {columns} FROM {from} ORDER BY {key} LIMIT $3").into())
+}
+
 /// Every text that finds rows by a key: what readers ask, and what is looked up under the head's lock.
 pub fn texts() -> Vec<String> {
     let of_tables = TABLES.iter().flat_map(|table| {
         // An idempotency key is looked up by the text of its own.
-        let one = (table.name != "idempotency").then(|| row(table));
-        one.into_iter().chain([rows(table)])
+        let by_index = (table.name != "idempotency").then(|| [row(table), rows_from(table)]);
+        by_index.into_iter().flatten().chain([rows(table)])
     });
     let fixed = FIXED.iter().map(|query| query.text().to_owned());
     let of_writer = [LOCK_HEAD, LOCK_HEADS, HEAD_MOVED, REGISTRY_SIZE, CONFIRM, RECORDED].map(str::to_owned);

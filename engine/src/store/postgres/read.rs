@@ -221,16 +221,29 @@ pub(super) async fn tile(session: &Session, chain: u32, level: u32, n: u64) -> R
     rows.first().map(|row| get(row, 0)).transpose()
 }
 
-/// The rows of a projection on a chain, by key; or the one that the entry at `index` made.
+/// Which rows of a projection on a chain.
+pub(super) enum Wanted {
+    All,
+    /// The one that the entry at an index made.
+    At(u64),
+    /// So many from an index on.
+    From(u64, usize),
+}
+
+/// Rows of a projection on a chain, by key.
 pub(super) async fn rows(
     session: &Session,
     table: &'static Table,
     chain: u32,
-    index: Option<u64>,
+    wanted: Wanted,
 ) -> Result<Vec<Row>, StoreError> {
-    let found = match index {
-        Some(index) => ask(session, &queries::row(table), &[&(chain as i32), &(index as i64)]).await?,
-        None => ask(session, &queries::rows(table), &[&(chain as i32)]).await?,
+    let chain = chain as i32;
+    let found = match wanted {
+        Wanted::All => ask(session, &queries::rows(table), &[&chain]).await?,
+        Wanted::At(index) => ask(session, &queries::row(table), &[&chain, &(index as i64)]).await?,
+        Wanted::From(from, limit) => {
+            ask(session, &queries::rows_from(table), &[&chain, &(from as i64), &(limit as i64)]).await?
+        }
     };
     found
         .iter()
