@@ -88,7 +88,7 @@ impl<T: DeserializeOwned + 'static> FromRequest for Json<T> {
     }
 }
 
-/// A body that may be left out: then it is as if it had no members.
+/// A body that may be left out, or null: then it is as if it had no members.
 #[derive(Debug)]
 pub(crate) struct Optional<T>(pub(crate) T);
 
@@ -104,6 +104,9 @@ impl<T: DeserializeOwned + Default + 'static> FromRequest for Optional<T> {
                 return Ok(Optional(T::default()));
             }
             must_be_json(&req)?;
+            if bytes.trim_ascii() == b"null" {
+                return Ok(Optional(T::default()));
+            }
             Ok(Optional(parse(&bytes)?.typed))
         })
     }
