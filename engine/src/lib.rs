@@ -38,6 +38,8 @@ pub mod archive;
 pub mod bucket;
 #[cfg(feature = "connect")]
 pub mod connect;
+#[cfg(feature = "delivery")]
+pub mod delivery;
 #[cfg(feature = "write")]
 mod documents;
 #[cfg(feature = "write")]
