@@ -1,5 +1,6 @@
 //! Documents that entries hold with a signature of their own, judged by the registry that the entry's commit names (FORMAT.md 6).
 
+use crate::delivery_proof;
 use crate::hash::Hash;
 use crate::licence;
 use crate::public_key::Algorithm;
@@ -28,6 +29,13 @@ pub enum Content {
         /// The ledger that it names.
         ledger_id: Hash,
         /// SHA-256 of the canonical licence without its signature.
+        digest: Hash,
+    },
+    /// A delivery proof: the ledger that it names, and SHA-256 of it without its signature.
+    DeliveryProof {
+        /// The ledger that it names.
+        ledger_id: Hash,
+        /// SHA-256 of the canonical proof without its signature.
         digest: Hash,
     },
     /// What finance signs, rebuilt from the order.
@@ -84,7 +92,12 @@ impl SignedDocument {
         let key = registry.document_key(claimed, place.chain, place.index, place.registry_size);
         let key = key.map_err(DocumentFault::Key)?;
         match &self.content {
-            Content::Licence { ledger_id, .. } if ledger_id != place.ledger_id => Err(DocumentFault::Ledger),
+            Content::Licence { ledger_id, .. } | Content::DeliveryProof { ledger_id, .. }
+                if ledger_id != place.ledger_id =>
+            {
+                Err(DocumentFault::Ledger)
+            }
+            Content::DeliveryProof { ledger_id, digest } => Ok((key, delivery_proof::statement(ledger_id, digest))),
             Content::Licence { ledger_id, digest } => Ok((key, licence::statement(ledger_id, digest))),
             Content::Finance(statement) | Content::Manifest(statement) => Ok((key, statement.clone())),
         }

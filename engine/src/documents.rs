@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lru::LruCache;
 
+use crate::delivery_proof::{DeliveryProof, ProofTerms};
 use crate::document::{DocumentFault, DocumentPlace, SignedDocument};
 use crate::domain::command::{Action, Command};
 use crate::domain::decide::{Refusal, RefusalCode};
@@ -107,6 +108,9 @@ impl Ledger {
             Action::Settle { ledger_proof_id, finance_signature: Some(finance), .. } => {
                 documents.checked = self.finance(case, ledger_proof_id, finance).await?;
             }
+            Action::ReadyDelivery { delivery_proof: Some(proof), .. } => {
+                documents.checked = self.tried(proof.document()).await?;
+            }
             Action::ListSku { manifest: Some(text), .. } => {
                 if let Ok(manifest) = Manifest::parse(text) {
                     self.refresh_registry().await?;
@@ -116,6 +120,16 @@ impl Ledger {
             _ => {}
         }
         Ok((action, documents))
+    }
+
+    /// Signs a delivery proof. Ledger, key and time of the terms are those of this ledger and of now, whatever they were.
+    pub async fn prove_delivery(&self, terms: ProofTerms) -> Result<DeliveryProof, AppendError> {
+        let shared = Arc::clone(&self.shared);
+        let chosen = blocking(move || Ok(shared.signer(Purpose::DeliveryProof))).await??;
+        let (signer_kid, issued_at_us) = (chosen.key.kid.clone(), self.shared.environment.now_us());
+        let terms = ProofTerms { ledger_id: self.id(), signer_kid, issued_at_us, ..terms };
+        let signature = chosen.sign(&terms.statement()).await?;
+        Ok(terms.signed(signature))
     }
 
     /// The signed licence of an order; none of one that does not exist.

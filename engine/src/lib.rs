@@ -3,7 +3,7 @@
 //! The **pure core** computes everything that can be argued about and touches no disk, clock or network:
 //! [`json`] and [`body`] (canonical bytes), [`header`] and [`hash`] (the entry hash), [`merkle`], [`commit`], [`note`]
 //! (signed tree heads), [`proof`] (one entry for a stranger), [`registry`] and [`genesis`] (keys by place in the history),
-//! [`stream`] (names and routing), [`domain`] (decide and apply), [`document`], [`licence`], [`manifest`] and [`finance`] (what entries hold signed),
+//! [`stream`] (names and routing), [`domain`] (decide and apply), [`document`], [`licence`], [`manifest`], [`delivery_proof`] and [`finance`] (what entries hold signed),
 //! [`adoption`] (the legacy chain). Verifiers use it alone. The
 //! **engine** (feature `write`)
 //! wraps it with a clock, randomness, signers and a store. FORMAT.md gives every byte.
@@ -11,6 +11,7 @@
 pub mod adoption;
 pub mod body;
 pub mod commit;
+pub mod delivery_proof;
 pub mod document;
 pub mod domain;
 pub mod export;

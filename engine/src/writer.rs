@@ -1035,8 +1035,9 @@ impl Writer {
         };
         let kid = &document.kid;
         judged.map_err(|fault| match document.purpose {
-            Purpose::Licence => {
-                Stop::Signer(SignerError { kid: kid.clone(), reason: format!("the licence does not count: {fault}") })
+            Purpose::Licence | Purpose::DeliveryProof => {
+                let reason = format!("the document for the buyer does not count: {fault}");
+                Stop::Signer(SignerError { kid: kid.clone(), reason })
             }
             Purpose::Kernel => Stop::Refused(Refusal::new(
                 RefusalCode::InvalidSignature,

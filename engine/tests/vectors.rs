@@ -15,6 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use ledger_engine::adoption::{AdoptedRegistry, Adoption, EVENT_TYPE, Previous};
 use ledger_engine::body::Body;
 use ledger_engine::commit::{ALG_ED25519, Statement};
+use ledger_engine::delivery_proof::{self, DeliveryProof, Encryption, ProofTerms};
 use ledger_engine::domain::case::document;
 use ledger_engine::domain::money::Money;
 use ledger_engine::export::record::{self, ExportEvent};
@@ -596,6 +597,7 @@ fn changes_of_keys() -> Vec<Change> {
 const LICENCE_SEED: u8 = 20;
 const FINANCE_SEED: u8 = 21;
 const KERNEL_SEED: u8 = 23;
+const PROOF_SEED: u8 = 24;
 /// The order that was paid and not settled.
 const ORDER_PAID: &str = "aacdbefdc63bd18f5e60d6bfc2c17739";
 /// The id under which finance knows the payment.
@@ -719,6 +721,86 @@ impl Registrar<'_> {
     }
 }
 
+impl Registrar<'_> {
+    /// Delivers the paid order with a proof, as far as the functions leave that. `allowed`: by the rules of deliveries.
+    fn deliver(
+        &self,
+        (purpose, seed): (Purpose, u8),
+        terms: impl FnOnce(ProofTerms) -> ProofTerms,
+        text: impl FnOnce(String) -> String,
+        allowed: bool,
+    ) {
+        let order = self.paid();
+        self.settle(None);
+        let id = order.id.to_string();
+        self.order_event("license.issued", "licensed", Object::new().with("license_id", format!("license-{id}")));
+        let update =
+            "UPDATE orders SET license_index = (SELECT max(idx) FROM entries), deliveries = 1 WHERE order_id = ?1";
+        self.db.execute(update, [&id]).unwrap();
+        let insert = "INSERT INTO licences SELECT 0, max(idx), ?1, ?2, 's', ?3 FROM entries";
+        self.db.execute(insert, params![format!("license-{id}"), id, order.buyer]).unwrap();
+        let stream = Stream::Delivery(order.id, 1).to_string();
+        let (plain, sealed) = (Hash([0x51; 32]), Hash([0x52; 32]));
+        let requested = Object::new()
+            .with("delivery_id", stream.as_str())
+            .with("order_id", id.as_str())
+            .with("n", 1)
+            .with("mode", "marketplace-managed");
+        self.append(&stream, "delivery.requested", "service:market", requested, 2);
+        let insert = "INSERT INTO deliveries SELECT 0, max(idx), ?1, ?2, 1, 'encrypted', 'marketplace-managed', NULL, ?3, ?4, NULL, NULL, 0, 2, 0 \
+             FROM entries";
+        self.db.execute(insert, params![stream, id, plain.to_hex(), sealed.to_hex()]).unwrap();
+        let encrypted = Object::new()
+            .with("algorithm", "AES256_GCM_HKDF_1MB")
+            .with("artifact_sha256", plain.to_hex())
+            .with("ciphertext_sha256", sealed.to_hex());
+        self.append(&stream, "delivery.encrypted", "service:market", encrypted, 2);
+        let signer = key(purpose, seed);
+        let terms = terms(ProofTerms {
+            order_id: order.id,
+            n: 1,
+            sku_id: "s".into(),
+            buyer_id: order.buyer.clone(),
+            delivery_mode: "marketplace-managed".into(),
+            artifact: (plain, 5),
+            ciphertext: (sealed, 61),
+            manifest_sha256: Hash([0x53; 32]),
+            manifest_signature_id: Hash([0x54; 32]),
+            ledger_proof_id: PROOF_ID.into(),
+            encryption: Encryption {
+                algorithm: "AES256_GCM_HKDF_1MB".into(),
+                key_algorithm: "RSA-OAEP-SHA256".into(),
+                encrypted_key: vec![0x55; 256],
+                key_fingerprint: Hash([0x56; 32]),
+            },
+            supersedes: None,
+            issued_at_us: 1_795_000_000_500_000,
+            ledger_id: self.id,
+            signer_kid: signer.key().kid.clone(),
+        });
+        let message = delivery_proof::statement(&self.id, &terms.digest());
+        let proof = DeliveryProof { terms, signature: signer.signature(&message) };
+        let ready = Object::new()
+            .with("proof_id", format!("proof-{id}-1"))
+            .with("delivery_proof", document(&text(proof.to_text())));
+        self.append(&stream, "delivery.ready", "service:market", ready, 2);
+        if allowed {
+            let update = "UPDATE deliveries SET status = 'ready', proof_id = ?2, revision = 3, \
+                 proof_index = (SELECT max(idx) FROM entries) WHERE delivery_id = ?1";
+            self.db.execute(update, params![stream, format!("proof-{id}-1")]).unwrap();
+            let insert = "INSERT INTO delivery_proofs SELECT 0, max(idx), ?1, ?2, ?3 FROM entries";
+            self.db.execute(insert, params![format!("proof-{id}-1"), id, stream]).unwrap();
+        }
+        let at = if allowed {
+            "max(recorded_at_us)"
+        } else {
+            "max(recorded_at_us) FILTER (WHERE event_type <> 'delivery.ready')"
+        };
+        let update = format!("UPDATE deliveries SET updated_at_us = (SELECT {at} FROM entries) WHERE delivery_id = ?1");
+        self.db.execute(&update, [stream]).unwrap();
+    }
+}
+
 /// The id of a SKU that is listed with a manifest.
 const SKU: &str = "sku-7";
 
@@ -776,7 +858,8 @@ impl Registrar<'_> {
 
 /// Licences, signatures of finance, manifests.
 fn documents() -> Vec<Change> {
-    use Purpose::{Commit, Export, Finance, Kernel, Licence};
+    use Purpose::{Commit, DeliveryProof, Export, Finance, Kernel, Licence};
+    const PROVER: (Purpose, u8) = (DeliveryProof, PROOF_SEED);
     const KERNEL: (Purpose, u8) = (Kernel, KERNEL_SEED);
     const OURS: (Purpose, u8) = (Licence, LICENCE_SEED);
     let (invalid, illegal): (&[&str], &[&str]) = (&["document_signature_invalid"], &["illegal_transition"]);
@@ -893,6 +976,55 @@ fn documents() -> Vec<Change> {
             let other = manifest().with("artifacts", Vec::<ledger_json::Value>::new());
             r.list_signed(KERNEL, &other.clone(), other, false);
         }),
+        ("valid/delivery_proof", "a delivery with its signed proof", 0, &[], |r| {
+            r.enrol(DeliveryProof, PROOF_SEED, 2);
+            r.deliver(PROVER, same, same, true);
+        }),
+        ("broken/delivery_proof_signature_flipped", "a delivery proof signed over something else", 1, invalid, |r| {
+            r.enrol(DeliveryProof, PROOF_SEED, 2);
+            let flip = |text: String| {
+                let at = text.find("\"signature\":\"").unwrap() + 13;
+                let digit = if &text[at..=at] == "0" { "1" } else { "0" };
+                format!("{}{digit}{}", &text[..at], &text[at + 1..])
+            };
+            r.deliver(PROVER, same, flip, true);
+        }),
+        (
+            "broken/delivery_proof_by_licence_key",
+            "the licence key signs a delivery proof",
+            1,
+            &["kid_wrong_purpose"],
+            |r| {
+                r.enrol(Licence, LICENCE_SEED, 2);
+                r.deliver(OURS, same, same, true);
+            },
+        ),
+        ("broken/delivery_proof_of_another_ledger", "a delivery proof that names another ledger", 1, invalid, |r| {
+            r.enrol(DeliveryProof, PROOF_SEED, 2);
+            r.deliver(PROVER, |terms| ProofTerms { ledger_id: Hash([9; 32]), ..terms }, same, true);
+        }),
+        ("broken/delivery_proof_of_another_file", "a delivery proof of another artifact", 1, illegal, |r| {
+            r.enrol(DeliveryProof, PROOF_SEED, 2);
+            r.deliver(PROVER, |terms| ProofTerms { artifact: (Hash([0x50; 32]), 5), ..terms }, same, false);
+        }),
+        ("broken/delivery_proof_of_another_buyer", "a delivery proof for another buyer", 1, illegal, |r| {
+            r.enrol(DeliveryProof, PROOF_SEED, 2);
+            r.deliver(PROVER, |terms| ProofTerms { buyer_id: "p-0".into(), ..terms }, same, false);
+        }),
+        (
+            "broken/delivery_proof_superseding_none",
+            "a first delivery proof that claims to replace one",
+            1,
+            illegal,
+            |r| {
+                r.enrol(DeliveryProof, PROOF_SEED, 2);
+                let claim = |terms: ProofTerms| {
+                    let supersedes = Some(format!("proof-{}-0", terms.order_id));
+                    ProofTerms { supersedes, ..terms }
+                };
+                r.deliver(PROVER, claim, same, false);
+            },
+        ),
         ("broken/finance_over_another_amount", "finance signed one cent more", 1, invalid, |r| {
             r.enrol(Finance, FINANCE_SEED, 2);
             let total = r.paid().total;
@@ -1225,7 +1357,7 @@ async fn vectors_are_what_the_engine_makes_and_both_verifiers_agree() {
     // The history of the order alone shows what is wrong with its documents.
     let of_documents = |path: &&PathBuf| {
         let name = path.file_name().unwrap().to_string_lossy();
-        ["licence_", "finance_", "manifest_"].iter().any(|kind| name.starts_with(kind))
+        ["licence_", "finance_", "manifest_", "delivery_proof"].iter().any(|kind| name.starts_with(kind))
     };
     for path in files.iter().filter(of_documents) {
         let dump = audit_verify::Dump::read(path).unwrap();

@@ -52,7 +52,7 @@ EVENTS = {row.split("|")[0].strip(): row.split("|")[1:] for row in """
     license.issued|license_id expires_at?:int license?:licence|settled||licensed
     delivery.requested|delivery_id order_id n:int mode:mode print reissue_of?:int|||requested
     delivery.encrypted|algorithm artifact_sha256:hex64 ciphertext_sha256:hex64|open|requested failed|encrypted
-    delivery.ready|proof_id proof?:doc|open|encrypted|ready
+    delivery.ready|proof_id proof?:doc delivery_proof?:delivery_proof|open|encrypted|ready
     delivery.downloaded||finalized|ready downloaded|downloaded
     delivery.failed|reason||requested encrypted|failed
     delivery.reissued|reason next:int|open|ready downloaded failed|reissued
@@ -198,6 +198,16 @@ def parse_licence(text):  # section 15
     fits = shaped(licence, form + " signature:hex128") and licence["license_id"] == "license-" + licence["order_id"]
     return licence if fits else None
 
+def parse_delivery_proof(text):  # section 19
+    proof = canonical(text.encode(errors="surrogatepass"), 32768)
+    form = """artifact_bytes:index artifact_sha256:hex64 buyer_id:text1 ciphertext_bytes:index ciphertext_sha256:hex64 delivery_id
+        delivery_mode:text1 encryption:encryption ledger_id:hex64 ledger_proof_id:text1 license_id manifest_sha256:hex64
+        manifest_signature_id:hex64 order_id:hex32 proof_id signature:hex128 signer_kid:kid sku_id:text1 supersedes?:text1 ts:time"""
+    if not shaped(proof, form): return None
+    order, (kind, case, n) = proof["order_id"], parse_stream(proof["delivery_id"])
+    fits = (kind, case, proof["license_id"]) == ("delivery", order, "license-" + order)
+    return proof if fits and proof["proof_id"] == f"proof-{order}-{n}" else None
+
 def signature_bytes(text):
     """A signature in hex, or else in base64 of either alphabet, with its padding or less of it (section 18)."""
     if type(text) is not str or not text.isascii() or len(text) > 2048: return None
@@ -257,6 +267,9 @@ TYPES = {
                           and v["alg"] == ("ed25519" if len(v["signature"]) == 128 else "rsa-sha256")),
     "time": lambda v: microseconds(v) is not None, "scope": lambda v: shaped(v, "type:text1 expires_at?:time"),
     "licence": lambda v: TYPES["doc"](v) and parse_licence(v["text"]) is not None,
+    "wrapped": matches("(?:[0-9a-f]{2}){1,1024}"),
+    "encryption": lambda v: shaped(v, "algorithm:text1 encrypted_key:wrapped key_algorithm:text1 key_fingerprint:hex64"),
+    "delivery_proof": lambda v: TYPES["doc"](v) and parse_delivery_proof(v["text"]) is not None,
     "manifest": lambda v: TYPES["doc"](v) and parse_manifest(v["text"]) is not None,
     "author": lambda v: has(v, "id:text1 name:text1"), "license": lambda v: has(v, "type:text1"),
     "artifact": lambda v: has(v, "artifact_id:text1 artifact_url:text1 sha256:hex64"),

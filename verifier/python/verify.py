@@ -211,7 +211,8 @@ class Verifier:
                     p["mode"] == order["delivery_mode"]
                     and (p["delivery_id"], p["order_id"], p["n"]) == (row.stream, name, n)
                     and (case.reissuing and p["reissue_of"] == n - 1 if again else n == 1 and status == "licensed")),
-                "delivery.ready": lambda: p["proof_id"] == f"proof-{name}-{n}",
+                "delivery.ready": lambda: (
+                    p["proof_id"] == f"proof-{name}-{n}" and self.delivery_proof_fits(order, name, case, n, p)),
                 "delivery.reissued": lambda: p["next"] == n + 1,
                 "order.finalized": lambda: p["delivery"] == count,
                 "order.refunded": lambda: equal["currency"] and equal["scale"] and (
@@ -246,6 +247,17 @@ class Verifier:
         return (licence["order_id"], licence["sku_id"], licence["buyer_id"], expires_at and microseconds(expires_at)) == (
             name, order["sku_id"], order["buyer"], p.get("expires_at"))
 
+    def delivery_proof_fits(self, order, name, case, n, p):  # section 19
+        if "delivery_proof" not in p: return True
+        proof, delivery = parse_delivery_proof(p["delivery_proof"]["text"]), case.deliveries[n]
+        before = [case.deliveries[k]["proof_id"] for k in range(1, n) if "proof_id" in case.deliveries[k]]
+        fingerprint = proof["encryption"]["key_fingerprint"]
+        return ([proof["delivery_id"], proof["sku_id"], proof["buyer_id"], proof["delivery_mode"], proof["ledger_proof_id"],
+                 proof["artifact_sha256"], proof["ciphertext_sha256"], fingerprint, proof.get("supersedes")]
+                == [f"delivery-{name}-{n}", order["sku_id"], order["buyer"], delivery["mode"], order.get("ledger_proof_id"),
+                    delivery["artifact_sha256"], delivery["ciphertext_sha256"], delivery.get("key_fingerprint", fingerprint),
+                    before[-1] if before else None])
+
     def signed(self, order, name, p):  # purpose, algorithm, kid, signature and message of a signed document (sections 15, 16)
         if "license" in p:
             terms = parse_licence(p["license"]["text"])
@@ -253,6 +265,11 @@ class Verifier:
             own = bytes.fromhex(terms["ledger_id"]) == self.id
             message = b"ledger/licence/v1\0" + self.id + sha(jcs(terms)) if own else None
             return "licence", "ed25519", terms["signer_kid"], signature, message
+        if "delivery_proof" in p:
+            proof = parse_delivery_proof(p["delivery_proof"]["text"])
+            signature, own = bytes.fromhex(proof.pop("signature")), bytes.fromhex(proof["ledger_id"]) == self.id
+            message = b"ledger/delivery-proof/v1\0" + self.id + sha(jcs(proof)) if own else None
+            return "delivery-proof", "ed25519", proof["signer_kid"], signature, message
         if "finance_signature" not in p: return None
         f = p["finance_signature"]
         statement = {"amount": order["amount"], "currency": order["currency"], "ledger_proof_id": p["ledger_proof_id"],

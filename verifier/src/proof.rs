@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use ledger_engine::domain::case::read_licence;
+use ledger_engine::delivery_proof::ProofTerms;
+use ledger_engine::domain::case::{read_delivery_proof, read_licence};
 use ledger_engine::domain::sku::{fits_listing, manifest_of};
 use ledger_engine::finance::FinanceSignature;
 use ledger_engine::hash::{Hash, sha256};
@@ -146,6 +147,7 @@ enum Signed {
     Finance(FinanceSignature),
     /// By whom.
     Manifest(String),
+    Delivery(Box<ProofTerms>),
 }
 
 impl Signed {
@@ -154,6 +156,7 @@ impl Signed {
             Signed::Licence(licence) => &licence.terms.signer_kid,
             Signed::Finance(finance) => &finance.kid,
             Signed::Manifest(kid) => kid,
+            Signed::Delivery(terms) => &terms.signer_kid,
         }
     }
 }
@@ -164,6 +167,24 @@ fn document(proof: &Proof, known: &Known, own: &Own, part: &mut Part, out: &mut 
     let (chain, index, registry_size) = (header.chain, header.index, proof.commit.registry_size);
     let case = match own.stream {
         Stream::Order(case) => case,
+        Stream::Delivery(case, n) if header.event_type == "delivery.ready" => {
+            let value = payload.value("delivery_proof")?;
+            let delivered = read_delivery_proof(value).filter(|p| (p.terms.order_id, p.terms.n) == (case, n));
+            let judged = match &delivered {
+                Some(delivered) => known.document(&delivered.document(), chain, index, registry_size),
+                None => {
+                    fault(Code::IllegalTransition, "the delivery proof is malformed, or of another order or delivery")
+                }
+            };
+            out.take(judged, chain, place(&proof.entry))?;
+            let terms = delivered?.terms;
+            part.checked.push(delivered_in_words(&terms));
+            part.not_covered.push(
+                "whether the delivery proof's files are those of delivery.encrypted, and its manifest that of the order's listing: the ledger itself tells"
+                    .into(),
+            );
+            return Some(Signed::Delivery(Box::new(terms)));
+        }
         Stream::Sku(_) if header.event_type == "sku.listed" => {
             let value = payload.value("manifest")?;
             let manifest = manifest_of(payload).filter(|m| fits_listing(m, payload));
@@ -225,6 +246,21 @@ fn in_words(licence: &Licence) -> String {
         shown(&terms.buyer_id),
         shown(&terms.sku_id),
         shown(&terms.scope),
+        rfc3339(terms.issued_at_us),
+        terms.signer_kid
+    )
+}
+
+/// The delivery proof that holds, for people.
+fn delivered_in_words(terms: &ProofTerms) -> String {
+    format!(
+        "the proof of delivery {}: artifact SHA-256 {} of {} bytes, encrypted as {} bytes with SHA-256 {} for the key {}, made at {} and signed by {}",
+        terms.delivery_id(),
+        terms.artifact.0,
+        terms.artifact.1,
+        terms.ciphertext.1,
+        terms.ciphertext.0,
+        terms.encryption.key_fingerprint,
         rfc3339(terms.issued_at_us),
         terms.signer_kid
     )

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::fields::{Fields, count, hex64, text, text1};
 use super::money::Money;
 use super::{Illegal, Occurrence, allowed};
+use crate::delivery_proof::DeliveryProof;
 use crate::document::SignedDocument;
 use crate::finance::FinanceSignature;
 use crate::json::{Object, Value};
@@ -213,6 +214,11 @@ pub(super) fn read_document(value: &Value) -> Option<(&str, &str)> {
 /// The licence of a `license.issued` entry, if it holds a signed one.
 pub fn read_licence(value: &Value) -> Option<Licence> {
     Licence::parse_canonical(read_document(value)?.1)
+}
+
+/// The proof of a `delivery.ready` entry, if it holds a signed one.
+pub fn read_delivery_proof(value: &Value) -> Option<DeliveryProof> {
+    DeliveryProof::parse_canonical(read_document(value)?.1)
 }
 
 fn read_mode(value: &Value) -> Option<String> {
@@ -433,7 +439,7 @@ impl Case {
         use DeliveryStatus::{Downloaded, Encrypted, Failed, Ready, Reissued, Requested};
         let current = self.deliveries.len() == n as usize;
         let Some(order) = &self.order else { return Err(Illegal("there is no such order".into())) };
-        let Some(delivery) = self.deliveries.last_mut().filter(|_| current) else {
+        let Some((delivery, before)) = self.deliveries.split_last_mut().filter(|_| current) else {
             return Err(Illegal("not the current delivery".into()));
         };
         let mut f = Fields::new(event.payload);
@@ -449,7 +455,7 @@ impl Case {
             })
         };
         let open = [OrderStatus::Licensed, OrderStatus::Finalized];
-        let mut touched = vec![Touched::Delivery(n)];
+        let (mut touched, mut signed) = (vec![Touched::Delivery(n)], None);
         match event.event_type {
             "delivery.encrypted" => {
                 f.required("algorithm", text1);
@@ -465,10 +471,17 @@ impl Case {
             "delivery.ready" => {
                 let id = f.required("proof_id", text1);
                 f.optional("proof", read_document);
+                let proof = f.optional("delivery_proof", read_delivery_proof);
                 f.finish()?;
                 from(&[Encrypted])?;
                 order_in(&open)?;
                 allowed(id == proof_id(self.id, n), || "proof_id is not the delivery's".into())?;
+                if let Some(proof) = &proof {
+                    let terms = &proof.terms;
+                    let own = (terms.order_id, terms.n) == (self.id, n) && terms.is_of(order, delivery, before);
+                    allowed(own, || "the delivery proof is of another order, delivery or file".into())?;
+                }
+                signed = proof.map(|p| p.document());
                 delivery.status = Ready;
                 delivery.proof_id = Some(id);
                 delivery.proof_index = Some(event.index);
@@ -501,7 +514,7 @@ impl Case {
         }
         delivery.revision = event.revision;
         delivery.updated_at_us = event.recorded_at_us;
-        Ok(Applied { touched, ..Applied::default() })
+        Ok(Applied { touched, price_claim: None, signed })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::fields::{FieldError, Fields, count, hex64, text, text1};
 use super::money::Money;
+use crate::delivery_proof::DeliveryProof;
 use crate::finance::FinanceSignature;
 use crate::hash::{Hash, sha256};
 use crate::json::{self, JsonError, Object, Value};
@@ -96,6 +97,7 @@ pub enum Action {
     },
     ReadyDelivery {
         proof: Option<String>,
+        delivery_proof: Option<DeliveryProof>,
     },
     DownloadDelivery,
     FailDelivery {
@@ -356,7 +358,13 @@ fn read_action(name: &str, f: &mut Fields<'_>) -> Option<(&'static str, Action)>
                 ciphertext_sha256: f.required("ciphertext_sha256", hex64),
             },
         ),
-        "delivery.ready" => ("delivery.ready", Action::ReadyDelivery { proof: f.optional("proof", string) }),
+        "delivery.ready" => (
+            "delivery.ready",
+            Action::ReadyDelivery {
+                proof: f.optional("proof", string),
+                delivery_proof: f.optional("delivery_proof", |v| DeliveryProof::parse_canonical(v.as_str()?)),
+            },
+        ),
         "delivery.download" => ("delivery.download", Action::DownloadDelivery),
         "delivery.fail" => ("delivery.fail", Action::FailDelivery { reason: f.required("reason", text) }),
         "delivery.reissue" => (

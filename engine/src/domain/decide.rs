@@ -353,9 +353,10 @@ fn decide_delivery(
                 .with("artifact_sha256", artifact_sha256.as_str())
                 .with("ciphertext_sha256", ciphertext_sha256.as_str()),
         ),
-        Action::ReadyDelivery { proof } => {
+        Action::ReadyDelivery { proof, delivery_proof } => {
             let mut payload = Object::new().with("proof_id", proof_id(case.id, n));
             payload.set_some("proof", proof.as_deref().map(document));
+            payload.set_some("delivery_proof", delivery_proof.as_ref().map(|p| document(&p.to_text())));
             event("delivery.ready", payload)
         }
         Action::DownloadDelivery => event("delivery.downloaded", Object::new()),
