@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ledger_engine::delivery::ContentKey;
 use ledger_engine::domain::command::Command;
 use ledger_engine::environment::{Environment, SystemEnvironment};
 use ledger_engine::export::record::Restored;
@@ -24,6 +25,7 @@ use ledger_engine::store::{Store, StoreError};
 use ledger_engine::succession::Succession;
 use ledger_engine::time::rfc3339;
 
+use crate::deliver::files::Files;
 use crate::serve::DevKey;
 use crate::signers::{Holder, Signing};
 use crate::{CliError, signers};
@@ -33,6 +35,12 @@ const COMMIT_KEY: &str = "keys/commit.pem";
 const CHECKPOINT_KEY: &str = "keys/checkpoint.pem";
 const LICENCE_KEY: &str = "keys/licence.pem";
 const EXPORT_KEY: &str = "keys/export.pem";
+const DELIVERY_PROOF_KEY: &str = "keys/delivery-proof.pem";
+/// Encrypts private keys of marketplace-managed deliveries.
+const DELIVERY_KEY: &str = "keys/delivery.key";
+/// Artifacts by SHA-256, and what was encrypted, unless the settings say otherwise.
+const ARTIFACTS: &str = "artifacts";
+const DELIVERIES: &str = "deliveries";
 const DEV_FINANCE_KEY: &str = "keys/dev-finance.pem";
 const DEV_KERNEL_KEY: &str = "keys/dev-kernel.pem";
 /// The file that a development ledger sells.
@@ -102,8 +110,8 @@ pub(crate) struct Elsewhere {
 }
 
 impl Elsewhere {
-    /// Whether a key for exports is made in a file. Not where others are elsewhere: a guard that refuses local keys would refuse it.
-    fn makes_export_key(&self) -> bool {
+    /// Whether keys for exports and delivery proofs are made in files. Not where others are elsewhere: a guard that refuses local keys would refuse it.
+    fn makes_other_keys(&self) -> bool {
         self.export.is_none() && self.commit.is_none() && self.checkpoint.is_none() && self.licence.is_none()
     }
 }
@@ -193,10 +201,14 @@ async fn create_in(
         .flatten()
         .for_each(|signer| config.signers.add(Arc::clone(signer)));
     let ledger = Ledger::create(config, genesis.clone()).await?;
-    for (given, file, purpose) in [(licence, LICENCE_KEY, Purpose::Licence), (export, EXPORT_KEY, Purpose::Export)] {
+    for (given, file, purpose) in [
+        (licence, LICENCE_KEY, Purpose::Licence),
+        (export, EXPORT_KEY, Purpose::Export),
+        (&None, DELIVERY_PROOF_KEY, Purpose::DeliveryProof),
+    ] {
         let holder = match given {
             Some(signer) => Holder::Elsewhere(Arc::clone(signer)),
-            None if purpose == Purpose::Export && !new.elsewhere.makes_export_key() => continue,
+            None if purpose != Purpose::Licence && !new.elsewhere.makes_other_keys() => continue,
             None => Holder::Here(PrivateKey::read(&dir.join(file))?),
         };
         let key = Key::named(purpose, holder.public_key()?);
@@ -247,11 +259,13 @@ async fn build(dir: &Path, new: &NewLedger<'_>, url: Option<&str>) -> Result<(Ge
         }
         named.push(Key::named(purpose, signer.public_key()));
     }
-    if elsewhere.makes_export_key() {
+    if elsewhere.makes_other_keys() {
         write_key(&dir.join(EXPORT_KEY), &ed25519(&random()?))?;
+        write_key(&dir.join(DELIVERY_PROOF_KEY), &ed25519(&random()?))?;
     }
     let [commit_key, checkpoint_key, _] = <[Key; 3]>::try_from(named).unwrap_or_else(|_| unreachable!("three files"));
     PseudonymKey::new(random()?).write(&dir.join(PSEUDONYM_KEY))?;
+    ContentKey::new(random()?).write(&dir.join(DELIVERY_KEY))?;
     let genesis = Genesis {
         origin: new.origin.clone(),
         chains: new.chains,
@@ -387,6 +401,7 @@ pub(crate) async fn make_dev(place: &Place) -> Result<Vec<String>, CliError> {
             made.push(format!("a key of the purpose {}, {kid}, in {}", purpose.as_str(), file.display()));
             enrol(&ledger, signer.key().clone(), None, &governance, &private).await?;
             if purpose == Purpose::Kernel {
+                files(dir, None, None).add_artifact(&mut &DEV_ARTIFACT[..]).map_err(io(dir))?;
                 ledger.append(&dev_sku(&signer)?, "SUBMIT").await?;
             }
         }
@@ -403,6 +418,16 @@ pub(crate) async fn make_dev(place: &Place) -> Result<Vec<String>, CliError> {
         made.push(format!("a secret for tokens in {}", DevKey::path(dir).display()));
     }
     Ok(made)
+}
+
+/// Where the key is that encrypts private keys of deliveries.
+pub(crate) fn delivery_key(dir: &Path) -> PathBuf {
+    dir.join(DELIVERY_KEY)
+}
+
+/// Where artifacts and deliveries are, unless the settings name other directories.
+pub(crate) fn files(dir: &Path, artifacts: Option<PathBuf>, deliveries: Option<PathBuf>) -> Files {
+    Files::new(artifacts.unwrap_or_else(|| dir.join(ARTIFACTS)), deliveries.unwrap_or_else(|| dir.join(DELIVERIES)))
 }
 
 /// What a development ledger sells, with a manifest signed by its own Kernel; the runbook's smoke checks buy it.

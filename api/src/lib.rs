@@ -3,6 +3,7 @@
 mod archives;
 mod commands;
 mod counts;
+mod deliver;
 mod directory;
 mod error;
 mod output;
@@ -71,6 +72,8 @@ enum Once {
     ImportLegacy(commands::import_legacy::Args),
     Token(commands::token::Args),
     Sku(commands::sku::Args),
+    Artifact(commands::artifact::Args),
+    OpenDelivery(commands::open_delivery::Args),
 }
 
 /// Runs one command and returns the exit status.
@@ -119,5 +122,7 @@ async fn dispatch(place: &Place, json: bool, command: Once) -> Result<u8, CliErr
         Once::ImportLegacy(args) => commands::import_legacy::run(place, json, args).await,
         Once::Token(args) => commands::token::run(place, json, args),
         Once::Sku(args) => commands::sku::run(place, json, args).await,
+        Once::Artifact(args) => commands::artifact::run(place, json, args),
+        Once::OpenDelivery(args) => commands::open_delivery::run(json, args),
     }
 }

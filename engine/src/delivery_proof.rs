@@ -135,6 +135,12 @@ impl ProofTerms {
         object
     }
 
+    /// The canonical text of the proof without its signature.
+    pub fn to_text(&self) -> String {
+        // The printer writes UTF-8 only.
+        String::from_utf8(self.to_object().to_canonical()).unwrap_or_default()
+    }
+
     /// SHA-256 of the canonical proof without its signature.
     pub fn digest(&self) -> Hash {
         sha256(&[&self.to_object().to_canonical()])

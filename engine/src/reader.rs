@@ -143,6 +143,18 @@ impl Reader {
         .await
     }
 
+    /// The private document of an entry, where it is kept and not erased.
+    pub async fn private(&self, chain: u32, index: u64) -> Result<Option<PrivateDocument>, StoreError> {
+        let store = Arc::clone(&self.store);
+        blocking(move || Ok(store.private(chain, index)?.map(PrivateDocument::from_bytes))).await
+    }
+
+    /// Up to `limit` projection rows of deliveries on a chain, of those asked for at index `from` or later.
+    pub async fn deliveries(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<Row>, StoreError> {
+        let store = Arc::clone(&self.store);
+        blocking(move || store.rows_from(&DELIVERIES, chain, from, limit)).await
+    }
+
     /// The order as it was after the entry at `index`, as projection rows like those of [`Reader::order_with_private`]: what an answer
     /// that is given again shows.
     pub async fn order_at(

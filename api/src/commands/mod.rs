@@ -1,5 +1,6 @@
 //! One module for each subcommand: its arguments, and what it does with the engine.
 
+pub(crate) mod artifact;
 pub(crate) mod backup;
 pub(crate) mod checkpoint;
 pub(crate) mod demo;
@@ -10,6 +11,7 @@ pub(crate) mod init;
 pub(crate) mod keys;
 pub(crate) mod log;
 pub(crate) mod migrate;
+pub(crate) mod open_delivery;
 pub(crate) mod order;
 pub(crate) mod proof;
 pub(crate) mod replay;

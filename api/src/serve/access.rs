@@ -76,6 +76,9 @@ pub(crate) const RULES: &[Rule] = &[
     write("/order/{id}/cancel", Roles(&[Operator, Service])),
     write("/order/{id}/refund", Roles(&[Operator, Service])),
     write("/delivery/{id}/reissue", Roles(&[Operator, Service])),
+    // A download is recorded.
+    Rule { method: Verb::Get, path: "/delivery/{id}/artifact", access: Roles(&[Buyer]), writes: true },
+    get("/delivery/{id}/key", Roles(&[Buyer])),
     Rule { method: Verb::Post, path: "/license/verify", access: Anyone, writes: false },
     get("/proofs/{id}", Roles(&[Buyer, Auditor])),
     get("/catalog", Anyone),

@@ -155,7 +155,15 @@ pub(crate) async fn run(settings: Settings) -> Result<u8, CliError> {
 
     let server = server.run();
     let handle = server.handle();
+    let (delivering, ending) = (Arc::clone(&state.deliverer), Arc::clone(&state));
+    let delivering = async move {
+        // In maintenance nothing is written.
+        if !ending.settings.maintenance {
+            delivering.work(ending.closed()).await;
+        }
+    };
     let background = [
+        rt::spawn(delivering),
         rt::spawn(background::checkpoints(Arc::clone(&state))),
         rt::spawn(background::housekeeping(Arc::clone(&state))),
         rt::spawn(Feed::watch(Arc::clone(&state))),
@@ -237,7 +245,7 @@ fn cors(origins: &[String]) -> actix_cors::Cors {
 }
 
 fn routes(config: &mut ServiceConfig) {
-    use routes::{admin, audit, catalogue, checkout, health, licence, orders, payment, stream};
+    use routes::{admin, audit, catalogue, checkout, deliveries, health, licence, orders, payment, stream};
     let read = || actix_web::web::route().guard(guards::Any(guards::Get()).or(guards::Head()));
     config
         .route("/health", read().to(health::health))
@@ -256,6 +264,8 @@ fn routes(config: &mut ServiceConfig) {
         .route("/order/{id}/cancel", post().to(orders::cancel))
         .route("/order/{id}/refund", post().to(orders::refund))
         .route("/delivery/{id}/reissue", post().to(orders::reissue))
+        .route("/delivery/{id}/artifact", read().to(deliveries::artifact))
+        .route("/delivery/{id}/key", read().to(deliveries::key))
         .route("/license/verify", post().to(licence::verify))
         .route("/proofs/{id}", read().to(licence::proof))
         .route("/catalog", read().to(catalogue::catalog))

@@ -11,7 +11,7 @@ use utoipa_swagger_ui::Config;
 
 use super::body::{JsonObject, JsonValue};
 use super::error::{ApiError, Code, ErrorBody, ErrorDetail};
-use super::routes::{admin, audit, catalogue, checkout, health, licence, orders, payment, stream};
+use super::routes::{admin, audit, catalogue, checkout, deliveries, health, licence, orders, payment, stream};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -37,6 +37,8 @@ use super::routes::{admin, audit, catalogue, checkout, health, licence, orders, 
         orders::cancel,
         orders::refund,
         orders::reissue,
+        deliveries::artifact,
+        deliveries::key,
         licence::license,
         licence::verify,
         licence::proof,
@@ -60,6 +62,7 @@ use super::routes::{admin, audit, catalogue, checkout, health, licence, orders, 
         (name = "catalogue", description = "What can be bought"),
         (name = "orders", description = "Orders and their deliveries"),
         (name = "payments", description = "What the payment provider says"),
+        (name = "deliveries", description = "What the buyer downloads"),
         (name = "licences", description = "What the buyer holds"),
         (name = "audit", description = "The ledger itself"),
         (name = "operations", description = "For those who run the server"),

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::CliError;
+use crate::deliver::files::Files;
 use crate::directory::{DIRECTORY, Place};
 use crate::signers::{self, Signing, boolean};
 
@@ -92,6 +93,12 @@ pub(crate) struct Args {
     /// Refuse writes with MAINTENANCE, keep reads [default: false]
     #[arg(long, env = "MAINTENANCE_MODE", value_name = "BOOL")]
     maintenance_mode: Option<String>,
+    /// Artifacts that are sold, files named by their SHA-256; `ledger artifact add` puts them there [default: artifacts in --dir]
+    #[arg(long, env = "ARTIFACT_DIR", value_name = "DIR")]
+    artifact_dir: Option<String>,
+    /// What was encrypted for buyers [default: deliveries in --dir]
+    #[arg(long, env = "DELIVERY_DIR", value_name = "DIR")]
+    delivery_dir: Option<String>,
     /// Where traces go (OTLP over HTTP) [default: nowhere]
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     otel_exporter_otlp_endpoint: Option<String>,
@@ -159,6 +166,8 @@ pub(crate) struct Settings {
     pub(crate) checkpoints_public: bool,
     pub(crate) checkpoint_every: Duration,
     pub(crate) maintenance: bool,
+    pub(crate) artifact_dir: Option<PathBuf>,
+    pub(crate) delivery_dir: Option<PathBuf>,
     pub(crate) otlp: Option<String>,
 }
 
@@ -273,6 +282,8 @@ fn read(
             l.count("checkpoint_seconds", args.checkpoint_seconds, 1, 3600, 10) as u64
         ),
         maintenance: l.take("maintenance_mode", args.maintenance_mode, boolean, false),
+        artifact_dir: l.take("artifact_dir", args.artifact_dir, path, None),
+        delivery_dir: l.take("delivery_dir", args.delivery_dir, path, None),
         otlp: l.take("otel_exporter_otlp_endpoint", args.otel_exporter_otlp_endpoint, |t| url(t).map(Some), None),
     };
     l.check_together(&settings);
@@ -459,6 +470,13 @@ pub(crate) fn is_service_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(plain)
 }
 
+impl Settings {
+    /// Where artifacts and deliveries are.
+    pub(crate) fn files(&self) -> Files {
+        crate::directory::files(&self.place.dir, self.artifact_dir.clone(), self.delivery_dir.clone())
+    }
+}
+
 /// The settings as `--check-config` prints them; no secret among them.
 impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -501,6 +519,11 @@ impl fmt::Display for Settings {
         line("checkpoints_public", &self.checkpoints_public)?;
         line("checkpoint_seconds", &self.checkpoint_every.as_secs())?;
         line("maintenance_mode", &self.maintenance)?;
+        let directory = |own: &Option<PathBuf>, name: &str| {
+            own.clone().unwrap_or_else(|| self.place.dir.join(name)).display().to_string()
+        };
+        line("artifact_dir", &directory(&self.artifact_dir, "artifacts"))?;
+        line("delivery_dir", &directory(&self.delivery_dir, "deliveries"))?;
         line("otel_exporter_otlp_endpoint", &self.otlp.clone().unwrap_or_else(none))
     }
 }

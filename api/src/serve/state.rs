@@ -14,6 +14,8 @@ use super::feed::Feed;
 use super::idempotency::InFlight;
 use super::rate::Rates;
 use super::settings::Settings;
+use crate::deliver::Deliverer;
+use crate::directory;
 
 /// One part in so many of the requests under way may be of callers who were not recognised.
 const STRANGERS_SHARE: usize = 4;
@@ -60,7 +62,8 @@ impl Readiness {
 /// What all handlers share.
 pub(crate) struct State {
     pub(crate) settings: Settings,
-    pub(crate) ledger: Ledger,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) deliverer: Arc<Deliverer>,
     pub(crate) tokens: Authenticator,
     pub(crate) rates: Rates,
     /// A permit for each request under way.
@@ -85,7 +88,10 @@ impl State {
         tokens: Authenticator,
         metrics: PrometheusHandle,
     ) -> Arc<State> {
+        let ledger = Arc::new(ledger);
+        let place = &settings.place;
         Arc::new(State {
+            deliverer: Deliverer::new(Arc::clone(&ledger), settings.files(), directory::delivery_key(&place.dir)),
             rates: Rates::new(&settings),
             requests: Semaphore::new(settings.requests_max),
             strangers: Semaphore::new(settings.requests_max.div_ceil(STRANGERS_SHARE)),

@@ -4,7 +4,12 @@
 pub mod recipient;
 pub mod stream;
 
+use std::path::Path;
+
 use zeroize::Zeroizing;
+
+use crate::hash::{Hash, from_hex, to_hex};
+use crate::keys::{KeyFileError, read_secret, write_secret};
 
 /// Bytes of a content key.
 pub const CONTENT_KEY_BYTES: usize = 32;
@@ -19,8 +24,25 @@ impl ContentKey {
     }
 }
 
+impl ContentKey {
+    /// Reads a key that encrypts others from a file of 64 hex characters that only its owner may read.
+    pub fn read(path: &Path) -> Result<ContentKey, KeyFileError> {
+        let bytes = from_hex(read_secret(path)?.trim()).map(Zeroizing::new);
+        let bytes = bytes.and_then(|bytes| <[u8; CONTENT_KEY_BYTES]>::try_from(&bytes[..]).ok());
+        bytes.map(ContentKey::new).ok_or_else(|| KeyFileError::Malformed {
+            path: path.to_owned(),
+            reason: "expected 64 hex characters".into(),
+        })
+    }
+
+    /// Writes that file, which must not exist.
+    pub fn write(&self, path: &Path) -> Result<(), KeyFileError> {
+        write_secret(path, Zeroizing::new(format!("{}\n", to_hex(&self.0[..]))).as_bytes())
+    }
+}
+
 /// What a delivery is bound to: the associated data of its stream, and the `info` of HPKE. `"ledger/delivery/v1\0"`, the ledger's id, the
 /// delivery's stream name.
-pub fn context(ledger_id: &crate::hash::Hash, delivery_id: &str) -> Vec<u8> {
+pub fn context(ledger_id: &Hash, delivery_id: &str) -> Vec<u8> {
     [b"ledger/delivery/v1\0", &ledger_id.0[..], delivery_id.as_bytes()].concat()
 }

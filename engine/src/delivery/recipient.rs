@@ -6,6 +6,7 @@ use aws_lc_rs::rsa::{
     PublicEncryptingKey,
 };
 use ed25519_dalek::pkcs8::PrivateKeyInfoRef;
+use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::spki::der::{Decode as _, Document, Encode as _, SecretDocument};
 use ed25519_dalek::pkcs8::spki::{ObjectIdentifier, SubjectPublicKeyInfoRef};
 use hpke::aead::AesGcm256;
@@ -145,6 +146,21 @@ impl Recipient {
     }
 }
 
+/// SubjectPublicKeyInfo and PKCS#8 of X25519 keys (RFC 8410 4 and 7) before the 32 raw bytes.
+const SPKI_X25519: &[u8] = &[0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x6e, 0x03, 0x21, 0x00];
+const PKCS8_X25519: &[u8] =
+    &[0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x6e, 0x04, 0x22, 0x04, 0x20];
+
+/// Makes an X25519 key pair: the private key, PKCS#8 in PEM, and the recipient.
+pub fn generate() -> Option<(zeroize::Zeroizing<String>, Recipient)> {
+    let (private, public) = X25519HkdfSha256::gen_keypair();
+    let raw: [u8; X25519_BYTES] = public.to_bytes()[..].try_into().ok()?;
+    let pkcs8 = zeroize::Zeroizing::new([PKCS8_X25519, &private.to_bytes()].concat());
+    let document = SecretDocument::try_from(&pkcs8[..]).ok()?;
+    let pem = document.to_pem("PRIVATE KEY", LineEnding::LF).ok()?;
+    Some((pem, Recipient { key: Key::X25519(raw), der: [SPKI_X25519, &raw].concat() }))
+}
+
 /// Opens a wrapped content key with the private key of its recipient, PKCS#8 in PEM.
 pub fn unwrap(pem: &str, wrapped: &[u8], context: &[u8]) -> Result<ContentKey, UnwrapError> {
     let Ok(("PRIVATE KEY", der)) = SecretDocument::from_pem(pem.trim()) else { return Err(UnwrapError::Key) };
@@ -219,6 +235,13 @@ mod tests {
                 assert_eq!(unwrap(&private, &altered, b"context").err(), Some(UnwrapError::Wrapped));
             }
         }
+        let (private, recipient) = generate().unwrap();
+        let wrapped = recipient.wrap(&ContentKey::new([9; 32]), b"one").unwrap();
+        assert_eq!(unwrap(&private, &wrapped, b"one").unwrap().0, ContentKey::new([9; 32]).0);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), private.as_bytes()).unwrap();
+        let public = openssl(&["pkey", "-pubout", "-in", file.path().to_str().unwrap()]);
+        assert!(Recipient::from_pem(&public).unwrap() == recipient, "OpenSSL reads the pair that was made");
         let (private, public) = x25519();
         let wrapped = Recipient::from_pem(&public).unwrap().wrap(&ContentKey::new([9; 32]), b"one").unwrap();
         assert_eq!(unwrap(&private, &wrapped, b"another").err(), Some(UnwrapError::Wrapped), "of another delivery");

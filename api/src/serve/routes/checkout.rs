@@ -4,12 +4,10 @@ use std::time::Instant;
 
 use actix_web::http::header::LOCATION;
 use actix_web::{HttpRequest, HttpResponse};
-use ledger_engine::hash::sha256;
+use ledger_engine::delivery::recipient::Recipient;
 use ledger_engine::json::{Object, Value, parse};
 use ledger_engine::ledger::EntryRef;
 use ledger_engine::time::rfc3339;
-use rustls::pki_types::SubjectPublicKeyInfoDer;
-use rustls::pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -148,12 +146,10 @@ pub(crate) async fn checkout(
     Ok(answer.json(OrderAnswer { ok: true, order }))
 }
 
-/// SHA-256 of the DER of a public key in PEM.
+/// SHA-256 of the DER of a public key in PEM that a delivery can be encrypted for.
 pub(crate) fn fingerprint(pem: &str) -> Result<String, ApiError> {
-    let key = SubjectPublicKeyInfoDer::from_pem_slice(pem.as_bytes());
-    let key =
-        key.map_err(|_| ApiError::invalid("buyer_public_key must be one public key in PEM (BEGIN PUBLIC KEY)"))?;
-    Ok(sha256(&[&key]).to_hex())
+    let key = Recipient::from_pem(pem).map_err(|e| ApiError::invalid(format!("buyer_public_key: {e}")))?;
+    Ok(key.fingerprint().to_hex())
 }
 
 /// The order as its first entry made it.
@@ -190,9 +186,10 @@ mod tests {
 
     #[test]
     fn only_public_keys_have_fingerprints() {
-        let pem = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n";
+        let pem = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VuAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n";
         assert_eq!(fingerprint(pem).unwrap().len(), 64);
-        for bad in ["", "MCow", &pem.replace("PUBLIC KEY", "PRIVATE KEY")] {
+        // The same as an Ed25519 key, which nothing is encrypted for.
+        for bad in ["", "MCow", &pem.replace("K2Vu", "K2Vw"), &pem.replace("PUBLIC KEY", "PRIVATE KEY")] {
             assert!(fingerprint(bad).is_err(), "{bad}");
         }
     }

@@ -2,8 +2,10 @@
 
 use actix_web::HttpResponse;
 use actix_web::web::Path;
+use ledger_engine::delivery_proof::DeliveryProof;
 use ledger_engine::domain::projection::Cell;
 use ledger_engine::environment::{Environment as _, SystemEnvironment};
+use ledger_engine::hash::EventId;
 use ledger_engine::json::Value;
 use ledger_engine::licence::{Licence as Signed, Reason, judge};
 use ledger_engine::stream::{CaseId, Stream};
@@ -72,6 +74,12 @@ async fn issued_text(state: &State, case: CaseId) -> Result<Option<String>, ApiE
     let Some(Cell::Int(_)) = order.cell("license_index") else { return Ok(None) };
     let chain = u32::try_from(order.int("chain")).unwrap_or(0);
     Ok(document(&payload(state, chain, order.count("license_index")).await?, "license"))
+}
+
+/// The signed proof in the entry that made a delivery ready, if there is one.
+pub(crate) async fn delivery_proof(state: &State, chain: u32, index: u64) -> Result<Option<DeliveryProof>, ApiError> {
+    let text = document(&payload(state, chain, index).await?, "delivery_proof");
+    Ok(text.as_deref().and_then(DeliveryProof::parse_canonical))
 }
 
 /// The licence in the entry that issued it.
@@ -187,9 +195,14 @@ pub(crate) async fn verify(state: Shared, body: Json<VerifyRequest>) -> Result<H
 pub(crate) struct ProofAnswer {
     #[schema(example = true)]
     ok: bool,
-    /// `proof_id, order_id, artifact_sha256, …` as it was signed.
+    /// `proof_id, order_id, artifact_sha256, …` as it was signed (FORMAT.md 19).
     #[schema(value_type = Object)]
     proof: serde_json::Value,
+    /// The text whose SHA-256 is signed: the proof without its signature, in its RFC 8785 form.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    canonical_payload: Option<String>,
+    /// The entry that holds it: `GET /audit/events/{id}/proof` is what `audit-verify proof` and `ledger open-delivery` take.
+    event_id: String,
 }
 
 /// The proof of a delivery
@@ -213,10 +226,13 @@ pub(crate) async fn proof(state: Shared, caller: Caller, id: Path<String>) -> Re
         })?;
         let delivery = deliveries.get(n as usize - 1).filter(|d| d.text("proof_id") == id.as_str()).ok_or_else(none)?;
         let chain = u32::try_from(order.int("chain")).unwrap_or(0);
-        let payload = payload(&state, chain, delivery.count("proof_index")).await?;
-        let text = document(&payload, "proof").ok_or_else(none)?;
-        Ok(serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)))
+        let index = delivery.count("proof_index");
+        let payload = payload(&state, chain, index).await?;
+        let text = document(&payload, "delivery_proof").or_else(|| document(&payload, "proof")).ok_or_else(none)?;
+        let signed = DeliveryProof::parse_canonical(&text);
+        let proof = serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text));
+        let event_id = EventId::derive(&state.ledger.id(), chain, index).to_string();
+        Ok(ProofAnswer { ok: true, proof, canonical_payload: signed.map(|p| p.terms.to_text()), event_id })
     };
-    let proof = in_time(read).await?;
-    Ok(HttpResponse::Ok().json(ProofAnswer { ok: true, proof }))
+    Ok(HttpResponse::Ok().json(in_time(read).await?))
 }

@@ -4,6 +4,7 @@ pub(crate) mod admin;
 pub(crate) mod audit;
 pub(crate) mod catalogue;
 pub(crate) mod checkout;
+pub(crate) mod deliveries;
 pub(crate) mod health;
 pub(crate) mod licence;
 pub(crate) mod orders;

@@ -2,15 +2,19 @@
 
 use actix_web::web::Path;
 use actix_web::{HttpRequest, HttpResponse};
+use ledger_engine::delivery_proof::Encryption;
 use ledger_engine::domain::finalisation::{FinanceProof, next_command, settle_command};
+use ledger_engine::domain::projection::Row;
+use ledger_engine::hash::to_hex;
 use ledger_engine::json::Object;
 use ledger_engine::stream::{CaseId, Stream};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::checkout::{OrderAnswer, REPLAYED, fingerprint};
-use super::licence::{Licence, licence_of};
+use super::licence::{Licence, delivery_proof, licence_of};
 use super::{Shared, append, in_time, may_see, no_order, order_id, visible_order};
+use crate::deliver::{Outcome, member};
 use crate::serve::auth::Caller;
 use crate::serve::body::{Json, Optional};
 use crate::serve::error::{ApiError, Code, ReadErrors, WriteErrors};
@@ -241,8 +245,14 @@ pub(crate) async fn reissue(
     let mut command = Object::new().with("command", "delivery.reissue").with("order_id", case.to_string());
     command.set("delivery", i64::from(n));
     command.set("reason", body.reason);
-    command.set_some("key_fingerprint", body.buyer_public_key.as_deref().map(fingerprint).transpose()?);
-    change(&state, &caller, case, command, key).await
+    if let Some(pem) = body.buyer_public_key {
+        command.set("key_fingerprint", fingerprint(&pem)?);
+        command.set("private", Object::new().with("buyer_public_key", pem));
+    }
+    let answer = change(&state, &caller, case, command, key).await?;
+    // It goes on by itself; whoever waits for it asks for the order.
+    drop(state.deliverer.run(case));
+    Ok(answer)
 }
 
 /// Appends one command and answers with the order as the command left it: a request that is sent again gets the first answer, whatever
@@ -310,21 +320,56 @@ pub(crate) struct FinalizeAnswer {
     ok: bool,
     order: Order,
     license: Licence,
-    delivery: Option<Delivery>,
+    delivery: Option<FinalizedDelivery>,
     key_metadata: KeyMetadata,
+}
+
+/// A delivery with all that its buyer needs.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct FinalizedDelivery {
+    #[serde(flatten)]
+    delivery: Delivery,
+    /// Where the buyer downloads it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encrypted_delivery_url: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encryption: Option<EncryptionView>,
+    /// The signed delivery proof (FORMAT.md 19), once it is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    proof: Option<serde_json::Value>,
+    /// Why it is not finished, if it is not: it failed and is tried again, or somebody else delivers it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unfinished: Option<String>,
+}
+
+/// How a delivery is encrypted.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct EncryptionView {
+    algorithm: String,
+    key_algorithm: String,
+    /// The content key, wrapped: hex.
+    encrypted_key: String,
+    /// SHA-256 of the SubjectPublicKeyInfo of the key that it is wrapped for.
+    key_fingerprint: String,
+    /// The buyer's own name of that key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_hint: Option<String>,
 }
 
 /// Whose key the delivery is for.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct KeyMetadata {
     mode: String,
+    /// `buyer`, or `ephemeral`: a key pair of this delivery alone, whose private half the marketplace keeps sealed.
+    source: &'static str,
     key_fingerprint: Option<String>,
 }
 
 /// Steps that a finalisation takes at most, with some to spare for others who work on the same order.
 const STEPS_MAX: usize = 8;
 
-/// Settle if needed, issue the licence, and ask for the delivery
+/// Settle if needed, issue the licence, encrypt for the buyer, prove, finalise
 ///
 /// Each step is taken once, whoever asks how often: an order that is further along is answered as it is. It needs no
 /// `Idempotency-Key`.
@@ -350,7 +395,10 @@ pub(crate) async fn finalize(
         let read = async { Ok(state.ledger.order_with_deliveries(case).await?) };
         let (order, deliveries) = in_time(read).await?.ok_or_else(no_order)?;
         let Some(command) = next_command(case, &order, &deliveries, proof)? else {
-            return finalized(&state, &caller, case).await;
+            // A large artifact takes its time: then the answer is how far it is, and it goes on.
+            let delivering = state.deliverer.run(case);
+            let outcome = tokio::time::timeout(state.settings.request_timeout / 2, delivering).await;
+            return finalized(&state, &caller, case, outcome.ok()).await;
         };
         // Somebody else may take the same step at the same time: then it is taken, and the next reading shows it.
         let seen = (order.count("revision"), deliveries.len());
@@ -363,13 +411,57 @@ pub(crate) async fn finalize(
     Err(ApiError::new(Code::IllegalTransition, "the order keeps changing; look at it and try again"))
 }
 
-async fn finalized(state: &State, caller: &Caller, case: CaseId) -> Result<HttpResponse, ApiError> {
+async fn finalized(
+    state: &State,
+    caller: &Caller,
+    case: CaseId,
+    outcome: Option<Outcome>,
+) -> Result<HttpResponse, ApiError> {
     let answer = async {
-        let order = shown(state, caller, case).await?;
+        let (row, deliveries, private) = state.ledger.order_with_private(case).await?.ok_or_else(no_order)?;
+        may_see(state, caller, &row)?;
+        let order = Order::of(&row, &deliveries, private.as_ref());
         let license = licence_of(state, case).await?;
-        let key_metadata =
-            KeyMetadata { mode: order.delivery_mode.clone(), key_fingerprint: order.key_fingerprint.clone() };
-        Ok(FinalizeAnswer { ok: true, delivery: order.deliveries.last().cloned(), order, license, key_metadata })
+        let hint = private.as_ref().and_then(|p| member(p, &["delivery_preferences", "key_identifier"]));
+        let delivery = match deliveries.last() {
+            Some(delivery) => Some(finalized_delivery(state, delivery, hint, outcome).await?),
+            None => None,
+        };
+        let encrypted_for = delivery.as_ref().and_then(|d| Some(d.encryption.as_ref()?.key_fingerprint.clone()));
+        let key_metadata = KeyMetadata {
+            mode: order.delivery_mode.clone(),
+            source: if order.delivery_mode == "buyer-managed" { "buyer" } else { "ephemeral" },
+            key_fingerprint: encrypted_for.or_else(|| order.key_fingerprint.clone()),
+        };
+        Ok(FinalizeAnswer { ok: true, delivery, order, license, key_metadata })
     };
     Ok(HttpResponse::Ok().json(in_time(answer).await?))
+}
+
+async fn finalized_delivery(
+    state: &State,
+    row: &Row,
+    key_hint: Option<String>,
+    outcome: Option<Outcome>,
+) -> Result<FinalizedDelivery, ApiError> {
+    let delivery = Delivery::of(row);
+    let chain = u32::try_from(row.int("chain")).unwrap_or(0);
+    let proof = match delivery.proof_id {
+        Some(_) => delivery_proof(state, chain, row.count("proof_index")).await?,
+        None => None,
+    };
+    let encryption = proof.as_ref().map(|proof| {
+        let Encryption { algorithm, key_algorithm, encrypted_key, key_fingerprint } = proof.terms.encryption.clone();
+        let (encrypted_key, key_fingerprint) = (to_hex(&encrypted_key), key_fingerprint.to_hex());
+        EncryptionView { algorithm, key_algorithm, encrypted_key, key_fingerprint, key_hint }
+    });
+    let unfinished = match outcome {
+        Some(Outcome::Done) => None,
+        Some(Outcome::Elsewhere(why)) => Some(why.to_owned()),
+        Some(Outcome::Failed(why)) => Some(format!("{why}; it is tried again")),
+        None => Some("it is under way".to_owned()),
+    };
+    let encrypted_delivery_url = proof.as_ref().map(|_| format!("/delivery/{}/artifact", delivery.delivery_id));
+    let proof = proof.and_then(|proof| serde_json::from_str(&proof.to_text()).ok());
+    Ok(FinalizedDelivery { delivery, encrypted_delivery_url, encryption, proof, unfinished })
 }

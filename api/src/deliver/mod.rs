@@ -1,0 +1,404 @@
+//! Deliveries: encrypted for the buyer, proven, finalised. Whoever is stopped anywhere in between goes on from what the ledger says, and
+//! a step that somebody else took is not taken again.
+
+pub(crate) mod files;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared};
+use ledger_engine::body::PrivateDocument;
+use ledger_engine::delivery::recipient::{self, Recipient};
+use ledger_engine::delivery::stream::{ALGORITHM, Fresh};
+use ledger_engine::delivery::{ContentKey, context, stream};
+use ledger_engine::delivery_proof::{Encryption, ProofTerms};
+use ledger_engine::domain::command::Command;
+use ledger_engine::domain::decide::RefusalCode;
+use ledger_engine::domain::projection::Row;
+use ledger_engine::domain::sku::manifest_of;
+use ledger_engine::hash::{Hash, from_hex, to_hex};
+use ledger_engine::json::{Object, Value};
+use ledger_engine::ledger::{AppendError, Appended, Ledger};
+use ledger_engine::registry::Purpose;
+use ledger_engine::stream::{CaseId, Stream};
+
+use self::files::{Files, Particulars, SealError};
+use crate::directory::random;
+
+/// Who takes the steps, in entries.
+const ACTOR: &str = "service:delivery";
+/// Steps of one delivery at most, with some to spare for others who work on it.
+const STEPS_MAX: usize = 12;
+/// How long a failed delivery rests before it is tried again: twice as long each time, up to the second.
+const REST: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
+/// Deliveries that are looked at together when a server starts.
+const PAGE: usize = 512;
+
+/// How far a delivery came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// There is nothing left to do.
+    Done,
+    /// Somebody else delivers this: it has no manifest, or there is no key for proofs.
+    Elsewhere(&'static str),
+    /// It failed and is tried again. The text is for operators and in the history; it has nothing of the buyer's.
+    Failed(String),
+}
+
+type Running = Shared<BoxFuture<'static, Outcome>>;
+
+/// What delivers.
+pub(crate) struct Deliverer {
+    ledger: Arc<Ledger>,
+    files: Files,
+    /// Where the key is that private keys of deliveries are sealed under.
+    own_key: PathBuf,
+    under_way: Mutex<HashMap<CaseId, Running>>,
+    /// Failed ones: when to try again, and how long they rested last.
+    resting: Mutex<HashMap<CaseId, (Instant, Duration)>>,
+}
+
+/// Why a step was not taken.
+enum Trouble {
+    /// Recorded as the reason of `delivery.failed`.
+    Failed(String),
+    /// Store or signer are away: nothing is recorded, which could not be.
+    Away(String),
+}
+
+impl From<AppendError> for Trouble {
+    fn from(e: AppendError) -> Self {
+        Trouble::Away(e.to_string())
+    }
+}
+
+impl From<ledger_engine::store::StoreError> for Trouble {
+    fn from(e: ledger_engine::store::StoreError) -> Self {
+        Trouble::Away(e.to_string())
+    }
+}
+
+fn failed(why: impl Into<String>) -> Trouble {
+    Trouble::Failed(why.into())
+}
+
+/// What the SKU's listing says of the file.
+struct Sold {
+    artifact: Hash,
+    manifest_sha256: String,
+    manifest_signature_id: String,
+}
+
+impl Deliverer {
+    pub(crate) fn new(ledger: Arc<Ledger>, files: Files, own_key: PathBuf) -> Arc<Deliverer> {
+        let (under_way, resting) = Default::default();
+        Arc::new(Deliverer { ledger, files, own_key, under_way, resting })
+    }
+
+    pub(crate) fn files(&self) -> &Files {
+        &self.files
+    }
+
+    /// Delivers an order as far as it goes. Callers that come together wait for the same run, which goes on if they do not.
+    pub(crate) fn run(self: &Arc<Self>, case: CaseId) -> Running {
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = under_way.get(&case) {
+            return running.clone();
+        }
+        let own = Arc::clone(self);
+        let task = tokio::spawn(async move {
+            let outcome = own.deliver(case).await;
+            own.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&case);
+            outcome
+        });
+        let ended = async move { task.await.unwrap_or_else(|e| Outcome::Failed(format!("the task died: {e}"))) };
+        let running = ended.boxed().shared();
+        under_way.insert(case, running.clone());
+        running
+    }
+
+    async fn deliver(&self, case: CaseId) -> Outcome {
+        let outcome = match self.steps(case).await {
+            Ok(outcome) => outcome,
+            Err(Trouble::Away(why)) => Outcome::Failed(why),
+            Err(Trouble::Failed(why)) => {
+                metrics::counter!("marketplace_delivery_encrypt_failures_total").increment(1);
+                tracing::warn!("order {case} could not be delivered: {why}");
+                let command = of("delivery.fail", case).with("reason", why.as_str());
+                // Where it failed before it is failed still, and where the ledger is away it is as it was.
+                match self.append(command).await {
+                    Err(Trouble::Away(e)) => tracing::warn!("order {case}: the failure could not be recorded: {e}"),
+                    Err(Trouble::Failed(_)) | Ok(_) => {}
+                }
+                Outcome::Failed(why)
+            }
+        };
+        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Outcome::Failed(_) = outcome {
+            let rest = resting.get(&case).map_or(REST.0, |(_, last)| (*last * 2).min(REST.1));
+            resting.insert(case, (Instant::now() + rest, rest));
+        } else {
+            resting.remove(&case);
+        }
+        outcome
+    }
+
+    /// Takes one step after the other, each decided by what is recorded.
+    async fn steps(&self, case: CaseId) -> Result<Outcome, Trouble> {
+        if self.ledger.registry().current(Purpose::DeliveryProof).is_none() {
+            return Ok(Outcome::Elsewhere("the ledger has no key for delivery proofs"));
+        }
+        for _ in 0..STEPS_MAX {
+            let found = self.ledger.order_with_deliveries(case).await?;
+            let Some((order, deliveries)) = found else { return Ok(Outcome::Elsewhere("there is no such order")) };
+            let Some(delivery) = deliveries.last() else { return Ok(Outcome::Done) };
+            match (order.text("status"), delivery.text("status")) {
+                ("licensed" | "finalized", "requested" | "failed") => {
+                    let Some(sold) = self.sold(&order).await? else {
+                        return Ok(Outcome::Elsewhere("the SKU was listed without a manifest"));
+                    };
+                    self.encrypt(case, &order, delivery, sold).await?;
+                }
+                ("licensed" | "finalized", "encrypted") => self.prove(case, &order, &deliveries).await?,
+                ("licensed", "ready") => drop(self.append(of("order.finalize", case)).await?),
+                _ => return Ok(Outcome::Done),
+            }
+        }
+        Err(Trouble::Away("the order keeps changing".into()))
+    }
+
+    /// Appends a command. `None`: somebody else has changed what it rests on, so that what is recorded must be looked at again.
+    async fn append(&self, command: Object) -> Result<Option<Appended>, Trouble> {
+        let command = Command::from_object(command.with("actor", ACTOR)).map_err(|e| Trouble::Away(e.to_string()))?;
+        match self.ledger.append(&command, "POST").await {
+            Ok(appended) => Ok(Some(appended)),
+            Err(AppendError::Refused(r))
+                if matches!(r.code, RefusalCode::IllegalTransition | RefusalCode::RevisionConflict) =>
+            {
+                Ok(None)
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The one artifact of the listing that the order cites. `None`: that has no manifest.
+    async fn sold(&self, order: &Row) -> Result<Option<Sold>, Trouble> {
+        let chain = u32::try_from(order.int("chain")).unwrap_or(0);
+        let created = self.ledger.read_chain(chain, order.count("idx"), 1).await?.pop();
+        let body = created.and_then(|e| e.parse_body().ok());
+        let revision = body.and_then(|b| b.payload.value("sku_revision").and_then(Value::as_int)).unwrap_or(0);
+        let sku = Stream::Sku(CaseId::of_sku(order.text("sku_id")));
+        let entries = self.ledger.read_stream(sku).await?;
+        let listing = entries.iter().find(|e| i64::try_from(e.header.revision) == Ok(revision));
+        let Some(body) = listing.and_then(|e| e.parse_body().ok()) else {
+            return Err(failed("the listing that the order cites is not there; verify the ledger"));
+        };
+        let Some(manifest) = manifest_of(&body.payload) else { return Ok(None) };
+        let [artifact] = &manifest.artifacts[..] else {
+            return Err(failed(format!(
+                "the manifest names {} artifacts; one can be delivered",
+                manifest.artifacts.len()
+            )));
+        };
+        let sha256 = body.payload.value("manifest").and_then(Value::as_object).and_then(|m| m.value("sha256"));
+        let manifest_sha256 = sha256.and_then(Value::as_str).unwrap_or_default().to_owned();
+        Ok(Some(Sold { artifact: artifact.sha256, manifest_sha256, manifest_signature_id: manifest.signature_id() }))
+    }
+
+    async fn encrypt(&self, case: CaseId, order: &Row, delivery: &Row, sold: Sold) -> Result<(), Trouble> {
+        let id = delivery.text("delivery_id").to_owned();
+        let context = context(&self.ledger.id(), &id);
+        let (recipient, sealed_private_key) = match delivery.text("mode") {
+            "buyer-managed" => (self.buyers_key(case, order, delivery).await?, None),
+            _ => {
+                let (recipient, sealed) = self.own_recipient(&context)?;
+                (recipient, Some(sealed))
+            }
+        };
+        let (key, fresh) = fresh().map_err(|e| Trouble::Away(e.to_string()))?;
+        let wrapped =
+            recipient.wrap(&key, &context).ok_or_else(|| failed("the key could not be used to wrap another"))?;
+        let (files, artifact) = (self.files.clone(), sold.artifact);
+        let particulars = move |digests: &stream::Digests| Particulars {
+            artifact_bytes: digests.plain_bytes,
+            ciphertext_bytes: digests.sealed_bytes,
+            manifest_sha256: sold.manifest_sha256,
+            manifest_signature_id: sold.manifest_signature_id,
+            key_algorithm: recipient.algorithm().to_owned(),
+            encrypted_key: to_hex(&wrapped),
+            key_fingerprint: recipient.fingerprint().to_hex(),
+            sealed_private_key,
+        };
+        let of_file = id.clone();
+        let sealing =
+            tokio::task::spawn_blocking(move || files.seal(&of_file, artifact, (&key, &fresh, &context), particulars));
+        let sealed = sealing.await.map_err(|e| Trouble::Away(format!("the task died: {e}")))?;
+        let digests = sealed.map_err(|e| match e {
+            SealError::Io(path, e) => {
+                // Where files are is nothing for the history.
+                tracing::error!("{}: {e}", path.display());
+                failed(format!("artifact {artifact} could not be read, or its delivery not be written: {}", e.kind()))
+            }
+            SealError::Other { found, bytes } => {
+                failed(format!("artifact {artifact} has other bytes: {bytes}, with SHA-256 {found}"))
+            }
+        })?;
+        let ciphertext = digests.sealed_sha256.to_hex();
+        let command = of("delivery.encrypt", case)
+            .with("algorithm", ALGORITHM)
+            .with("artifact_sha256", artifact.to_hex())
+            .with("ciphertext_sha256", ciphertext.as_str());
+        if self.append(command).await?.is_none() {
+            self.files.forget(&id, &ciphertext);
+        }
+        Ok(())
+    }
+
+    /// The key that the buyer gave: with the order, or when the delivery was issued again.
+    async fn buyers_key(&self, case: CaseId, order: &Row, delivery: &Row) -> Result<Recipient, Trouble> {
+        let chain = u32::try_from(order.int("chain")).unwrap_or(0);
+        let mut pems = Vec::new();
+        for n in (1..delivery.count("n")).rev() {
+            let before = u32::try_from(n).map(|n| Stream::Delivery(case, n)).map_err(|e| failed(e.to_string()))?;
+            let reissued = self.ledger.read_stream(before).await?.pop();
+            if let Some(entry) = reissued.filter(|e| e.header.event_type == "delivery.reissued") {
+                let private = self.ledger.private(chain, entry.header.index).await?;
+                pems.extend(private.as_ref().and_then(|p| member(p, &["buyer_public_key"])));
+            }
+        }
+        let private = self.ledger.private(chain, order.count("idx")).await?;
+        pems.extend(private.as_ref().and_then(|p| member(p, &["delivery_preferences", "buyer_public_key"])));
+        let wanted = delivery.text("key_fingerprint");
+        let mut keys = pems.iter().filter_map(|pem| Recipient::from_pem(pem).ok());
+        keys.find(|key| key.fingerprint().to_hex() == wanted).ok_or_else(|| {
+            failed(format!(
+                "the buyer's key {wanted} is not kept (any more), or is none to encrypt for; reissue with a new key"
+            ))
+        })
+    }
+
+    /// A key pair of this delivery alone. The private half is sealed at once.
+    fn own_recipient(&self, context: &[u8]) -> Result<(Recipient, String), Trouble> {
+        let own = ContentKey::read(&self.own_key).map_err(|e| {
+            tracing::error!("{e}");
+            failed("the marketplace's key for deliveries cannot be read")
+        })?;
+        let (private, recipient) = recipient::generate().ok_or_else(|| failed("no key pair could be made"))?;
+        let (_, fresh) = fresh().map_err(|e| Trouble::Away(e.to_string()))?;
+        let mut sealed = Vec::new();
+        stream::seal(&own, &fresh, context, private.as_bytes(), &mut sealed).map_err(|e| failed(e.to_string()))?;
+        Ok((recipient, to_hex(&sealed)))
+    }
+
+    /// The private key of a marketplace-managed delivery, PKCS#8 in PEM.
+    pub(crate) fn private_key(&self, delivery: &Row) -> Result<Option<zeroize::Zeroizing<String>>, String> {
+        let (id, ciphertext) = (delivery.text("delivery_id"), delivery.text("ciphertext_sha256"));
+        let kept = self.files.particulars(id, ciphertext).map_err(|e| e.to_string())?;
+        let Some(sealed) = kept.and_then(|kept| kept.sealed_private_key) else { return Ok(None) };
+        let own = ContentKey::read(&self.own_key).map_err(|e| e.to_string())?;
+        let sealed = from_hex(&sealed).unwrap_or_default();
+        let mut opened = zeroize::Zeroizing::new(Vec::new());
+        stream::open(&own, &context(&self.ledger.id(), id), &mut &sealed[..], &mut *opened)
+            .map_err(|e| e.to_string())?;
+        let text = std::str::from_utf8(&opened).map_err(|e| e.to_string())?;
+        Ok(Some(zeroize::Zeroizing::new(text.to_owned())))
+    }
+
+    async fn prove(&self, case: CaseId, order: &Row, deliveries: &[Row]) -> Result<(), Trouble> {
+        let Some((delivery, before)) = deliveries.split_last() else { return Ok(()) };
+        let (id, ciphertext) = (delivery.text("delivery_id"), delivery.text("ciphertext_sha256"));
+        let kept =
+            self.files.particulars(id, ciphertext).map_err(|e| failed(format!("what was encrypted: {}", e.kind())))?;
+        let Some(kept) = kept else {
+            // It is encrypted again, under another key.
+            return Err(failed("what was encrypted is not there any more, or not all of it"));
+        };
+        let hash = |hex: &str| Hash::from_hex(hex).ok_or_else(|| failed("what was kept of the delivery is damaged"));
+        let terms = ProofTerms {
+            order_id: case,
+            n: u32::try_from(delivery.count("n")).map_err(|e| failed(e.to_string()))?,
+            sku_id: order.text("sku_id").into(),
+            buyer_id: order.text("buyer").into(),
+            delivery_mode: delivery.text("mode").into(),
+            artifact: (hash(delivery.text("artifact_sha256"))?, kept.artifact_bytes),
+            ciphertext: (hash(ciphertext)?, kept.ciphertext_bytes),
+            manifest_sha256: hash(&kept.manifest_sha256)?,
+            manifest_signature_id: hash(&kept.manifest_signature_id)?,
+            ledger_proof_id: order.text("ledger_proof_id").into(),
+            encryption: Encryption {
+                algorithm: ALGORITHM.into(),
+                key_algorithm: kept.key_algorithm,
+                encrypted_key: from_hex(&kept.encrypted_key).unwrap_or_default(),
+                key_fingerprint: hash(&kept.key_fingerprint)?,
+            },
+            supersedes: before.iter().rev().map(|d| d.text("proof_id")).find(|id| !id.is_empty()).map(str::to_owned),
+            issued_at_us: 0,
+            ledger_id: self.ledger.id(),
+            signer_kid: String::new(),
+        };
+        let proof = self.ledger.prove_delivery(terms).await?;
+        self.append(of("delivery.ready", case).with("delivery_proof", proof.to_text())).await.map(drop)
+    }
+
+    /// Delivers what a server that ended left undone, and tries again what failed, until it is told to end.
+    pub(crate) async fn work(self: Arc<Self>, closed: impl Future<Output = ()>) {
+        let mut closed = std::pin::pin!(closed);
+        if let Err(e) = self.find_undone().await {
+            tracing::warn!("deliveries that were not finished could not be looked for: {e}");
+        }
+        loop {
+            tokio::select! {
+                () = &mut closed => return,
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
+            let now = Instant::now();
+            let due: Vec<CaseId> = {
+                let resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+                resting.iter().filter(|(_, (at, _))| *at <= now).map(|(case, _)| *case).collect()
+            };
+            for case in due {
+                self.run(case).await;
+            }
+        }
+    }
+
+    /// Puts what is not finished among what is tried soon.
+    async fn find_undone(&self) -> Result<(), ledger_engine::store::StoreError> {
+        for chain in 0..self.ledger.genesis().chains {
+            let mut from = 0;
+            loop {
+                let rows = self.ledger.deliveries(chain, from, PAGE).await?;
+                let Some(last) = rows.last() else { break };
+                from = last.count("idx") + 1;
+                let undone =
+                    rows.iter().filter(|d| matches!(d.text("status"), "requested" | "encrypted" | "failed" | "ready"));
+                let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+                for case in undone.filter_map(|d| CaseId::parse(d.text("order_id"))) {
+                    resting.entry(case).or_insert((Instant::now(), REST.0));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn of(command: &str, case: CaseId) -> Object {
+    Object::new().with("command", command).with("order_id", case.to_string())
+}
+
+fn fresh() -> Result<(ContentKey, Fresh), crate::CliError> {
+    Ok((ContentKey::new(random()?), Fresh { salt: random()?, prefix: random()? }))
+}
+
+/// A text of what a client said in private.
+pub(crate) fn member(private: &PrivateDocument, path: &[&str]) -> Option<String> {
+    let members = private.members()?;
+    let mut value = members.value("private")?;
+    for name in path {
+        value = value.as_object()?.value(name)?;
+    }
+    value.as_str().map(str::to_owned)
+}

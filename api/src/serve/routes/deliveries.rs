@@ -1,0 +1,132 @@
+//! What the buyer gets: the encrypted file, and the key of a delivery that the marketplace manages.
+
+use std::io;
+
+use actix_web::body::SizedStream;
+use actix_web::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE, HeaderName};
+use actix_web::web::{Bytes, Path};
+use actix_web::{HttpRequest, HttpResponse};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ledger_engine::domain::projection::Row;
+use ledger_engine::hash::from_hex;
+use ledger_engine::json::Object;
+use ledger_engine::stream::{CaseId, Stream};
+use serde::Serialize;
+use tokio::io::AsyncReadExt as _;
+use utoipa::ToSchema;
+
+use super::{Shared, append, in_time, visible_order};
+use crate::serve::auth::Caller;
+use crate::serve::error::{ApiError, Code, ReadErrors};
+use crate::serve::idempotency::key_of;
+use crate::serve::state::State;
+
+/// Bytes of a file that are read at a time.
+const PIECE: usize = 64 << 10;
+/// RFC 9530.
+const REPR_DIGEST: HeaderName = HeaderName::from_static("repr-digest");
+
+/// The delivery that a path names, of an order that the caller may see, once it is finalised and while it is the current one.
+async fn deliverable(state: &State, caller: &Caller, id: &str) -> Result<(CaseId, Row), ApiError> {
+    let none = || ApiError::not_found("there is no such delivery, or it is not yours");
+    let Some(Stream::Delivery(case, n)) = Stream::parse(id) else { return Err(none()) };
+    let (order, mut deliveries) = visible_order(state, caller, case).await.map_err(|e| match e.code {
+        Code::NotFound => none(),
+        _ => e,
+    })?;
+    let current = deliveries.len() == n as usize;
+    let delivery = deliveries.pop().filter(|_| (n as usize) <= deliveries.len() + 1).ok_or_else(none)?;
+    let illegal = |why: String| Err(ApiError::new(Code::IllegalTransition, why));
+    if !current {
+        return illegal("the delivery was issued again; download the one that came for it".into());
+    }
+    match (order.text("status"), delivery.text("status")) {
+        ("finalized", "ready" | "downloaded") => Ok((case, delivery)),
+        ("finalized", status) => illegal(format!("the delivery is {status}; it can be had once it is ready")),
+        (status, _) => illegal(format!("the order is {status}; its delivery can be had once it is finalized")),
+    }
+}
+
+fn missing(what: String) -> ApiError {
+    let message = "the delivery's file is not there; ask for it to be issued again (POST /delivery/{id}/reissue)";
+    ApiError::new(Code::Internal, message).internal(what)
+}
+
+/// Download a delivery: the file as it was encrypted for the buyer
+///
+/// Each download is recorded before its first byte is sent. `Repr-Digest` is the SHA-256 that the delivery proof names;
+/// `ledger open-delivery` checks and decrypts.
+#[utoipa::path(
+    get,
+    path = "/delivery/{id}/artifact",
+    tag = "deliveries",
+    params(("id" = String, Path, description = "A delivery's id")),
+    responses(
+        (status = 200, description = "The file (FORMAT.md 19)", content_type = "application/octet-stream", body = Vec<u8>,
+            headers(("Repr-Digest" = String))),
+        (status = 409, description = "ILLEGAL_TRANSITION: it is not ready, or was issued again", body = crate::serve::error::ErrorBody),
+        ReadErrors,
+    ),
+    security(("token" = [])),
+)]
+pub(crate) async fn artifact(
+    req: HttpRequest,
+    state: Shared,
+    caller: Caller,
+    id: Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    let (case, delivery) = in_time(deliverable(&state, &caller, &id)).await?;
+    let ciphertext = delivery.text("ciphertext_sha256");
+    let path = state.deliverer.files().delivered(&id, ciphertext);
+    let shown = path.display().to_string();
+    let file = tokio::fs::File::open(&path).await.map_err(|e| missing(format!("{shown}: {e}")))?;
+    let len = file.metadata().await.map_err(|e| missing(format!("{shown}: {e}")))?.len();
+    if req.method() != actix_web::http::Method::HEAD {
+        let command = Object::new().with("command", "delivery.download").with("order_id", case.to_string());
+        append(&state, &caller.subject, command, key_of(&req)?.as_deref()).await?;
+    }
+    let pieces = futures_util::stream::try_unfold(file, |mut file| async move {
+        let mut piece = vec![0; PIECE];
+        let n = file.read(&mut piece).await?;
+        piece.truncate(n);
+        Ok::<_, io::Error>((n > 0).then(|| (Bytes::from(piece), file)))
+    });
+    let digest = format!("sha-256=:{}:", STANDARD.encode(from_hex(ciphertext).unwrap_or_default()));
+    Ok(HttpResponse::Ok()
+        .insert_header((CONTENT_TYPE, "application/octet-stream"))
+        .insert_header((CONTENT_DISPOSITION, format!("attachment; filename=\"{}.enc\"", delivery.text("delivery_id"))))
+        .insert_header((REPR_DIGEST, digest))
+        .body(SizedStream::new(len, Box::pin(pieces))))
+}
+
+/// The private key of a delivery.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct KeyAnswer {
+    #[schema(example = true)]
+    ok: bool,
+    /// X25519, PKCS#8 in PEM, of this delivery alone.
+    private_key: String,
+}
+
+/// The private key of a delivery that the marketplace manages
+#[utoipa::path(
+    get,
+    path = "/delivery/{id}/key",
+    tag = "deliveries",
+    params(("id" = String, Path, description = "A delivery's id")),
+    responses(
+        (status = 200, description = "The key", body = KeyAnswer),
+        (status = 409, description = "ILLEGAL_TRANSITION: it is not ready, or was issued again", body = crate::serve::error::ErrorBody),
+        ReadErrors,
+    ),
+    security(("token" = [])),
+)]
+pub(crate) async fn key(state: Shared, caller: Caller, id: Path<String>) -> Result<HttpResponse, ApiError> {
+    let (_, delivery) = in_time(deliverable(&state, &caller, &id)).await?;
+    let deliverer = std::sync::Arc::clone(&state.deliverer);
+    let opened = tokio::task::spawn_blocking(move || deliverer.private_key(&delivery)).await;
+    let opened = opened.map_err(|e| missing(e.to_string()))?.map_err(missing)?;
+    let key = opened.ok_or_else(|| ApiError::not_found("the delivery is encrypted for the buyer's own key"))?;
+    Ok(HttpResponse::Ok().json(KeyAnswer { ok: true, private_key: key.to_string() }))
+}
