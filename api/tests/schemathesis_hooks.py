@@ -26,6 +26,9 @@ def before_call(context, case, kwargs):
     if "id" in (case.path_parameters or {}):
         case.path_parameters["id"] = {
             "/delivery/{id}/reissue": f"delivery-{ORDER}-1",
+            "/delivery/{id}/artifact": f"delivery-{ORDER}-1",
+            "/delivery/{id}/key": f"delivery-{ORDER}-1",
+            "/proofs/{id}": f"proof-{ORDER}-1",
             "/sku/{id}": SKU,
             "/audit/events/{id}": ENTRY,
             "/audit/events/{id}/proof": ENTRY,

@@ -29,9 +29,10 @@ const TABLE: &[(&str, &str, [u16; 7])] = &[
     ("post", "/order/{id}/cancel",      [401, 403, 403, 400, 400, 403, 400]),
     ("post", "/order/{id}/refund",      [401, 403, 403, 400, 400, 403, 400]),
     ("post", "/delivery/{id}/reissue",  [401, 403, 403, 400, 400, 403, 400]),
+    ("get", "/delivery/{id}/artifact",  [401, 200, 404, 403, 403, 403, 403]),
+    ("get", "/delivery/{id}/key",       [401, 200, 404, 403, 403, 403, 403]),
     ("post", "/license/verify",         [401, 400, 400, 400, 400, 400, 400]),
-    // A delivery that was asked for has no proof yet.
-    ("get", "/proofs/{id}",             [401, 404, 404, 403, 403, 404, 403]),
+    ("get", "/proofs/{id}",             [401, 200, 404, 403, 403, 200, 403]),
     ("get", "/catalog",                 [401, 200, 200, 200, 200, 200, 200]),
     // No SKU has the order's id.
     ("get", "/sku/{id}",                [401, 404, 404, 404, 404, 404, 404]),

@@ -4,6 +4,7 @@
 mod access;
 mod catalogue;
 mod contract;
+mod deliveries;
 mod faults;
 mod feed;
 mod hostile;

@@ -38,7 +38,7 @@ fn an_order_goes_from_checkout_to_its_licence() {
     assert_eq!(done.said(), (200, "ok"), "{:?}", done.body);
     assert_eq!(
         (&done.body["order"]["status"], &done.body["delivery"]["status"]),
-        (&json!("licensed"), &json!("requested"))
+        (&json!("finalized"), &json!("ready"))
     );
     // Asked again, it is as it was.
     assert_eq!(service.post(&format!("/order/{id}/finalize"), &json!({})).body, done.body);
@@ -50,7 +50,7 @@ fn an_order_goes_from_checkout_to_its_licence() {
     let license = ann.get(&format!("/order/{id}/license")).body["license"].clone();
     assert_eq!(license, done.body["license"]);
     let verify = |buyer: &str| ann.post("/license/verify", &json!({ "license": license, "expected_buyer_id": buyer }));
-    assert_eq!(verify("ann@example.org").body["details"]["order_status"], "licensed");
+    assert_eq!(verify("ann@example.org").body["details"]["order_status"], "finalized");
     let refused = verify("bob@example.org");
     assert_eq!(refused.said(), (422, "LICENSE_INVALID"));
     assert_eq!(refused.body["error"]["details"]["reasons"][0]["code"], "other_buyer");

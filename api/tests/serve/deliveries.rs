@@ -1,0 +1,377 @@
+//! Deliveries from checkout to the decrypted file: keys of OpenSSL, readers that share no code with the server, and what goes wrong.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use ledger_engine::hash::{Hash, sha256};
+use serde_json::{Value, json};
+
+use crate::support::{Answer, Finance, Server, Start, checkout_body, ledger, python, run_to_end};
+
+const ANN: &str = "ann@example.org";
+const ARTIFACT: &[u8] = b"This is the test artifact of a development ledger.\n";
+
+/// A buyer's key pair, made by OpenSSL.
+struct Pair {
+    private: PathBuf,
+    public: String,
+}
+
+fn pair(dir: &Path, name: &str, algorithm: &[&str]) -> Pair {
+    let private = dir.join(format!("{name}.pem"));
+    let made = Command::new("openssl").arg("genpkey").args(algorithm).arg("-out").arg(&private).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let public = Command::new("openssl").args(["pkey", "-pubout", "-in"]).arg(&private).output().unwrap();
+    Pair { private, public: String::from_utf8(public.stdout).unwrap() }
+}
+
+fn x25519(dir: &Path, name: &str) -> Pair {
+    pair(dir, name, &["-algorithm", "X25519"])
+}
+
+/// Buys the development SKU and pays for it.
+fn paid(server: &Server, key: &str, public: Option<&str>) -> String {
+    let mut body = checkout_body(ANN);
+    if let Some(pem) = public {
+        body["delivery_preferences"] =
+            json!({ "mode": "buyer-managed", "buyer_public_key": pem, "key_identifier": "laptop" });
+    }
+    let made = server.of(ANN, "buyer").post_with_key("/checkout", key, &body);
+    assert_eq!(made.said(), (201, "ok"), "{:?}", made.body);
+    let order = made.body["order"]["order_id"].as_str().unwrap().to_owned();
+    assert_eq!(server.client(None).pay(&format!("evt_{key}"), &order, 1250, "eur").said(), (200, "ok"));
+    order
+}
+
+fn finalize(server: &Server, order: &str) -> Answer {
+    let answer = server
+        .of("service:finance", "service")
+        .post(&format!("/order/{order}/finalize"), &Finance::of(server).proof(order, "lp-1"));
+    assert_eq!(answer.said(), (200, "ok"), "{:?}", answer.body);
+    answer
+}
+
+/// What a buyer keeps of a delivery: the file, the delivery proof, the proof files of its entry and of the licence's.
+struct Kept {
+    dir: tempfile::TempDir,
+    id: String,
+    ledger_id: String,
+}
+
+impl Kept {
+    fn of(server: &Server, order: &str, n: u32) -> Kept {
+        let (ann, dir) = (server.of(ANN, "buyer"), tempfile::tempdir().unwrap());
+        let id = format!("delivery-{order}-{n}");
+        let file = ann.request("GET", &format!("/delivery/{id}/artifact")).send().unwrap();
+        let (status, digest) = (file.status(), file.headers()["repr-digest"].to_str().unwrap().to_owned());
+        let bytes = file.bytes().unwrap();
+        assert_eq!(status, 200);
+        use base64::Engine as _;
+        let own = base64::engine::general_purpose::STANDARD.encode(sha256(&[&bytes]).0);
+        assert_eq!(digest, format!("sha-256=:{own}:"));
+        std::fs::write(dir.path().join("file"), bytes).unwrap();
+        let proof = ann.get(&format!("/proofs/proof-{order}-{n}"));
+        assert_eq!(proof.said(), (200, "ok"), "{:?}", proof.body);
+        std::fs::write(dir.path().join("delivery-proof"), proof.body["proof"].to_string()).unwrap();
+        let events = ann.get(&format!("/order/{order}/events")).body;
+        let issued = events["events"].as_array().unwrap().iter().find(|e| e["event_type"] == "license.issued").unwrap();
+        for (name, event) in [("proof", &proof.body["event_id"]), ("license-proof", &issued["id"])] {
+            let file = wait(|| {
+                let proof = ann.get(&format!("/audit/events/{}/proof", event.as_str().unwrap()));
+                (proof.status == 200).then_some(proof.body)
+            });
+            // The same members in the same order, and the newline that a proof file ends with.
+            std::fs::write(dir.path().join(name), format!("{file}\n")).unwrap();
+        }
+        let ledger_id = server.client(None).get("/health").body["ledger_id"].as_str().unwrap().to_owned();
+        Kept { dir, id, ledger_id }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Lets `ledger open-delivery` open it: its exit status, and what it said.
+    fn open(&self, key: &Path, out: &str, more: &[(&str, PathBuf)]) -> (i32, String) {
+        let mut command = ledger();
+        command.arg("open-delivery").arg(self.path("file")).arg("--proof").arg(self.path("proof"));
+        command.args(["--trust", &self.ledger_id, "--key"]).arg(key).arg("--out").arg(self.path(out));
+        for (option, path) in more {
+            command.arg(option).arg(path);
+        }
+        let out = run_to_end(&mut command);
+        (out.status.code().unwrap(), String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned())
+    }
+}
+
+fn wait<T>(mut what: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = what() {
+            return found;
+        }
+        assert!(start.elapsed() < Duration::from_secs(30), "it does not come");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn order_of(server: &Server, order: &str) -> Value {
+    server.of("service:finance", "service").get(&format!("/order/{order}")).body["order"].clone()
+}
+
+fn types(server: &Server, order: &str) -> Vec<String> {
+    let events = server.of(ANN, "buyer").get(&format!("/order/{order}/events")).body;
+    events["events"].as_array().unwrap().iter().map(|e| e["event_type"].as_str().unwrap().to_owned()).collect()
+}
+
+fn dev(dir: &tempfile::TempDir) -> Server {
+    Start::dev(&dir.path().join("shop")).args(&["--checkpoint-seconds", "1"]).run()
+}
+
+/// Ends the server and lets the verifier judge what it leaves.
+fn verified(server: Server) {
+    let id = server.client(None).get("/health").body["ledger_id"].as_str().and_then(Hash::from_hex);
+    let dir = server.dir.clone();
+    assert_eq!(server.stop(), 0);
+    let report = audit_verify::verify_path(&dir, id);
+    assert_eq!(report.exit(), 0, "{}", report.to_text());
+}
+
+#[test]
+fn a_buyer_opens_what_was_bought_with_own_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = dev(&dir);
+    let rsa = pair(dir.path(), "rsa", &["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]);
+    for (name, pair) in [("rsa", rsa), ("x25519", x25519(dir.path(), "x"))] {
+        let order = paid(&server, name, Some(&pair.public));
+        let done = finalize(&server, &order);
+        assert_eq!(done.body["order"]["status"], "finalized", "{:?}", done.body);
+        let delivery = &done.body["delivery"];
+        assert_eq!((&delivery["status"], &delivery["unfinished"]), (&json!("ready"), &Value::Null));
+        assert_eq!(delivery["encrypted_delivery_url"], format!("/delivery/delivery-{order}-1/artifact"));
+        assert_eq!(delivery["encryption"]["key_hint"], "laptop");
+        assert_eq!(delivery["encryption"]["key_fingerprint"], done.body["order"]["key_fingerprint"]);
+        assert_eq!(delivery["proof"]["artifact_sha256"], sha256(&[ARTIFACT]).to_hex());
+        assert_eq!(done.body["key_metadata"]["source"], "buyer");
+        assert_eq!(finalize(&server, &order).body, done.body, "nothing is delivered twice");
+
+        let kept = Kept::of(&server, &order, 1);
+        let (exit, said) = kept.open(&pair.private, "out", &[("--license-proof", kept.path("license-proof"))]);
+        assert_eq!(exit, 0, "{said}");
+        assert!(said.contains("its licence holds"), "{said}");
+        assert_eq!(std::fs::read(kept.path("out")).unwrap(), ARTIFACT);
+        // A reader of its own, from FORMAT.md alone.
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../verifier/python/open_delivery.py");
+        let mut reader = python();
+        reader
+            .arg("-B")
+            .arg(script)
+            .arg(kept.path("delivery-proof"))
+            .arg(&pair.private)
+            .arg(kept.path("file"))
+            .arg(kept.path("python"));
+        let read = run_to_end(&mut reader);
+        assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
+        assert_eq!(std::fs::read(kept.path("python")).unwrap(), ARTIFACT);
+        assert_eq!(order_of(&server, &order)["deliveries"][0]["downloads"], 1, "it is recorded");
+        assert_eq!(server.of("bob@example.org", "buyer").get(&format!("/delivery/{}/artifact", kept.id)).status, 404);
+    }
+    verified(server);
+}
+
+#[test]
+fn the_marketplace_manages_a_key_for_a_buyer_without_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = dev(&dir);
+    let order = paid(&server, "k", None);
+    let done = finalize(&server, &order);
+    assert_eq!(done.body["order"]["status"], "finalized", "{:?}", done.body);
+    assert_eq!(done.body["key_metadata"]["source"], "ephemeral");
+    let kept = Kept::of(&server, &order, 1);
+    let key = server.of(ANN, "buyer").get(&format!("/delivery/{}/key", kept.id));
+    assert_eq!(key.said(), (200, "ok"), "{:?}", key.body);
+    let pem = key.body["private_key"].as_str().unwrap();
+    std::fs::write(kept.path("key"), pem).unwrap();
+    let (exit, said) = kept.open(&kept.path("key"), "out", &[]);
+    assert_eq!((exit, std::fs::read(kept.path("out")).unwrap()), (0, ARTIFACT.to_vec()), "{said}");
+    for (sub, role, status) in [("bob@example.org", "buyer", 404), ("op@example.org", "operator", 403)] {
+        assert_eq!(server.of(sub, role).get(&format!("/delivery/{}/key", kept.id)).status, status, "{role}");
+    }
+    // Nowhere on disk in the clear.
+    let line = pem.lines().nth(1).unwrap();
+    let found = Command::new("grep").args(["-rlF", "--", line]).arg(&server.dir).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+    verified(server);
+}
+
+#[test]
+fn what_was_swapped_does_not_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = dev(&dir);
+    let (mine, other) = (x25519(dir.path(), "mine"), x25519(dir.path(), "other"));
+    let orders = ["a", "b"].map(|key| paid(&server, key, Some(&mine.public)));
+    let [a, b] = orders.map(|order| {
+        finalize(&server, &order);
+        Kept::of(&server, &order, 1)
+    });
+    let refused = |why: &str, key: &Path, more: &[(&str, PathBuf)]| {
+        let (exit, said) = a.open(key, "out", more);
+        assert_eq!(exit, 1, "{why}: {said}");
+        assert!(said.contains("NOT OPENED") && said.contains(why), "{why}: {said}");
+        assert!(!a.path("out").exists(), "nothing half opened");
+    };
+    refused("was not wrapped for this private key", &other.private, &[]);
+    refused("is of another order", &mine.private, &[("--license-proof", b.path("license-proof"))]);
+    refused("no entry with a signed licence", &mine.private, &[("--license-proof", a.path("proof"))]);
+    let (own, theirs) = (std::fs::read(a.path("file")).unwrap(), std::fs::read(b.path("file")).unwrap());
+    let mut altered = own.clone();
+    *altered.last_mut().unwrap() ^= 1;
+    for file in [theirs, altered, own[..own.len() - 1].to_vec()] {
+        std::fs::write(a.path("file"), file).unwrap();
+        refused("does not open", &mine.private, &[]);
+    }
+    std::fs::write(a.path("file"), &own).unwrap();
+    let proof = std::fs::read_to_string(a.path("proof")).unwrap();
+    std::fs::copy(b.path("proof"), a.path("proof")).unwrap();
+    refused("does not open", &mine.private, &[]);
+    std::fs::write(a.path("proof"), proof.replace("delivery_proof", "delivery_prooF")).unwrap();
+    refused("the proof does not hold", &mine.private, &[]);
+    std::fs::copy(a.path("license-proof"), a.path("proof")).unwrap();
+    refused("no entry with a signed delivery proof", &mine.private, &[]);
+    std::fs::write(a.path("proof"), &proof).unwrap();
+    let (exit, said) = a.open(&mine.private, "out", &[]);
+    assert_eq!(exit, 0, "{said}");
+    let (exit, said) = a.open(&mine.private, "out", &[]);
+    assert!(exit == 2 && said.contains("not written over"), "{said}");
+}
+
+#[test]
+fn what_is_missing_or_changed_fails_and_is_delivered_once_it_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = dev(&dir);
+    let artifact = server.dir.join("artifacts").join(sha256(&[ARTIFACT]).to_hex());
+    let aside = dir.path().join("aside");
+    std::fs::rename(&artifact, &aside).unwrap();
+    let order = paid(&server, "k", None);
+    let done = finalize(&server, &order);
+    assert_eq!(
+        (&done.body["order"]["status"], &done.body["delivery"]["status"]),
+        (&json!("licensed"), &json!("failed"))
+    );
+    let why = done.body["delivery"]["unfinished"].as_str().unwrap();
+    assert!(why.contains("could not be read") && why.contains("tried again"), "{why}");
+    assert!(!why.contains(dir.path().to_str().unwrap()), "{why}");
+    let failed = types(&server, &order);
+    assert_eq!(failed.last().unwrap(), "delivery.failed");
+    for bytes in [b"other".to_vec(), ARTIFACT[..20].to_vec(), [ARTIFACT, b"more"].concat()] {
+        std::fs::write(&artifact, bytes).unwrap();
+        let done = finalize(&server, &order);
+        let why = done.body["delivery"]["unfinished"].as_str().unwrap();
+        assert!(why.contains("has other bytes"), "{why}");
+    }
+    assert_eq!(types(&server, &order), failed, "one entry says that it failed, not each try");
+    let id = format!("delivery-{order}-1");
+    let ann = server.of(ANN, "buyer");
+    assert_eq!(ann.get(&format!("/delivery/{id}/artifact")).said(), (409, "ILLEGAL_TRANSITION"));
+    assert_eq!(ann.get(&format!("/proofs/proof-{order}-1")).status, 404);
+    std::fs::remove_file(&artifact).unwrap();
+    // The operator puts it there; nobody needs to ask again.
+    let out = run_to_end(ledger().arg("--dir").arg(&server.dir).args(["artifact", "add"]).arg(&aside));
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    wait(|| (order_of(&server, &order)["status"] == "finalized").then_some(()));
+    let metrics = server.of("op@example.org", "operator").get("/metrics").body;
+    let line = metrics.as_str().unwrap().lines().find(|l| l.starts_with("marketplace_delivery_encrypt_failures_total"));
+    assert!(line.is_some_and(|l| l.ends_with(|c: char| c.is_ascii_digit() && c != '0')), "{line:?}");
+    verified(server);
+}
+
+#[test]
+fn keys_that_nothing_can_be_encrypted_for_are_refused_at_checkout() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = dev(&dir);
+    let before = server.entries();
+    let small = pair(dir.path(), "small", &["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:1024"]);
+    let curve = pair(dir.path(), "curve", &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]);
+    let own = x25519(dir.path(), "own");
+    let private = std::fs::read_to_string(&own.private).unwrap();
+    for (pem, why) in [
+        (&private, "private key"),
+        (&small.public, "2048 to 8192"),
+        (&curve.public, "neither RSA nor X25519"),
+        (&"garbage".to_owned(), "BEGIN PUBLIC KEY"),
+    ] {
+        let mut body = checkout_body(ANN);
+        body["delivery_preferences"] = json!({ "mode": "buyer-managed", "buyer_public_key": pem });
+        let answer = server.of(ANN, "buyer").post_with_key("/checkout", "k", &body);
+        assert_eq!(answer.said(), (400, "INVALID_REQUEST"));
+        let message = answer.body["error"]["message"].as_str().unwrap();
+        assert!(message.contains(why) && !message.contains("MC4"), "{message}");
+    }
+    assert_eq!(server.entries(), before);
+}
+
+#[test]
+fn a_delivery_that_was_issued_again_has_a_new_key_and_a_proof_that_names_the_old() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = dev(&dir);
+    let (lost, new) = (x25519(dir.path(), "lost"), x25519(dir.path(), "new"));
+    let order = paid(&server, "k", Some(&lost.public));
+    finalize(&server, &order);
+    let operator = server.of("op@example.org", "operator");
+    let body = json!({ "reason": "the buyer lost the key", "buyer_public_key": new.public });
+    let path = format!("/delivery/delivery-{order}-1/reissue");
+    assert_eq!(operator.post_with_key(&path, "r", &body).said(), (200, "ok"));
+    let again = wait(|| {
+        let order = order_of(&server, &order);
+        (order["deliveries"][1]["status"] == "ready").then_some(order)
+    });
+    assert_eq!((&again["status"], &again["deliveries"][0]["status"]), (&json!("finalized"), &json!("reissued")));
+    let ann = server.of(ANN, "buyer");
+    assert_eq!(ann.get(&format!("/delivery/delivery-{order}-1/artifact")).said(), (409, "ILLEGAL_TRANSITION"));
+    let proof = ann.get(&format!("/proofs/proof-{order}-2")).body;
+    assert_eq!(proof["proof"]["supersedes"], format!("proof-{order}-1"));
+    assert_eq!(ann.get(&format!("/proofs/proof-{order}-1")).status, 200, "the old proof stays");
+    let kept = Kept::of(&server, &order, 2);
+    assert_eq!(kept.open(&lost.private, "out", &[]).0, 1);
+    let (exit, said) = kept.open(&new.private, "out", &[]);
+    assert_eq!((exit, std::fs::read(kept.path("out")).unwrap()), (0, ARTIFACT.to_vec()), "{said}");
+    verified(server);
+}
+
+/// The process is killed while a large artifact is encrypted, again and again, at moments that move; the next one goes on.
+#[test]
+fn a_delivery_goes_on_after_every_kill_and_is_made_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = dev(&dir);
+    let home = server.dir.clone();
+    let orders: Vec<String> = (0..3).map(|n| paid(&server, &format!("k{n}"), None)).collect();
+    // Settled and licensed while the artifact is away, so that all that is left is to deliver.
+    let artifact = home.join("artifacts").join(sha256(&[ARTIFACT]).to_hex());
+    let aside = dir.path().join("aside");
+    std::fs::rename(&artifact, &aside).unwrap();
+    for order in &orders {
+        finalize(&server, order);
+    }
+    server.kill();
+    std::fs::rename(&aside, &artifact).unwrap();
+    for pause in [0, 3, 6, 10, 15, 25, 40] {
+        let server = Start::dev(&home).args(&["--checkpoint-seconds", "1"]).run();
+        std::thread::sleep(Duration::from_millis(970 + pause));
+        server.kill();
+    }
+    let server = Start::dev(&home).args(&["--checkpoint-seconds", "1"]).run();
+    for order in &orders {
+        wait(|| (order_of(&server, order)["status"] == "finalized").then_some(()));
+        let types = types(&server, order);
+        for once in ["license.issued", "delivery.requested", "delivery.ready", "order.finalized"] {
+            assert_eq!(types.iter().filter(|t| *t == once).count(), 1, "{once}: {types:?}");
+        }
+        let kept = Kept::of(&server, order, 1);
+        let key = server.of(ANN, "buyer").get(&format!("/delivery/{}/key", kept.id)).body;
+        std::fs::write(kept.path("key"), key["private_key"].as_str().unwrap()).unwrap();
+        let (exit, said) = kept.open(&kept.path("key"), "out", &[]);
+        assert_eq!((exit, std::fs::read(kept.path("out")).unwrap()), (0, ARTIFACT.to_vec()), "{said}");
+    }
+    verified(server);
+}
