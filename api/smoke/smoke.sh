@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Smoke checks of a running ledger server: one order from checkout to licence, its audit trail and its proof.
+# Smoke checks of a running ledger server: one order from checkout to the opened delivery, its audit trail and its proofs.
 #
 #   api/smoke/smoke.sh URL
 #
@@ -103,12 +103,16 @@ say licence "$(json license .license.license_id), signed by $(json license .lice
 call events 200 "$BUYER_TOKEN" GET "/order/$order/events"
 say "audit trail" "$(json events '[.events[].event_type] | join(", ")')"
 event=$(json events '[.events[] | select(.event_type == "license.issued")][0].id')
-for _ in $(seq 60); do
-    status=$(curl -sS -o "$work/entry.proof" -w '%{http_code}' -H "@$work/authorization" "$url/audit/events/$event/proof")
-    [ "$status" = 202 ] || break
-    sleep 1
-done
-[ "$status" = 200 ] || fail "proof: answered $status: $(cat "$work/entry.proof")"
+# proof_of EVENT FILE: the proof file of an entry, once a checkpoint covers it
+proof_of() {
+    for _ in $(seq 60); do
+        status=$(curl -sS -o "$2" -w '%{http_code}' -H "@$work/authorization" "$url/audit/events/$1/proof")
+        [ "$status" = 202 ] || break
+        sleep 1
+    done
+    [ "$status" = 200 ] || fail "proof: answered $status: $(cat "$2")"
+}
+proof_of "$event" "$work/entry.proof"
 say proof "of entry $event, $(wc -c < "$work/entry.proof") bytes"
 if command -v "${AUDIT_VERIFY:-audit-verify}" > /dev/null; then
     jq -c .license "$work/license" > "$work/license.json"
@@ -118,5 +122,20 @@ if command -v "${AUDIT_VERIFY:-audit-verify}" > /dev/null; then
     say audit-verify "$(head -1 "$work/verdict" | cut -d' ' -f1): the proof, and that the licence is the one it holds"
 else
     say "not checked" "the proof file and the licence: audit-verify is not on the path, and AUDIT_VERIFY does not name it"
+fi
+
+# The artifact, opened as its buyer does; the marketplace manages the key of this delivery.
+if [ "$(json finalize .delivery.status)" = ready ]; then
+    delivery=$(json finalize .delivery.delivery_id)
+    call artifact 200 "$BUYER_TOKEN" GET "/delivery/$delivery/artifact"
+    call key 200 "$BUYER_TOKEN" GET "/delivery/$delivery/key"
+    (umask 077 && jq -r .private_key "$work/key" > "$work/key.pem")
+    call delivered 200 "$BUYER_TOKEN" GET "/proofs/$(json finalize .delivery.proof_id)"
+    proof_of "$(json delivered .event_id)" "$work/delivery.proof"
+    "$ledger" open-delivery "$work/artifact" --proof "$work/delivery.proof" --license-proof "$work/entry.proof" --key "$work/key.pem" \
+        --trust "$(json health .ledger_id)" --out "$work/opened" > "$work/said" || fail "open-delivery: $(cat "$work/said")"
+    say delivery "$delivery: $(wc -c < "$work/artifact") bytes encrypted, $(wc -c < "$work/opened") opened; proof and licence hold"
+else
+    say "not checked" "the delivery: it is $(json finalize .delivery.status)"
 fi
 say done "everything is as it should be"

@@ -1,10 +1,13 @@
 //! Licences, the keys and the signatures of others.
 
-use ledger_engine::domain::case::{document, read_licence};
+use ledger_engine::delivery_proof::{DELIVERY_PROOF_BYTES_MAX, DeliveryProof};
+use ledger_engine::domain::case::{document, read_delivery_proof, read_licence};
+use ledger_engine::domain::sku::fits_listing;
 use ledger_engine::finance::{FinanceSignature, signature_from_text};
 use ledger_engine::hash::Hash;
 use ledger_engine::json;
 use ledger_engine::licence::{LICENCE_BYTES_MAX, Licence, Reason, Terms, judge};
+use ledger_engine::manifest::{ARTIFACTS_MAX, MANIFEST_BYTES_MAX, Manifest};
 use ledger_engine::public_key::{Algorithm, PublicKey};
 use ledger_engine::registry::{Key, Purpose, Registry};
 use ledger_engine::signer::LocalSigner;
@@ -55,6 +58,49 @@ pub(crate) fn licence(bytes: &[u8]) {
         }
     }
     assert!(reasons.iter().all(|reason| !reason.code().is_empty() && reason.to_string().len() <= 2048));
+}
+
+/// A delivery proof that is read prints to a text that reads as the same one, and to the bytes that it was read from if those were canonical.
+pub(crate) fn delivery_proof(bytes: &[u8]) {
+    match DeliveryProof::parse(bytes) {
+        Ok(proof) => {
+            let text = proof.to_text();
+            assert!(bytes.len() <= DELIVERY_PROOF_BYTES_MAX);
+            assert_eq!(DeliveryProof::parse(text.as_bytes()).as_ref(), Ok(&proof));
+            assert_eq!(proof.document().signature, proof.signature);
+            if text.len() <= DELIVERY_PROOF_BYTES_MAX {
+                assert_eq!(read_delivery_proof(&document(&text)).as_ref(), Some(&proof));
+            }
+            let canonical = json::parse(bytes).map(|v| v.to_canonical() == bytes);
+            assert_eq!(text.as_bytes() == bytes, canonical == Ok(true));
+        }
+        Err(e) => assert!(e.to_string().len() <= 1024),
+    }
+}
+
+/// What a manifest's signature is over does not depend on layout, and is canonical; a listing that says something else does not fit.
+pub(crate) fn sku_manifest(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match Manifest::parse(text) {
+        Ok(manifest) => {
+            assert!(text.len() <= MANIFEST_BYTES_MAX && (1..=ARTIFACTS_MAX).contains(&manifest.artifacts.len()));
+            assert!(json::parse_canonical(manifest.statement()).is_ok_and(|value| value.is_some()));
+            let canonical = json::parse(bytes).expect("it was read").to_canonical();
+            let again = String::from_utf8(canonical).expect("it is text");
+            if again.len() <= MANIFEST_BYTES_MAX {
+                assert_eq!(Manifest::parse(&again).as_ref(), Ok(&manifest));
+            }
+            let listing = |title: &str| {
+                let mut payload = json::Object::new().with("sku_id", manifest.id.as_str()).with("title", title);
+                payload.set("author_id", manifest.author.id.as_str());
+                payload.set_some("price", manifest.price.as_ref().map(|p| p.to_value()));
+                payload
+            };
+            assert!(fits_listing(&manifest, &listing(&manifest.title)));
+            assert!(!fits_listing(&manifest, &listing(&format!("{}.", manifest.title))));
+        }
+        Err(e) => assert!(e.to_string().len() <= 1024),
+    }
 }
 
 /// A public key has one encoding, which reads as the same key; a signature's text reads as what it is hex or base64 of.

@@ -18,6 +18,7 @@ pub type Check = fn(&[u8]);
 pub const TARGETS: &[(&str, Check)] = &[
     ("body", codecs::body),
     ("command", codecs::command),
+    ("delivery_proof", documents::delivery_proof),
     ("dump", ledger::dump),
     ("genesis", registry::genesis),
     ("header", codecs::header),
@@ -37,6 +38,7 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("proof", proofs::proof),
     ("public_key", documents::public_key),
     ("registry", registry::registry),
+    ("sku_manifest", documents::sku_manifest),
     ("statement", proofs::statement),
     ("verify", ledger::verify),
 ];

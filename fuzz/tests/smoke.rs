@@ -51,9 +51,9 @@ macro_rules! targets {
 }
 
 targets! {
-    body: 20_000, command: 20_000, dump: 400, genesis: 10_000, header: 40_000, json: 40_000, key: 10_000,
+    body: 20_000, command: 20_000, delivery_proof: 20_000, dump: 400, genesis: 10_000, header: 40_000, json: 40_000, key: 10_000,
     legacy_canonical: 40_000, legacy_file: 500, legacy_links: 500, legacy_signers: 2_000, legacy_time: 100_000, licence: 10_000, line: 40_000,
-    manifest: 20_000, merkle: 4_000, name: 40_000, note: 20_000, proof: 4_000, public_key: 20_000, registry: 4_000, statement: 10_000, verify: 400,
+    manifest: 20_000, merkle: 4_000, name: 40_000, note: 20_000, proof: 4_000, public_key: 20_000, registry: 4_000, sku_manifest: 20_000, statement: 10_000, verify: 400,
 }
 
 /// No target and no corpus is forgotten.
