@@ -54,7 +54,7 @@ fn an_export_is_read_with_common_tools() {
     let output = run(&shop, &["export", "--copy", "--out", out.to_str().unwrap()]);
     assert!(output.status.success(), "{}", text(&output));
     let said = text(&output);
-    assert!(said.starts_with("copied 3 entries") && said.contains("audit-verify") && said.contains(&id), "{said}");
+    assert!(said.starts_with("copied 4 entries") && said.contains("audit-verify") && said.contains(&id), "{said}");
     let again = run(&shop, &["export", "--copy", "--out", out.to_str().unwrap()]);
     assert_eq!(again.status.code(), Some(2));
     assert!(text(&again).contains("exists already"), "{}", text(&again));
@@ -233,7 +233,7 @@ fn a_second_process_waits_its_turn() {
     }
     let report = verify(&shop, &id);
     assert_eq!(report.exit(), 0, "{}", report.to_text());
-    assert_eq!(report.chains()[0].entries, 4003);
+    assert_eq!(report.chains()[0].entries, 4004);
 }
 
 /// A proof file by event id and by order id, to a file and to standard output; what cannot be proven yet is said to be so.
@@ -268,7 +268,7 @@ fn one_entry_can_be_handed_to_a_stranger() {
     }
     let answer = run(&shop, &["--json", "proof", event, "--out", file.to_str().unwrap()]);
     let answer: Value = serde_json::from_slice(&answer.stdout).unwrap();
-    assert_eq!((&answer["ledger_id"], &answer["event_id"], &answer["index"]), (&id.into(), &event.into(), &4.into()));
+    assert_eq!((&answer["ledger_id"], &answer["event_id"], &answer["index"]), (&id.into(), &event.into(), &5.into()));
     for (args, exit, say) in [
         (["proof", "xyz"], 2, "no event id and no order id"),
         (["proof", "00000000-0000-8000-8000-000000000000"], 1, "there is no entry and no order"),
@@ -399,11 +399,11 @@ fn a_full_disk_loses_nothing() {
     };
     let (first, second) = (accepted("first"), accepted("second"));
     assert!(first.len() > 100 && second.len() > 100, "{} and {}", first.len(), second.len());
-    // Every entry that either run answered is there, at its own place, and the ledger holds nothing besides but its genesis and its own two keys.
+    // Every entry that either run answered is there, at its own place, and the ledger holds nothing besides but its genesis and its own three keys.
     let places: std::collections::BTreeSet<u64> =
         first.iter().chain(&second).map(|e| e["index"].as_u64().unwrap()).collect();
     assert_eq!(places.len(), first.len() + second.len());
-    assert_eq!(report.chains()[0].entries, 3 + places.len() as u64);
+    assert_eq!(report.chains()[0].entries, 4 + places.len() as u64);
 }
 
 /// An auditor's medium cannot be written, and the keys cannot be read: reading works, writing says why not, and nothing changes.

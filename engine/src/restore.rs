@@ -241,7 +241,7 @@ impl Restorer {
         if !self.cases.contains(&key) {
             let fresh = match stream {
                 Stream::Order(case) if revision == 1 => Some(State::Case(Box::new(Case::new(case)))),
-                Stream::Sku(_) if revision == 1 => Some(State::Sku(None)),
+                Stream::Sku(_) if revision == 1 => Some(State::Sku(Box::default())),
                 _ => None,
             };
             let cached = match fresh {

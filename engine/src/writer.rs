@@ -161,7 +161,7 @@ pub(crate) enum Key {
 
 pub(crate) enum State {
     Case(Box<Case>),
-    Sku(Option<Sku>),
+    Sku(Box<Option<Sku>>),
     System,
 }
 
@@ -189,7 +189,7 @@ pub(crate) fn touched_rows(
     for (key, touched) in touched {
         match (cases.peek(key).map(|c| &c.state), touched) {
             (Some(State::Case(case)), Some(touched)) => rows.extend(case_row(chain, case, touched)),
-            (Some(State::Sku(Some(sku))), _) => rows.push(sku_row(chain, sku)),
+            (Some(State::Sku(sku)), _) => rows.extend(sku.iter().map(|sku| sku_row(chain, sku))),
             _ => {}
         }
     }
@@ -1128,7 +1128,7 @@ impl Writer {
                         let sku_key = Key::Sku(CaseId::of_sku(sku_id));
                         self.load(sku_key)?;
                         match self.cases.get(&sku_key).map(|c| &c.state) {
-                            Some(State::Sku(sku)) => sku.clone(),
+                            Some(State::Sku(sku)) => (**sku).clone(),
                             _ => None,
                         }
                     }
@@ -1143,7 +1143,7 @@ impl Writer {
             }
             action => match self.cases.get(&key).map(|c| &c.state) {
                 Some(State::Sku(sku)) => {
-                    let decision = decide_sku(sku.as_ref(), action, s.expected)?;
+                    let decision = decide_sku((**sku).as_ref(), action, s.expected)?;
                     if matches!(action, Action::ListSku { manifest: None, .. }) {
                         check_manifest_needed(&self.registry())?;
                     }
@@ -1422,7 +1422,7 @@ pub(crate) fn read_case(store: &dyn Store, chain: u32, case: CaseId) -> Result<V
 pub(crate) fn load(store: &dyn Store, chain: u32, key: Key) -> Result<Cached, StoreError> {
     let (entries, mut state) = match key {
         Key::Order(case) => (read_case(store, chain, case)?, State::Case(Box::new(Case::new(case)))),
-        Key::Sku(case) => (store.stream(chain, &Stream::Sku(case).to_string())?, State::Sku(None)),
+        Key::Sku(case) => (store.stream(chain, &Stream::Sku(case).to_string())?, State::Sku(Box::default())),
         Key::System(stream) => {
             let head = store.stream_head(chain, &stream.to_string())?.unwrap_or_default();
             return Ok(Cached { state: State::System, heads: HashMap::from([(stream, head)]) });
@@ -1446,7 +1446,7 @@ pub(crate) fn load(store: &dyn Store, chain: u32, key: Key) -> Result<Cached, St
 /// The state of a SKU as committed.
 pub(crate) fn load_sku(store: &dyn Store, chain: u32, case: CaseId) -> Result<Option<Sku>, StoreError> {
     match load(store, chain, Key::Sku(case))?.state {
-        State::Sku(sku) => Ok(sku),
+        State::Sku(sku) => Ok(*sku),
         _ => Ok(None),
     }
 }

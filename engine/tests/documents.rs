@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use audit_verify::Demands;
+use audit_verify::{Demands, Held};
 use ledger_engine::domain::case::read_licence;
 use ledger_engine::domain::money::Money;
 use ledger_engine::finance;
@@ -217,7 +217,7 @@ async fn a_licence_is_signed_and_can_be_judged_offline() {
     let file = dir.path().join("licence.proof");
     std::fs::write(&file, proof).unwrap();
     let demands = Demands { trust: Some(id), ..Demands::default() };
-    let report = audit_verify::verify_licence(&file, text.as_bytes(), demands);
+    let report = audit_verify::verify_proof_and(&file, Held::Licence(text.as_bytes()), demands);
     let said = report.to_text();
     assert_eq!(report.exit(), 0, "{said}");
     assert!(
@@ -226,7 +226,7 @@ async fn a_licence_is_signed_and_can_be_judged_offline() {
     );
     assert!(said.contains("the licence which was given is this one"), "{said}");
     for other in [text.replace("2030", "2031"), "{}".into(), "x".into()] {
-        let report = audit_verify::verify_licence(&file, other.as_bytes(), demands);
+        let report = audit_verify::verify_proof_and(&file, Held::Licence(other.as_bytes()), demands);
         assert_eq!((report.exit(), report.codes()), (1, vec!["licence_mismatch".to_owned()]), "{}", report.to_text());
     }
     let stream = audit_verify::verify_stream(dir.path(), &order, demands);

@@ -58,7 +58,7 @@ codes! {
     AlgorithmMismatch "algorithm_mismatch" "the signature names an algorithm that the key does not have; compare the row with a backup";
     KidNotValid "kid_not_valid" "the key was retired before it signed this: treat what it signed as forged";
     CommitSignatureInvalid "commit_signature_invalid" "the signature does not cover these entries: entries or the signature were replaced; compare with a backup or an export";
-    DocumentSignatureInvalid "document_signature_invalid" "the signature of finance or of a licence does not cover what the entry says: whoever wrote the entry had no valid document; ask the holder of the key what he signed";
+    DocumentSignatureInvalid "document_signature_invalid" "the signature of a document in the entry (finance's, a licence, a manifest, a delivery proof) does not cover what the entry says: whoever wrote the entry had no valid document; ask the holder of the key what he signed";
     CommitTooLarge "commit_too_large" "the commit is over the format's limit of 16 MiB; find out which program wrote it";
     CommitSignatureOrphan "commit_signature_orphan" "a signature without its commit, or a second one by the same key: rows were added, moved or deleted; compare with a backup";
     CheckpointUndecodable "checkpoint_undecodable" "the checkpoint is not a signed note of the format; compare with a copy that was kept";
@@ -69,6 +69,7 @@ codes! {
     AnchorBeyondTail "anchor_beyond_tail" "the ledger ends before a checkpoint that was kept: it was cut off or rolled back; take the missing entries from a backup";
     AnchorMismatch "anchor_mismatch" "the ledger contradicts a checkpoint that was kept: its history was rewritten; compare with a backup or an export from before";
     InclusionMismatch "inclusion_mismatch" "the path from the entry does not lead to the signed root: the entry, the path or a stored tile was changed; verify the whole ledger to learn which";
+    ArtifactMismatch "artifact_mismatch" "the file is neither the artifact nor the encrypted file that the delivery proof names: it was changed, or is of another delivery; compare the digests, and get file and proof of the same delivery";
     LicenceMismatch "licence_mismatch" "the licence is not the one that the ledger issued: it was changed, or belongs to another order; ask for the licence and the proof file of the same order";
     ChainHeadMismatch "chain_head_mismatch" "the chain's head row differs from the entries; the engine will refuse or mislead readers; compare with a backup";
     StreamHeadMismatch "stream_head_mismatch" "a stream's head row differs from the entries; compare with a backup";

@@ -35,7 +35,7 @@ pub use anchor::{Anchor, AnchorError};
 pub use combine::{combine, verify_batches};
 pub use export::{Export, Lines};
 pub use finding::{Code, Finding};
-pub use proof::{verify_licence, verify_proof, verify_proof_bytes};
+pub use proof::{Held, verify_proof, verify_proof_and, verify_proof_bytes};
 pub use report::{ChainReport, KeyReport, Part, Report, Verdict};
 #[cfg(feature = "postgres")]
 pub use source::Postgres;

@@ -14,14 +14,15 @@ use audit_verify::legacy::{
 #[cfg(feature = "postgres")]
 use audit_verify::legacy::{Table, Window};
 use audit_verify::{
-    Anchor, Code, Demands, Export, Report, combine, is_bucket, is_database, name_of, verify_batches, verify_licence,
-    verify_path_with, verify_proof, verify_stream,
+    Anchor, Code, Demands, Export, Held, Report, combine, is_bucket, is_database, name_of, verify_batches,
+    verify_path_with, verify_proof, verify_proof_and, verify_stream,
 };
 use clap::{Parser, ValueEnum};
 use ledger_engine::adoption::Adopted;
 use ledger_engine::hash::Hash;
 use ledger_engine::licence::LICENCE_BYTES_MAX;
 use ledger_engine::proof::Proof;
+use sha2::{Digest as _, Sha256};
 
 use crate::bar::Bar;
 
@@ -92,6 +93,9 @@ struct Cli {
     /// Proof file of a licence's entry: compare the licence as its buyer holds it (JSON) with the one in the entry
     #[arg(long, value_name = "FILE")]
     licence: Option<PathBuf>,
+    /// Proof file of the entry that made a delivery ready: compare a file with the artifact, or the delivered file, that the entry names
+    #[arg(long, value_name = "FILE", conflicts_with = "licence")]
+    artifact: Option<PathBuf>,
     /// Exit 2 if a ledger has entries, or a legacy chain rows, that no anchor (or adoption of the rows) covers
     #[arg(long)]
     require_anchor: bool,
@@ -223,6 +227,24 @@ fn read_licence(path: &Path) -> Result<Vec<u8>, String> {
         return Err(format!("--licence {}: over {LICENCE_BYTES_MAX} bytes, no licence is that large", path.display()));
     }
     Ok(bytes)
+}
+
+/// SHA-256 and length of a file of whatever size.
+fn digest(path: &Path) -> Result<(Hash, u64), String> {
+    let read = || {
+        let (mut file, mut sha256) = (std::fs::File::open(path)?, Sha256::new());
+        let (mut piece, mut bytes) = (vec![0; 1 << 20], 0);
+        loop {
+            match file.read(&mut piece)? {
+                0 => return Ok((Hash(sha256.finalize().into()), bytes)),
+                n => {
+                    sha256.update(&piece[..n]);
+                    bytes += n as u64;
+                }
+            }
+        }
+    };
+    read().map_err(|e: std::io::Error| format!("--artifact {}: {e}; check the path", path.display()))
 }
 
 fn detect(source: &str) -> Option<Format> {
@@ -448,6 +470,11 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Result<u8, String> {
     if licence.is_some() && !matches!(sources[..], [(_, Some(Format::Proof))]) {
         return Err("--licence is for one proof file, that of the entry which issued the licence".to_owned());
     }
+    let artifact = cli.artifact.as_deref().map(digest).transpose()?;
+    if artifact.is_some() && !matches!(sources[..], [(_, Some(Format::Proof))]) {
+        return Err("--artifact is for one proof file, that of the entry which made the delivery ready".to_owned());
+    }
+    let held = licence.as_deref().map(Held::Licence).or(artifact.map(|(sha256, bytes)| Held::File(sha256, bytes)));
     let legacy = Legacy::new(cli, legacy)?;
     let mut exits = Vec::new();
     // Whatever becomes of the output, every source is judged, and the status says what was found.
@@ -473,8 +500,8 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Result<u8, String> {
         }
         let demands = Demands { trust, anchors, require_anchor, since_anchor, locks, progress: Some(&told) };
         let outcome = match format {
-            Some(Format::Proof) => Outcome::Native(Box::new(match &licence {
-                Some(licence) => verify_licence(Path::new(source), licence, demands),
+            Some(Format::Proof) => Outcome::Native(Box::new(match held {
+                Some(held) => verify_proof_and(Path::new(source), held, demands),
                 None => verify_proof(Path::new(source), demands),
             })),
             Some(Format::Summaries) => {

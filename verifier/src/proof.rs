@@ -21,17 +21,26 @@ use crate::report::{KeyReport, Part, Report};
 use crate::single::{Known, Own, fault, included, key_code, private_document};
 use crate::verify::Demands;
 
+/// What a buyer holds beside the proof file of an entry.
+#[derive(Clone, Copy, Debug)]
+pub enum Held<'a> {
+    /// A licence, in whatever layout.
+    Licence(&'a [u8]),
+    /// SHA-256 and length of a file: the artifact, or the file that was delivered.
+    File(Hash, u64),
+}
+
 /// Judges a proof file. A file that cannot be read, or is none, is `could not check`.
 pub fn verify_proof(path: &Path, demands: Demands<'_>) -> Report {
     read(path, None, demands)
 }
 
-/// Judges the proof file of a licence's entry, and whether `licence`, as its buyer holds it, is the licence in the entry.
-pub fn verify_licence(path: &Path, licence: &[u8], demands: Demands<'_>) -> Report {
-    read(path, Some(licence), demands)
+/// Judges the proof file of an entry, and whether what its buyer holds is what the entry is about.
+pub fn verify_proof_and(path: &Path, held: Held<'_>, demands: Demands<'_>) -> Report {
+    read(path, Some(held), demands)
 }
 
-fn read(path: &Path, licence: Option<&[u8]>, demands: Demands<'_>) -> Report {
+fn read(path: &Path, held: Option<Held<'_>>, demands: Demands<'_>) -> Report {
     let name = path.display().to_string();
     let unreadable = |why: &str| Report::unreadable(&name, why);
     match std::fs::metadata(path) {
@@ -40,7 +49,7 @@ fn read(path: &Path, licence: Option<&[u8]>, demands: Demands<'_>) -> Report {
         Err(e) => return unreadable(&format!("{e}; check the path")),
     }
     match std::fs::read(path) {
-        Ok(bytes) => decode(&name, &bytes, licence, demands),
+        Ok(bytes) => decode(&name, &bytes, held, demands),
         Err(e) => unreadable(&format!("{e}; check the path")),
     }
 }
@@ -50,9 +59,9 @@ pub fn verify_proof_bytes(name: &str, bytes: &[u8], demands: Demands<'_>) -> Rep
     decode(name, bytes, None, demands)
 }
 
-fn decode(name: &str, bytes: &[u8], licence: Option<&[u8]>, demands: Demands<'_>) -> Report {
+fn decode(name: &str, bytes: &[u8], held: Option<Held<'_>>, demands: Demands<'_>) -> Report {
     match Proof::decode(bytes) {
-        Ok(proof) => judge(name, &proof, licence, &demands).with_digest(sha256(&[bytes])),
+        Ok(proof) => judge(name, &proof, held, &demands).with_digest(sha256(&[bytes])),
         Err(e) => Report::unreadable(name, &format!("not a proof file: {e}")),
     }
 }
@@ -61,7 +70,7 @@ fn place(entry: &ProvenEntry) -> String {
     format!("entries/{}", entry.header.index)
 }
 
-fn judge(name: &str, proof: &Proof, licence: Option<&[u8]>, demands: &Demands<'_>) -> Report {
+fn judge(name: &str, proof: &Proof, held: Option<Held<'_>>, demands: &Demands<'_>) -> Report {
     let mut out = Collector::default();
     let mut unchecked = Vec::new();
     let (header, commit) = (&proof.entry.header, &proof.commit);
@@ -92,8 +101,12 @@ fn judge(name: &str, proof: &Proof, licence: Option<&[u8]>, demands: &Demands<'_
                 part.not_covered.push("the private document: it is not in the file (redacted)".into());
             }
         }
-        if let Some(held) = licence {
-            compare(proof, held, &signed, &mut part, &mut out, &mut unchecked);
+        match held {
+            Some(Held::Licence(licence)) => compare(proof, licence, &signed, &mut part, &mut out, &mut unchecked),
+            Some(Held::File(sha256, bytes)) => {
+                compare_file(proof, (sha256, bytes), &signed, &mut part, &mut out, &mut unchecked);
+            }
+            None => {}
         }
         let anchored = anchors(proof, known, demands, &mut out, &mut unchecked);
         let mut kids: Vec<&str> = commit.signatures.iter().map(|s| s.kid.as_str()).collect();
@@ -303,6 +316,38 @@ fn compare(
     match why {
         None => part.checked.push("that the licence which was given is this one".into()),
         Some(why) => out.report(Code::LicenceMismatch, Some(proof.entry.header.chain.into()), place(&proof.entry), why),
+    }
+}
+
+/// Compares a file with the two that a delivery proof names.
+fn compare_file(
+    proof: &Proof,
+    file: (Hash, u64),
+    signed: &Option<Signed>,
+    part: &mut Part,
+    out: &mut Collector,
+    unchecked: &mut Vec<String>,
+) {
+    let Some(Signed::Delivery(terms)) = signed else {
+        if out.is_empty() {
+            unchecked
+                .push("the file that was given: the entry of this proof file holds no signed delivery proof".into());
+        }
+        return;
+    };
+    let (sha256, bytes) = file;
+    if file == terms.artifact {
+        part.checked.push(format!("that the file which was given is the artifact, SHA-256 {sha256}"));
+    } else if file == terms.ciphertext {
+        part.checked.push(format!("that the file which was given is the one that was delivered, SHA-256 {sha256}"));
+        part.not_covered
+            .push("whether it decrypts to the artifact: `ledger open-delivery` does that, with the buyer's key".into());
+    } else {
+        let ((artifact, plain), (ciphertext, sealed)) = (terms.artifact, terms.ciphertext);
+        let why = format!(
+            "expected SHA-256 {artifact} of {plain} bytes, or as it was delivered {ciphertext} of {sealed}; found {sha256} of {bytes}"
+        );
+        out.report(Code::ArtifactMismatch, Some(proof.entry.header.chain.into()), place(&proof.entry), why);
     }
 }
 

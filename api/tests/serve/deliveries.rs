@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use audit_verify::{Demands, Held, verify_proof_and};
 use ledger_engine::hash::{Hash, sha256};
 use serde_json::{Value, json};
 
@@ -174,10 +175,31 @@ fn a_buyer_opens_what_was_bought_with_own_keys() {
         let read = run_to_end(&mut reader);
         assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
         assert_eq!(std::fs::read(kept.path("python")).unwrap(), ARTIFACT);
+        judged_with_files(&kept);
         assert_eq!(order_of(&server, &order)["deliveries"][0]["downloads"], 1, "it is recorded");
         assert_eq!(server.of("bob@example.org", "buyer").get(&format!("/delivery/{}/artifact", kept.id)).status, 404);
     }
     verified(server);
+}
+
+/// The verifier compares files with those that the proof names.
+fn judged_with_files(kept: &Kept) {
+    std::fs::write(kept.path("another"), [ARTIFACT, b"."].concat()).unwrap();
+    let said = |proof: &str, file: &str| {
+        let bytes = std::fs::read(kept.path(file)).unwrap();
+        let demands = Demands { trust: Hash::from_hex(&kept.ledger_id), ..Demands::default() };
+        let held = Held::File(sha256(&[&bytes]), bytes.len() as u64);
+        let report = verify_proof_and(&kept.path(proof), held, demands);
+        (report.exit(), report.codes(), report.to_text())
+    };
+    for (file, what) in [("out", "is the artifact"), ("file", "is the one that was delivered")] {
+        let (exit, _, text) = said("proof", file);
+        assert!(exit == 0 && text.contains(what), "{text}");
+    }
+    let (exit, codes, text) = said("proof", "another");
+    assert_eq!((exit, &codes[..]), (1, &["artifact_mismatch".to_owned()][..]), "{text}");
+    let (exit, _, text) = said("license-proof", "out");
+    assert!(exit == 2 && text.contains("holds no signed delivery proof"), "{text}");
 }
 
 #[test]

@@ -97,7 +97,7 @@ pub enum Action {
     },
     ReadyDelivery {
         proof: Option<String>,
-        delivery_proof: Option<DeliveryProof>,
+        delivery_proof: Option<Box<DeliveryProof>>,
     },
     DownloadDelivery,
     FailDelivery {
@@ -362,7 +362,8 @@ fn read_action(name: &str, f: &mut Fields<'_>) -> Option<(&'static str, Action)>
             "delivery.ready",
             Action::ReadyDelivery {
                 proof: f.optional("proof", string),
-                delivery_proof: f.optional("delivery_proof", |v| DeliveryProof::parse_canonical(v.as_str()?)),
+                delivery_proof: f
+                    .optional("delivery_proof", |v| DeliveryProof::parse_canonical(v.as_str()?).map(Box::new)),
             },
         ),
         "delivery.download" => ("delivery.download", Action::DownloadDelivery),
