@@ -88,21 +88,21 @@ fn adopted_and_adopted_again() {
     let (exit, answer) = shop.import(&[&ten, "--dry-run"]);
     assert_eq!((exit, &answer["adopted"], &answer["count"]), (0, &Value::from(false), &Value::from(10)), "{answer}");
     assert!(shop.ledger().adopted().is_empty());
-    // After the genesis and the keys of licences and exports.
+    // After the genesis and the keys of licences, exports and delivery proofs.
     let (exit, first) = shop.import(&[&ten]);
-    assert_eq!((exit, &first["adopted"], &first["index"]), (0, &Value::from(true), &Value::from(3)), "{first}");
+    assert_eq!((exit, &first["adopted"], &first["index"]), (0, &Value::from(true), &Value::from(4)), "{first}");
     assert_eq!(first["root"], answer["root"]);
     let (exit, answer) = shop.import(&[&ten]);
-    assert_eq!((exit, &answer["adopted"], &answer["index"]), (0, &Value::from(false), &Value::from(3)), "{answer}");
+    assert_eq!((exit, &answer["adopted"], &answer["index"]), (0, &Value::from(false), &Value::from(4)), "{answer}");
 
     let all = shop.write("all.jsonl", &rows);
     let (exit, second) = shop.import(&[&all]);
-    assert_eq!((exit, &second["index"], &second["count"]), (0, &Value::from(4), &Value::from(24)), "{second}");
+    assert_eq!((exit, &second["index"], &second["count"]), (0, &Value::from(5), &Value::from(24)), "{second}");
     let ledger = shop.ledger();
     let adopted = ledger.adopted();
     assert_eq!(adopted.len(), 2);
     let previous = adopted[1].adoption.previous.unwrap();
-    assert_eq!((previous.index, Value::from(previous.root.to_hex())), (3, first["root"].clone()));
+    assert_eq!((previous.index, Value::from(previous.root.to_hex())), (4, first["root"].clone()));
     assert_eq!((shop.judge(&all).exit(), shop.judge(&all).adopted_rows()), (0, 24));
     shop.assert_refused(&[&ten], 1, "ADOPTED_ROWS_CHANGED");
 

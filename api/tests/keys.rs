@@ -178,7 +178,7 @@ fn governance_alone_retires_keys_and_the_registry_keeps_them() {
         path,
         "cd shop/keys; openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out rsa.pem 2> log
          openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out ec.pem; openssl pkey -in ec.pem -pubout -out public.pem
-         openssl req -x509 -key ec.pem -subj /CN=localhost -out certificate.pem; chmod 644 *.pem; chmod 600 commit.pem checkpoint.pem licence.pem export.pem",
+         openssl req -x509 -key ec.pem -subj /CN=localhost -out certificate.pem; chmod 644 *.pem; chmod 600 commit.pem checkpoint.pem licence.pem export.pem delivery-proof.pem",
     );
     expect(path, "submit sku", 0, "");
     let before = files(&path.join("shop/keys"));
@@ -200,7 +200,7 @@ fn governance_alone_retires_keys_and_the_registry_keeps_them() {
     expect(path, &revoke(&licence, "--reason lost --compromised-since 1,1"), 1, "KEY_REFUSED");
     let said = expect(path, &format!("--json {}", revoke(&licence, "--reason lost")), 0, "key.revoked");
     let said: Value = serde_json::from_str(&said).unwrap();
-    assert_eq!(said["cut"][0].as_u64().unwrap(), 5);
+    assert_eq!(said["cut"][0].as_u64().unwrap(), 6);
     expect(path, &revoke(&licence, "--reason lost"), 1, "is no valid key");
     // Governance itself can be handed over; the old key then does nothing any more.
     expect(path, "keys rotate --purpose governance --governance-key shop-governance.pem", 0, "signs from now on");
@@ -213,7 +213,7 @@ fn governance_alone_retires_keys_and_the_registry_keeps_them() {
     let governance = valid(path, "governance");
     expect(path, &format!("keys rotate --purpose commit --governance-key {governance}.pem"), 0, "signs from now on");
     // The old tool's registry: everything is there, and the legacy reader takes it.
-    expect(path, "keys export-registry --out signers.json", 0, "7 keys");
+    expect(path, "keys export-registry --out signers.json", 0, "8 keys");
     let signers: Value = serde_json::from_slice(&std::fs::read(path.join("signers.json")).unwrap()).unwrap();
     let of =
         |kid: &str| signers["signers"].as_array().unwrap().iter().find(|s| s["signer_kid"] == kid).unwrap().clone();
@@ -295,7 +295,7 @@ fn a_registry_given_besides_must_agree() {
     let id: Value = serde_json::from_slice(&std::fs::read(path.join("init")).unwrap()).unwrap();
     let with = ["--trust", id["ledger_id"].as_str().unwrap(), "-s", "signers.json"];
     let good = || -> Value { serde_json::from_slice(&std::fs::read(path.join("good.json")).unwrap()).unwrap() };
-    expect(path, "keys export-registry --out good.json", 0, "5 keys");
+    expect(path, "keys export-registry --out good.json", 0, "6 keys");
     expect(path, "keys rotate --purpose commit --governance-key shop-governance.pem", 0, "signs from now on");
     let judged = |registry: &Value| {
         std::fs::write(path.join("signers.json"), registry.to_string()).unwrap();
@@ -304,7 +304,7 @@ fn a_registry_given_besides_must_agree() {
     // It is as of its size: what was enrolled and rotated since is no difference.
     let (exit, said) = judged(&good());
     assert_eq!(exit, 0, "{said}");
-    expect(path, "keys export-registry --out now.json", 0, "6 keys");
+    expect(path, "keys export-registry --out now.json", 0, "7 keys");
     let now: Value = serde_json::from_slice(&std::fs::read(path.join("now.json")).unwrap()).unwrap();
     assert_eq!(judged(&now).0, 0);
     type Change = fn(&mut Value);

@@ -452,6 +452,20 @@ impl Ledger {
         Ok(Submission { action, case, actor_id, buyer_id, expected, meta, private, remote_sku, documents })
     }
 
+    /// Whether an actor's idempotency key was used for a command about a SKU before: then the command is answered as it was.
+    pub async fn was_used(
+        &self,
+        actor: &str,
+        method: &str,
+        name: &str,
+        key: &str,
+        sku: CaseId,
+    ) -> Result<bool, StoreError> {
+        let idem = idempotency_hash(&self.pseudonyms.actor_id(actor), method, name, key);
+        let (store, chain) = (Arc::clone(&self.shared.store), sku.route(self.genesis().chains));
+        blocking(move || Ok(store.idempotency(chain, &idem)?.is_some())).await
+    }
+
     async fn remote_sku(&self, case: CaseId, sku_id: &str) -> Result<Option<Option<Sku>>, StoreError> {
         let sku = CaseId::of_sku(sku_id);
         let chain = sku.route(self.genesis().chains);

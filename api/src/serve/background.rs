@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use ledger_engine::note::Checkpoint;
 
+use super::kernel::PROBE_EVERY;
 use super::rate::Rates;
 use super::state::State;
 
@@ -48,6 +49,18 @@ pub(crate) async fn checkpoints(state: Arc<State>) {
                 tracing::error!("no checkpoint could be issued: {e}");
                 state.checkpointed(false);
             }
+        }
+    }
+}
+
+/// Asks the Kernel now and then whether it is there, until the server ends.
+pub(crate) async fn kernel(state: Arc<State>) {
+    let Some(kernel) = &state.kernel else { return };
+    loop {
+        kernel.probe().await;
+        tokio::select! {
+            () = state.closed() => return,
+            () = tokio::time::sleep(PROBE_EVERY) => {}
         }
     }
 }

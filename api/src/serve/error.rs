@@ -44,6 +44,7 @@ pub(crate) enum Code {
     Overloaded,
     SigningUnavailable,
     StoreUnavailable,
+    KernelUnavailable,
     OutcomeUnknown,
     HistoryWentBack,
     ShuttingDown,
@@ -76,6 +77,7 @@ impl Code {
             | Code::Overloaded
             | Code::SigningUnavailable
             | Code::StoreUnavailable
+            | Code::KernelUnavailable
             | Code::OutcomeUnknown
             | Code::HistoryWentBack
             | Code::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
@@ -86,7 +88,9 @@ impl Code {
     fn retry_after(self) -> Option<u64> {
         match self {
             Code::Overloaded | Code::RateLimited | Code::ShuttingDown | Code::IdempotencyInProgress => Some(1),
-            Code::SigningUnavailable | Code::StoreUnavailable | Code::OutcomeUnknown => Some(2),
+            Code::SigningUnavailable | Code::StoreUnavailable | Code::KernelUnavailable | Code::OutcomeUnknown => {
+                Some(2)
+            }
             Code::Maintenance | Code::HistoryWentBack => Some(60),
             _ => None,
         }
@@ -181,7 +185,7 @@ pub(crate) enum WriteErrors {
     /// INTERNAL, LEDGER_CORRUPT
     #[response(status = 500)]
     Internal(ErrorBody),
-    /// STORE_UNAVAILABLE, SIGNING_UNAVAILABLE, OUTCOME_UNKNOWN, OVERLOADED, MAINTENANCE, HISTORY_WENT_BACK, SHUTTING_DOWN
+    /// STORE_UNAVAILABLE, SIGNING_UNAVAILABLE, KERNEL_UNAVAILABLE, OUTCOME_UNKNOWN, OVERLOADED, MAINTENANCE, HISTORY_WENT_BACK, SHUTTING_DOWN
     #[response(status = 503, headers(("Retry-After" = u64)))]
     Unavailable(ErrorBody),
 }

@@ -9,6 +9,7 @@ mod error;
 mod feed;
 mod guard;
 mod idempotency;
+mod kernel;
 mod observe;
 mod openapi;
 mod rate;
@@ -38,6 +39,7 @@ pub(crate) use settings::{Args, Settings};
 use auth::{Authenticator, Keys, accept};
 use error::ApiError;
 use feed::Feed;
+use kernel::Kernel;
 use state::State;
 
 use crate::{CliError, output};
@@ -107,7 +109,8 @@ pub(crate) async fn run(settings: Settings) -> Result<u8, CliError> {
     };
     let tokens = Authenticator::new(Arc::new(keys), &settings);
     let tls = settings.tls.as_ref().map(tls::config).transpose()?;
-    let state = State::new(settings, ledger, tokens, telemetry.metrics.clone());
+    let kernel = settings.kernel.as_ref().map(Kernel::new).transpose()?;
+    let state = State::new(settings, ledger, tokens, telemetry.metrics.clone(), kernel);
     let settings = &state.settings;
 
     let shared = Arc::clone(&state);
@@ -164,6 +167,7 @@ pub(crate) async fn run(settings: Settings) -> Result<u8, CliError> {
     };
     let background = [
         rt::spawn(delivering),
+        rt::spawn(background::kernel(Arc::clone(&state))),
         rt::spawn(background::checkpoints(Arc::clone(&state))),
         rt::spawn(background::housekeeping(Arc::clone(&state))),
         rt::spawn(Feed::watch(Arc::clone(&state))),

@@ -93,6 +93,24 @@ pub(crate) struct Args {
     /// Refuse writes with MAINTENANCE, keep reads [default: false]
     #[arg(long, env = "MAINTENANCE_MODE", value_name = "BOOL")]
     maintenance_mode: Option<String>,
+    /// The Kernel's API, which confirms manifests before they are listed [default: nobody is asked]
+    #[arg(long, env = "KERNEL_API_URL", value_name = "URL")]
+    kernel_api_url: Option<String>,
+    /// What this server shows the Kernel: a certificate, PEM; needed without --dev
+    #[arg(long, env = "KERNEL_CLIENT_CERTIFICATE", value_name = "FILE")]
+    kernel_client_certificate: Option<String>,
+    /// Its key, PEM
+    #[arg(long, env = "KERNEL_CLIENT_KEY", value_name = "FILE")]
+    kernel_client_key: Option<String>,
+    /// Who may have issued the Kernel's certificate, PEM [default: the system's authorities]
+    #[arg(long, env = "KERNEL_CA", value_name = "FILE")]
+    kernel_ca: Option<String>,
+    /// For the Kernel to answer, seconds [default: 5]
+    #[arg(long, env = "KERNEL_TIMEOUT_SECONDS", value_name = "N")]
+    kernel_timeout_seconds: Option<String>,
+    /// Speak to the Kernel without a certificate of this server's; refused without --dev [default: false]
+    #[arg(long, env = "DEV_SKIP_MTLS", value_name = "BOOL")]
+    dev_skip_mtls: Option<String>,
     /// Artifacts that are sold, files named by their SHA-256; `ledger artifact add` puts them there [default: artifacts in --dir]
     #[arg(long, env = "ARTIFACT_DIR", value_name = "DIR")]
     artifact_dir: Option<String>,
@@ -135,6 +153,16 @@ pub(crate) enum Jwks {
     Url(String),
 }
 
+/// Where the Kernel is.
+#[derive(Clone, Debug)]
+pub(crate) struct KernelSettings {
+    pub(crate) url: reqwest::Url,
+    /// Certificate and key.
+    pub(crate) client: Option<(PathBuf, PathBuf)>,
+    pub(crate) ca: Option<PathBuf>,
+    pub(crate) timeout: Duration,
+}
+
 /// The settings that hold.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -166,6 +194,7 @@ pub(crate) struct Settings {
     pub(crate) checkpoints_public: bool,
     pub(crate) checkpoint_every: Duration,
     pub(crate) maintenance: bool,
+    pub(crate) kernel: Option<KernelSettings>,
     pub(crate) artifact_dir: Option<PathBuf>,
     pub(crate) delivery_dir: Option<PathBuf>,
     pub(crate) otlp: Option<String>,
@@ -249,7 +278,10 @@ fn read(
         database: l.take("database", database, |t| Ok(Some(t.to_owned())), None),
         signing: signing(l, signing_args, variable),
     };
+    let kernel_args = (args.kernel_api_url, args.kernel_client_certificate, args.kernel_client_key, args.kernel_ca);
+    let kernel = kernel(l, kernel_args, args.kernel_timeout_seconds, args.dev_skip_mtls, dev);
     let settings = Settings {
+        kernel,
         dev,
         listen,
         ledger_id,
@@ -288,6 +320,43 @@ fn read(
     };
     l.check_together(&settings);
     settings
+}
+
+type KernelArgs = (Option<String>, Option<String>, Option<String>, Option<String>);
+
+fn kernel(
+    l: &mut Layers,
+    (url, certificate, key, ca): KernelArgs,
+    timeout: Option<String>,
+    skip_mtls: Option<String>,
+    dev: bool,
+) -> Option<KernelSettings> {
+    let read = |t: &str| {
+        let url = reqwest::Url::parse(t).map_err(|e| e.to_string())?;
+        without_password(&url)?;
+        Ok(Some(url))
+    };
+    let url = l.take("kernel_api_url", url, read, None);
+    let certificate = l.take("kernel_client_certificate", certificate, path, None);
+    let key = l.take("kernel_client_key", key, path, None);
+    let ca = l.take("kernel_ca", ca, path, None);
+    let timeout = l.count("kernel_timeout_seconds", timeout, 1, 60, 5) as u64;
+    let skip_mtls = l.take("dev_skip_mtls", skip_mtls, boolean, false);
+    l.check(dev || !skip_mtls, "dev_skip_mtls: for --dev only; a Kernel is asked with a certificate");
+    let together = certificate.is_some() == key.is_some();
+    l.check(together, "kernel_client_certificate, kernel_client_key: both or none");
+    let client = certificate.zip(key);
+    let Some(url) = url else {
+        l.check(client.is_none() && ca.is_none(), "kernel_client_certificate, kernel_ca: need kernel_api_url");
+        return None;
+    };
+    let shown = client.is_some() || (dev && skip_mtls) || !together;
+    l.check(
+        shown,
+        "kernel_api_url: needs kernel_client_certificate and kernel_client_key (with --dev, or dev_skip_mtls)",
+    );
+    l.check(dev || url.scheme() == "https", "kernel_api_url: https, or nobody knows who answers");
+    Some(KernelSettings { url, client, ca, timeout: Duration::from_secs(timeout) })
 }
 
 /// The layers below the flags and the environment, and what is wrong so far.
@@ -522,6 +591,13 @@ impl fmt::Display for Settings {
         let directory = |own: &Option<PathBuf>, name: &str| {
             own.clone().unwrap_or_else(|| self.place.dir.join(name)).display().to_string()
         };
+        let kernel = self.kernel.as_ref();
+        line("kernel_api_url", &kernel.map_or_else(none, |k| k.url.to_string()))?;
+        line("kernel_client_certificate", &shown(kernel.and_then(|k| k.client.as_ref()).map(|(file, _)| file)))?;
+        line("kernel_client_key", &shown(kernel.and_then(|k| k.client.as_ref()).map(|(_, key)| key)))?;
+        line("kernel_ca", &shown(kernel.and_then(|k| k.ca.as_ref())))?;
+        line("dev_skip_mtls", &kernel.is_some_and(|k| k.client.is_none()))?;
+        line("kernel_timeout_seconds", &kernel.map_or(5, |k| k.timeout.as_secs()))?;
         line("artifact_dir", &directory(&self.artifact_dir, "artifacts"))?;
         line("delivery_dir", &directory(&self.delivery_dir, "deliveries"))?;
         line("otel_exporter_otlp_endpoint", &self.otlp.clone().unwrap_or_else(none))

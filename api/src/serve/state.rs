@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, watch};
 use super::auth::Authenticator;
 use super::feed::Feed;
 use super::idempotency::InFlight;
+use super::kernel::Kernel;
 use super::rate::Rates;
 use super::settings::Settings;
 use crate::deliver::Deliverer;
@@ -64,6 +65,7 @@ pub(crate) struct State {
     pub(crate) settings: Settings,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) deliverer: Arc<Deliverer>,
+    pub(crate) kernel: Option<Kernel>,
     pub(crate) tokens: Authenticator,
     pub(crate) rates: Rates,
     /// A permit for each request under way.
@@ -87,11 +89,13 @@ impl State {
         ledger: Ledger,
         tokens: Authenticator,
         metrics: PrometheusHandle,
+        kernel: Option<Kernel>,
     ) -> Arc<State> {
         let ledger = Arc::new(ledger);
         let place = &settings.place;
         Arc::new(State {
             deliverer: Deliverer::new(Arc::clone(&ledger), settings.files(), directory::delivery_key(&place.dir)),
+            kernel,
             rates: Rates::new(&settings),
             requests: Semaphore::new(settings.requests_max),
             strangers: Semaphore::new(settings.requests_max.div_ceil(STRANGERS_SHARE)),

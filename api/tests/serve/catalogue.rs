@@ -1,13 +1,16 @@
 //! The catalogue over HTTP: manifests signed by OpenSSL, pages and filters, and what is neither listed nor sold.
 
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ledger_engine::hash::Hash;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Api, Server, checkout_body, ledger, run_to_end};
+use crate::pki::{Authority, Certificate};
+use crate::support::{Answer, Api, Server, Start, checkout_body, ledger, python, run_to_end};
 
 /// A Kernel whose key OpenSSL made and keeps.
 struct Kernel {
@@ -231,4 +234,117 @@ fn verified(server: Server, exit: u8) {
     assert_eq!(server.stop(), 0);
     let report = audit_verify::verify_path(&dir, id);
     assert_eq!((report.exit(), report.findings().len()), (exit, 0), "{}", report.to_text());
+}
+
+/// `kernel.py`: ends with the test.
+struct Asked {
+    child: std::process::Child,
+    port: u16,
+}
+
+impl Asked {
+    fn start(own: &Certificate, ca: &Path) -> Asked {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/serve/kernel.py");
+        let mut command = python();
+        command.args(["-B", script]).arg(&own.file).arg(&own.key).arg(ca);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut port = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut port).unwrap();
+        Asked { child, port: port.trim().parse().unwrap() }
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn the_kernel_is_asked_back_over_mutual_tls_and_nothing_is_listed_while_it_is_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new(&dir.path().join("ca"));
+    let (theirs, ours) =
+        (authority.issue("localhost", "DNS:localhost"), authority.issue("ledger", "URI:spiffe://shop.example/ledger"));
+    let stranger = Authority::new(&dir.path().join("other")).issue("ledger", "");
+    let asked = Asked::start(&theirs, &authority.file());
+    let url = format!("https://localhost:{}/kernel", asked.port);
+    let start = |own: &Certificate| {
+        let text = |path: &Path| path.display().to_string();
+        Start::dev(&dir.path().join("shop"))
+            .env("KERNEL_API_URL", &url)
+            .env("KERNEL_CLIENT_CERTIFICATE", &text(&own.file))
+            .env("KERNEL_CLIENT_KEY", &text(&own.key))
+            .env("KERNEL_CA", &text(&authority.file()))
+            .env("KERNEL_TIMEOUT_SECONDS", "2")
+    };
+    let configured = |server: &Server, expected: bool| {
+        let begun = std::time::Instant::now();
+        while server.client(None).get("/health").body["kernelConfigured"] != expected {
+            assert!(begun.elapsed().as_secs() < 10, "kernelConfigured is not {expected}: {}", server.log());
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    };
+    let server = start(&ours).run();
+    configured(&server, true);
+    let operator = server.of("op@example.org", "operator");
+    let kernel = Kernel::enrolled(&server, "kernel", false);
+    let before = server.entries();
+    for (title, said, why) in [
+        ("withdrawn", (422, "INVALID_MANIFEST"), "withdrawn by its author"),
+        ("slow", (503, "KERNEL_UNAVAILABLE"), "did not answer"),
+        ("broken", (503, "KERNEL_UNAVAILABLE"), "did not answer"),
+    ] {
+        let signed = kernel.sign(&manifest("s", title, "author-1", &[]));
+        for answer in
+            [list(&operator, "l", &signed), operator.post("/admin/validate-manifest", &json!({ "manifest": signed }))]
+        {
+            assert_eq!(answer.said(), said, "{title}: {:?}", answer.body);
+            assert!(answer.body["error"]["message"].as_str().unwrap().contains(why), "{:?}", answer.body);
+        }
+    }
+    assert_eq!(server.entries(), before);
+    let signed = kernel.sign(&manifest("s", "Font", "author-1", &[]));
+    let listed = list(&operator, "l-1", &signed);
+    assert_eq!(listed.said(), (201, "ok"), "{:?}", listed.body);
+    // A signature that does not hold is nothing to ask about.
+    let mut forged = signed.clone();
+    forged["title"] = json!("slow");
+    assert_eq!(list(&operator, "l-2", &forged).said(), (422, "INVALID_SIGNATURE"));
+    drop(asked);
+    let late = kernel.sign(&manifest("late", "Late", "author-1", &[]));
+    let refused = list(&operator, "l-3", &late);
+    assert_eq!(
+        (refused.said(), refused.header("retry-after")),
+        ((503, "KERNEL_UNAVAILABLE"), "2"),
+        "{:?}",
+        refused.body
+    );
+    configured(&server, false);
+    assert_eq!(list(&operator, "l-1", &signed).body, listed.body, "what was listed is answered as it was");
+    assert_eq!(server.stop(), 0);
+
+    // The Kernel speaks with nobody whose certificate it does not know.
+    let asked = Asked::start(&theirs, &authority.file());
+    let port = asked.port;
+    let server = start(&stranger).env("KERNEL_API_URL", &format!("https://localhost:{port}/kernel")).run();
+    let operator = server.of("op@example.org", "operator");
+    assert_eq!(list(&operator, "l-4", &late).said(), (503, "KERNEL_UNAVAILABLE"));
+    configured(&server, false);
+}
+
+#[test]
+fn a_kernel_is_named_with_a_certificate_in_production() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |settings: &[(&str, &str)], why: &str| {
+        let start = settings.iter().fold(Start::production(dir.path()), |start, (name, value)| start.env(name, value));
+        let (exit, said) = start.refused();
+        assert!(exit == 2 && said.contains(why), "{said}");
+    };
+    refused(&[("DEV_SKIP_MTLS", "true")], "dev_skip_mtls: for --dev only");
+    refused(&[("KERNEL_API_URL", "https://kernel.example")], "needs kernel_client_certificate");
+    refused(&[("KERNEL_API_URL", "http://kernel.example")], "https, or nobody knows who answers");
+    refused(&[("KERNEL_API_URL", "https://a:b@kernel.example")], "kernel_api_url");
+    refused(&[("KERNEL_CLIENT_CERTIFICATE", "/none")], "cannot be read");
 }

@@ -69,8 +69,8 @@ fn a_standby_that_cannot_hold_the_snapshot() {
 
 /// What the standby answers, or no if it cancelled the question for the sake of its replay, or ended the connection for it.
 fn ask(standby: &Standby<'_>, question: &str) -> bool {
-    let mut client = Client::connect(&standby.url("postgres"), NoTls).unwrap();
-    match client.query_one(question, &[]) {
+    let connected = Client::connect(&standby.url("postgres"), NoTls);
+    match connected.and_then(|mut client| client.query_one(question, &[])) {
         Ok(row) => row.get(0),
         Err(error) if error.is_closed() || error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE) => false,
         Err(error) => panic!("{error:?}"),

@@ -182,10 +182,29 @@ pub(crate) struct SkuRequest {
 }
 
 fn read(manifest: &RawValue) -> Result<Manifest, ApiError> {
-    Manifest::parse(manifest.get()).map_err(|e| match e {
+    let manifest = Manifest::parse(manifest.get()).map_err(|e| match e {
         ManifestError::TooLarge(_) => ApiError::new(Code::BodyTooLarge, format!("the manifest: {e}")),
         e => ApiError::new(Code::InvalidManifest, format!("the manifest is none: {e}")),
-    })
+    })?;
+    match manifest.artifacts.len() {
+        // What cannot be delivered is not sold.
+        1 => Ok(manifest),
+        n => {
+            Err(ApiError::new(Code::InvalidManifest, format!("the manifest names {n} artifacts; one can be delivered")))
+        }
+    }
+}
+
+/// Asks the Kernel back, where the settings name it, once the signature holds.
+async fn confirmed(state: &State, manifest: &Manifest, text: &RawValue) -> Result<(), ApiError> {
+    let kid = &manifest.signature.kid;
+    in_time(async { Ok(state.ledger.judge(manifest.document()).await?) }).await?.map_err(|fault| {
+        ApiError::new(Code::InvalidSignature, format!("the manifest's signature by {kid} does not count: {fault}"))
+    })?;
+    match &state.kernel {
+        Some(kernel) => in_time(kernel.confirm(text)).await,
+        None => Ok(()),
+    }
 }
 
 impl Amount {
@@ -225,13 +244,20 @@ pub(crate) async fn list(
     body: Json<SkuRequest>,
 ) -> Result<HttpResponse, ApiError> {
     let (key, SkuRequest { manifest, price }) = (required_key(&req)?, body.typed);
-    let Manifest { id, title, .. } = read(&manifest)?;
+    let read = read(&manifest)?;
+    let (id, title) = (read.id.clone(), read.title.clone());
     let command = Object::new()
         .with("command", "sku.list")
         .with("sku_id", id.as_str())
         .with("title", title)
         .with("price", price.to_object())
         .with("manifest", manifest.get());
+    // Whoever sends it again gets the first answer, also while the Kernel is away.
+    let used =
+        async { Ok(state.ledger.was_used(&caller.subject, "POST", "sku.list", &key, CaseId::of_sku(&id)).await?) };
+    if state.kernel.is_some() && !in_time(used).await? {
+        confirmed(&state, &read, &manifest).await?;
+    }
     let appended = append(&state, &caller.subject, command, Some(&key)).await?;
     let answer = changed(&state, &id, &appended).await?;
     let mut response = HttpResponse::Created();
@@ -313,8 +339,8 @@ pub(crate) struct ValidateAnswer {
     security(("token" = [])),
 )]
 pub(crate) async fn validate(state: Shared, body: Json<ValidateRequest>) -> Result<HttpResponse, ApiError> {
-    let ValidateRequest { manifest, sku_id, price } = body.typed;
-    let manifest = read(&manifest)?;
+    let ValidateRequest { manifest: text, sku_id, price } = body.typed;
+    let manifest = read(&text)?;
     let mismatch = |member: &str| {
         ApiError::new(Code::ManifestMismatch, format!("the manifest's {member} is not what is to be listed"))
     };
@@ -327,9 +353,7 @@ pub(crate) async fn validate(state: Shared, body: Json<ValidateRequest>) -> Resu
         return Err(mismatch("metadata/price"));
     }
     let kid = manifest.signature.kid.clone();
-    in_time(async { Ok(state.ledger.judge(manifest.document()).await?) }).await?.map_err(|fault| {
-        ApiError::new(Code::InvalidSignature, format!("the manifest's signature by {kid} does not count: {fault}"))
-    })?;
+    confirmed(&state, &manifest, &text).await?;
     let answer = ValidateAnswer {
         ok: true,
         valid: true,

@@ -9,16 +9,19 @@ use actix_web::{HttpRequest, HttpResponse};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ledger_engine::domain::projection::Row;
+use ledger_engine::environment::{Environment as _, SystemEnvironment};
 use ledger_engine::hash::from_hex;
 use ledger_engine::json::Object;
 use ledger_engine::stream::{CaseId, Stream};
+use ledger_engine::time::rfc3339;
 use serde::Serialize;
 use tokio::io::AsyncReadExt as _;
 use utoipa::ToSchema;
 
+use super::licence::licence_of;
 use super::{Shared, append, in_time, visible_order};
 use crate::serve::auth::Caller;
-use crate::serve::error::{ApiError, Code, ReadErrors};
+use crate::serve::error::{ApiError, Code, ErrorBody, ReadErrors};
 use crate::serve::idempotency::key_of;
 use crate::serve::state::State;
 
@@ -42,7 +45,13 @@ async fn deliverable(state: &State, caller: &Caller, id: &str) -> Result<(CaseId
         return illegal("the delivery was issued again; download the one that came for it".into());
     }
     match (order.text("status"), delivery.text("status")) {
-        ("finalized", "ready" | "downloaded") => Ok((case, delivery)),
+        ("finalized", "ready" | "downloaded") => {
+            let expires_at = licence_of(state, case).await?.expires_at();
+            match expires_at.filter(|at| *at <= SystemEnvironment.now_us()) {
+                Some(at) => Err(ApiError::new(Code::LicenseInvalid, format!("the licence ended at {}", rfc3339(at)))),
+                None => Ok((case, delivery)),
+            }
+        }
         ("finalized", status) => illegal(format!("the delivery is {status}; it can be had once it is ready")),
         (status, _) => illegal(format!("the order is {status}; its delivery can be had once it is finalized")),
     }
@@ -65,7 +74,8 @@ fn missing(what: String) -> ApiError {
     responses(
         (status = 200, description = "The file (FORMAT.md 19)", content_type = "application/octet-stream", body = Vec<u8>,
             headers(("Repr-Digest" = String))),
-        (status = 409, description = "ILLEGAL_TRANSITION: it is not ready, or was issued again", body = crate::serve::error::ErrorBody),
+        (status = 409, description = "ILLEGAL_TRANSITION: it is not ready, or was issued again", body = ErrorBody),
+        (status = 422, description = "LICENSE_INVALID: the licence has ended", body = ErrorBody),
         ReadErrors,
     ),
     security(("token" = [])),
@@ -117,7 +127,8 @@ pub(crate) struct KeyAnswer {
     params(("id" = String, Path, description = "A delivery's id")),
     responses(
         (status = 200, description = "The key", body = KeyAnswer),
-        (status = 409, description = "ILLEGAL_TRANSITION: it is not ready, or was issued again", body = crate::serve::error::ErrorBody),
+        (status = 409, description = "ILLEGAL_TRANSITION: it is not ready, or was issued again", body = ErrorBody),
+        (status = 422, description = "LICENSE_INVALID: the licence has ended", body = ErrorBody),
         ReadErrors,
     ),
     security(("token" = [])),

@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 
 use super::Shared;
 use crate::serve::error::ReadErrors;
+use crate::serve::kernel::Kernel;
 use crate::serve::state::State;
 
 /// The server lives.
@@ -24,7 +25,7 @@ pub(crate) struct HealthAnswer {
     /// Whether the keys that sign commits, checkpoints and licences are at hand.
     #[serde(rename = "signingConfigured")]
     signing_configured: bool,
-    /// Whether SKUs are checked with the Kernel.
+    /// Whether SKUs are checked with the Kernel, and it answered the last real call.
     #[serde(rename = "kernelConfigured")]
     kernel_configured: bool,
     /// Writes are refused.
@@ -45,7 +46,7 @@ pub(crate) async fn health(state: Shared) -> HttpResponse {
         ok: true,
         mtls: settings.tls.as_ref().is_some_and(|t| t.client_ca.is_some()),
         signing_configured: state.ledger.holds_signers(),
-        kernel_configured: false,
+        kernel_configured: state.kernel.as_ref().is_some_and(Kernel::answered),
         maintenance: settings.maintenance,
         dev: settings.dev,
         version: env!("CARGO_PKG_VERSION"),

@@ -9,6 +9,7 @@ use ledger_engine::hash::EventId;
 use ledger_engine::json::Value;
 use ledger_engine::licence::{Licence as Signed, Reason, judge};
 use ledger_engine::stream::{CaseId, Stream};
+use ledger_engine::time::parse_rfc3339;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -32,6 +33,13 @@ pub(crate) struct Licence {
     signer_kid: String,
     /// Ed25519, 128 hex characters.
     signature: String,
+}
+
+impl Licence {
+    /// When it ends, microseconds since the Unix epoch.
+    pub(crate) fn expires_at(&self) -> Option<i64> {
+        parse_rfc3339(self.scope.expires_at.as_deref()?)
+    }
 }
 
 /// What the buyer may do.
