@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use super::write::{CONFIRM, HEAD_MOVED, LOCK_HEAD, LOCK_HEADS, RECORDED, REGISTRY_SIZE};
-use crate::domain::projection::{TABLES, Table};
+use crate::domain::projection::{DELIVERIES, SKUS, TABLES, Table};
 
 /// A text that is in [`texts`].
 pub(super) struct Query(Cow<'static, str>);
@@ -86,8 +86,10 @@ pub(super) fn rows_from(table: &Table) -> Query {
 pub fn texts() -> Vec<String> {
     let of_tables = TABLES.iter().flat_map(|table| {
         // An idempotency key is looked up by the text of its own.
-        let by_index = (table.name != "idempotency").then(|| [row(table), rows_from(table)]);
-        by_index.into_iter().flatten().chain([rows(table)])
+        let one = (table.name != "idempotency").then(|| row(table));
+        // What is given by pages.
+        let page = [&SKUS, &DELIVERIES].contains(table).then(|| rows_from(table));
+        one.into_iter().chain(page).chain([rows(table)])
     });
     let fixed = FIXED.iter().map(|query| query.text().to_owned());
     let of_writer = [LOCK_HEAD, LOCK_HEADS, HEAD_MOVED, REGISTRY_SIZE, CONFIRM, RECORDED].map(str::to_owned);
