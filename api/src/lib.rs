@@ -122,7 +122,7 @@ async fn dispatch(place: &Place, json: bool, command: Once) -> Result<u8, CliErr
         Once::ImportLegacy(args) => commands::import_legacy::run(place, json, args).await,
         Once::Token(args) => commands::token::run(place, json, args),
         Once::Sku(args) => commands::sku::run(place, json, args).await,
-        Once::Artifact(args) => commands::artifact::run(place, json, args),
+        Once::Artifact(args) => commands::artifact::run(place, json, args).await,
         Once::OpenDelivery(args) => commands::open_delivery::run(json, args),
     }
 }

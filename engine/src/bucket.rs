@@ -1,8 +1,8 @@
-//! Buckets of S3 whose objects are locked (Object Lock), through the AWS SDK. Calls block.
+//! Buckets of S3 whose objects are locked (Object Lock), and those of artifacts and deliveries, through the AWS SDK. Calls block.
 //!
 //! A lock protects a version of an object, not its key: whoever may put objects can put another version over it, and whoever may
 //! delete can hide it. So every object here is read by its version. Requests of the SDK are tried again with back-off, as they were:
-//! none is ever sent without its lock. Checksums are Content-MD5, which every server with Object Lock must check.
+//! none is ever sent without the lock that it was to have. Checksums are Content-MD5, which every server with Object Lock must check.
 
 use std::io::{Read as _, Seek as _, Write};
 use std::path::Path;
@@ -15,6 +15,7 @@ use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation};
 use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId as _;
+use aws_sdk_s3::presigning::PresigningConfig;
 use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use aws_sdk_s3::types::{
     CompletedMultipartUpload, CompletedPart, DefaultRetention, ObjectLockEnabled, ObjectLockLegalHold,
@@ -424,22 +425,58 @@ impl Bucket {
         metadata: &[(&str, String)],
         retention: &Retention,
     ) -> Result<String, BucketError> {
+        let version = self.put_with(key, path, metadata, Some(retention))?;
+        let none = || BucketError::Unfit("the bucket keeps no versions, so that a lock protects nothing".to_owned());
+        version.filter(|id| id != "null").ok_or_else(none)
+    }
+
+    /// Puts a file without a lock of its own.
+    pub fn put_unlocked(&self, key: &str, path: &Path, metadata: &[(&str, String)]) -> Result<(), BucketError> {
+        self.put_with(key, path, metadata, None).map(drop)
+    }
+
+    fn put_with(
+        &self,
+        key: &str,
+        path: &Path,
+        metadata: &[(&str, String)],
+        retention: Option<&Retention>,
+    ) -> Result<Option<String>, BucketError> {
         let bytes = std::fs::metadata(path).map_err(file)?.len();
         let terms = Terms {
             metadata: metadata.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect(),
-            mode: ObjectLockMode::from(retention.mode.as_str()),
-            until: DateTime::from_secs(retention.until_s),
-            hold: retention.legal_hold.then_some(ObjectLockLegalHoldStatus::On),
+            lock: retention.map(|r| (ObjectLockMode::from(r.mode.as_str()), DateTime::from_secs(r.until_s))),
+            hold: retention.is_some_and(|r| r.legal_hold).then_some(ObjectLockLegalHoldStatus::On),
         };
-        let version = self.block(async {
+        self.block(async {
             if bytes > self.part_bytes {
                 self.put_parts(key, path, bytes, &terms).await
             } else {
                 self.put_whole(key, path, &terms).await
             }
-        })?;
-        let none = || BucketError::Unfit("the bucket keeps no versions, so that a lock protects nothing".to_owned());
-        version.filter(|id| id != "null").ok_or_else(none)
+        })
+    }
+
+    /// Removes an object; a lock keeps its versions.
+    pub fn remove(&self, key: &str) -> Result<(), BucketError> {
+        self.block(async {
+            let asked = self.client.delete_object().bucket(&self.bucket).key(self.key(key)).send().await;
+            asked.map(drop).map_err(|e| named(key, fault("s3:DeleteObject", &e)))
+        })
+    }
+
+    /// A URL by which anybody reads an object for a time, as a file of this name. Nothing is asked.
+    pub fn presigned(&self, key: &str, name: &str, time: Duration) -> Result<String, BucketError> {
+        self.block(async {
+            let request = self.client.get_object().bucket(&self.bucket).key(self.key(key));
+            let request = request
+                .response_content_disposition(format!("attachment; filename=\"{name}\""))
+                .response_content_type("application/octet-stream");
+            let config = PresigningConfig::expires_in(time);
+            let config = config.map_err(|e| BucketError::Unfit(format!("a URL for {time:?}: {e}")))?;
+            let signed = request.presigned(config).await.map_err(|e| fault("s3:GetObject", &e))?;
+            Ok(signed.uri().to_owned())
+        })
     }
 
     async fn put_whole(&self, key: &str, path: &Path, terms: &Terms) -> Result<Option<String>, BucketError> {
@@ -451,8 +488,8 @@ impl Bucket {
             .key(self.key(key))
             .content_md5(md5_of(&body))
             .set_metadata(Some(terms.metadata.clone()))
-            .object_lock_mode(terms.mode.clone())
-            .object_lock_retain_until_date(terms.until)
+            .set_object_lock_mode(terms.mode())
+            .set_object_lock_retain_until_date(terms.until())
             .set_object_lock_legal_hold_status(terms.hold.clone())
             .body(ByteStream::from(body));
         let put = request.send().await.map_err(|e| fault("s3:PutObject with s3:PutObjectRetention", &e))?;
@@ -473,8 +510,8 @@ impl Bucket {
             .bucket(bucket)
             .key(&key)
             .set_metadata(Some(terms.metadata.clone()))
-            .object_lock_mode(terms.mode.clone())
-            .object_lock_retain_until_date(terms.until)
+            .set_object_lock_mode(terms.mode())
+            .set_object_lock_retain_until_date(terms.until())
             .set_object_lock_legal_hold_status(terms.hold.clone())
             .send()
             .await
@@ -498,8 +535,9 @@ impl Bucket {
 
     /// Some servers take the lock of an upload in parts and forget it (Ceph 16): it is set again, which changes nothing where it is known.
     async fn lock_again(&self, key: &str, version: &str, terms: &Terms) -> Result<(), BucketError> {
-        let mode = ObjectLockRetentionMode::from(terms.mode.as_str());
-        let retention = ObjectLockRetention::builder().mode(mode).retain_until_date(terms.until).build();
+        let Some((mode, until)) = &terms.lock else { return Ok(()) };
+        let mode = ObjectLockRetentionMode::from(mode.as_str());
+        let retention = ObjectLockRetention::builder().mode(mode).retain_until_date(*until).build();
         let request = self.client.put_object_retention().bucket(&self.bucket).key(key).version_id(version);
         let set = request.retention(retention).send().await;
         set.map_err(|e| fault("s3:PutObjectRetention", &e))?;
@@ -544,9 +582,19 @@ impl Bucket {
 /// How an object is put.
 struct Terms {
     metadata: std::collections::HashMap<String, String>,
-    mode: ObjectLockMode,
-    until: DateTime,
+    /// Mode, and until when.
+    lock: Option<(ObjectLockMode, DateTime)>,
     hold: Option<ObjectLockLegalHoldStatus>,
+}
+
+impl Terms {
+    fn mode(&self) -> Option<ObjectLockMode> {
+        self.lock.as_ref().map(|(mode, _)| mode.clone())
+    }
+
+    fn until(&self) -> Option<DateTime> {
+        self.lock.as_ref().map(|(_, until)| *until)
+    }
 }
 
 /// Says of what an object that is not there is the one.

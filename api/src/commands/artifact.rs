@@ -20,17 +20,20 @@ enum Action {
     Add {
         /// The file
         file: PathBuf,
-        /// Where artifacts are kept [default: artifacts in --dir]
-        #[arg(long, env = "ARTIFACT_DIR", value_name = "DIR")]
-        artifact_dir: Option<PathBuf>,
+        /// Where artifacts are kept: a directory, or s3://BUCKET[/PREFIX] [default: artifacts in --dir]
+        #[arg(long, env = "ARTIFACT_STORE", value_name = "DIR|URL")]
+        artifact_store: Option<String>,
     },
 }
 
-pub(crate) fn run(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
-    let Action::Add { file, artifact_dir } = args.action;
-    let io = |e| CliError::Io(file.display().to_string(), e);
-    let mut from = BufReader::new(File::open(&file).map_err(io)?);
-    let (sha256, bytes) = directory::files(&place.dir, artifact_dir, None).add_artifact(&mut from).map_err(io)?;
+pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
+    let (Action::Add { file, artifact_store }, dir) = (args.action, place.dir.clone());
+    let adding = tokio::task::spawn_blocking(move || {
+        let io = |e| CliError::Io(file.display().to_string(), e);
+        let mut from = BufReader::new(File::open(&file).map_err(io)?);
+        directory::files(&dir, artifact_store.as_deref(), None, 0)?.add_artifact(&mut from).map_err(io)
+    });
+    let (sha256, bytes) = adding.await.map_err(|e| CliError::Usage(e.to_string()))??;
     output::line(&if json {
         serde_json::json!({ "ok": true, "sha256": sha256.to_hex(), "bytes": bytes }).to_string()
     } else {

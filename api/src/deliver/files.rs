@@ -1,16 +1,30 @@
-//! Where artifacts are read and deliveries are kept: two directories. An artifact's file is named by its SHA-256. A delivery is two files with
-//! one name: what the buyer gets, and beside it what was learned while it was encrypted.
+//! Where artifacts are read and deliveries are kept: each in a directory or in a bucket. An artifact is named by its SHA-256. A delivery is two
+//! files with one name: what the buyer gets, and beside it what was learned while it was encrypted. Calls block.
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, Write as _};
+use std::io::{self, BufReader, Read, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
+use ledger_engine::bucket::{Bucket, BucketError};
 use ledger_engine::delivery::ContentKey;
 use ledger_engine::delivery::stream::{self, Digests, Fresh};
+use ledger_engine::environment::{Environment as _, SystemEnvironment};
+use ledger_engine::export::record::Retention;
 use ledger_engine::hash::Hash;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
+
+use crate::CliError;
+
+/// Most bytes of an artifact: what S3 takes in parts of 32 MiB.
+const ARTIFACT_BYTES_MAX: u64 = 10_000 * (32 << 20);
+/// Most bytes of what is kept beside a delivery.
+const PARTICULARS_BYTES_MAX: u64 = 1 << 20;
+/// How long a URL of a bucket can be used.
+const URL_TIME: Duration = Duration::from_secs(300);
 
 /// What a delivery's file was made with: all that its proof says and its entry does not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,62 +42,164 @@ pub(crate) struct Particulars {
     pub(crate) sealed_private_key: Option<String>,
 }
 
-/// The two directories.
-#[derive(Clone, Debug)]
-pub(crate) struct Files {
-    artifacts: PathBuf,
-    deliveries: PathBuf,
+/// A directory or a bucket.
+#[derive(Clone)]
+enum Place {
+    Directory(PathBuf),
+    Bucket(Arc<Bucket>),
 }
 
-/// What an artifact is that should be encrypted, and what was found.
+/// Where artifacts and deliveries are.
+#[derive(Clone)]
+pub(crate) struct Files {
+    artifacts: Place,
+    deliveries: Place,
+    /// What is on its way to or from a bucket.
+    spool: PathBuf,
+    /// How long objects of deliveries are locked, in days; 0: not.
+    retain_days: u32,
+}
+
+/// Why nothing was encrypted.
 #[derive(Debug)]
 pub(crate) enum SealError {
-    /// Not there, not readable, or the target cannot be written.
-    Io(PathBuf, io::Error),
+    /// Not there, not readable, or the target cannot be written. The text is for operators.
+    Away(&'static str, String),
     /// Its bytes are not those that the manifest names.
     Other { found: Hash, bytes: u64 },
 }
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> SealError + use<> {
-    let path = path.to_owned();
-    move |e| SealError::Io(path, e)
+/// What a buyer is given.
+pub(crate) enum Delivered {
+    File(PathBuf),
+    /// Good for a few minutes.
+    Url(String),
+}
+
+fn away(what: &'static str) -> impl FnOnce(io::Error) -> SealError {
+    move |e| SealError::Away(what, e.to_string())
+}
+
+/// The same error for whoever reads and writes files.
+fn io(e: BucketError) -> io::Error {
+    let kind = if matches!(e, BucketError::Missing(_)) { io::ErrorKind::NotFound } else { io::ErrorKind::Other };
+    io::Error::new(kind, e.to_string())
+}
+
+impl Place {
+    /// `text`: `s3://BUCKET[/PREFIX]`, or a directory.
+    fn open(text: &str) -> Result<Place, CliError> {
+        if !text.starts_with("s3://") {
+            return Ok(Place::Directory(text.into()));
+        }
+        let opened = Bucket::open(text, &crate::signers::variable);
+        opened.map(|bucket| Place::Bucket(Arc::new(bucket))).map_err(|e| CliError::Usage(format!("{text}: {e}")))
+    }
+
+    /// Where a file is written before it gets its name.
+    fn draft(&self, spool: &Path) -> io::Result<NamedTempFile> {
+        let dir = match self {
+            Place::Directory(dir) => dir,
+            Place::Bucket(_) => spool,
+        };
+        fs::create_dir_all(dir)?;
+        NamedTempFile::new_in(dir)
+    }
+
+    /// Gives a file its name. When this returns, it is durable.
+    fn keep(&self, file: NamedTempFile, name: &str, sha256: Hash, lock: Option<&Retention>) -> io::Result<()> {
+        match self {
+            Place::Directory(dir) => {
+                file.as_file().sync_all()?;
+                file.persist(dir.join(name))?;
+                File::open(dir)?.sync_all()
+            }
+            Place::Bucket(bucket) => {
+                let metadata = [("sha256", sha256.to_hex())];
+                match lock {
+                    Some(lock) => bucket.put(name, file.path(), &metadata, lock).map(drop),
+                    None => bucket.put_unlocked(name, file.path(), &metadata),
+                }
+                .map_err(io)
+            }
+        }
+    }
+
+    fn read(&self, name: &str, spool: &Path) -> io::Result<Box<dyn Read + Send>> {
+        match self {
+            Place::Directory(dir) => Ok(Box::new(BufReader::new(File::open(dir.join(name))?))),
+            Place::Bucket(bucket) => {
+                let mut copy = self.draft(spool)?;
+                bucket.get(name, None, ARTIFACT_BYTES_MAX, &mut copy).map_err(io)?;
+                Ok(Box::new(BufReader::new(copy.reopen()?)))
+            }
+        }
+    }
+
+    fn bytes(&self, name: &str) -> io::Result<u64> {
+        match self {
+            Place::Directory(dir) => Ok(fs::metadata(dir.join(name))?.len()),
+            Place::Bucket(bucket) => Ok(bucket.head(name, None).map_err(io)?.bytes),
+        }
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        match self {
+            Place::Directory(dir) => fs::remove_file(dir.join(name)),
+            Place::Bucket(bucket) => bucket.remove(name).map_err(io),
+        }
+    }
+}
+
+fn name(delivery_id: &str, ciphertext: &str, extension: &str) -> String {
+    // Digests and ids of deliveries are hex and hyphens.
+    format!("{delivery_id}-{}.{extension}", ciphertext.get(..16).unwrap_or_default())
+}
+
+/// `None` for what is not there.
+fn there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        found => found.map(Some),
+    }
 }
 
 impl Files {
-    pub(crate) fn new(artifacts: PathBuf, deliveries: PathBuf) -> Files {
-        Files { artifacts, deliveries }
+    /// Where they are: directories, or `s3://BUCKET[/PREFIX]`. Buckets are not asked yet.
+    pub(crate) fn open(artifacts: &str, deliveries: &str, spool: PathBuf, retain_days: u32) -> Result<Files, CliError> {
+        Ok(Files { artifacts: Place::open(artifacts)?, deliveries: Place::open(deliveries)?, spool, retain_days })
     }
 
     /// Copies a file to where artifacts are kept. Whoever adds it again finds it there.
-    pub(crate) fn add_artifact(&self, from: &mut impl io::Read) -> io::Result<(Hash, u64)> {
-        fs::create_dir_all(&self.artifacts)?;
-        let mut copy = Hashing { to: NamedTempFile::new_in(&self.artifacts)?, sha256: Sha256::new() };
+    pub(crate) fn add_artifact(&self, from: &mut impl Read) -> io::Result<(Hash, u64)> {
+        let mut copy = Hashing { to: self.artifacts.draft(&self.spool)?, sha256: Sha256::new() };
         let bytes = io::copy(from, &mut copy)?;
+        copy.to.flush()?;
         let sha256 = Hash(copy.sha256.finalize().into());
-        keep(copy.to, &self.artifacts.join(sha256.to_hex()))?;
+        self.artifacts.keep(copy.to, &sha256.to_hex(), sha256, None)?;
         Ok((sha256, bytes))
     }
 
-    fn path(&self, delivery_id: &str, ciphertext: &str, extension: &str) -> PathBuf {
-        // Digests and ids of deliveries are hex and hyphens.
-        self.deliveries.join(format!("{delivery_id}-{}.{extension}", ciphertext.get(..16).unwrap_or_default()))
-    }
-
-    /// The file that a buyer gets.
-    pub(crate) fn delivered(&self, delivery_id: &str, ciphertext: &str) -> PathBuf {
-        self.path(delivery_id, ciphertext, "enc")
-    }
-
-    /// What was kept beside it. `None` if either is not there.
-    pub(crate) fn particulars(&self, delivery_id: &str, ciphertext: &str) -> io::Result<Option<Particulars>> {
-        let kept = match fs::read(self.path(delivery_id, ciphertext, "json")) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            kept => serde_json::from_slice::<Particulars>(&kept?)?,
-        };
-        match fs::metadata(self.delivered(delivery_id, ciphertext)) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            found => Ok((found?.len() == kept.ciphertext_bytes).then_some(kept)),
+    /// What a buyer is given of a delivery.
+    pub(crate) fn delivered(&self, delivery_id: &str, ciphertext: &str) -> io::Result<Delivered> {
+        let name = name(delivery_id, ciphertext, "enc");
+        match &self.deliveries {
+            Place::Directory(dir) => Ok(Delivered::File(dir.join(name))),
+            Place::Bucket(bucket) => {
+                bucket.presigned(&name, &format!("{delivery_id}.enc"), URL_TIME).map(Delivered::Url).map_err(io)
+            }
         }
+    }
+
+    /// What was kept beside a delivery. `None` if either is not there, or not whole.
+    pub(crate) fn particulars(&self, delivery_id: &str, ciphertext: &str) -> io::Result<Option<Particulars>> {
+        let beside = there(self.deliveries.read(&name(delivery_id, ciphertext, "json"), &self.spool))?;
+        let Some(beside) = beside else { return Ok(None) };
+        let mut text = Vec::new();
+        beside.take(PARTICULARS_BYTES_MAX).read_to_end(&mut text)?;
+        let kept: Particulars = serde_json::from_slice(&text)?;
+        let bytes = there(self.deliveries.bytes(&name(delivery_id, ciphertext, "enc")))?;
+        Ok((bytes == Some(kept.ciphertext_bytes)).then_some(kept))
     }
 
     /// Encrypts an artifact. When this returns, file and particulars are durable.
@@ -94,31 +210,39 @@ impl Files {
         (key, fresh, context): (&ContentKey, &Fresh, &[u8]),
         particulars: impl FnOnce(&Digests) -> Particulars,
     ) -> Result<Digests, SealError> {
-        let from = self.artifacts.join(artifact.to_hex());
-        let source = File::open(&from).map_err(at(&from))?;
-        fs::create_dir_all(&self.deliveries).map_err(at(&self.deliveries))?;
-        let mut to = NamedTempFile::new_in(&self.deliveries).map_err(at(&self.deliveries))?;
-        let digests = stream::seal(key, fresh, context, BufReader::new(source), &mut to).map_err(at(&from))?;
+        let source = self.artifacts.read(&artifact.to_hex(), &self.spool).map_err(away("the artifact"))?;
+        let mut to = self.deliveries.draft(&self.spool).map_err(away("the place of deliveries"))?;
+        let digests =
+            stream::seal(key, fresh, context, source, &mut to).map_err(away("the artifact, or the delivery"))?;
         if digests.plain_sha256 != artifact {
             return Err(SealError::Other { found: digests.plain_sha256, bytes: digests.plain_bytes });
         }
         let ciphertext = digests.sealed_sha256.to_hex();
-        let (kept, delivered) = (self.path(delivery_id, &ciphertext, "json"), self.delivered(delivery_id, &ciphertext));
-        let written = || {
-            let mut beside = NamedTempFile::new_in(&self.deliveries)?;
-            beside.write_all(&serde_json::to_vec(&particulars(&digests))?)?;
-            keep(beside, &kept)?;
-            keep(to, &delivered)
+        let lock = (self.retain_days > 0).then(|| Retention {
+            mode: "COMPLIANCE".into(),
+            until_s: SystemEnvironment.now_us() / 1_000_000 + i64::from(self.retain_days) * 86_400,
+            legal_hold: false,
+        });
+        let keep = |file, extension, sha256| {
+            self.deliveries.keep(file, &name(delivery_id, &ciphertext, extension), sha256, lock.as_ref())
         };
-        written().map_err(at(&delivered))?;
+        let written = || {
+            let text = serde_json::to_vec(&particulars(&digests))?;
+            let mut beside = self.deliveries.draft(&self.spool)?;
+            beside.write_all(&text)?;
+            keep(beside, "json", Hash(Sha256::digest(&text).into()))?;
+            keep(to, "enc", digests.sealed_sha256)
+        };
+        written().map_err(away("the place of deliveries"))?;
         Ok(digests)
     }
 
     /// Forgets a delivery's file that no entry names.
     pub(crate) fn forget(&self, delivery_id: &str, ciphertext: &str) {
         for extension in ["enc", "json"] {
-            // It may never have been there.
-            let _ = fs::remove_file(self.path(delivery_id, ciphertext, extension));
+            if let Err(e) = there(self.deliveries.remove(&name(delivery_id, ciphertext, extension))) {
+                tracing::warn!("a file of {delivery_id} that is not needed is left: {e}");
+            }
         }
     }
 }
@@ -139,11 +263,4 @@ impl io::Write for Hashing {
     fn flush(&mut self) -> io::Result<()> {
         self.to.flush()
     }
-}
-
-/// Gives a file its name once it is durable.
-fn keep(file: NamedTempFile, name: &Path) -> io::Result<()> {
-    file.as_file().sync_all()?;
-    file.persist(name)?;
-    File::open(name.parent().unwrap_or(Path::new(".")))?.sync_all()
 }

@@ -237,10 +237,10 @@ impl Deliverer {
             tokio::task::spawn_blocking(move || files.seal(&of_file, artifact, (&key, &fresh, &context), particulars));
         let sealed = sealing.await.map_err(|e| Trouble::Away(format!("the task died: {e}")))?;
         let digests = sealed.map_err(|e| match e {
-            SealError::Io(path, e) => {
+            SealError::Away(what, why) => {
                 // Where files are is nothing for the history.
-                tracing::error!("{}: {e}", path.display());
-                failed(format!("artifact {artifact} could not be read, or its delivery not be written: {}", e.kind()))
+                tracing::error!("{what}: {why}");
+                failed(format!("artifact {artifact} could not be encrypted: {what} cannot be read or written"))
             }
             SealError::Other { found, bytes } => {
                 failed(format!("artifact {artifact} has other bytes: {bytes}, with SHA-256 {found}"))
@@ -252,7 +252,9 @@ impl Deliverer {
             .with("artifact_sha256", artifact.to_hex())
             .with("ciphertext_sha256", ciphertext.as_str());
         if self.append(command).await?.is_none() {
-            self.files.forget(&id, &ciphertext);
+            let files = self.files.clone();
+            // What could not be removed is logged.
+            let _ = tokio::task::spawn_blocking(move || files.forget(&id, &ciphertext)).await;
         }
         Ok(())
     }
@@ -310,8 +312,9 @@ impl Deliverer {
     async fn prove(&self, case: CaseId, order: &Row, deliveries: &[Row]) -> Result<(), Trouble> {
         let Some((delivery, before)) = deliveries.split_last() else { return Ok(()) };
         let (id, ciphertext) = (delivery.text("delivery_id"), delivery.text("ciphertext_sha256"));
-        let kept =
-            self.files.particulars(id, ciphertext).map_err(|e| failed(format!("what was encrypted: {}", e.kind())))?;
+        let (files, own) = (self.files.clone(), (id.to_owned(), ciphertext.to_owned()));
+        let reading = tokio::task::spawn_blocking(move || files.particulars(&own.0, &own.1)).await;
+        let kept = reading.map_err(|e| Trouble::Away(e.to_string()))?.map_err(|e| Trouble::Away(e.to_string()))?;
         let Some(kept) = kept else {
             // It is encrypted again, under another key.
             return Err(failed("what was encrypted is not there any more, or not all of it"));

@@ -110,7 +110,11 @@ pub(crate) async fn run(settings: Settings) -> Result<u8, CliError> {
     let tokens = Authenticator::new(Arc::new(keys), &settings);
     let tls = settings.tls.as_ref().map(tls::config).transpose()?;
     let kernel = settings.kernel.as_ref().map(Kernel::new).transpose()?;
-    let state = State::new(settings, ledger, tokens, telemetry.metrics.clone(), kernel);
+    // Buckets have a runtime of their own, which is not made within another.
+    let of_files = settings.clone();
+    let files = tokio::task::spawn_blocking(move || of_files.files()).await;
+    let files = files.map_err(|e| CliError::Usage(e.to_string()))??;
+    let state = State::new(settings, ledger, tokens, telemetry.metrics.clone(), kernel, files);
     let settings = &state.settings;
 
     let shared = Arc::clone(&state);

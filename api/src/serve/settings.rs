@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ledger_engine::bucket::parse_url;
+
 use crate::CliError;
 use crate::deliver::files::Files;
 use crate::directory::{DIRECTORY, Place};
@@ -111,12 +113,17 @@ pub(crate) struct Args {
     /// Speak to the Kernel without a certificate of this server's; refused without --dev [default: false]
     #[arg(long, env = "DEV_SKIP_MTLS", value_name = "BOOL")]
     dev_skip_mtls: Option<String>,
-    /// Artifacts that are sold, files named by their SHA-256; `ledger artifact add` puts them there [default: artifacts in --dir]
-    #[arg(long, env = "ARTIFACT_DIR", value_name = "DIR")]
-    artifact_dir: Option<String>,
-    /// What was encrypted for buyers [default: deliveries in --dir]
-    #[arg(long, env = "DELIVERY_DIR", value_name = "DIR")]
-    delivery_dir: Option<String>,
+    /// Artifacts that are sold, named by their SHA-256; `ledger artifact add` puts them there: a directory, or s3://BUCKET[/PREFIX] [default:
+    /// artifacts in --dir]
+    #[arg(long, env = "ARTIFACT_STORE", value_name = "DIR|URL")]
+    artifact_store: Option<String>,
+    /// What was encrypted for buyers: a directory, or s3://BUCKET[/PREFIX], from where they download by URLs that are good for five minutes
+    /// [default: deliveries in --dir]
+    #[arg(long, env = "DELIVERY_STORE", value_name = "DIR|URL")]
+    delivery_store: Option<String>,
+    /// Days that objects of deliveries in a bucket are locked (Object Lock, COMPLIANCE), 0 for no lock [default: 0]
+    #[arg(long, env = "DELIVERY_RETAIN_DAYS", value_name = "N")]
+    delivery_retain_days: Option<String>,
     /// Where traces go (OTLP over HTTP) [default: nowhere]
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     otel_exporter_otlp_endpoint: Option<String>,
@@ -195,8 +202,9 @@ pub(crate) struct Settings {
     pub(crate) checkpoint_every: Duration,
     pub(crate) maintenance: bool,
     pub(crate) kernel: Option<KernelSettings>,
-    pub(crate) artifact_dir: Option<PathBuf>,
-    pub(crate) delivery_dir: Option<PathBuf>,
+    pub(crate) artifact_store: Option<String>,
+    pub(crate) delivery_store: Option<String>,
+    pub(crate) delivery_retain_days: u32,
     pub(crate) otlp: Option<String>,
 }
 
@@ -314,8 +322,9 @@ fn read(
             l.count("checkpoint_seconds", args.checkpoint_seconds, 1, 3600, 10) as u64
         ),
         maintenance: l.take("maintenance_mode", args.maintenance_mode, boolean, false),
-        artifact_dir: l.take("artifact_dir", args.artifact_dir, path, None),
-        delivery_dir: l.take("delivery_dir", args.delivery_dir, path, None),
+        artifact_store: l.take("artifact_store", args.artifact_store, store, None),
+        delivery_store: l.take("delivery_store", args.delivery_store, store, None),
+        delivery_retain_days: l.count("delivery_retain_days", args.delivery_retain_days, 0, 36_500, 0) as u32,
         otlp: l.take("otel_exporter_otlp_endpoint", args.otel_exporter_otlp_endpoint, |t| url(t).map(Some), None),
     };
     l.check_together(&settings);
@@ -477,6 +486,14 @@ fn path(text: &str) -> Result<Option<PathBuf>, String> {
     std::fs::File::open(&path).map(|_| Some(path)).map_err(|e| format!("cannot be read: {e}"))
 }
 
+/// A directory, which may be made later, or a bucket.
+fn store(text: &str) -> Result<Option<String>, String> {
+    match text.starts_with("s3://") && parse_url(text).is_none() {
+        true => Err("a directory, or s3://BUCKET or s3://BUCKET/PREFIX".into()),
+        false => Ok(Some(text.to_owned())),
+    }
+}
+
 fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "an address and port such as 127.0.0.1:8080 or [::]:8080".into())
 }
@@ -540,9 +557,10 @@ pub(crate) fn is_service_name(name: &str) -> bool {
 }
 
 impl Settings {
-    /// Where artifacts and deliveries are.
-    pub(crate) fn files(&self) -> Files {
-        crate::directory::files(&self.place.dir, self.artifact_dir.clone(), self.delivery_dir.clone())
+    /// Where artifacts and deliveries are. Not within a runtime.
+    pub(crate) fn files(&self) -> Result<Files, CliError> {
+        let (artifacts, deliveries) = (self.artifact_store.as_deref(), self.delivery_store.as_deref());
+        crate::directory::files(&self.place.dir, artifacts, deliveries, self.delivery_retain_days)
     }
 }
 
@@ -588,8 +606,8 @@ impl fmt::Display for Settings {
         line("checkpoints_public", &self.checkpoints_public)?;
         line("checkpoint_seconds", &self.checkpoint_every.as_secs())?;
         line("maintenance_mode", &self.maintenance)?;
-        let directory = |own: &Option<PathBuf>, name: &str| {
-            own.clone().unwrap_or_else(|| self.place.dir.join(name)).display().to_string()
+        let directory = |own: &Option<String>, name: &str| {
+            own.clone().unwrap_or_else(|| self.place.dir.join(name).display().to_string())
         };
         let kernel = self.kernel.as_ref();
         line("kernel_api_url", &kernel.map_or_else(none, |k| k.url.to_string()))?;
@@ -598,8 +616,9 @@ impl fmt::Display for Settings {
         line("kernel_ca", &shown(kernel.and_then(|k| k.ca.as_ref())))?;
         line("dev_skip_mtls", &kernel.is_some_and(|k| k.client.is_none()))?;
         line("kernel_timeout_seconds", &kernel.map_or(5, |k| k.timeout.as_secs()))?;
-        line("artifact_dir", &directory(&self.artifact_dir, "artifacts"))?;
-        line("delivery_dir", &directory(&self.delivery_dir, "deliveries"))?;
+        line("artifact_store", &directory(&self.artifact_store, "artifacts"))?;
+        line("delivery_store", &directory(&self.delivery_store, "deliveries"))?;
+        line("delivery_retain_days", &self.delivery_retain_days)?;
         line("otel_exporter_otlp_endpoint", &self.otlp.clone().unwrap_or_else(none))
     }
 }

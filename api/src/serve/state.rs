@@ -16,6 +16,7 @@ use super::kernel::Kernel;
 use super::rate::Rates;
 use super::settings::Settings;
 use crate::deliver::Deliverer;
+use crate::deliver::files::Files;
 use crate::directory;
 
 /// One part in so many of the requests under way may be of callers who were not recognised.
@@ -90,11 +91,12 @@ impl State {
         tokens: Authenticator,
         metrics: PrometheusHandle,
         kernel: Option<Kernel>,
+        files: Files,
     ) -> Arc<State> {
         let ledger = Arc::new(ledger);
         let place = &settings.place;
         Arc::new(State {
-            deliverer: Deliverer::new(Arc::clone(&ledger), settings.files(), directory::delivery_key(&place.dir)),
+            deliverer: Deliverer::new(Arc::clone(&ledger), files, directory::delivery_key(&place.dir)),
             kernel,
             rates: Rates::new(&settings),
             requests: Semaphore::new(settings.requests_max),

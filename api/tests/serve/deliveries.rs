@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use audit_verify::{Demands, Held, verify_proof_and};
 use ledger_engine::hash::{Hash, sha256};
 use serde_json::{Value, json};
+use test_servers::S3;
 
 use crate::support::{Answer, Finance, Server, Start, checkout_body, ledger, python, run_to_end};
 
@@ -72,9 +73,15 @@ impl Kept {
         let own = base64::engine::general_purpose::STANDARD.encode(sha256(&[&bytes]).0);
         assert_eq!(digest, format!("sha-256=:{own}:"));
         std::fs::write(dir.path().join("file"), bytes).unwrap();
+        Kept { dir, id, ledger_id: String::new() }.with_proofs(server, order, n)
+    }
+
+    /// Fetches what proves the delivery.
+    fn with_proofs(self, server: &Server, order: &str, n: u32) -> Kept {
+        let ann = server.of(ANN, "buyer");
         let proof = ann.get(&format!("/proofs/proof-{order}-{n}"));
         assert_eq!(proof.said(), (200, "ok"), "{:?}", proof.body);
-        std::fs::write(dir.path().join("delivery-proof"), proof.body["proof"].to_string()).unwrap();
+        std::fs::write(self.path("delivery-proof"), proof.body["proof"].to_string()).unwrap();
         let events = ann.get(&format!("/order/{order}/events")).body;
         let issued = events["events"].as_array().unwrap().iter().find(|e| e["event_type"] == "license.issued").unwrap();
         for (name, event) in [("proof", &proof.body["event_id"]), ("license-proof", &issued["id"])] {
@@ -83,10 +90,10 @@ impl Kept {
                 (proof.status == 200).then_some(proof.body)
             });
             // The same members in the same order, and the newline that a proof file ends with.
-            std::fs::write(dir.path().join(name), format!("{file}\n")).unwrap();
+            std::fs::write(self.path(name), format!("{file}\n")).unwrap();
         }
         let ledger_id = server.client(None).get("/health").body["ledger_id"].as_str().unwrap().to_owned();
-        Kept { dir, id, ledger_id }
+        Kept { ledger_id, ..self }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -282,7 +289,7 @@ fn what_is_missing_or_changed_fails_and_is_delivered_once_it_is_there() {
         (&json!("licensed"), &json!("failed"))
     );
     let why = done.body["delivery"]["unfinished"].as_str().unwrap();
-    assert!(why.contains("could not be read") && why.contains("tried again"), "{why}");
+    assert!(why.contains("could not be encrypted") && why.contains("tried again"), "{why}");
     assert!(!why.contains(dir.path().to_str().unwrap()), "{why}");
     let failed = types(&server, &order);
     assert_eq!(failed.last().unwrap(), "delivery.failed");
@@ -396,4 +403,73 @@ fn a_delivery_goes_on_after_every_kill_and_is_made_once() {
         assert_eq!((exit, std::fs::read(kept.path("out")).unwrap()), (0, ARTIFACT.to_vec()), "{said}");
     }
     verified(server);
+}
+
+/// Artifacts and deliveries in buckets of a real S3 server: the buyer downloads by a URL of the bucket, and objects are locked.
+#[test]
+fn artifacts_and_deliveries_lie_in_buckets() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let s3 = S3::shared();
+    let (sold, delivered) = runtime.block_on(async { (s3.make_bucket(false).await, s3.make_bucket(true).await) });
+    let shop = dir.path().join("shop");
+    let start = || {
+        let start = Start::dev(&shop).args(&["--checkpoint-seconds", "1"]);
+        let start = start
+            .env("ARTIFACT_STORE", &format!("s3://{sold}/artifacts"))
+            .env("DELIVERY_STORE", &format!("s3://{delivered}"))
+            .env("DELIVERY_RETAIN_DAYS", "1");
+        S3::environment_at(&s3.url()).into_iter().fold(start, |start, (name, value)| start.env(name, &value))
+    };
+    let server = start().run();
+    let order = paid(&server, "k", None);
+    let done = finalize(&server, &order);
+    assert_eq!(done.body["delivery"]["status"], "failed", "the artifact lies elsewhere: {:?}", done.body);
+    let file = dir.path().join("artifact");
+    std::fs::write(&file, ARTIFACT).unwrap();
+    let mut add = ledger();
+    add.arg("--dir")
+        .arg(&shop)
+        .args(["artifact", "add"])
+        .arg(&file)
+        .env("ARTIFACT_STORE", format!("s3://{sold}/artifacts"));
+    let out = run_to_end(add.envs(S3::environment_at(&s3.url())));
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let done = finalize(&server, &order);
+    assert_eq!(done.body["order"]["status"], "finalized", "{:?}", done.body);
+    let (ann, path) = (server.of(ANN, "buyer"), format!("/delivery/delivery-{order}-1/artifact"));
+    let given = ann.get(&path);
+    assert_eq!(given.status, 303, "{:?}", given.body);
+    let url = given.header("location").to_owned();
+    assert!(url.contains("X-Amz-Expires=300"), "{url}");
+    let kept = Kept { dir: tempfile::tempdir().unwrap(), id: format!("delivery-{order}-1"), ledger_id: String::new() };
+    // Whoever has the URL, and no token.
+    let fetched = crate::support::client().get(&url).send().unwrap();
+    assert_eq!(fetched.status(), 200);
+    std::fs::write(kept.path("file"), fetched.bytes().unwrap()).unwrap();
+    let unsigned = crate::support::client().get(url.split('?').next().unwrap()).send().unwrap();
+    assert_eq!(unsigned.status(), 403, "without its signature it is nothing");
+    let kept = kept.with_proofs(&server, &order, 1);
+    let key = ann.get(&format!("/delivery/{}/key", kept.id)).body;
+    std::fs::write(kept.path("key"), key["private_key"].as_str().unwrap()).unwrap();
+    let (exit, said) = kept.open(&kept.path("key"), "out", &[]);
+    assert_eq!((exit, std::fs::read(kept.path("out")).unwrap()), (0, ARTIFACT.to_vec()), "{said}");
+    assert_eq!(order_of(&server, &order)["deliveries"][0]["downloads"], 1, "it is recorded");
+    // What was delivered can be neither removed nor altered for a while.
+    runtime.block_on(async {
+        let client = s3.client();
+        let objects = client.list_object_versions().bucket(&delivered).send().await.unwrap();
+        assert_eq!(objects.versions().len(), 2);
+        for object in objects.versions() {
+            let key = object.key().unwrap();
+            let head = client.head_object().bucket(&delivered).key(key).send().await.unwrap();
+            assert_eq!(head.object_lock_mode().map(|m| m.as_str()), Some("COMPLIANCE"), "{key}");
+            let removed = client.delete_object().bucket(&delivered).key(key).version_id(object.version_id().unwrap());
+            assert!(removed.send().await.is_err(), "{key} is locked");
+        }
+    });
+    assert!(std::fs::read_dir(shop.join("spool")).unwrap().next().is_none(), "nothing is left on the way");
+    drop(server);
+    let (exit, said) = start().env("DELIVERY_STORE", "s3://No").refused();
+    assert!(exit == 2 && said.contains("delivery_store"), "{said}");
 }

@@ -1,9 +1,10 @@
 //! What the buyer gets: the encrypted file, and the key of a delivery that the marketplace manages.
 
 use std::io;
+use std::sync::Arc;
 
 use actix_web::body::SizedStream;
-use actix_web::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE, HeaderName};
+use actix_web::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE, HeaderName, LOCATION};
 use actix_web::web::{Bytes, Path};
 use actix_web::{HttpRequest, HttpResponse};
 use base64::Engine as _;
@@ -20,6 +21,7 @@ use utoipa::ToSchema;
 
 use super::licence::licence_of;
 use super::{Shared, append, in_time, visible_order};
+use crate::deliver::files::Delivered;
 use crate::serve::auth::Caller;
 use crate::serve::error::{ApiError, Code, ErrorBody, ReadErrors};
 use crate::serve::idempotency::key_of;
@@ -57,6 +59,15 @@ async fn deliverable(state: &State, caller: &Caller, id: &str) -> Result<(CaseId
     }
 }
 
+/// Records a download, unless only its head was asked for.
+async fn record(req: &HttpRequest, state: &State, caller: &Caller, case: CaseId) -> Result<(), ApiError> {
+    if req.method() == actix_web::http::Method::HEAD {
+        return Ok(());
+    }
+    let command = Object::new().with("command", "delivery.download").with("order_id", case.to_string());
+    append(state, &caller.subject, command, key_of(req)?.as_deref()).await.map(drop)
+}
+
 fn missing(what: String) -> ApiError {
     let message = "the delivery's file is not there; ask for it to be issued again (POST /delivery/{id}/reissue)";
     ApiError::new(Code::Internal, message).internal(what)
@@ -74,6 +85,7 @@ fn missing(what: String) -> ApiError {
     responses(
         (status = 200, description = "The file (FORMAT.md 19)", content_type = "application/octet-stream", body = Vec<u8>,
             headers(("Repr-Digest" = String))),
+        (status = 303, description = "The file is in a bucket: `Location` is a URL that is good for five minutes", headers(("Location" = String))),
         (status = 409, description = "ILLEGAL_TRANSITION: it is not ready, or was issued again", body = ErrorBody),
         (status = 422, description = "LICENSE_INVALID: the licence has ended", body = ErrorBody),
         ReadErrors,
@@ -88,14 +100,20 @@ pub(crate) async fn artifact(
 ) -> Result<HttpResponse, ApiError> {
     let (case, delivery) = in_time(deliverable(&state, &caller, &id)).await?;
     let ciphertext = delivery.text("ciphertext_sha256");
-    let path = state.deliverer.files().delivered(&id, ciphertext);
+    let (deliverer, of) = (Arc::clone(&state.deliverer), (id.to_string(), ciphertext.to_owned()));
+    let placed = tokio::task::spawn_blocking(move || deliverer.files().delivered(&of.0, &of.1)).await;
+    let placed = placed.map_err(|e| missing(e.to_string()))?.map_err(|e| missing(e.to_string()))?;
+    let path = match placed {
+        Delivered::Url(url) => {
+            record(&req, &state, &caller, case).await?;
+            return Ok(HttpResponse::SeeOther().insert_header((LOCATION, url)).finish());
+        }
+        Delivered::File(path) => path,
+    };
     let shown = path.display().to_string();
     let file = tokio::fs::File::open(&path).await.map_err(|e| missing(format!("{shown}: {e}")))?;
     let len = file.metadata().await.map_err(|e| missing(format!("{shown}: {e}")))?.len();
-    if req.method() != actix_web::http::Method::HEAD {
-        let command = Object::new().with("command", "delivery.download").with("order_id", case.to_string());
-        append(&state, &caller.subject, command, key_of(&req)?.as_deref()).await?;
-    }
+    record(&req, &state, &caller, case).await?;
     let pieces = futures_util::stream::try_unfold(file, |mut file| async move {
         let mut piece = vec![0; PIECE];
         let n = file.read(&mut piece).await?;
@@ -135,7 +153,7 @@ pub(crate) struct KeyAnswer {
 )]
 pub(crate) async fn key(state: Shared, caller: Caller, id: Path<String>) -> Result<HttpResponse, ApiError> {
     let (_, delivery) = in_time(deliverable(&state, &caller, &id)).await?;
-    let deliverer = std::sync::Arc::clone(&state.deliverer);
+    let deliverer = Arc::clone(&state.deliverer);
     let opened = tokio::task::spawn_blocking(move || deliverer.private_key(&delivery)).await;
     let opened = opened.map_err(|e| missing(e.to_string()))?.map_err(missing)?;
     let key = opened.ok_or_else(|| ApiError::not_found("the delivery is encrypted for the buyer's own key"))?;
