@@ -149,10 +149,19 @@ impl Reader {
         blocking(move || Ok(store.private(chain, index)?.map(PrivateDocument::from_bytes))).await
     }
 
+    /// Up to `limit` projection rows of orders on a chain, of those made at index `from` or later.
+    pub async fn orders(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<Row>, StoreError> {
+        self.page(&ORDERS, chain, from, limit).await
+    }
+
     /// Up to `limit` projection rows of deliveries on a chain, of those asked for at index `from` or later.
     pub async fn deliveries(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<Row>, StoreError> {
+        self.page(&DELIVERIES, chain, from, limit).await
+    }
+
+    async fn page(&self, table: &'static Table, chain: u32, from: u64, limit: usize) -> Result<Vec<Row>, StoreError> {
         let store = Arc::clone(&self.store);
-        blocking(move || store.rows_from(&DELIVERIES, chain, from, limit)).await
+        blocking(move || store.rows_from(table, chain, from, limit)).await
     }
 
     /// The order as it was after the entry at `index`, as projection rows like those of [`Reader::order_with_private`]: what an answer
@@ -186,8 +195,7 @@ impl Reader {
 
     /// Up to `limit` projection rows of SKUs on a chain, of those listed first at index `from` or later.
     pub async fn skus(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<Row>, StoreError> {
-        let store = Arc::clone(&self.store);
-        blocking(move || store.rows_from(&SKUS, chain, from, limit)).await
+        self.page(&SKUS, chain, from, limit).await
     }
 
     /// A SKU's projection row and the text of its manifest, as they were after the entry at `index`.

@@ -136,6 +136,7 @@ async fn use_all_of_it(url: &str) {
             }
         }
         again.skus(round % 2, 0, 10).await.unwrap();
+        again.orders(round % 2, 3, 10).await.unwrap();
         again.deliveries(round % 2, 3, 10).await.unwrap();
         let store = again.store();
         store.stream_head(0, "ledger").unwrap();

@@ -23,6 +23,9 @@ use crate::CliError;
 const ARTIFACT_BYTES_MAX: u64 = 10_000 * (32 << 20);
 /// Most bytes of what is kept beside a delivery.
 const PARTICULARS_BYTES_MAX: u64 = 1 << 20;
+/// How the names of files begin that are being written, and how long one may take.
+const DRAFT: &str = ".draft-";
+const DRAFT_TIME: Duration = Duration::from_secs(24 * 3600);
 /// How long a URL of a bucket can be used.
 const URL_TIME: Duration = Duration::from_secs(300);
 
@@ -103,7 +106,7 @@ impl Place {
             Place::Bucket(_) => spool,
         };
         fs::create_dir_all(dir)?;
-        NamedTempFile::new_in(dir)
+        tempfile::Builder::new().prefix(DRAFT).tempfile_in(dir)
     }
 
     /// Gives a file its name. When this returns, it is durable.
@@ -235,6 +238,24 @@ impl Files {
         };
         written().map_err(away("the place of deliveries"))?;
         Ok(digests)
+    }
+
+    /// Removes what processes that were killed left on its way: drafts of more than a day.
+    pub(crate) fn sweep(&self) {
+        let places = [&self.artifacts, &self.deliveries].into_iter().filter_map(|place| match place {
+            Place::Directory(dir) => Some(dir),
+            Place::Bucket(_) => None,
+        });
+        for dir in places.chain([&self.spool]) {
+            for file in fs::read_dir(dir).into_iter().flatten().flatten() {
+                let age = file.metadata().and_then(|m| m.modified()).ok().and_then(|at| at.elapsed().ok());
+                let draft = file.file_name().to_string_lossy().starts_with(DRAFT);
+                if draft && age.is_some_and(|age| age > DRAFT_TIME) {
+                    // Another server may do the same.
+                    let _ = fs::remove_file(file.path());
+                }
+            }
+        }
     }
 
     /// Forgets a delivery's file that no entry names.

@@ -23,7 +23,9 @@ use ledger_engine::hash::{Hash, from_hex, to_hex};
 use ledger_engine::json::{Object, Value};
 use ledger_engine::ledger::{AppendError, Appended, Ledger};
 use ledger_engine::registry::Purpose;
+use ledger_engine::store::StoreError;
 use ledger_engine::stream::{CaseId, Stream};
+use tokio::sync::Semaphore;
 
 use self::files::{Files, Particulars, SealError};
 use crate::directory::random;
@@ -34,6 +36,8 @@ const ACTOR: &str = "service:delivery";
 const STEPS_MAX: usize = 12;
 /// How long a failed delivery rests before it is tried again: twice as long each time, up to the second.
 const REST: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
+/// Artifacts that are encrypted at the same time: each takes three threads and some mebibytes.
+const SEALED_AT_ONCE: usize = 4;
 /// Deliveries that are looked at together when a server starts.
 const PAGE: usize = 512;
 
@@ -57,6 +61,8 @@ pub(crate) struct Deliverer {
     /// Where the key is that private keys of deliveries are sealed under.
     own_key: PathBuf,
     under_way: Mutex<HashMap<CaseId, Running>>,
+    /// A permit for each artifact that is encrypted now.
+    sealing: Semaphore,
     /// Failed ones: when to try again, and how long they rested last.
     resting: Mutex<HashMap<CaseId, (Instant, Duration)>>,
 }
@@ -75,8 +81,8 @@ impl From<AppendError> for Trouble {
     }
 }
 
-impl From<ledger_engine::store::StoreError> for Trouble {
-    fn from(e: ledger_engine::store::StoreError) -> Self {
+impl From<StoreError> for Trouble {
+    fn from(e: StoreError) -> Self {
         Trouble::Away(e.to_string())
     }
 }
@@ -95,7 +101,7 @@ struct Sold {
 impl Deliverer {
     pub(crate) fn new(ledger: Arc<Ledger>, files: Files, own_key: PathBuf) -> Arc<Deliverer> {
         let (under_way, resting) = Default::default();
-        Arc::new(Deliverer { ledger, files, own_key, under_way, resting })
+        Arc::new(Deliverer { ledger, files, own_key, under_way, sealing: Semaphore::new(SEALED_AT_ONCE), resting })
     }
 
     pub(crate) fn files(&self) -> &Files {
@@ -232,6 +238,8 @@ impl Deliverer {
             key_fingerprint: recipient.fingerprint().to_hex(),
             sealed_private_key,
         };
+        // It is never closed.
+        let _permit = self.sealing.acquire().await;
         let of_file = id.clone();
         let sealing =
             tokio::task::spawn_blocking(move || files.seal(&of_file, artifact, (&key, &fresh, &context), particulars));
@@ -349,6 +357,9 @@ impl Deliverer {
     /// Delivers what a server that ended left undone, and tries again what failed, until it is told to end.
     pub(crate) async fn work(self: Arc<Self>, closed: impl Future<Output = ()>) {
         let mut closed = std::pin::pin!(closed);
+        let files = self.files.clone();
+        // What is left there takes room and nothing else.
+        let _ = tokio::task::spawn_blocking(move || files.sweep()).await;
         if let Err(e) = self.find_undone().await {
             tracing::warn!("deliveries that were not finished could not be looked for: {e}");
         }
@@ -368,23 +379,31 @@ impl Deliverer {
         }
     }
 
-    /// Puts what is not finished among what is tried soon.
-    async fn find_undone(&self) -> Result<(), ledger_engine::store::StoreError> {
+    /// Puts what is not finished among what is tried soon: orders that wait for their first delivery, and deliveries of whatever order.
+    async fn find_undone(&self) -> Result<(), StoreError> {
         for chain in 0..self.ledger.genesis().chains {
-            let mut from = 0;
+            let (mut orders, mut deliveries) = (0, 0);
             loop {
-                let rows = self.ledger.deliveries(chain, from, PAGE).await?;
+                let rows = self.ledger.orders(chain, orders, PAGE).await?;
                 let Some(last) = rows.last() else { break };
-                from = last.count("idx") + 1;
-                let undone =
-                    rows.iter().filter(|d| matches!(d.text("status"), "requested" | "encrypted" | "failed" | "ready"));
-                let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
-                for case in undone.filter_map(|d| CaseId::parse(d.text("order_id"))) {
-                    resting.entry(case).or_insert((Instant::now(), REST.0));
-                }
+                orders = last.count("idx") + 1;
+                self.rest(rows.iter().filter(|o| o.text("status") == "licensed" && o.count("deliveries") > 0));
+            }
+            loop {
+                let rows = self.ledger.deliveries(chain, deliveries, PAGE).await?;
+                let Some(last) = rows.last() else { break };
+                deliveries = last.count("idx") + 1;
+                self.rest(rows.iter().filter(|d| matches!(d.text("status"), "requested" | "encrypted" | "failed")));
             }
         }
         Ok(())
+    }
+
+    fn rest<'a>(&self, rows: impl Iterator<Item = &'a Row>) {
+        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        for case in rows.filter_map(|row| CaseId::parse(row.text("order_id"))) {
+            resting.entry(case).or_insert((Instant::now(), REST.0));
+        }
     }
 }
 

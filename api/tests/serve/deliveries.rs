@@ -384,12 +384,19 @@ fn a_delivery_goes_on_after_every_kill_and_is_made_once() {
     }
     server.kill();
     std::fs::rename(&aside, &artifact).unwrap();
+    // What an earlier process left, and what another one is writing just now.
+    let drafts = ["old", "new"].map(|name| home.join("deliveries").join(format!(".draft-{name}")));
+    std::fs::create_dir_all(home.join("deliveries")).unwrap();
+    drafts.iter().for_each(|draft| std::fs::write(draft, "half").unwrap());
+    let aged = Command::new("touch").args(["-d", "2 days ago"]).arg(&drafts[0]).status().unwrap();
+    assert!(aged.success());
     for pause in [0, 3, 6, 10, 15, 25, 40] {
         let server = Start::dev(&home).args(&["--checkpoint-seconds", "1"]).run();
         std::thread::sleep(Duration::from_millis(970 + pause));
         server.kill();
     }
     let server = Start::dev(&home).args(&["--checkpoint-seconds", "1"]).run();
+    assert_eq!(drafts.map(|draft| draft.exists()), [false, true]);
     for order in &orders {
         wait(|| (order_of(&server, order)["status"] == "finalized").then_some(()));
         let types = types(&server, order);

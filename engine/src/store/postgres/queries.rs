@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use super::write::{CONFIRM, HEAD_MOVED, LOCK_HEAD, LOCK_HEADS, RECORDED, REGISTRY_SIZE};
-use crate::domain::projection::{DELIVERIES, SKUS, TABLES, Table};
+use crate::domain::projection::{DELIVERIES, ORDERS, SKUS, TABLES, Table};
 
 /// A text that is in [`texts`].
 pub(super) struct Query(Cow<'static, str>);
@@ -88,7 +88,7 @@ pub fn texts() -> Vec<String> {
         // An idempotency key is looked up by the text of its own.
         let one = (table.name != "idempotency").then(|| row(table));
         // What is given by pages.
-        let page = [&SKUS, &DELIVERIES].contains(table).then(|| rows_from(table));
+        let page = [&SKUS, &ORDERS, &DELIVERIES].contains(table).then(|| rows_from(table));
         one.into_iter().chain(page).chain([rows(table)])
     });
     let fixed = FIXED.iter().map(|query| query.text().to_owned());
