@@ -36,7 +36,7 @@ const ACTOR: &str = "service:delivery";
 const STEPS_MAX: usize = 12;
 /// How long a failed delivery rests before it is tried again: twice as long each time, up to the second.
 const REST: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
-/// Artifacts that are encrypted at the same time: each takes three threads and some mebibytes.
+/// Artifacts that are encrypted at the same time: each takes two threads and some mebibytes.
 const SEALED_AT_ONCE: usize = 4;
 /// Deliveries that are looked at together when a server starts.
 const PAGE: usize = 512;

@@ -130,8 +130,8 @@ fn hash(context: digest::Context) -> Hash {
     Hash::from_slice(context.finish().as_ref()).unwrap_or_default()
 }
 
-/// Runs three stages side by side: reads and hashes the artifact, seals segments, hashes and writes the stream. `from` and `to` keep their
-/// place in the order; nothing of `to` counts unless this returns.
+/// Reads and hashes the artifact in one thread, seals, hashes and writes in another: two digests are most of the work. Nothing of `to` counts
+/// unless this returns.
 pub fn seal(
     key: &ContentKey,
     fresh: &Fresh,
@@ -141,20 +141,13 @@ pub fn seal(
 ) -> io::Result<Digests> {
     let segments = Segments::new(key, fresh, associated);
     let (plain, sealing) = sync_channel::<(Vec<u8>, bool)>(AHEAD);
-    let (sealed, writing) = sync_channel::<Vec<u8>>(AHEAD);
     // Buffers go round.
-    let (back, spare) = sync_channel::<Vec<u8>>(2 * AHEAD + 4);
-    let mut header = Vec::with_capacity(HEADER_BYTES);
-    header.push(HEADER_BYTES as u8);
-    header.extend_from_slice(&fresh.salt);
-    header.extend_from_slice(&fresh.prefix);
+    let (back, spare) = sync_channel::<Vec<u8>>(AHEAD + 2);
     std::thread::scope(|scope| {
         let reading = scope.spawn(move || read_plain(&mut from, &plain, &spare));
-        let sealing = scope.spawn(move || seal_all(&segments, sealing, &sealed));
-        let written = write_sealed(header, writing, &back, to);
-        // The first stage that failed is why the others ended early.
+        let written = write_sealed(&segments, fresh, sealing, &back, to);
+        // Where reading failed, the rest ended early.
         let (plain_sha256, plain_bytes) = reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        sealing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let (sealed_sha256, sealed_bytes) = written?;
         Ok(Digests { plain_sha256, plain_bytes, sealed_sha256, sealed_bytes })
     })
@@ -172,7 +165,7 @@ pub fn encrypt_only(key: &ContentKey, fresh: &Fresh, associated: &[u8], artifact
     Ok(())
 }
 
-/// A stage ends without an error where the one after it has ended: that one says why.
+/// Ends without an error where the other thread has ended: that one says why.
 fn read_plain(
     from: &mut impl Read,
     out: &SyncSender<(Vec<u8>, bool)>,
@@ -202,29 +195,28 @@ fn read_plain(
     }
 }
 
-fn seal_all(segments: &Segments, plain: Receiver<(Vec<u8>, bool)>, out: &SyncSender<Vec<u8>>) -> io::Result<()> {
-    let mut number = 0;
-    for (mut segment, last) in plain {
-        segments.seal(&mut segment, number, last)?;
-        if out.send(segment).is_err() || last {
-            break;
-        }
-        number = next(number)?;
-    }
-    Ok(())
-}
-
 fn write_sealed(
-    header: Vec<u8>,
-    sealed: Receiver<Vec<u8>>,
+    segments: &Segments,
+    fresh: &Fresh,
+    plain: Receiver<(Vec<u8>, bool)>,
     back: &SyncSender<Vec<u8>>,
     to: &mut impl Write,
 ) -> io::Result<(Hash, u64)> {
-    let (mut sha256, mut bytes) = (digest::Context::new(&SHA256), 0);
-    for segment in std::iter::once(header).chain(sealed) {
-        sha256.update(&segment);
-        bytes += segment.len() as u64;
-        to.write_all(&segment)?;
+    let header = [&[HEADER_BYTES as u8], &fresh.salt[..], &fresh.prefix[..]].concat();
+    let (mut sha256, mut bytes, mut number) = (digest::Context::new(&SHA256), 0, 0);
+    let mut write = |piece: &[u8]| {
+        sha256.update(piece);
+        bytes += piece.len() as u64;
+        to.write_all(piece)
+    };
+    write(&header)?;
+    for (mut segment, last) in plain {
+        segments.seal(&mut segment, number, last)?;
+        write(&segment)?;
+        if last {
+            break;
+        }
+        number = next(number)?;
         // Nobody needs it where the reader has ended.
         let _ = back.try_send(segment);
     }
