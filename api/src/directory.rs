@@ -41,8 +41,6 @@ const DELIVERY_KEY: &str = "keys/delivery.key";
 /// Artifacts by SHA-256, and what was encrypted, unless the settings say otherwise.
 const ARTIFACTS: &str = "artifacts";
 const DELIVERIES: &str = "deliveries";
-/// What is on its way to or from a bucket.
-const SPOOL: &str = "spool";
 const DEV_FINANCE_KEY: &str = "keys/dev-finance.pem";
 const DEV_KERNEL_KEY: &str = "keys/dev-kernel.pem";
 /// The file that a development ledger sells.
@@ -403,7 +401,7 @@ pub(crate) async fn make_dev(place: &Place) -> Result<Vec<String>, CliError> {
             made.push(format!("a key of the purpose {}, {kid}, in {}", purpose.as_str(), file.display()));
             enrol(&ledger, signer.key().clone(), None, &governance, &private).await?;
             if purpose == Purpose::Kernel {
-                files(dir, None, None, 0)?.add_artifact(&mut &DEV_ARTIFACT[..]).map_err(io(dir))?;
+                files(dir, None, None, spool(dir), 0)?.add_artifact(&mut &DEV_ARTIFACT[..]).map_err(io(dir))?;
                 ledger.append(&dev_sku(&signer)?, "SUBMIT").await?;
             }
         }
@@ -427,17 +425,23 @@ pub(crate) fn delivery_key(dir: &Path) -> PathBuf {
     dir.join(DELIVERY_KEY)
 }
 
+/// What is on its way to or from a bucket.
+pub(crate) fn spool(dir: &Path) -> PathBuf {
+    dir.join("spool")
+}
+
 /// Where artifacts and deliveries are: directories or `s3://BUCKET[/PREFIX]`, by default in the ledger's directory. Not within a runtime, which
 /// buckets have of their own.
 pub(crate) fn files(
     dir: &Path,
     artifacts: Option<&str>,
     deliveries: Option<&str>,
+    spool: PathBuf,
     retain_days: u32,
 ) -> Result<Files, CliError> {
     let or =
         |given: Option<&str>, name: &str| given.map_or_else(|| dir.join(name).display().to_string(), str::to_owned);
-    Files::open(&or(artifacts, ARTIFACTS), &or(deliveries, DELIVERIES), dir.join(SPOOL), retain_days)
+    Files::open(&or(artifacts, ARTIFACTS), &or(deliveries, DELIVERIES), spool, retain_days)
 }
 
 /// What a development ledger sells, with a manifest signed by its own Kernel; the runbook's smoke checks buy it.

@@ -175,13 +175,9 @@ impl Reader {
         blocking(move || {
             let mut state = Case::new(case);
             for entry in read_case(&*store, chain, case)?.iter().filter(|e| e.header.index <= index) {
-                let corrupt = |why: String| {
-                    let at = entry.header.index;
-                    StoreError::Corrupt(format!("entry {at} of chain {chain}: {why}; verify the ledger"))
-                };
-                let body = entry.parse_body().map_err(|e| corrupt(e.to_string()))?;
-                let stream = Stream::parse(&entry.header.stream).ok_or_else(|| corrupt("no stream name".into()))?;
-                state.apply(&occurrence(entry, &body, stream)).map_err(|e| corrupt(e.0))?;
+                let body = entry.parse_body().map_err(|e| corrupt(entry, &e))?;
+                let stream = Stream::parse(&entry.header.stream).ok_or_else(|| corrupt(entry, &"no stream name"))?;
+                state.apply(&occurrence(entry, &body, stream)).map_err(|e| corrupt(entry, &e.0))?;
             }
             let (orders, rest): (Vec<Row>, Vec<Row>) =
                 case_rows(chain, &state).into_iter().partition(|row| *row.table == ORDERS);
@@ -204,12 +200,8 @@ impl Reader {
         let chain = stream.chain(self.genesis.chains);
         let (mut state, mut manifest) = (None, None);
         for entry in self.read_stream(stream).await?.iter().filter(|e| e.header.index <= index) {
-            let corrupt = |why: String| {
-                let at = entry.header.index;
-                StoreError::Corrupt(format!("entry {at} of chain {chain}: {why}; verify the ledger"))
-            };
-            let body = entry.parse_body().map_err(|e| corrupt(e.to_string()))?;
-            Sku::apply(&mut state, &occurrence(entry, &body, stream)).map_err(|e| corrupt(e.0))?;
+            let body = entry.parse_body().map_err(|e| corrupt(entry, &e))?;
+            Sku::apply(&mut state, &occurrence(entry, &body, stream)).map_err(|e| corrupt(entry, &e.0))?;
             if entry.header.event_type == "sku.listed" {
                 let text = |v: &Value| Some(v.as_object()?.value("text")?.as_str()?.to_owned());
                 manifest = body.payload.value("manifest").and_then(text);
@@ -451,6 +443,12 @@ impl Nodes for StoredNodes<'_> {
     }
 }
 
+/// What is wrong with a stored entry.
+fn corrupt(entry: &Entry, why: &dyn std::fmt::Display) -> StoreError {
+    let h = &entry.header;
+    StoreError::Corrupt(format!("entry {} of chain {}: {why}; verify the ledger", h.index, h.chain))
+}
+
 /// An entry as deciders and evolvers see it.
 fn occurrence<'a>(entry: &'a Entry, body: &'a Body, stream: Stream) -> Occurrence<'a> {
     Occurrence::of(&entry.header, stream, body)
@@ -471,22 +469,19 @@ fn fold(store: &dyn Store, chain: u32) -> Result<(u64, Vec<Row>), StoreError> {
         }
         for entry in &page {
             let h = &entry.header;
-            let corrupt = |why: String| {
-                StoreError::Corrupt(format!("entry {} of chain {chain}: {why}; verify the ledger", h.index))
-            };
-            let body = entry.parse_body().map_err(|e| corrupt(e.to_string()))?;
-            let stream = Stream::parse(&h.stream).ok_or_else(|| corrupt("no stream name".into()))?;
+            let body = entry.parse_body().map_err(|e| corrupt(entry, &e))?;
+            let stream = Stream::parse(&h.stream).ok_or_else(|| corrupt(entry, &"no stream name"))?;
             if let Some(meta) = body.meta.as_ref().filter(|m| needs_idempotency_row(stream, h.revision, &m.idem)) {
                 idempotency.entry(meta.idem).or_insert(h.index);
             }
             let event = occurrence(entry, &body, stream);
             match stream {
                 Stream::Sku(case) => {
-                    Sku::apply(skus.entry(case).or_default(), &event).map_err(|e| corrupt(e.0))?;
+                    Sku::apply(skus.entry(case).or_default(), &event).map_err(|e| corrupt(entry, &e.0))?;
                 }
                 Stream::Order(case) | Stream::Delivery(case, _) => {
                     let state = cases.entry(case).or_insert_with(|| Case::new(case));
-                    state.apply(&event).map_err(|e| corrupt(e.0))?;
+                    state.apply(&event).map_err(|e| corrupt(entry, &e.0))?;
                 }
                 _ => {}
             }

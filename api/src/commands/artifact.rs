@@ -28,10 +28,16 @@ enum Action {
 
 pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
     let (Action::Add { file, artifact_store }, dir) = (args.action, place.dir.clone());
+    if artifact_store.is_none() && !dir.exists() {
+        let why = "there is no ledger; name its directory with --dir, or the place with --artifact-store";
+        return Err(CliError::Usage(format!("{}: {why}", dir.display())));
+    }
     let adding = tokio::task::spawn_blocking(move || {
         let io = |e| CliError::Io(file.display().to_string(), e);
         let mut from = BufReader::new(File::open(&file).map_err(io)?);
-        directory::files(&dir, artifact_store.as_deref(), None, 0)?.add_artifact(&mut from).map_err(io)
+        // What goes to a bucket leaves nothing in a directory that may not be a ledger's.
+        let spool = std::env::temp_dir();
+        directory::files(&dir, artifact_store.as_deref(), None, spool, 0)?.add_artifact(&mut from).map_err(io)
     });
     let (sha256, bytes) = adding.await.map_err(|e| CliError::Usage(e.to_string()))??;
     output::line(&if json {

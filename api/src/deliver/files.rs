@@ -84,7 +84,7 @@ fn away(what: &'static str) -> impl FnOnce(io::Error) -> SealError {
 }
 
 /// The same error for whoever reads and writes files.
-fn io(e: BucketError) -> io::Error {
+fn of_bucket(e: BucketError) -> io::Error {
     let kind = if matches!(e, BucketError::Missing(_)) { io::ErrorKind::NotFound } else { io::ErrorKind::Other };
     io::Error::new(kind, e.to_string())
 }
@@ -123,7 +123,7 @@ impl Place {
                     Some(lock) => bucket.put(name, file.path(), &metadata, lock).map(drop),
                     None => bucket.put_unlocked(name, file.path(), &metadata),
                 }
-                .map_err(io)
+                .map_err(of_bucket)
             }
         }
     }
@@ -133,7 +133,8 @@ impl Place {
             Place::Directory(dir) => Ok(Box::new(BufReader::new(File::open(dir.join(name))?))),
             Place::Bucket(bucket) => {
                 let mut copy = self.draft(spool)?;
-                bucket.get(name, None, ARTIFACT_BYTES_MAX, &mut copy).map_err(io)?;
+                bucket.get(name, None, ARTIFACT_BYTES_MAX, &mut copy).map_err(of_bucket)?;
+                // It has no name any more, and its room comes free when it was read.
                 Ok(Box::new(BufReader::new(copy.reopen()?)))
             }
         }
@@ -142,14 +143,14 @@ impl Place {
     fn bytes(&self, name: &str) -> io::Result<u64> {
         match self {
             Place::Directory(dir) => Ok(fs::metadata(dir.join(name))?.len()),
-            Place::Bucket(bucket) => Ok(bucket.head(name, None).map_err(io)?.bytes),
+            Place::Bucket(bucket) => Ok(bucket.head(name, None).map_err(of_bucket)?.bytes),
         }
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
         match self {
             Place::Directory(dir) => fs::remove_file(dir.join(name)),
-            Place::Bucket(bucket) => bucket.remove(name).map_err(io),
+            Place::Bucket(bucket) => bucket.remove(name).map_err(of_bucket),
         }
     }
 }
@@ -189,7 +190,7 @@ impl Files {
         match &self.deliveries {
             Place::Directory(dir) => Ok(Delivered::File(dir.join(name))),
             Place::Bucket(bucket) => {
-                bucket.presigned(&name, &format!("{delivery_id}.enc"), URL_TIME).map(Delivered::Url).map_err(io)
+                bucket.presigned(&name, &format!("{delivery_id}.enc"), URL_TIME).map(Delivered::Url).map_err(of_bucket)
             }
         }
     }

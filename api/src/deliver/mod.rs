@@ -16,7 +16,7 @@ use ledger_engine::delivery::stream::{ALGORITHM, Fresh};
 use ledger_engine::delivery::{ContentKey, context, stream};
 use ledger_engine::delivery_proof::{Encryption, ProofTerms};
 use ledger_engine::domain::command::Command;
-use ledger_engine::domain::decide::RefusalCode;
+use ledger_engine::domain::decide::{RefusalCode, check_listed_by};
 use ledger_engine::domain::projection::Row;
 use ledger_engine::domain::sku::manifest_of;
 use ledger_engine::hash::{Hash, from_hex, to_hex};
@@ -154,6 +154,8 @@ impl Deliverer {
 
     /// Takes one step after the other, each decided by what is recorded.
     async fn steps(&self, case: CaseId) -> Result<Outcome, Trouble> {
+        // Another process may have changed the keys.
+        self.ledger.refresh_registry().await?;
         if self.ledger.registry().current(Purpose::DeliveryProof).is_none() {
             return Ok(Outcome::Elsewhere("the ledger has no key for delivery proofs"));
         }
@@ -199,10 +201,13 @@ impl Deliverer {
         let sku = Stream::Sku(CaseId::of_sku(order.text("sku_id")));
         let entries = self.ledger.read_stream(sku).await?;
         let listing = entries.iter().find(|e| i64::try_from(e.header.revision) == Ok(revision));
-        let Some(body) = listing.and_then(|e| e.parse_body().ok()) else {
+        let Some((listing, body)) = listing.and_then(|e| Some((&e.header, e.parse_body().ok()?))) else {
             return Err(failed("the listing that the order cites is not there; verify the ledger"));
         };
         let Some(manifest) = manifest_of(&body.payload) else { return Ok(None) };
+        // The order may be older than the news that the key was stolen.
+        let (registry, kid) = (self.ledger.registry(), &manifest.signature.kid);
+        check_listed_by(&registry, kid, listing.chain, listing.index).map_err(|refusal| failed(refusal.message))?;
         let [artifact] = &manifest.artifacts[..] else {
             return Err(failed(format!(
                 "the manifest names {} artifacts; one can be delivered",

@@ -11,7 +11,7 @@ use ledger_engine::bucket::parse_url;
 
 use crate::CliError;
 use crate::deliver::files::Files;
-use crate::directory::{DIRECTORY, Place};
+use crate::directory::{self, DIRECTORY, Place};
 use crate::signers::{self, Signing, boolean};
 
 /// Run the HTTP API
@@ -560,7 +560,8 @@ impl Settings {
     /// Where artifacts and deliveries are. Not within a runtime.
     pub(crate) fn files(&self) -> Result<Files, CliError> {
         let (artifacts, deliveries) = (self.artifact_store.as_deref(), self.delivery_store.as_deref());
-        crate::directory::files(&self.place.dir, artifacts, deliveries, self.delivery_retain_days)
+        let dir = &self.place.dir;
+        directory::files(dir, artifacts, deliveries, directory::spool(dir), self.delivery_retain_days)
     }
 }
 

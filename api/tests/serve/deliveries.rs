@@ -315,6 +315,28 @@ fn what_is_missing_or_changed_fails_and_is_delivered_once_it_is_there() {
     verified(server);
 }
 
+/// An order is older than the news that the Kernel's key was stolen when its SKU was listed.
+#[test]
+fn what_a_stolen_key_vouched_for_is_not_delivered() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = dev(&dir);
+    let order = paid(&server, "k", None);
+    let signers = server.of("op@example.org", "operator").get("/admin/signers").body;
+    let kernel = signers["signers"].as_array().unwrap().iter().find(|s| s["purpose"] == "kernel").unwrap();
+    let mut revoke = ledger();
+    revoke.arg("--dir").arg(&server.dir).args(["keys", "revoke", "--reason", "stolen", "--compromised-since", "4"]);
+    revoke.args(["--kid", kernel["signer_kid"].as_str().unwrap(), "--governance-key"]);
+    let out = run_to_end(revoke.arg(format!("{}-governance.pem", server.dir.display())));
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let done = finalize(&server, &order);
+    let why = done.body["delivery"]["unfinished"].as_str().unwrap();
+    assert!(why.contains("in other hands"), "{why}");
+    assert_eq!(
+        (&done.body["order"]["status"], &done.body["delivery"]["status"]),
+        (&json!("licensed"), &json!("failed"))
+    );
+}
+
 #[test]
 fn keys_that_nothing_can_be_encrypted_for_are_refused_at_checkout() {
     let dir = tempfile::tempdir().unwrap();

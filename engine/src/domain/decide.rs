@@ -158,16 +158,21 @@ pub(crate) fn check_vouched_for(registry: &Registry, sku: &Sku, chain: u32) -> R
     if !sku.listed || !knows_the_kernel(registry) {
         return Ok(());
     }
-    let refuse = |message: String| Err(Refusal::new(RefusalCode::InvalidManifest, message));
     let Some(manifest) = &sku.manifest else {
-        return refuse("the SKU was listed without a manifest; it must be withdrawn and listed with one".into());
+        let message = "the SKU was listed without a manifest; it must be withdrawn and listed with one";
+        return Err(Refusal::new(RefusalCode::InvalidManifest, message));
     };
-    let kid = &manifest.signer_kid;
+    check_listed_by(registry, &manifest.signer_kid, chain, sku.listed_index)
+}
+
+/// Refuses a listing, entry `index` of `chain`, whose manifest was signed by no key of the Kernel, or by one that was in other hands by then.
+pub fn check_listed_by(registry: &Registry, kid: &str, chain: u32, index: u64) -> Result<(), Refusal> {
+    let refuse = |message: String| Err(Refusal::new(RefusalCode::InvalidManifest, message));
     let record = registry.records().iter().find(|r| r.key.kid == *kid && r.key.purpose == Purpose::Kernel);
     let Some(record) = record else { return refuse(format!("the manifest's key {kid} is not in the registry")) };
     let since = record.retired.as_ref().and_then(|r| r.compromised_since.as_ref()?.get(chain as usize));
     match since {
-        Some(since) if sku.listed_index >= *since => refuse(format!(
+        Some(since) if index >= *since => refuse(format!(
             "the manifest's key {kid} was in other hands when the SKU was listed; list it again with a new signature"
         )),
         _ => Ok(()),
