@@ -45,7 +45,7 @@ fn column_types(table: &Table) -> Vec<Type> {
             "chain" => Type::INT4,
             "key" => Type::BYTEA,
             "idx" | "amount" | "scale" | "refunded" | "license_index" | "deliveries" | "revision" | "created_at_us"
-            | "updated_at_us" | "n" | "proof_index" | "downloads" => Type::INT8,
+            | "updated_at_us" | "n" | "proof_index" | "downloads" | "listed_index" => Type::INT8,
             _ => Type::TEXT,
         })
         .collect()
