@@ -315,6 +315,51 @@ fn what_is_missing_or_changed_fails_and_is_delivered_once_it_is_there() {
     verified(server);
 }
 
+/// Lets an operator append by the command line while the server is away.
+fn append(server: Server, lines: &[Value]) -> Server {
+    let home = server.dir.clone();
+    assert_eq!(server.stop(), 0);
+    let file = home.join("commands");
+    std::fs::write(&file, lines.iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+    let out = run_to_end(ledger().arg("--dir").arg(&home).arg("submit").arg(&file));
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+    Start::dev(&home).args(&["--checkpoint-seconds", "1"]).run()
+}
+
+#[test]
+fn a_licence_that_ended_opens_nothing_and_an_erased_key_is_not_encrypted_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = dev(&dir);
+    let pair = x25519(dir.path(), "own");
+    let (ended, erased) = (paid(&server, "a", None), paid(&server, "b", Some(&pair.public)));
+    let settle = server
+        .of("service:finance", "service")
+        .post(&format!("/order/{ended}/settle"), &Finance::of(&server).proof(&ended, "lp-1"));
+    assert_eq!(settle.said(), (200, "ok"), "{:?}", settle.body);
+    let server = append(
+        server,
+        &[
+            json!({ "command": "license.issue", "actor": "service:m", "order_id": ended, "expires_at": 1_700_000_000_000_000_i64 }),
+            json!({ "command": "subject.erase", "actor": "service:m", "order_id": erased, "reason": "asked for" }),
+        ],
+    );
+    assert_eq!(finalize(&server, &ended).body["order"]["status"], "finalized");
+    for what in ["artifact", "key"] {
+        let refused = server.of(ANN, "buyer").get(&format!("/delivery/delivery-{ended}-1/{what}"));
+        assert_eq!(refused.said(), (422, "LICENSE_INVALID"), "{:?}", refused.body);
+    }
+    assert_eq!(order_of(&server, &ended)["deliveries"][0]["downloads"], 0);
+    let done = finalize(&server, &erased);
+    let why = done.body["delivery"]["unfinished"].as_str().unwrap();
+    assert!(why.contains("is not kept") && why.contains("reissue"), "{why}");
+    // The buyer gives another key, and gets the delivery.
+    let body = json!({ "reason": "erased", "buyer_public_key": pair.public });
+    let path = format!("/delivery/delivery-{erased}-1/reissue");
+    assert_eq!(server.of("op@example.org", "operator").post_with_key(&path, "r", &body).said(), (200, "ok"));
+    wait(|| (order_of(&server, &erased)["status"] == "finalized").then_some(()));
+    verified(server);
+}
+
 /// An order is older than the news that the Kernel's key was stolen when its SKU was listed.
 #[test]
 fn what_a_stolen_key_vouched_for_is_not_delivered() {
