@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use audit_verify::{Demands, Held, verify_proof_and};
 use ledger_engine::hash::{Hash, sha256};
 use serde_json::{Value, json};
-use test_servers::S3;
+use test_servers::{S3, S3Deed, S3Relay};
 
 use crate::support::{Answer, Finance, Server, Start, checkout_body, ledger, python, run_to_end};
 
@@ -546,4 +547,44 @@ fn artifacts_and_deliveries_lie_in_buckets() {
     drop(server);
     let (exit, said) = start().env("DELIVERY_STORE", "s3://No").refused();
     assert!(exit == 2 && said.contains("delivery_store"), "{said}");
+}
+
+/// The S3 server fails, or cuts an artifact short: nothing is called delivered that is not there, and it goes on once the server is well.
+#[test]
+fn what_a_bucket_does_wrong_is_never_called_delivered() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let s3 = S3::shared();
+    let (sold, delivered) = runtime.block_on(async { (s3.make_bucket(false).await, s3.make_bucket(false).await) });
+    let fault = Arc::new(Mutex::new(S3Deed::Truncate(20)));
+    let (of_relay, of_sold) = (Arc::clone(&fault), format!("/{sold}/"));
+    let relay = S3Relay::before(s3, move |method, path| match &*of_relay.lock().unwrap() {
+        cut @ S3Deed::Truncate(_) if method == "GET" && path.starts_with(&of_sold) => cut.clone(),
+        answer @ S3Deed::Answer(..) if method == "PUT" => answer.clone(),
+        _ => S3Deed::Pass,
+    });
+    let start = Start::dev(&dir.path().join("shop")).args(&["--checkpoint-seconds", "1"]);
+    let start =
+        start.env("ARTIFACT_STORE", &format!("s3://{sold}")).env("DELIVERY_STORE", &format!("s3://{delivered}"));
+    let server =
+        S3::environment_at(&relay.url()).into_iter().fold(start, |start, (name, value)| start.env(name, &value)).run();
+    runtime.block_on(async {
+        let artifact = s3.client().put_object().bucket(&sold).key(sha256(&[ARTIFACT]).to_hex());
+        artifact.body(ARTIFACT.to_vec().into()).send().await.unwrap();
+    });
+    let order = paid(&server, "k", None);
+    let objects = || {
+        runtime
+            .block_on(async { s3.client().list_objects_v2().bucket(&delivered).send().await.unwrap().contents().len() })
+    };
+    for deed in [S3Deed::Truncate(20), S3Deed::Answer(403, "AccessDenied")] {
+        *fault.lock().unwrap() = deed.clone();
+        let done = finalize(&server, &order);
+        assert_eq!(done.body["order"]["status"], "licensed", "{deed:?}: {:?}", done.body);
+        assert_eq!((&done.body["delivery"]["status"], objects()), (&json!("failed"), 0), "{deed:?}: {:?}", done.body);
+    }
+    *fault.lock().unwrap() = S3Deed::Pass;
+    wait(|| (order_of(&server, &order)["status"] == "finalized").then_some(()));
+    assert_eq!(objects(), 2, "the delivery, and what lies beside it");
+    verified(server);
 }
