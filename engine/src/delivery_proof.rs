@@ -1,6 +1,6 @@
 //! The delivery proof: a canonical document by which the marketplace says what was encrypted for whom, signed for one ledger (FORMAT.md 19).
 
-use crate::document::{Content, SignedDocument};
+use crate::document::{self, Content, SignedDocument};
 use crate::domain::case::{Delivery, Order, license_id, proof_id};
 use crate::domain::fields::{FieldError, Fields, count, hash, text1};
 use crate::hash::{Hash, from_hex, hex_array, sha256, to_hex};
@@ -14,7 +14,6 @@ use crate::time::{parse_rfc3339, rfc3339};
 pub const DELIVERY_PROOF_BYTES_MAX: usize = 32_768;
 /// Most bytes of a wrapped key: an RSA modulus of 8192 bits.
 const WRAPPED_BYTES_MAX: usize = 1024;
-const DOMAIN: &[u8] = b"ledger/delivery-proof/v1\0";
 
 /// How the artifact was encrypted, and for which key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -177,7 +176,7 @@ pub fn superseded(before: &[Delivery]) -> Option<&String> {
 
 /// The signed bytes: `"ledger/delivery-proof/v1\0"`, ledger id, SHA-256 of the canonical proof without its signature.
 pub fn statement(ledger_id: &Hash, digest: &Hash) -> Vec<u8> {
-    [DOMAIN, &ledger_id.0, &digest.0].concat()
+    document::statement(Purpose::DeliveryProof, ledger_id, digest)
 }
 
 impl DeliveryProof {
@@ -273,7 +272,7 @@ impl DeliveryProof {
             alg: Algorithm::Ed25519,
             kid: self.terms.signer_kid.clone(),
             signature: self.signature.to_vec(),
-            content: Content::DeliveryProof { ledger_id: self.terms.ledger_id, digest: self.terms.digest() },
+            content: Content::Own { ledger_id: self.terms.ledger_id, digest: self.terms.digest() },
         }
     }
 }

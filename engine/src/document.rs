@@ -1,8 +1,6 @@
 //! Documents that entries hold with a signature of their own, judged by the registry that the entry's commit names (FORMAT.md 6).
 
-use crate::delivery_proof;
 use crate::hash::Hash;
-use crate::licence;
 use crate::public_key::Algorithm;
 use crate::registry::{Key, KeyFault, Purpose, Registry};
 
@@ -24,24 +22,22 @@ pub struct SignedDocument {
 /// What is signed.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Content {
-    /// A licence: the ledger that it names, and SHA-256 of it without its signature.
-    Licence {
+    /// A document of ours: the ledger that it names, and SHA-256 of it without its signature.
+    Own {
         /// The ledger that it names.
         ledger_id: Hash,
-        /// SHA-256 of the canonical licence without its signature.
-        digest: Hash,
-    },
-    /// A delivery proof: the ledger that it names, and SHA-256 of it without its signature.
-    DeliveryProof {
-        /// The ledger that it names.
-        ledger_id: Hash,
-        /// SHA-256 of the canonical proof without its signature.
+        /// SHA-256 of the canonical document without its signature.
         digest: Hash,
     },
     /// What finance signs, rebuilt from the order.
     Finance(Vec<u8>),
     /// What the Kernel signs: the canonical manifest without its signature.
     Manifest(Vec<u8>),
+}
+
+/// The signed bytes of a document of ours: `"ledger/<purpose>/v1\0"`, ledger id, SHA-256 of the canonical document without its signature.
+pub fn statement(purpose: Purpose, ledger_id: &Hash, digest: &Hash) -> Vec<u8> {
+    [b"ledger/", purpose.as_str().as_bytes(), b"/v1\0", &ledger_id.0, &digest.0].concat()
 }
 
 /// Where an entry lies, and the registry that its commit names.
@@ -92,13 +88,8 @@ impl SignedDocument {
         let key = registry.document_key(claimed, place.chain, place.index, place.registry_size);
         let key = key.map_err(DocumentFault::Key)?;
         match &self.content {
-            Content::Licence { ledger_id, .. } | Content::DeliveryProof { ledger_id, .. }
-                if ledger_id != place.ledger_id =>
-            {
-                Err(DocumentFault::Ledger)
-            }
-            Content::DeliveryProof { ledger_id, digest } => Ok((key, delivery_proof::statement(ledger_id, digest))),
-            Content::Licence { ledger_id, digest } => Ok((key, licence::statement(ledger_id, digest))),
+            Content::Own { ledger_id, .. } if ledger_id != place.ledger_id => Err(DocumentFault::Ledger),
+            Content::Own { ledger_id, digest } => Ok((key, statement(self.purpose, ledger_id, digest))),
             Content::Finance(statement) | Content::Manifest(statement) => Ok((key, statement.clone())),
         }
     }

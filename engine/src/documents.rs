@@ -113,7 +113,6 @@ impl Ledger {
             }
             Action::ListSku { manifest: Some(text), .. } => {
                 if let Ok(manifest) = Manifest::parse(text) {
-                    self.refresh_registry().await?;
                     documents.checked = self.tried(manifest.document()).await?;
                 }
             }
@@ -170,22 +169,17 @@ impl Ledger {
         ledger_proof_id: &str,
         finance: &FinanceSignature,
     ) -> Result<Option<(SignedDocument, bool)>, AppendError> {
-        self.refresh_registry().await?;
         let Some((_, total)) = self.order_about(case).await? else { return Ok(None) };
         self.tried(finance.document(case, ledger_proof_id, &total)).await
     }
 
     /// A document with whether its signature verifies, if its key is known already.
     async fn tried(&self, document: SignedDocument) -> Result<Option<(SignedDocument, bool)>, AppendError> {
-        let (registry, ledger_id) = (self.registry(), self.id());
-        let checking = tokio::task::spawn_blocking(move || {
-            let place = DocumentPlace { ledger_id: &ledger_id, chain: 0, index: 0, registry_size: registry.size() };
-            let (key, message) = document.claim(&registry, place).ok()?;
-            let good = key.public_key.verify(&message, &document.signature);
-            Some((document, good))
-        });
-        let checked = checking.await.map_err(|e| StoreError::Unavailable(format!("a checking task died: {e}")))?;
-        Ok(checked)
+        Ok(match self.judge(document.clone()).await? {
+            Ok(()) => Some((document, true)),
+            Err(DocumentFault::Signature) => Some((document, false)),
+            Err(_) => None,
+        })
     }
 
     /// Judges the signature of a document by the registry as it is now.

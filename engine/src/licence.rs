@@ -1,6 +1,6 @@
 //! The licence that a buyer holds: a canonical document, signed for one ledger, that anybody can check offline (FORMAT.md 15).
 
-use crate::document::{Content, SignedDocument};
+use crate::document::{self, Content, SignedDocument};
 use crate::domain::case::{Order, license_id};
 use crate::domain::fields::{FieldError, Fields, text1};
 use crate::hash::{Hash, hex_array, sha256, to_hex};
@@ -14,7 +14,6 @@ use crate::time::{parse_rfc3339, rfc3339};
 pub const LICENCE_BYTES_MAX: usize = 32_768;
 /// The scope where the command names none.
 pub const SCOPE_DEFAULT: &str = "standard";
-const DOMAIN: &[u8] = b"ledger/licence/v1\0";
 
 /// What a licence says: everything but the signature.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,7 +104,7 @@ impl Terms {
 
 /// The signed bytes: `"ledger/licence/v1\0"`, ledger id, SHA-256 of the canonical licence without its signature.
 pub fn statement(ledger_id: &Hash, digest: &Hash) -> Vec<u8> {
-    [DOMAIN, &ledger_id.0, &digest.0].concat()
+    document::statement(Purpose::Licence, ledger_id, digest)
 }
 
 impl Licence {
@@ -169,7 +168,7 @@ impl Licence {
             alg: Algorithm::Ed25519,
             kid: self.terms.signer_kid.clone(),
             signature: self.signature.to_vec(),
-            content: Content::Licence { ledger_id: self.terms.ledger_id, digest: self.terms.digest() },
+            content: Content::Own { ledger_id: self.terms.ledger_id, digest: self.terms.digest() },
         }
     }
 }

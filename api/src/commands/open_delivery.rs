@@ -3,11 +3,12 @@ use std::io::{BufReader, Write as _};
 use std::path::{Path, PathBuf};
 
 use audit_verify::{Demands, Report, verify_proof};
+use ledger_engine::body::Body;
 use ledger_engine::delivery::{context, recipient, stream};
 use ledger_engine::delivery_proof::{DeliveryProof, ProofTerms};
 use ledger_engine::domain::case::{read_delivery_proof, read_licence};
 use ledger_engine::hash::Hash;
-use ledger_engine::json::{self, Object, Value};
+use ledger_engine::json::Object;
 use ledger_engine::licence::Licence;
 use ledger_engine::proof::Proof;
 
@@ -56,9 +57,7 @@ fn proven(path: &Path, trust: Hash) -> Result<Result<Object, Box<Report>>, CliEr
     }
     let bytes = std::fs::read(path).map_err(io(path))?;
     let proof = Proof::decode(&bytes).map_err(wrong)?;
-    let body = json::parse(&proof.entry.body).map_err(wrong)?;
-    let payload = body.as_object().and_then(|b| b.value("payload")).and_then(Value::as_object).cloned();
-    Ok(Ok(payload.unwrap_or_default()))
+    Ok(Ok(Body::decode(&proof.entry.body).map_err(wrong)?.payload))
 }
 
 /// What is not right: exit 1.

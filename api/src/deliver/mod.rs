@@ -135,9 +135,8 @@ impl Deliverer {
                 tracing::warn!("order {case} could not be delivered: {why}");
                 let command = of("delivery.fail", case).with("reason", why.as_str());
                 // Where it failed before it is failed still, and where the ledger is away it is as it was.
-                match self.append(command).await {
-                    Err(Trouble::Away(e)) => tracing::warn!("order {case}: the failure could not be recorded: {e}"),
-                    Err(Trouble::Failed(_)) | Ok(_) => {}
+                if let Err(Trouble::Away(e)) = self.append(command).await {
+                    tracing::warn!("order {case}: the failure could not be recorded: {e}");
                 }
                 Outcome::Failed(why)
             }
@@ -194,7 +193,7 @@ impl Deliverer {
 
     /// The one artifact of the listing that the order cites. `None`: that has no manifest.
     async fn sold(&self, order: &Row) -> Result<Option<Sold>, Trouble> {
-        let chain = u32::try_from(order.int("chain")).unwrap_or(0);
+        let chain = order.chain();
         let created = self.ledger.read_chain(chain, order.count("idx"), 1).await?.pop();
         let body = created.and_then(|e| e.parse_body().ok());
         let revision = body.and_then(|b| b.payload.value("sku_revision").and_then(Value::as_int)).unwrap_or(0);
@@ -274,7 +273,7 @@ impl Deliverer {
 
     /// The key that the buyer gave: with the order, or when the delivery was issued again.
     async fn buyers_key(&self, case: CaseId, order: &Row, delivery: &Row) -> Result<Recipient, Trouble> {
-        let chain = u32::try_from(order.int("chain")).unwrap_or(0);
+        let chain = order.chain();
         let mut pems = Vec::new();
         for n in (1..delivery.count("n")).rev() {
             let before = u32::try_from(n).map(|n| Stream::Delivery(case, n)).map_err(|e| failed(e.to_string()))?;
@@ -387,27 +386,29 @@ impl Deliverer {
     /// Puts what is not finished among what is tried soon: orders that wait for their first delivery, and deliveries of whatever order.
     async fn find_undone(&self) -> Result<(), StoreError> {
         for chain in 0..self.ledger.genesis().chains {
-            let (mut orders, mut deliveries) = (0, 0);
-            loop {
-                let rows = self.ledger.orders(chain, orders, PAGE).await?;
-                let Some(last) = rows.last() else { break };
-                orders = last.count("idx") + 1;
-                self.rest(rows.iter().filter(|o| o.text("status") == "licensed" && o.count("deliveries") > 0));
-            }
-            loop {
-                let rows = self.ledger.deliveries(chain, deliveries, PAGE).await?;
-                let Some(last) = rows.last() else { break };
-                deliveries = last.count("idx") + 1;
-                self.rest(rows.iter().filter(|d| matches!(d.text("status"), "requested" | "encrypted" | "failed")));
-            }
+            let waits = |order: &Row| order.text("status") == "licensed" && order.count("deliveries") > 0;
+            self.find(async |from| self.ledger.orders(chain, from, PAGE).await, waits).await?;
+            let undone = |delivery: &Row| matches!(delivery.text("status"), "requested" | "encrypted" | "failed");
+            self.find(async |from| self.ledger.deliveries(chain, from, PAGE).await, undone).await?;
         }
         Ok(())
     }
 
-    fn rest<'a>(&self, rows: impl Iterator<Item = &'a Row>) {
-        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
-        for case in rows.filter_map(|row| CaseId::parse(row.text("order_id"))) {
-            resting.entry(case).or_insert((Instant::now(), REST.0));
+    /// Puts the orders of rows that are wanted among what is tried soon. `read` gives the rows from an index on, some at a time.
+    async fn find(
+        &self,
+        read: impl AsyncFn(u64) -> Result<Vec<Row>, StoreError>,
+        wanted: impl Fn(&Row) -> bool,
+    ) -> Result<(), StoreError> {
+        let mut from = 0;
+        loop {
+            let rows = read(from).await?;
+            let Some(last) = rows.last() else { return Ok(()) };
+            from = last.count("idx") + 1;
+            let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+            for case in rows.iter().filter(|row| wanted(row)).filter_map(|row| CaseId::parse(row.text("order_id"))) {
+                resting.entry(case).or_insert((Instant::now(), REST.0));
+            }
         }
     }
 }

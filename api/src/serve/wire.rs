@@ -6,6 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use ledger_engine::body::PrivateDocument;
 use ledger_engine::domain::projection::Row;
 use ledger_engine::hash::to_hex;
+use ledger_engine::json::Object;
 use ledger_engine::proof::ProvenCommit;
 use ledger_engine::store::Entry;
 use ledger_engine::time::rfc3339;
@@ -27,6 +28,13 @@ pub(crate) struct Amount {
     /// Decimal digits after the point.
     #[schema(minimum = 0, maximum = 4)]
     pub(crate) scale: i64,
+}
+
+impl Amount {
+    /// As commands take it.
+    pub(crate) fn to_object(&self) -> Object {
+        Object::new().with("amount", self.amount).with("currency", self.currency.as_str()).with("scale", self.scale)
+    }
 }
 
 /// An order.

@@ -22,9 +22,7 @@ impl ContentKey {
     pub fn new(random: [u8; CONTENT_KEY_BYTES]) -> ContentKey {
         ContentKey(Zeroizing::new(random))
     }
-}
 
-impl ContentKey {
     /// Reads a key that encrypts others from a file of 64 hex characters that only its owner may read.
     pub fn read(path: &Path) -> Result<ContentKey, KeyFileError> {
         let bytes = from_hex(read_secret(path)?.trim()).map(Zeroizing::new);

@@ -2,12 +2,13 @@
 
 use super::case::{Case, Delivery, Order, OrderStatus, document, license_id, proof_id};
 use super::command::{Action, ExpectedRevision};
+use super::money::Money;
 use super::sku::Sku;
 use super::{Event, Illegal, Occurrence};
 use crate::document::SignedDocument;
 use crate::finance::FinanceSignature;
 use crate::json::{Object, Value};
-use crate::manifest::{Manifest, ManifestError};
+use crate::manifest::Manifest;
 use crate::registry::{Purpose, Registry};
 use crate::stream::{CaseId, Stream};
 
@@ -88,23 +89,26 @@ pub(crate) fn check_revision(expected: ExpectedRevision, stream: Stream, revisio
     Err(Refusal::new(RefusalCode::RevisionConflict, message))
 }
 
-/// A manifest's text, read; it must say of the SKU what the command says.
-fn listed_manifest(text: &str, action: &Action) -> Result<Manifest, Refusal> {
-    let invalid = |e: ManifestError| Refusal::new(RefusalCode::InvalidManifest, format!("the manifest is none: {e}"));
-    let manifest = Manifest::parse(text).map_err(invalid)?;
-    let Action::ListSku { sku_id, title, price, author_id, .. } = action else { return Ok(manifest) };
+/// Refuses a manifest that says something else than what is to be listed. What is `None` is not compared.
+pub fn check_manifest(
+    manifest: &Manifest,
+    id: Option<&str>,
+    title: Option<&str>,
+    author_id: Option<&str>,
+    price: Option<&Money>,
+) -> Result<(), Refusal> {
     let differs = [
-        ("id", manifest.id != *sku_id),
-        ("title", manifest.title != *title),
-        ("author/id", author_id.as_ref().is_some_and(|author| manifest.author.id != *author)),
-        ("metadata/price", manifest.price.as_ref().is_some_and(|p| p != price)),
+        ("id", id.is_some_and(|id| manifest.id != id)),
+        ("title", title.is_some_and(|title| manifest.title != title)),
+        ("author/id", author_id.is_some_and(|author| manifest.author.id != author)),
+        ("metadata/price", manifest.price.as_ref().zip(price).is_some_and(|(named, price)| named != price)),
     ];
     match differs.into_iter().find(|(_, differs)| *differs) {
         Some((member, _)) => {
             let message = format!("the manifest's {member} is not what is to be listed");
             Err(Refusal::new(RefusalCode::ManifestMismatch, message))
         }
-        None => Ok(manifest),
+        None => Ok(()),
     }
 }
 
@@ -116,7 +120,10 @@ pub fn decide_sku(sku: Option<&Sku>, action: &Action, expected: ExpectedRevision
             payload.set("price", price.to_value());
             payload.set_some("author_id", author_id.as_deref());
             if let Some(text) = manifest {
-                payload.set("author_id", listed_manifest(text, action)?.author.id);
+                let invalid = |e| Refusal::new(RefusalCode::InvalidManifest, format!("the manifest is none: {e}"));
+                let manifest = Manifest::parse(text).map_err(invalid)?;
+                check_manifest(&manifest, Some(sku_id), Some(title), author_id.as_deref(), Some(price))?;
+                payload.set("author_id", manifest.author.id);
                 payload.set("manifest", document(text));
             }
             ("sku.listed", payload, sku_id)

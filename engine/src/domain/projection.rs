@@ -174,6 +174,11 @@ impl Row {
         }
     }
 
+    /// The chain that it is of.
+    pub fn chain(&self) -> u32 {
+        u32::try_from(self.int("chain")).unwrap_or(0)
+    }
+
     /// An index or count; 0 if it is null.
     pub fn count(&self, column: &str) -> u64 {
         u64::try_from(self.int(column)).unwrap_or(0)

@@ -1,12 +1,13 @@
 //! What makes an export one of a chain of batches: its place, what it continues, how its files are stored, who signed it (FORMAT.md 13).
 
 use super::record::ObjectLock;
+use crate::document;
 use crate::domain::fields::{count, hash, list, object, text1};
 use crate::hash::{Hash, sha256, to_hex};
 use crate::json::{Object, Value};
 use crate::merkle::verify_consistency;
 use crate::note::{Checkpoint, Note};
-use crate::registry::{Key, KeyRecord, Registry};
+use crate::registry::{Key, KeyRecord, Purpose, Registry};
 
 /// What everything in an archive is called after: its top directory, and the value of `service`.
 pub const SERVICE: &str = "marketplace";
@@ -106,7 +107,7 @@ pub struct ManifestSignature {
 
 /// What the key signs: `"ledger/export/v1\0" ‖ ledger_id ‖ SHA-256(manifest without its signature)`.
 pub fn statement(ledger_id: &Hash, unsigned: &[u8]) -> Vec<u8> {
-    [b"ledger/export/v1\0".as_slice(), &ledger_id.0, &sha256(&[unsigned]).0].concat()
+    document::statement(Purpose::Export, ledger_id, &sha256(&[unsigned]))
 }
 
 impl StoredFile {

@@ -3,6 +3,8 @@
 use actix_web::http::header::LOCATION;
 use actix_web::web::{Path, Query};
 use actix_web::{HttpRequest, HttpResponse};
+use ledger_engine::domain::decide::check_manifest;
+use ledger_engine::domain::money::Money;
 use ledger_engine::domain::projection::Row;
 use ledger_engine::json::Object;
 use ledger_engine::ledger::Appended;
@@ -207,12 +209,6 @@ async fn confirmed(state: &State, manifest: &Manifest, text: &RawValue) -> Resul
     }
 }
 
-impl Amount {
-    fn to_object(&self) -> Object {
-        Object::new().with("amount", self.amount).with("currency", self.currency.as_str()).with("scale", self.scale)
-    }
-}
-
 /// The answer to a change of a SKU: the SKU as that change left it.
 async fn changed(state: &State, sku_id: &str, appended: &Appended) -> Result<SkuAnswer, ApiError> {
     let index = appended.entries.first().map_or(0, |entry| entry.index);
@@ -341,17 +337,8 @@ pub(crate) struct ValidateAnswer {
 pub(crate) async fn validate(state: Shared, body: Json<ValidateRequest>) -> Result<HttpResponse, ApiError> {
     let ValidateRequest { manifest: text, sku_id, price } = body.typed;
     let manifest = read(&text)?;
-    let mismatch = |member: &str| {
-        ApiError::new(Code::ManifestMismatch, format!("the manifest's {member} is not what is to be listed"))
-    };
-    if sku_id.is_some_and(|id| id != manifest.id) {
-        return Err(mismatch("id"));
-    }
-    let priced =
-        manifest.price.as_ref().zip(price).is_none_or(|(named, price)| named.to_value() == price.to_object().into());
-    if !priced {
-        return Err(mismatch("metadata/price"));
-    }
+    let price = price.map(|Amount { amount, currency, scale }| Money { amount, currency, scale });
+    check_manifest(&manifest, sku_id.as_deref(), None, None, price.as_ref())?;
     let kid = manifest.signature.kid.clone();
     confirmed(&state, &manifest, &text).await?;
     let answer = ValidateAnswer {

@@ -80,7 +80,7 @@ fn document(payload: &ledger_engine::json::Object, name: &str) -> Option<String>
 async fn issued_text(state: &State, case: CaseId) -> Result<Option<String>, ApiError> {
     let Some(order) = state.ledger.order(case).await? else { return Ok(None) };
     let Some(Cell::Int(_)) = order.cell("license_index") else { return Ok(None) };
-    let chain = u32::try_from(order.int("chain")).unwrap_or(0);
+    let chain = order.chain();
     Ok(document(&payload(state, chain, order.count("license_index")).await?, "license"))
 }
 
@@ -233,7 +233,7 @@ pub(crate) async fn proof(state: Shared, caller: Caller, id: Path<String>) -> Re
             _ => e,
         })?;
         let delivery = deliveries.get(n as usize - 1).filter(|d| d.text("proof_id") == id.as_str()).ok_or_else(none)?;
-        let chain = u32::try_from(order.int("chain")).unwrap_or(0);
+        let chain = order.chain();
         let index = delivery.count("proof_index");
         let payload = payload(&state, chain, index).await?;
         let text = document(&payload, "delivery_proof").or_else(|| document(&payload, "proof")).ok_or_else(none)?;

@@ -199,10 +199,8 @@ pub(crate) async fn refund(
 ) -> Result<HttpResponse, ApiError> {
     let (case, body) = (order_id(&id)?, body.typed);
     let key = crate::serve::idempotency::required_key(&req)?;
-    let Amount { amount, currency, scale } = body.refund;
-    let refund = Object::new().with("amount", amount).with("currency", currency).with("scale", scale);
     let mut command = Object::new().with("command", "order.refund").with("order_id", case.to_string());
-    command.set("refund", refund);
+    command.set("refund", body.refund.to_object());
     command.set("reason", body.reason);
     expect(&mut command, body.expected_revision);
     change(&state, &caller, case, command, Some(key)).await
@@ -445,7 +443,7 @@ async fn finalized_delivery(
     outcome: Option<Outcome>,
 ) -> Result<FinalizedDelivery, ApiError> {
     let delivery = Delivery::of(row);
-    let chain = u32::try_from(row.int("chain")).unwrap_or(0);
+    let chain = row.chain();
     let proof = match delivery.proof_id {
         Some(_) => delivery_proof(state, chain, row.count("proof_index")).await?,
         None => None,
