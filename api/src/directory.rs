@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ledger_engine::delivery::ContentKey;
+use ledger_engine::delivery::own_key::OwnKey;
 use ledger_engine::domain::command::Command;
 use ledger_engine::environment::{Environment, SystemEnvironment};
 use ledger_engine::export::record::Restored;
@@ -265,7 +265,7 @@ async fn build(dir: &Path, new: &NewLedger<'_>, url: Option<&str>) -> Result<(Ge
     }
     let [commit_key, checkpoint_key, _] = <[Key; 3]>::try_from(named).unwrap_or_else(|_| unreachable!("three files"));
     PseudonymKey::new(random()?).write(&dir.join(PSEUDONYM_KEY))?;
-    ContentKey::new(random()?).write(&dir.join(DELIVERY_KEY))?;
+    OwnKey::write(&dir.join(DELIVERY_KEY), random()?)?;
     let genesis = Genesis {
         origin: new.origin.clone(),
         chains: new.chains,

@@ -3,6 +3,7 @@
 use crate::document::{self, Content, SignedDocument};
 use crate::domain::case::{Delivery, Order, license_id, proof_id};
 use crate::domain::fields::{FieldError, Fields, count, hash, text1};
+use crate::domain::sku::Said;
 use crate::hash::{Hash, from_hex, hex_array, sha256, to_hex};
 use crate::json::{self, JsonError, Object, Value};
 use crate::public_key::Algorithm;
@@ -26,6 +27,8 @@ pub struct Encryption {
     pub encrypted_key: Vec<u8>,
     /// SHA-256 of the SubjectPublicKeyInfo of the key that it is wrapped for.
     pub key_fingerprint: Hash,
+    /// For a key pair of the marketplace's: the key that its private half is sealed under, as `file:…`, `awskms:…` or `pkcs11:…`.
+    pub key_source: Option<String>,
 }
 
 /// What a delivery proof says: everything but the signature.
@@ -105,12 +108,13 @@ impl ProofTerms {
     }
 
     fn to_object(&self) -> Object {
-        let Encryption { algorithm, key_algorithm, encrypted_key, key_fingerprint } = &self.encryption;
-        let encryption = Object::new()
+        let Encryption { algorithm, key_algorithm, encrypted_key, key_fingerprint, key_source } = &self.encryption;
+        let mut encryption = Object::new()
             .with("algorithm", algorithm.as_str())
             .with("encrypted_key", to_hex(encrypted_key))
             .with("key_algorithm", key_algorithm.as_str())
             .with("key_fingerprint", key_fingerprint.to_hex());
+        encryption.set_some("key_source", key_source.as_deref());
         let mut object = Object::new()
             .with("artifact_bytes", number(self.artifact.1))
             .with("artifact_sha256", self.artifact.0.to_hex())
@@ -153,6 +157,15 @@ impl ProofTerms {
     /// The proof with a signature over [`ProofTerms::statement`].
     pub fn signed(self, signature: [u8; 64]) -> DeliveryProof {
         DeliveryProof { terms: self, signature }
+    }
+
+    /// What the listing that the order cites must say for the proof to be true.
+    pub fn said_of_listing(&self) -> Said {
+        Said::Artifact {
+            manifest_sha256: self.manifest_sha256,
+            manifest_signature_id: self.manifest_signature_id,
+            sha256: self.artifact.0,
+        }
     }
 
     /// Whether it is of an order's delivery as that was encrypted, and of those before it replaces the last one that has a proof.
@@ -235,9 +248,13 @@ impl DeliveryProof {
             key_algorithm: f.required("key_algorithm", text1),
             encrypted_key: f.required("encrypted_key", wrapped),
             key_fingerprint: f.required("key_fingerprint", hash),
+            key_source: f.optional("key_source", text1),
         };
         f.finish().map_err(|e| DeliveryProofError::Member(format!("encryption/{}", e.0)))?;
         let member = |name: &str| DeliveryProofError::Member(name.to_owned());
+        if encryption.key_source.is_some() != (delivery_mode == "marketplace-managed") {
+            return Err(member("encryption/key_source"));
+        }
         let order_id = order_id.ok_or_else(|| member("order_id"))?;
         let Some(Stream::Delivery(case, n)) = delivery.filter(|d| d.case() == Some(order_id)) else {
             return Err(member("delivery_id"));

@@ -25,8 +25,8 @@ use crate::signer::keyring::{Chosen, Keyring};
 use crate::store::{ChainHead, CheckpointRow, Entry, Store, StoreError};
 use crate::stream::{CaseId, HEADS_STREAM, Stream};
 use crate::writer::{
-    Counters, Job, Message, Shared, Submission, SystemEvent, Work, Writer, is_prefix, load_sku, no_continuation,
-    registry_changed, run_storer,
+    Counters, Job, Message, Shared, Submission, SystemEvent, Work, Writer, is_prefix, load_listings, load_sku,
+    no_continuation, registry_changed, run_storer,
 };
 
 /// Commands that may wait for one chain's writer before callers are held back.
@@ -444,12 +444,20 @@ impl Ledger {
             Action::CreateOrder { sku_id, .. } => self.remote_sku(case, sku_id).await?,
             _ => None,
         };
+        let listings = match &command.action {
+            Action::ReadyDelivery { delivery_proof: Some(proof), .. } => {
+                let sku = CaseId::of_sku(&proof.terms.sku_id);
+                let (store, chain) = (Arc::clone(&self.shared.store), sku.route(self.genesis().chains));
+                blocking(move || load_listings(&*store, chain, sku)).await?
+            }
+            _ => Vec::new(),
+        };
         if let (Action::CreateOrder { sku_id, .. }, true) = (&command.action, self.signs_licences()) {
             self.orders.asked(case, sku_id, &buyer_id);
         }
         let (action, documents) = self.documents(command, case).await?;
         let expected = command.expected_revision;
-        Ok(Submission { action, case, actor_id, buyer_id, expected, meta, private, remote_sku, documents })
+        Ok(Submission { action, case, actor_id, buyer_id, expected, meta, private, remote_sku, listings, documents })
     }
 
     /// Whether an actor's idempotency key was used for a command about a SKU before: then the command is answered as it was.

@@ -20,11 +20,11 @@ use crate::documents::Documents;
 use crate::domain::case::{Case, Touched};
 use crate::domain::command::{Action, ExpectedRevision};
 use crate::domain::decide::{
-    Refusal, RefusalCode, check_manifest_needed, check_revision, check_vouched_for, decide_case, decide_create,
-    decide_sku,
+    Refusal, RefusalCode, check_claim, check_manifest_needed, check_revision, check_vouched_for, decide_case,
+    decide_create, decide_sku,
 };
 use crate::domain::projection::{Row, case_row, idempotency_row, needs_idempotency_row, sku_row};
-use crate::domain::sku::Sku;
+use crate::domain::sku::{Listing, Sku};
 use crate::domain::{Event, Illegal, Occurrence};
 use crate::environment::Environment;
 use crate::genesis::{Genesis, Limits};
@@ -65,6 +65,8 @@ pub(crate) struct Submission {
     pub(crate) private: Option<Vec<u8>>,
     /// The SKU's state where it lies on another chain.
     pub(crate) remote_sku: Option<Option<Sku>>,
+    /// The listings of the SKU that a delivery proof names.
+    pub(crate) listings: Vec<Listing>,
     pub(crate) documents: Documents,
 }
 
@@ -1152,6 +1154,9 @@ impl Writer {
                 }
                 Some(State::Case(case)) => {
                     let decision = decide_case(case, action, s.expected)?;
+                    if let Some(claim) = &decision.claim {
+                        check_claim(claim, &s.listings)?;
+                    }
                     signed = decision.signed;
                     decision.events
                 }
@@ -1441,6 +1446,22 @@ pub(crate) fn load(store: &dyn Store, chain: u32, key: Key) -> Result<Cached, St
         *head = StreamHead { revision: h.revision, hash: entry.entry_hash, index: h.index, ..*head };
     }
     Ok(Cached { state, heads })
+}
+
+/// The listings of a SKU as committed.
+pub(crate) fn load_listings(store: &dyn Store, chain: u32, case: CaseId) -> Result<Vec<Listing>, StoreError> {
+    let (stream, mut state, mut listings) = (Stream::Sku(case), None, Vec::new());
+    for entry in store.stream(chain, &stream.to_string())? {
+        let h = &entry.header;
+        let corrupt =
+            |why: String| StoreError::Corrupt(format!("entry {} of chain {chain}: {why}; verify the ledger", h.index));
+        let body = entry.parse_body().map_err(|e| corrupt(e.to_string()))?;
+        let said = Sku::apply(&mut state, &Occurrence::of(h, stream, &body)).map_err(|e| corrupt(e.0))?.said;
+        if !said.is_empty() {
+            listings.push(Listing { revision: h.revision, said });
+        }
+    }
+    Ok(listings)
 }
 
 /// The state of a SKU as committed.

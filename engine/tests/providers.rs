@@ -17,6 +17,7 @@ use ledger_engine::signer::pkcs11::TokenSource;
 use ledger_engine::signer::place::{SignerPlace, TokenUri};
 use ledger_engine::signer::proxy::ProxySource;
 use ledger_engine::signer::remote::Patience;
+use ledger_engine::signer::sealing::{Sealed, SealingKey};
 use ledger_engine::signer::{Keeper, LocalSigner, Signer};
 use serde_json::{Value, json};
 use test_servers::{Http, Kms, KmsDeed, Reply, Request, Token};
@@ -274,6 +275,92 @@ fn what_kms_does_wrong_is_not_believed() {
 }
 
 /// A proxy with one key, which does what the test says with requests to sign.
+#[test]
+fn keys_in_kms_seal() {
+    with_kms("keys_in_kms_seal", async |of| {
+        let text = format!("awskms:{}", of.kms.sealing_alias());
+        let Ok(SignerPlace::Kms(alias)) = SignerPlace::parse(&text) else { panic!("no key") };
+        let key = KmsSource::new(alias, patience(), tokio::runtime::Handle::current());
+        assert_eq!(key.keeper(), Keeper::Kms);
+        let mut all = Vec::new();
+        for n in [0, 1] {
+            let arn = of.kms.sealing_key_is(n);
+            let sealed = key.seal(b"a secret", b"one").await.unwrap();
+            assert_eq!(sealed.source, format!("awskms:{arn}"), "the key, and not its alias");
+            assert!(!sealed.bytes.windows(8).any(|w| w == b"a secret"));
+            all.push(sealed);
+        }
+        for (sealed, other) in [(&all[0], &all[1]), (&all[1], &all[0])] {
+            assert_eq!(*key.open(sealed, b"one").await.unwrap(), b"a secret", "whatever the alias names now");
+            let wrong = key.open(sealed, b"another").await.unwrap_err();
+            assert!(wrong.reason.contains("InvalidCiphertextException") && !wrong.again, "{wrong}");
+            let elsewhere = Sealed { source: "file:0011223344556677".into(), ..sealed.clone() };
+            assert!(key.open(&elsewhere, b"one").await.unwrap_err().reason.contains("file:0011223344556677"));
+            let swapped = Sealed { source: other.source.clone(), ..sealed.clone() };
+            assert!(key.open(&swapped, b"one").await.unwrap_err().reason.contains("IncorrectKeyException"));
+        }
+        for (kind, again) in [("ThrottlingException", true), ("AccessDeniedException", false)] {
+            of.kms.becomes(KmsDeed::Error(400, kind));
+            for error in [key.seal(b"a", b"one").await.err(), key.open(&all[0], b"one").await.err()] {
+                let error = error.unwrap();
+                assert!(error.reason.contains(kind) && error.again == again, "{error}");
+            }
+        }
+        of.kms.is_away(true);
+        assert!(key.seal(b"a secret", b"one").await.unwrap_err().again);
+    });
+}
+
+#[test]
+fn keys_in_a_token_seal() {
+    with_token("keys_in_a_token_seal", async |path| {
+        use cryptoki::mechanism::Mechanism;
+        use cryptoki::object::Attribute;
+        let (module, pin) = (Token::module(), pin_file(path, Token::PIN));
+        let uri = token_uri("deliveries", &module, &pin);
+        let key = TokenSource::new(uri.clone(), patience());
+        let none = key.seal(b"a secret", b"one").await.unwrap_err();
+        assert!(none.reason.contains("no AES key labelled deliveries"), "{none}");
+        assert_eq!(key.keeper(), Keeper::Pkcs11);
+        let handle = cryptoki::context::Pkcs11::new(&module).unwrap();
+        let slot = handle.get_slots_with_initialized_token().unwrap()[0];
+        let session = handle.open_rw_session(slot).unwrap();
+        let make = |label: &str| {
+            let template = [
+                Attribute::Token(true),
+                Attribute::Private(true),
+                Attribute::Sensitive(true),
+                Attribute::Extractable(false),
+                Attribute::Encrypt(true),
+                Attribute::Decrypt(true),
+                Attribute::ValueLen(32.into()),
+                Attribute::Label(label.as_bytes().to_vec()),
+            ];
+            session.generate_key(&Mechanism::AesKeyGen, &template).unwrap();
+        };
+        make("deliveries");
+        let sealed = key.seal(b"a secret", b"one").await.unwrap();
+        assert_eq!(sealed.source, "pkcs11:token=ledger%20test;object=deliveries");
+        make("deliveries 2");
+        let new = TokenSource::new(TokenUri { object: Some("deliveries 2".into()), ..uri }, patience());
+        assert_eq!(*new.open(&sealed, b"one").await.unwrap(), b"a secret", "the label is that of the history");
+        let label = |n: usize| ["deliveries%202", "deliveries"][n];
+        let newer = new.seal(b"a secret", b"one").await.unwrap();
+        assert_eq!(newer.source, format!("pkcs11:token=ledger%20test;object={}", label(0)));
+        assert_eq!(*key.open(&newer, b"one").await.unwrap(), b"a secret");
+        for (key, sealed) in [(&key, &sealed), (&new, &newer)] {
+            assert!(key.open(sealed, b"another").await.is_err());
+            let mut altered = sealed.clone();
+            altered.bytes.truncate(5);
+            assert!(key.open(&altered, b"one").await.is_err());
+            altered = Sealed { source: "awskms:arn".into(), ..sealed.clone() };
+            assert!(key.open(&altered, b"one").await.unwrap_err().reason.contains("awskms:arn"));
+        }
+        make("deliveries");
+        assert!(key.seal(b"a secret", b"one").await.unwrap_err().reason.contains("or several"));
+    });
+}
+
 fn proxy(deed: impl Fn(&Request, &LocalSigner) -> Reply + Send + Sync + 'static) -> (Http, [u8; 32]) {
     let key = LocalSigner::from_seed(Purpose::Commit, &[6; 32]);
     let public_key = key.public_key();

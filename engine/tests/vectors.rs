@@ -621,7 +621,7 @@ struct Paid {
 
 impl Registrar<'_> {
     fn paid(&self) -> Paid {
-        let row = "SELECT order_id, buyer, amount, currency, scale FROM orders WHERE status = 'paid'";
+        let row = "SELECT order_id, buyer, amount, currency, scale FROM orders WHERE status = 'paid' ORDER BY idx DESC LIMIT 1";
         let paid = |r: &rusqlite::Row<'_>| {
             let total = Money { amount: r.get(2)?, currency: r.get(3)?, scale: r.get(4)? };
             Ok(Paid { id: CaseId::parse(&r.get::<_, String>(0)?).unwrap(), buyer: r.get(1)?, total })
@@ -645,7 +645,7 @@ impl Registrar<'_> {
     }
 
     fn paid_or_settled(&self) -> String {
-        let row = "SELECT order_id FROM orders WHERE status IN ('paid', 'settled')";
+        let row = "SELECT order_id FROM orders WHERE status IN ('paid', 'settled') ORDER BY idx DESC LIMIT 1";
         self.db.query_row(row, [], |r| r.get(0)).unwrap()
     }
 
@@ -722,14 +722,40 @@ impl Registrar<'_> {
 }
 
 impl Registrar<'_> {
-    /// Delivers the paid order with a proof, as far as the functions leave that. `allowed`: by the rules of deliveries.
+    /// Buys the SKU that has a manifest.
+    fn buy(&self) {
+        let (stream, price) =
+            (format!("order-{ORDER_BOUGHT}"), Money { amount: 990, currency: "EUR".into(), scale: 2 });
+        let created = Object::new()
+            .with("order_id", ORDER_BOUGHT)
+            .with("sku_id", SKU)
+            .with("sku_revision", 1)
+            .with("buyer", "p-7")
+            .with("total", price.to_value())
+            .with("delivery_mode", "marketplace-managed");
+        self.append(&stream, "order.created", "service:market", created, 2);
+        let insert = "INSERT INTO orders SELECT 0, max(idx), ?1, 'paid', ?2, 'p-7', 990, 'EUR', 2, 0, 'marketplace-managed', \
+             NULL, NULL, NULL, 0, 2, max(recorded_at_us), max(recorded_at_us) FROM entries";
+        let captured = Object::new().with("provider", "p").with("payment_id", "7").with("total", price.to_value());
+        self.db.execute(insert, [ORDER_BOUGHT, SKU]).unwrap();
+        self.append(&stream, "payment.captured", "service:market", captured, 2);
+        let update = "UPDATE orders SET updated_at_us = (SELECT max(recorded_at_us) FROM entries) WHERE order_id = ?1";
+        self.db.execute(update, [ORDER_BOUGHT]).unwrap();
+    }
+
+    /// Delivers the order with a proof, as far as the functions leave that. `allowed`: by the rules of deliveries.
     fn deliver(
         &self,
         (purpose, seed): (Purpose, u8),
+        plain: Hash,
         terms: impl FnOnce(ProofTerms) -> ProofTerms,
         text: impl FnOnce(String) -> String,
         allowed: bool,
     ) {
+        self.enrol(Purpose::Kernel, KERNEL_SEED, 2);
+        let (manifest_sha256, manifest_signature_id) =
+            self.list_signed((Purpose::Kernel, KERNEL_SEED), &manifest(), manifest(), true);
+        self.buy();
         let order = self.paid();
         self.settle(None);
         let id = order.id.to_string();
@@ -737,10 +763,10 @@ impl Registrar<'_> {
         let update =
             "UPDATE orders SET license_index = (SELECT max(idx) FROM entries), deliveries = 1 WHERE order_id = ?1";
         self.db.execute(update, [&id]).unwrap();
-        let insert = "INSERT INTO licences SELECT 0, max(idx), ?1, ?2, 's', ?3 FROM entries";
-        self.db.execute(insert, params![format!("license-{id}"), id, order.buyer]).unwrap();
+        let insert = "INSERT INTO licences SELECT 0, max(idx), ?1, ?2, ?4, ?3 FROM entries";
+        self.db.execute(insert, params![format!("license-{id}"), id, order.buyer, SKU]).unwrap();
         let stream = Stream::Delivery(order.id, 1).to_string();
-        let (plain, sealed) = (Hash([0x51; 32]), Hash([0x52; 32]));
+        let sealed = Hash([0x52; 32]);
         let requested = Object::new()
             .with("delivery_id", stream.as_str())
             .with("order_id", id.as_str())
@@ -759,19 +785,20 @@ impl Registrar<'_> {
         let terms = terms(ProofTerms {
             order_id: order.id,
             n: 1,
-            sku_id: "s".into(),
+            sku_id: SKU.into(),
             buyer_id: order.buyer.clone(),
             delivery_mode: "marketplace-managed".into(),
             artifact: (plain, 5),
             ciphertext: (sealed, 61),
-            manifest_sha256: Hash([0x53; 32]),
-            manifest_signature_id: Hash([0x54; 32]),
+            manifest_sha256,
+            manifest_signature_id,
             ledger_proof_id: PROOF_ID.into(),
             encryption: Encryption {
                 algorithm: "AES256_GCM_HKDF_1MB".into(),
                 key_algorithm: "RSA-OAEP-SHA256".into(),
                 encrypted_key: vec![0x55; 256],
                 key_fingerprint: Hash([0x56; 32]),
+                key_source: Some("file:5757575757575757".into()),
             },
             supersedes: None,
             issued_at_us: 1_795_000_000_500_000,
@@ -803,13 +830,17 @@ impl Registrar<'_> {
 
 /// The id of a SKU that is listed with a manifest.
 const SKU: &str = "sku-7";
+/// The order of it.
+const ORDER_BOUGHT: &str = "5b5b5b5b5b5b5b5b5b5b5b5b5b5b5b5b";
+/// SHA-256 of its artifact.
+const ARTIFACT: Hash = Hash([0x5e; 32]);
 
 /// What the Kernel signs of that SKU.
 fn manifest() -> Object {
     let artifact = Object::new()
         .with("artifact_id", "font-files")
         .with("artifact_url", "https://artifacts.example.org/font-files.zip")
-        .with("sha256", "5e".repeat(32));
+        .with("sha256", ARTIFACT.to_hex());
     let tags: Vec<ledger_json::Value> = vec!["serif".into(), "größe".into()];
     let price = Money { amount: 990, currency: "EUR".into(), scale: 2 };
     Object::new()
@@ -824,8 +855,9 @@ fn manifest() -> Object {
 }
 
 impl Registrar<'_> {
-    /// Lists the SKU with a manifest, signed over `statement`; and what follows from it in the read model, if it is allowed.
-    fn list(&self, kid: &str, signature: String, manifest: Object, allowed: bool) {
+    /// Lists the SKU with a manifest, signed over `statement`; and what follows from it in the read model, if it is allowed. Gives the
+    /// digest of the manifest.
+    fn list(&self, kid: &str, signature: String, manifest: Object, allowed: bool) -> Hash {
         let signature =
             Object::new().with("signature", signature).with("signer_kid", kid).with("ts", "2026-11-25T10:00:00Z");
         let manifest = String::from_utf8(manifest.with("manifest_signature", signature).to_canonical()).unwrap();
@@ -846,13 +878,21 @@ impl Registrar<'_> {
             let digest = sha256(&[text.as_bytes()]).to_hex();
             self.db.execute(insert, params![SKU, "serif\ngröße", digest]).unwrap();
         }
+        sha256(&[text.as_bytes()])
     }
 
-    /// The same, signed by an Ed25519 key over what is given.
-    fn list_signed(&self, (purpose, seed): (Purpose, u8), signed: &Object, listed: Object, allowed: bool) {
+    /// The same, signed by an Ed25519 key over what is given. Gives the digests of the manifest and of its signature.
+    fn list_signed(
+        &self,
+        (purpose, seed): (Purpose, u8),
+        signed: &Object,
+        listed: Object,
+        allowed: bool,
+    ) -> (Hash, Hash) {
         let signer = key(purpose, seed);
-        let signature = to_hex(&signer.signature(&signed.to_canonical()));
-        self.list(&signer.key().kid, signature, listed, allowed);
+        let signature = signer.signature(&signed.to_canonical());
+        let manifest = self.list(&signer.key().kid, to_hex(&signature), listed, allowed);
+        (manifest, sha256(&[&signature]))
     }
 }
 
@@ -978,7 +1018,7 @@ fn documents() -> Vec<Change> {
         }),
         ("valid/delivery_proof", "a delivery with its signed proof", 0, &[], |r| {
             r.enrol(DeliveryProof, PROOF_SEED, 2);
-            r.deliver(PROVER, same, same, true);
+            r.deliver(PROVER, ARTIFACT, same, same, true);
         }),
         ("broken/delivery_proof_signature_flipped", "a delivery proof signed over something else", 1, invalid, |r| {
             r.enrol(DeliveryProof, PROOF_SEED, 2);
@@ -987,7 +1027,7 @@ fn documents() -> Vec<Change> {
                 let digit = if &text[at..=at] == "0" { "1" } else { "0" };
                 format!("{}{digit}{}", &text[..at], &text[at + 1..])
             };
-            r.deliver(PROVER, same, flip, true);
+            r.deliver(PROVER, ARTIFACT, same, flip, true);
         }),
         (
             "broken/delivery_proof_by_licence_key",
@@ -996,20 +1036,46 @@ fn documents() -> Vec<Change> {
             &["kid_wrong_purpose"],
             |r| {
                 r.enrol(Licence, LICENCE_SEED, 2);
-                r.deliver(OURS, same, same, true);
+                r.deliver(OURS, ARTIFACT, same, same, true);
             },
         ),
         ("broken/delivery_proof_of_another_ledger", "a delivery proof that names another ledger", 1, invalid, |r| {
             r.enrol(DeliveryProof, PROOF_SEED, 2);
-            r.deliver(PROVER, |terms| ProofTerms { ledger_id: Hash([9; 32]), ..terms }, same, true);
+            r.deliver(PROVER, ARTIFACT, |terms| ProofTerms { ledger_id: Hash([9; 32]), ..terms }, same, true);
         }),
         ("broken/delivery_proof_of_another_file", "a delivery proof of another artifact", 1, illegal, |r| {
             r.enrol(DeliveryProof, PROOF_SEED, 2);
-            r.deliver(PROVER, |terms| ProofTerms { artifact: (Hash([0x50; 32]), 5), ..terms }, same, false);
+            r.deliver(PROVER, ARTIFACT, |terms| ProofTerms { artifact: (Hash([0x50; 32]), 5), ..terms }, same, false);
         }),
+        (
+            "broken/delivery_proof_of_another_manifest",
+            "another manifest than the one that was bought by",
+            1,
+            illegal,
+            |r| {
+                r.enrol(DeliveryProof, PROOF_SEED, 2);
+                r.deliver(
+                    PROVER,
+                    ARTIFACT,
+                    |terms| ProofTerms { manifest_sha256: Hash([8; 32]), ..terms },
+                    same,
+                    false,
+                );
+            },
+        ),
+        (
+            "broken/delivery_proof_of_an_artifact_of_nobody",
+            "a delivery of what the manifest does not name",
+            1,
+            illegal,
+            |r| {
+                r.enrol(DeliveryProof, PROOF_SEED, 2);
+                r.deliver(PROVER, Hash([0x51; 32]), same, same, false);
+            },
+        ),
         ("broken/delivery_proof_of_another_buyer", "a delivery proof for another buyer", 1, illegal, |r| {
             r.enrol(DeliveryProof, PROOF_SEED, 2);
-            r.deliver(PROVER, |terms| ProofTerms { buyer_id: "p-0".into(), ..terms }, same, false);
+            r.deliver(PROVER, ARTIFACT, |terms| ProofTerms { buyer_id: "p-0".into(), ..terms }, same, false);
         }),
         (
             "broken/delivery_proof_superseding_none",
@@ -1022,7 +1088,7 @@ fn documents() -> Vec<Change> {
                     let supersedes = Some(format!("proof-{}-0", terms.order_id));
                     ProofTerms { supersedes, ..terms }
                 };
-                r.deliver(PROVER, claim, same, false);
+                r.deliver(PROVER, ARTIFACT, claim, same, false);
             },
         ),
         ("broken/finance_over_another_amount", "finance signed one cent more", 1, invalid, |r| {
@@ -1364,8 +1430,9 @@ async fn vectors_are_what_the_engine_makes_and_both_verifiers_agree() {
         let dump = audit_verify::Dump::read(path).unwrap();
         let demands = audit_verify::Demands { trust: dump.trust, ..Default::default() };
         let sku = Stream::Sku(CaseId::of_sku(SKU)).to_string();
-        let of_sku = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("manifest_"));
-        let report = audit_verify::verify_stream(path, if of_sku { &sku } else { ORDER_PAID }, demands);
+        let of = |kind| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(kind));
+        let of_orders = if of("delivery_proof") { ORDER_BOUGHT } else { ORDER_PAID };
+        let report = audit_verify::verify_stream(path, if of("manifest_") { &sku } else { of_orders }, demands);
         if Some((report.exit(), report.codes())) != dump.expect {
             wrong.push(format!("{}: of the order alone {}", path.display(), report.to_text()));
         }

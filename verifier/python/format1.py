@@ -205,7 +205,8 @@ def parse_delivery_proof(text):  # section 19
         manifest_signature_id:hex64 order_id:hex32 proof_id signature:hex128 signer_kid:kid sku_id:text1 supersedes?:text1 ts:time"""
     if not shaped(proof, form): return None
     order, (kind, case, n) = proof["order_id"], parse_stream(proof["delivery_id"])
-    fits = (kind, case, proof["license_id"]) == ("delivery", order, "license-" + order)
+    fits = (kind, case, proof["license_id"], "key_source" in proof["encryption"]) == (
+        "delivery", order, "license-" + order, proof["delivery_mode"] == "marketplace-managed")
     return proof if fits and proof["proof_id"] == f"proof-{order}-{n}" else None
 
 def signature_bytes(text):
@@ -268,7 +269,8 @@ TYPES = {
     "time": lambda v: microseconds(v) is not None, "scope": lambda v: shaped(v, "type:text1 expires_at?:time"),
     "licence": lambda v: TYPES["doc"](v) and parse_licence(v["text"]) is not None,
     "wrapped": matches("(?:[0-9a-f]{2}){1,1024}"),
-    "encryption": lambda v: shaped(v, "algorithm:text1 encrypted_key:wrapped key_algorithm:text1 key_fingerprint:hex64"),
+    "encryption": lambda v: shaped(v, "algorithm:text1 encrypted_key:wrapped key_algorithm:text1 key_fingerprint:hex64 "
+                                       "key_source?:text1"),
     "delivery_proof": lambda v: TYPES["doc"](v) and parse_delivery_proof(v["text"]) is not None,
     "manifest": lambda v: TYPES["doc"](v) and parse_manifest(v["text"]) is not None,
     "author": lambda v: has(v, "id:text1 name:text1"), "license": lambda v: has(v, "type:text1"),

@@ -9,7 +9,7 @@ from format1 import *
 
 class Verifier:
     def __init__(self, tables, trust):
-        self.trust, self.findings, self.keys, self.prices, self.open = trust, [], {}, {}, False
+        self.trust, self.findings, self.keys, self.listings, self.open = trust, [], {}, {}, False
         self.adopted = None, 0
         self.tables = {table: defaultdict(list) for table in tables}
         for table, row in ((table, row) for table, rows in tables.items() for row in rows):
@@ -181,10 +181,12 @@ class Verifier:
             if m and ((m["id"], m["title"], m["author"]["id"]) != (p["sku_id"], p["title"], p.get("author_id"))
                       or metadata.get("price", p["price"]) != p["price"]):
                 return False
-            sku, self.prices[row.stream, row.revision] = {
+            digests = m and [p["manifest"]["sha256"], sha(signature_bytes(m["manifest_signature"]["signature"])).hex()]
+            self.listings[row.stream, row.revision] = p["price"], [[*digests, a["sha256"]] for a in m.get("artifacts", [])]
+            sku = {
                 "idx": sku["idx"], **p, **p["price"], "listed_index": row.idx, "version": m.get("version"),
                 "tags": "\n".join(metadata.get("tags", [])) or None, "manifest_sha256": m and p["manifest"]["sha256"] or None,
-            }, p["price"]
+            }
             row.signed = self.manifest(m) if m else None
         skus[row.stream] = {**sku, "status": EVENTS[event][3], "revision": row.revision}
         return True
@@ -203,7 +205,7 @@ class Verifier:
                 or kind == "delivery" and n != count + (event == "delivery.requested")
                 or ("key_fingerprint" in p) != ("buyer-managed" in (p.get("mode"), p.get("delivery_mode")))):
             return False
-        if not {"order.created": lambda: p["order_id"] == name and self.price_agrees(p),
+        if not {"order.created": lambda: p["order_id"] == name and self.listed(p, lambda price, _: price == p["total"]),
                 "payment.captured": lambda: all(equal.values()),
                 "payment.mismatch": lambda: not all(equal.values()),
                 "license.issued": lambda: p["license_id"] == "license-" + name and self.licence_fits(order, name, p),
@@ -252,7 +254,8 @@ class Verifier:
         proof, delivery = parse_delivery_proof(p["delivery_proof"]["text"]), case.deliveries[n]
         before = [case.deliveries[k]["proof_id"] for k in range(1, n) if "proof_id" in case.deliveries[k]]
         fingerprint = proof["encryption"]["key_fingerprint"]
-        return ([proof["delivery_id"], proof["sku_id"], proof["buyer_id"], proof["delivery_mode"], proof["ledger_proof_id"],
+        said = [proof["manifest_sha256"], proof["manifest_signature_id"], proof["artifact_sha256"]]
+        return self.listed(order, lambda _, artifacts: said in artifacts) and ([proof["delivery_id"], proof["sku_id"], proof["buyer_id"], proof["delivery_mode"], proof["ledger_proof_id"],
                  proof["artifact_sha256"], proof["ciphertext_sha256"], fingerprint, proof.get("supersedes")]
                 == [f"delivery-{name}-{n}", order["sku_id"], order["buyer"], delivery["mode"], order.get("ledger_proof_id"),
                     delivery["artifact_sha256"], delivery["ciphertext_sha256"], delivery.get("key_fingerprint", fingerprint),
@@ -292,11 +295,11 @@ class Verifier:
         good = message is not None and signed_by(alg, key.public, signature, message)
         return None if good else "document_signature_invalid"
 
-    def price_agrees(self, p):
-        stream = sku_stream(p["sku_id"])
+    def listed(self, order, says):  # whether the listing that an order cites says something
+        stream = sku_stream(order["sku_id"])
         chain = self.chains[self.home(stream)]
-        return (not self.known or chain.tainted or stream in chain.tainted_cases
-                or self.prices.get((stream, p["sku_revision"])) == p["total"])
+        listing = self.listings.get((stream, order["sku_revision"]))
+        return not self.known or chain.tainted or stream in chain.tainted_cases or listing is not None and says(*listing)
 
     def adoption(self, row, p):  # section 14
         form = "count:from1 first:row format:str head_hash:hex64 last:row registry:signers root:hex64"

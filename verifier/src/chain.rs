@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use ledger_engine::body::Body;
 use ledger_engine::domain::Occurrence;
 use ledger_engine::domain::case::Case;
-use ledger_engine::domain::money::Money;
 use ledger_engine::domain::projection::Cell;
+use ledger_engine::domain::sku::Said;
 use ledger_engine::domain::sku::Sku;
 use ledger_engine::hash::Hash;
 use ledger_engine::stream::Stream;
@@ -176,8 +176,8 @@ pub(crate) fn gap_of(record: [u8; 16]) -> (u64, u64) {
     (word(0), word(8))
 }
 
-/// Prices by SKU stream and revision.
-pub(crate) type Prices = HashMap<(String, u64), Money>;
+/// What listings say, by SKU stream and revision.
+pub(crate) type Listings = HashMap<(String, u64), Vec<Said>>;
 
 /// The unit of tainting: an order's case, or a stream without one.
 pub(crate) fn case_of(stream: &str) -> String {
@@ -196,7 +196,7 @@ pub(crate) struct Reader<'a> {
     pub(crate) ledger_id: Hash,
     /// The chain count where the registry is known.
     pub(crate) chains: Option<u32>,
-    pub(crate) prices: &'a mut Prices,
+    pub(crate) listings: &'a mut Listings,
     pub(crate) trouble: &'a Trouble,
     /// Told how many entries of the chain were read; `false` stops.
     pub(crate) told: &'a dyn Fn(u64) -> bool,
@@ -305,7 +305,7 @@ impl Reader<'_> {
         });
     }
 
-    /// Folds a SKU's entry, so that orders of any chain can be judged against its price.
+    /// Folds a SKU's entry, so that orders of any chain can be judged against it.
     fn sku(&mut self, chain: &mut Chain, row: &EntryRow, body: &[u8]) {
         let Some(stream) = Stream::parse(&row.header.stream) else { return };
         if self.chains.is_some_and(|n| u64::from(stream.chain(n)) != chain.number) {
@@ -315,10 +315,9 @@ impl Reader<'_> {
         let event = Occurrence::of(&row.header, stream, &body);
         let state = chain.sku_states.entry(row.header.stream.clone()).or_default();
         match Sku::apply(state, &event) {
-            Ok(_) => {
-                if let Some(sku) = state.as_ref().filter(|s| s.listed) {
-                    self.prices.insert((row.header.stream.clone(), row.header.revision), sku.price.clone());
-                }
+            Ok(applied) if applied.said.is_empty() => {}
+            Ok(applied) => {
+                self.listings.insert((row.header.stream.clone(), row.header.revision), applied.said);
             }
             Err(e) => {
                 chain.sku_refused.insert(row.header.index, e.0);

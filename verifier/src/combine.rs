@@ -268,7 +268,7 @@ impl Joiner {
         for summary in summaries {
             self.batch(summary, &known)?;
         }
-        self.prices();
+        self.listings();
         self.heads(summaries);
         self.retired(&known);
         self.anchored(&known, demands.anchors, summaries);
@@ -444,8 +444,8 @@ impl Joiner {
         self.tips.insert((later.chain, stream), tip);
     }
 
-    /// Whether every price that an order names was listed.
-    fn prices(&mut self) {
+    /// Whether listings say all that orders and deliveries rest on.
+    fn listings(&mut self) {
         for (claim, chain, index) in std::mem::take(&mut self.claimed) {
             if self.listed.contains(&claim) {
                 continue;
@@ -458,7 +458,7 @@ impl Joiner {
                 Code::IllegalTransition,
                 chain,
                 format!("entries/{index}"),
-                "the price is of no listing of the SKU",
+                "the price, or what the delivery proof says of the manifest, is of no listing of the SKU",
             );
         }
     }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use ledger_engine::adoption::{Adopted, Adoption};
 use ledger_engine::body::{Body, BodyError};
 use ledger_engine::document::SignedDocument;
-use ledger_engine::domain::case::Case;
+use ledger_engine::domain::case::{Case, ListingClaim};
 use ledger_engine::domain::projection::needs_idempotency_row;
 use ledger_engine::domain::sku::manifest_of;
 use ledger_engine::domain::{Illegal, Occurrence};
@@ -17,7 +17,7 @@ use ledger_engine::registry::{Registry, RegistryPlace};
 use ledger_engine::stream::{CaseId, Stream};
 use rayon::prelude::*;
 
-use crate::chain::{Chain, Named, Prices, Unit, case_of, gap_of};
+use crate::chain::{Chain, Listings, Named, Unit, case_of, gap_of};
 use crate::collector::Collector;
 use crate::finding::Code;
 use crate::report::ChainReport;
@@ -34,7 +34,7 @@ pub(crate) struct Context<'a> {
     /// The genesis entry's body hash is right, but the genesis is not valid.
     pub(crate) genesis_invalid: bool,
     pub(crate) chains: &'a [Chain],
-    pub(crate) prices: &'a Prices,
+    pub(crate) listings: &'a Listings,
     pub(crate) trouble: &'a Trouble,
     /// Told how many entries of the chain were judged; `false` stops.
     pub(crate) told: &'a dyn Fn(u64) -> bool,
@@ -264,11 +264,17 @@ impl Context<'_> {
                 }
             },
             Stream::Order(id) | Stream::Delivery(id, _) => {
-                if event.event_type == "order.created" {
-                    self.price(body)?;
-                }
                 let case = unit.case.get_or_insert_with(|| Case::new(id));
-                let applied = case.apply(&event);
+                let rests_on_listing = matches!(event.event_type, "order.created" | "delivery.ready");
+                let before = rests_on_listing.then(|| case.clone());
+                let mut applied = case.apply(&event);
+                if let Ok(Some(claim)) = applied.as_ref().map(|applied| &applied.claim)
+                    && let Err(refuted) = self.listed(claim)
+                {
+                    // As for every illegal event, nothing has changed.
+                    *case = before.unwrap_or_else(|| Case::new(id));
+                    applied = Err(refuted);
+                }
                 if applied.is_err() && event.has_private {
                     case.private.push(h.index);
                 }
@@ -292,26 +298,16 @@ impl Context<'_> {
         }
     }
 
-    fn price(&self, body: &Body) -> Result<(), Illegal> {
-        let member = |name| body.payload.value(name);
-        let (Some(sku), Some(revision)) =
-            (member("sku_id").and_then(Value::as_str), member("sku_revision").and_then(Value::as_int))
-        else {
-            // The case's own rules refuse a malformed payload.
-            return Ok(());
-        };
-        let stream = Stream::Sku(CaseId::of_sku(sku));
+    /// Whether a listing says what a case rests on.
+    fn listed(&self, claim: &ListingClaim) -> Result<(), Illegal> {
+        let stream = Stream::Sku(CaseId::of_sku(&claim.sku_id));
         let name = stream.to_string();
         let Some(home) = self.home(&stream).and_then(|n| self.chains.get(n as usize)) else { return Ok(()) };
         if home.tainted || home.tainted_streams.contains(&name) {
             return Ok(());
         }
-        let listed = u64::try_from(revision).ok().and_then(|r| self.prices.get(&(name, r)));
-        let total = member("total").and_then(ledger_engine::domain::money::Money::read);
-        if listed.is_some() && listed == total.as_ref() {
-            return Ok(());
-        }
-        Err(Illegal(format!("the total is not the price that revision {revision} of the SKU lists")))
+        let listed = self.listings.get(&(name, claim.revision)).is_some_and(|said| said.contains(&claim.said));
+        if listed { Ok(()) } else { Err(Illegal(claim.refuted())) }
     }
 
     fn heads(&self, payload: &Object, index: u64) -> Result<(), Illegal> {

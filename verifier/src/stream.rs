@@ -8,7 +8,7 @@ use std::path::Path;
 use ledger_engine::body::Body;
 use ledger_engine::commit::{COMMIT_SIGNATURES_MAX, CommitSignature};
 use ledger_engine::document::SignedDocument;
-use ledger_engine::domain::case::{Case, PriceClaim};
+use ledger_engine::domain::case::{Case, ListingClaim};
 use ledger_engine::domain::projection::Cell;
 use ledger_engine::domain::sku::Sku;
 use ledger_engine::domain::{Illegal, Occurrence};
@@ -116,7 +116,7 @@ fn judge(name: &str, tables: &dyn Tables, subject: Subject, demands: &Demands<'_
     let (claims, documents) = run.fold(subject, home, &streams, &mut out);
     run.documents = documents;
     for claim in claims {
-        run.price(&claim, &known, &mut out)?;
+        run.listing(&claim, &known, &mut out)?;
     }
     let mut hashes = Vec::new();
     let mut covered = Covered::default();
@@ -271,14 +271,14 @@ impl<'a> Run<'a> {
         Ok(Some(streams))
     }
 
-    /// Step 2.11 along the history. Returns what it says of prices, and what is signed by itself.
+    /// Step 2.11 along the history. Returns what it says of listings, and what is signed by itself.
     fn fold(
         &self,
         subject: Subject,
         home: u32,
         streams: &[String],
         out: &mut Collector,
-    ) -> (Vec<PriceClaim>, HashMap<u64, SignedDocument>) {
+    ) -> (Vec<ListingClaim>, HashMap<u64, SignedDocument>) {
         let (mut claims, mut documents) = (Vec::new(), HashMap::new());
         if !self.whole {
             return (claims, documents);
@@ -290,11 +290,11 @@ impl<'a> Run<'a> {
         for read in self.entries(home, streams) {
             let applied = occurrence(read, |event| match subject {
                 Subject::Case(_) => case.apply(event).map(|applied| {
-                    claims.extend(applied.price_claim);
+                    claims.extend(applied.claim);
                     documents.extend(applied.signed.map(|signed| (event.index, signed)));
                 }),
                 Subject::Sku(_) => Sku::apply(&mut sku, event)
-                    .map(|signed| documents.extend(signed.map(|signed| (event.index, signed)))),
+                    .map(|applied| documents.extend(applied.signed.map(|signed| (event.index, signed)))),
             });
             // A body or a stream that cannot be read is a finding of the entry itself.
             if let Some(Err(e)) = applied {
@@ -306,22 +306,21 @@ impl<'a> Run<'a> {
     }
 
     /// Reads the SKU that an order cites, and compares.
-    fn price(&mut self, claim: &PriceClaim, known: &Known, out: &mut Collector) -> Result<(), SourceError> {
+    fn listing(&mut self, claim: &ListingClaim, known: &Known, out: &mut Collector) -> Result<(), SourceError> {
         let sku = CaseId::of_sku(&claim.sku_id);
         let chain = sku.route(known.genesis.chains);
         let stream = Stream::Sku(sku).to_string();
         let there = self.read(chain, &stream, out)?;
-        let (mut state, mut listed) = (None, None);
+        let (mut state, mut listed) = (None, false);
         let streams = [stream.clone()];
         for read in self.entries(chain, &streams) {
             let applied = occurrence(read, |event| Sku::apply(&mut state, event));
-            if read.row.header.revision == claim.revision && matches!(applied, Some(Ok(_))) {
-                listed = state.as_ref().filter(|s| s.listed).map(|s| s.price.clone());
+            if let (true, Some(Ok(applied))) = (read.row.header.revision == claim.revision, applied) {
+                listed = applied.said.contains(&claim.said);
             }
         }
-        if !there || listed.as_ref() != Some(&claim.price) {
-            let why = format!("the order's total is not the price that revision {} of {stream} lists", claim.revision);
-            out.report(Code::IllegalTransition, Some(chain.into()), stream, why);
+        if !there || !listed {
+            out.report(Code::IllegalTransition, Some(chain.into()), stream, claim.refuted());
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use ledger_engine::hash::{Hash, body_hash, sha256};
 use ledger_engine::registry::{Registry, cut_of};
 
 use crate::anchor::Anchor;
-use crate::chain::{Chain, Prices, Reader, gap_of};
+use crate::chain::{Chain, Listings, Reader, gap_of};
 use crate::collector::{Collector, Findings};
 use crate::commits::Keys;
 use crate::derived::Derived;
@@ -196,14 +196,14 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
     // Entries are read twice; each time they are counted from the beginning.
     let (before, told) = (Counter::new(0), demands.progress);
     let told = |read: u64| told.is_none_or(|told| told(before.get() + read, claimed));
-    let mut prices = Prices::new();
+    let mut listings = Listings::new();
     let mut chains: Vec<Chain> = Vec::new();
     for n in 0..count {
         let chains_known = identity.genesis.as_ref().map(|g| g.chains);
         let mut reader = Reader {
             ledger_id: identity.id,
             chains: chains_known,
-            prices: &mut prices,
+            listings: &mut listings,
             trouble: &trouble,
             told: &told,
         };
@@ -218,7 +218,7 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
         genesis: identity.genesis.as_ref(),
         genesis_invalid: identity.authentic && identity.genesis.is_none(),
         chains: &chains,
-        prices: &prices,
+        listings: &listings,
         trouble: &trouble,
         told: &told,
     };

@@ -40,9 +40,18 @@ pub(crate) struct Particulars {
     pub(crate) key_algorithm: String,
     pub(crate) encrypted_key: String,
     pub(crate) key_fingerprint: String,
-    /// The private key of a marketplace-managed delivery, sealed under the marketplace's own.
+    /// The private key of a marketplace-managed delivery.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) sealed_private_key: Option<String>,
+    pub(crate) private_key: Option<SealedKey>,
+}
+
+/// A private key, sealed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SealedKey {
+    /// Names the key that opens it.
+    pub(crate) source: String,
+    /// Hex.
+    pub(crate) sealed: String,
 }
 
 /// A directory or a bucket.

@@ -2,9 +2,9 @@
 //! a step that somebody else took is not taken again.
 
 pub(crate) mod files;
+pub(crate) mod sealing;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,11 +23,13 @@ use ledger_engine::hash::{Hash, from_hex, to_hex};
 use ledger_engine::json::{Object, Value};
 use ledger_engine::ledger::{AppendError, Appended, Ledger};
 use ledger_engine::registry::Purpose;
+use ledger_engine::signer::sealing::Sealed;
 use ledger_engine::store::StoreError;
 use ledger_engine::stream::{CaseId, Stream};
 use tokio::sync::Semaphore;
 
-use self::files::{Files, Particulars, SealError};
+use self::files::{Files, Particulars, SealError, SealedKey};
+use self::sealing::Sealing;
 use crate::directory::random;
 
 /// Who takes the steps, in entries.
@@ -58,8 +60,8 @@ type Running = Shared<BoxFuture<'static, Outcome>>;
 pub(crate) struct Deliverer {
     ledger: Arc<Ledger>,
     files: Files,
-    /// Where the key is that private keys of deliveries are sealed under.
-    own_key: PathBuf,
+    /// What private keys of deliveries are sealed under.
+    sealing_key: Sealing,
     under_way: Mutex<HashMap<CaseId, Running>>,
     /// A permit for each artifact that is encrypted now.
     sealing: Semaphore,
@@ -91,6 +93,14 @@ fn failed(why: impl Into<String>) -> Trouble {
     Trouble::Failed(why.into())
 }
 
+/// Why a private key is not given. The text is for operators.
+pub(crate) enum KeyError {
+    /// What opens it is away.
+    Away(String),
+    /// It cannot be had by waiting.
+    Lost(String),
+}
+
 /// What the SKU's listing says of the file.
 struct Sold {
     artifact: Hash,
@@ -99,9 +109,10 @@ struct Sold {
 }
 
 impl Deliverer {
-    pub(crate) fn new(ledger: Arc<Ledger>, files: Files, own_key: PathBuf) -> Arc<Deliverer> {
+    pub(crate) fn new(ledger: Arc<Ledger>, files: Files, sealing_key: Sealing) -> Arc<Deliverer> {
         let (under_way, resting) = Default::default();
-        Arc::new(Deliverer { ledger, files, own_key, under_way, sealing: Semaphore::new(SEALED_AT_ONCE), resting })
+        let sealing = Semaphore::new(SEALED_AT_ONCE);
+        Arc::new(Deliverer { ledger, files, sealing_key, under_way, sealing, resting })
     }
 
     pub(crate) fn files(&self) -> &Files {
@@ -221,10 +232,10 @@ impl Deliverer {
     async fn encrypt(&self, case: CaseId, order: &Row, delivery: &Row, sold: Sold) -> Result<(), Trouble> {
         let id = delivery.text("delivery_id").to_owned();
         let context = context(&self.ledger.id(), &id);
-        let (recipient, sealed_private_key) = match delivery.text("mode") {
+        let (recipient, private_key) = match delivery.text("mode") {
             "buyer-managed" => (self.buyers_key(case, order, delivery).await?, None),
             _ => {
-                let (recipient, sealed) = self.own_recipient(&context)?;
+                let (recipient, sealed) = self.own_recipient(&context).await?;
                 (recipient, Some(sealed))
             }
         };
@@ -240,7 +251,7 @@ impl Deliverer {
             key_algorithm: recipient.algorithm().to_owned(),
             encrypted_key: to_hex(&wrapped),
             key_fingerprint: recipient.fingerprint().to_hex(),
-            sealed_private_key,
+            private_key,
         };
         // It is never closed.
         let _permit = self.sealing.acquire().await;
@@ -295,29 +306,28 @@ impl Deliverer {
     }
 
     /// A key pair of this delivery alone. The private half is sealed at once.
-    fn own_recipient(&self, context: &[u8]) -> Result<(Recipient, String), Trouble> {
-        let own = ContentKey::read(&self.own_key).map_err(|e| {
-            tracing::error!("{e}");
-            failed("the marketplace's key for deliveries cannot be read")
-        })?;
+    async fn own_recipient(&self, context: &[u8]) -> Result<(Recipient, SealedKey), Trouble> {
         let (private, recipient) = recipient::generate().ok_or_else(|| failed("no key pair could be made"))?;
-        let (_, fresh) = fresh().map_err(|e| Trouble::Away(e.to_string()))?;
-        let mut sealed = Vec::new();
-        stream::seal(&own, &fresh, context, private.as_bytes(), &mut sealed).map_err(|e| failed(e.to_string()))?;
-        Ok((recipient, to_hex(&sealed)))
+        let sealed = self.sealing_key.seal(private.as_bytes(), context).await.map_err(|e| {
+            // Where keys are is nothing for the history.
+            tracing::error!("the private key of a delivery could not be sealed: {e}");
+            failed("the marketplace's key for deliveries is away or does not seal")
+        })?;
+        Ok((recipient, SealedKey { source: sealed.source, sealed: to_hex(&sealed.bytes) }))
     }
 
-    /// The private key of a marketplace-managed delivery, PKCS#8 in PEM.
-    pub(crate) fn private_key(&self, delivery: &Row) -> Result<Option<zeroize::Zeroizing<String>>, String> {
-        let (id, ciphertext) = (delivery.text("delivery_id"), delivery.text("ciphertext_sha256"));
-        let kept = self.files.particulars(id, ciphertext).map_err(|e| e.to_string())?;
-        let Some(sealed) = kept.and_then(|kept| kept.sealed_private_key) else { return Ok(None) };
-        let own = ContentKey::read(&self.own_key).map_err(|e| e.to_string())?;
-        let sealed = from_hex(&sealed).unwrap_or_default();
-        let mut opened = zeroize::Zeroizing::new(Vec::new());
-        stream::open(&own, &context(&self.ledger.id(), id), &mut &sealed[..], &mut *opened)
-            .map_err(|e| e.to_string())?;
-        let text = std::str::from_utf8(&opened).map_err(|e| e.to_string())?;
+    /// The private key of a marketplace-managed delivery, PKCS#8 in PEM. `None`: the delivery is for the buyer's own.
+    pub(crate) async fn private_key(&self, delivery: &Row) -> Result<Option<zeroize::Zeroizing<String>>, KeyError> {
+        let (id, files) = (delivery.text("delivery_id"), self.files.clone());
+        let own = (id.to_owned(), delivery.text("ciphertext_sha256").to_owned());
+        let kept = tokio::task::spawn_blocking(move || files.particulars(&own.0, &own.1)).await;
+        let kept = kept.map_err(|e| KeyError::Lost(e.to_string()))?.map_err(|e| KeyError::Lost(e.to_string()))?;
+        let kept = kept.ok_or_else(|| KeyError::Lost("what was kept of the delivery is not there".into()))?;
+        let Some(SealedKey { source, sealed }) = kept.private_key else { return Ok(None) };
+        let sealed = Sealed { source, bytes: from_hex(&sealed).unwrap_or_default() };
+        let opened = self.sealing_key.open(&sealed, &context(&self.ledger.id(), id)).await;
+        let opened = opened.map_err(|e| if e.again { KeyError::Away(e.reason) } else { KeyError::Lost(e.reason) })?;
+        let text = std::str::from_utf8(&opened).map_err(|e| KeyError::Lost(e.to_string()))?;
         Ok(Some(zeroize::Zeroizing::new(text.to_owned())))
     }
 
@@ -348,6 +358,7 @@ impl Deliverer {
                 key_algorithm: kept.key_algorithm,
                 encrypted_key: from_hex(&kept.encrypted_key).unwrap_or_default(),
                 key_fingerprint: hash(&kept.key_fingerprint)?,
+                key_source: kept.private_key.map(|key| key.source),
             },
             supersedes: before.iter().rev().map(|d| d.text("proof_id")).find(|id| !id.is_empty()).map(str::to_owned),
             issued_at_us: 0,

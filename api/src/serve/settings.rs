@@ -8,9 +8,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ledger_engine::bucket::parse_url;
+use ledger_engine::signer::place::SignerPlace;
 
 use crate::CliError;
 use crate::deliver::files::Files;
+use crate::deliver::sealing;
 use crate::directory::{self, DIRECTORY, Place};
 use crate::signers::{self, Signing, boolean};
 
@@ -124,6 +126,10 @@ pub(crate) struct Args {
     /// Days that objects of deliveries in a bucket are locked (Object Lock, COMPLIANCE), 0 for no lock [default: 0]
     #[arg(long, env = "DELIVERY_RETAIN_DAYS", value_name = "N")]
     delivery_retain_days: Option<String>,
+    /// What seals the private keys of marketplace-managed deliveries: awskms:KEY, a symmetric key, or pkcs11:token=…;object=LABEL, an AES key
+    /// [default: keys/delivery.key in --dir]
+    #[arg(long, env = "DELIVERY_KEY", value_name = "KEY")]
+    delivery_key: Option<String>,
     /// Where traces go (OTLP over HTTP) [default: nowhere]
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     otel_exporter_otlp_endpoint: Option<String>,
@@ -205,6 +211,7 @@ pub(crate) struct Settings {
     pub(crate) artifact_store: Option<String>,
     pub(crate) delivery_store: Option<String>,
     pub(crate) delivery_retain_days: u32,
+    pub(crate) delivery_key: Option<SignerPlace>,
     pub(crate) otlp: Option<String>,
 }
 
@@ -325,6 +332,7 @@ fn read(
         artifact_store: l.take("artifact_store", args.artifact_store, store, None),
         delivery_store: l.take("delivery_store", args.delivery_store, store, None),
         delivery_retain_days: l.count("delivery_retain_days", args.delivery_retain_days, 0, 36_500, 0) as u32,
+        delivery_key: l.take("delivery_key", args.delivery_key, sealing::place, None),
         otlp: l.take("otel_exporter_otlp_endpoint", args.otel_exporter_otlp_endpoint, |t| url(t).map(Some), None),
     };
     l.check_together(&settings);
@@ -620,6 +628,8 @@ impl fmt::Display for Settings {
         line("artifact_store", &directory(&self.artifact_store, "artifacts"))?;
         line("delivery_store", &directory(&self.delivery_store, "deliveries"))?;
         line("delivery_retain_days", &self.delivery_retain_days)?;
+        let own_key = || directory::delivery_key(&self.place.dir).display().to_string();
+        line("delivery_key", &self.delivery_key.as_ref().map_or_else(own_key, SignerPlace::to_string))?;
         line("otel_exporter_otlp_endpoint", &self.otlp.clone().unwrap_or_else(none))
     }
 }

@@ -17,6 +17,7 @@ use super::rate::Rates;
 use super::settings::Settings;
 use crate::deliver::Deliverer;
 use crate::deliver::files::Files;
+use crate::deliver::sealing::Sealing;
 use crate::directory;
 
 /// One part in so many of the requests under way may be of callers who were not recognised.
@@ -94,9 +95,10 @@ impl State {
         files: Files,
     ) -> Arc<State> {
         let ledger = Arc::new(ledger);
-        let place = &settings.place;
+        let own_key = directory::delivery_key(&settings.place.dir);
+        let sealing = Sealing::new(own_key, settings.delivery_key.as_ref());
         Arc::new(State {
-            deliverer: Deliverer::new(Arc::clone(&ledger), files, directory::delivery_key(&place.dir)),
+            deliverer: Deliverer::new(Arc::clone(&ledger), files, sealing),
             kernel,
             rates: Rates::new(&settings),
             requests: Semaphore::new(settings.requests_max),

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fields::{Fields, count, hex64, text, text1};
 use super::money::Money;
+use super::sku::Said;
 use super::{Illegal, Occurrence, allowed};
 use crate::delivery_proof::DeliveryProof;
 use crate::document::SignedDocument;
@@ -89,6 +90,8 @@ pub struct Order {
     pub status: OrderStatus,
     /// What was bought.
     pub sku_id: String,
+    /// Revision of the `sku.listed` entry that it was bought by.
+    pub sku_revision: u64,
     /// The buyer's pseudonym.
     pub buyer: String,
     /// The price at creation.
@@ -166,15 +169,28 @@ pub enum Touched {
     Proof(u32, u64),
 }
 
-/// An order's claim that a SKU's entry sets its price: checked against the SKU's stream, on whichever chain it lies.
+/// What a case claims that a listing says: checked against the SKU's stream, on whichever chain it lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PriceClaim {
+pub struct ListingClaim {
     /// The SKU's id, which gives its stream.
     pub sku_id: String,
     /// Revision of the `sku.listed` entry.
     pub revision: u64,
-    /// The price it must have.
-    pub price: Money,
+    /// What it must say.
+    pub said: Said,
+}
+
+impl ListingClaim {
+    /// What is wrong where the listing does not say it.
+    pub fn refuted(&self) -> String {
+        let listing = format!("revision {} of {}", self.revision, Stream::Sku(CaseId::of_sku(&self.sku_id)));
+        match self.said {
+            Said::Price(_) => format!("the order's total is not the price that {listing} lists"),
+            Said::Artifact { .. } => {
+                format!("the delivery proof is of another manifest or artifact than {listing}, which the order cites")
+            }
+        }
+    }
 }
 
 /// Effects of an applied event.
@@ -182,8 +198,8 @@ pub struct PriceClaim {
 pub struct Applied {
     /// Rows to write again.
     pub touched: Vec<Touched>,
-    /// Present for `order.created`.
-    pub price_claim: Option<PriceClaim>,
+    /// Present for `order.created`, and for `delivery.ready` with a signed proof.
+    pub claim: Option<ListingClaim>,
     /// A document of the event that is signed by itself: judged by the registry, which is no part of a case.
     pub signed: Option<SignedDocument>,
 }
@@ -271,11 +287,13 @@ impl Case {
         allowed(self.order.is_none(), || "the order exists already".into())?;
         allowed(order_id == self.id.to_string(), || "order_id does not belong to the stream".into())?;
         check_key(&delivery_mode, key_fingerprint.as_deref())?;
-        let price_claim = PriceClaim { sku_id: sku_id.clone(), revision: sku_revision, price: total.clone() };
+        let said = Said::Price(total.clone());
+        let claim = ListingClaim { sku_id: sku_id.clone(), revision: sku_revision, said };
         self.order = Some(Order {
             index: event.index,
             status: OrderStatus::Pending,
             sku_id,
+            sku_revision,
             buyer,
             total,
             refunded: 0,
@@ -287,7 +305,7 @@ impl Case {
             created_at_us: event.recorded_at_us,
             updated_at_us: event.recorded_at_us,
         });
-        Ok(Applied { touched: vec![Touched::Order], price_claim: Some(price_claim), signed: None })
+        Ok(Applied { touched: vec![Touched::Order], claim: Some(claim), signed: None })
     }
 
     fn apply_order(&mut self, event: &Occurrence<'_>) -> Result<Applied, Illegal> {
@@ -389,7 +407,7 @@ impl Case {
         }
         order.revision = event.revision;
         order.updated_at_us = event.recorded_at_us;
-        Ok(Applied { touched, price_claim: None, signed })
+        Ok(Applied { touched, claim: None, signed })
     }
 
     fn request(&mut self, event: &Occurrence<'_>, n: u32) -> Result<Applied, Illegal> {
@@ -455,7 +473,7 @@ impl Case {
             })
         };
         let open = [OrderStatus::Licensed, OrderStatus::Finalized];
-        let (mut touched, mut signed) = (vec![Touched::Delivery(n)], None);
+        let (mut touched, mut claim, mut signed) = (vec![Touched::Delivery(n)], None, None);
         match event.event_type {
             "delivery.encrypted" => {
                 f.required("algorithm", text1);
@@ -480,6 +498,11 @@ impl Case {
                     let terms = &proof.terms;
                     let own = (terms.order_id, terms.n) == (self.id, n) && terms.is_of(order, delivery, before);
                     allowed(own, || "the delivery proof is of another order, delivery or file".into())?;
+                    claim = Some(ListingClaim {
+                        sku_id: order.sku_id.clone(),
+                        revision: order.sku_revision,
+                        said: terms.said_of_listing(),
+                    });
                 }
                 signed = proof.map(|p| p.document());
                 delivery.status = Ready;
@@ -514,7 +537,7 @@ impl Case {
         }
         delivery.revision = event.revision;
         delivery.updated_at_us = event.recorded_at_us;
-        Ok(Applied { touched, price_claim: None, signed })
+        Ok(Applied { touched, claim, signed })
     }
 }
 

@@ -1,9 +1,9 @@
 //! Deciders: from a state and a command to events, or to a refusal. Pure: no clock, no store, no randomness.
 
-use super::case::{Case, Delivery, Order, OrderStatus, document, license_id, proof_id};
+use super::case::{Case, Delivery, ListingClaim, Order, OrderStatus, document, license_id, proof_id};
 use super::command::{Action, ExpectedRevision};
 use super::money::Money;
-use super::sku::Sku;
+use super::sku::{Listing, Sku};
 use super::{Event, Illegal, Occurrence};
 use crate::document::SignedDocument;
 use crate::finance::FinanceSignature;
@@ -142,8 +142,8 @@ pub fn decide_sku(sku: Option<&Sku>, action: &Action, expected: ExpectedRevision
     let revision = sku.map_or(0, |s| s.revision);
     check_revision(expected, stream, revision)?;
     let event = Event { stream, event_type, payload };
-    let signed = Sku::apply(&mut sku.cloned(), &trial(&event, revision + 1))?;
-    Ok(Decision { events: vec![event], signed })
+    let signed = Sku::apply(&mut sku.cloned(), &trial(&event, revision + 1))?.signed;
+    Ok(Decision { events: vec![event], signed, claim: None })
 }
 
 fn knows_the_kernel(registry: &Registry) -> bool {
@@ -251,6 +251,17 @@ pub struct Decision {
     pub events: Vec<Event>,
     /// A signed document among them. Whether its signature counts, the registry tells.
     pub signed: Option<SignedDocument>,
+    /// What they say of a SKU's listing. Whether that is so, its stream tells.
+    pub claim: Option<ListingClaim>,
+}
+
+/// Refuses a claim that no listing of the SKU bears out.
+pub(crate) fn check_claim(claim: &ListingClaim, listings: &[Listing]) -> Result<(), Refusal> {
+    let said = listings.iter().find(|l| l.revision == claim.revision).map_or(&[][..], |l| &l.said);
+    if said.contains(&claim.said) {
+        return Ok(());
+    }
+    Err(Refusal::new(RefusalCode::ManifestMismatch, claim.refuted()))
 }
 
 /// Decides every command about an existing order.
@@ -266,11 +277,12 @@ pub fn decide_case(case: &Case, action: &Action, expected: ExpectedRevision) -> 
         let (event_type, payload) = order_event(case, order, action)?;
         vec![Event { stream, event_type, payload }]
     };
-    let (mut tried, mut signed) = (case.clone(), None);
+    let (mut tried, mut signed, mut claim) = (case.clone(), None, None);
     for event in &events {
-        signed = tried.apply(&trial(event, 0))?.signed.or(signed);
+        let applied = tried.apply(&trial(event, 0))?;
+        (signed, claim) = (applied.signed.or(signed), applied.claim.or(claim));
     }
-    Ok(Decision { events, signed })
+    Ok(Decision { events, signed, claim })
 }
 
 fn is_delivery(action: &Action) -> bool {

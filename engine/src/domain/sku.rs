@@ -5,8 +5,9 @@ use super::fields::{Fields, text, text1};
 use super::money::Money;
 use super::{Illegal, Occurrence, allowed};
 use crate::document::SignedDocument;
+use crate::hash::Hash;
 use crate::json::{Object, Value};
-use crate::manifest::Manifest;
+use crate::manifest::{Artifact, Manifest};
 use crate::stream::{CaseId, Stream};
 
 /// State of a SKU: the fold of its stream.
@@ -30,6 +31,40 @@ pub struct Sku {
     pub listed_index: u64,
     /// Last revision of the stream.
     pub revision: u64,
+}
+
+/// One thing that a listing says, and that an order or a delivery rests on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// The price is this.
+    Price(Money),
+    /// The manifest with these digests, of its text and of its signature's bytes, names an artifact of this digest. All SHA-256.
+    Artifact {
+        /// Of the text.
+        manifest_sha256: Hash,
+        /// Of the signature.
+        manifest_signature_id: Hash,
+        /// Of the artifact.
+        sha256: Hash,
+    },
+}
+
+/// A `sku.listed` entry, by its revision in the SKU's stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing {
+    /// The revision.
+    pub revision: u64,
+    /// All that it says.
+    pub said: Vec<Said>,
+}
+
+/// What an applied event comes to.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Applied {
+    /// All that a listing says; nothing of a withdrawal.
+    pub said: Vec<Said>,
+    /// The signed manifest of the event.
+    pub signed: Option<SignedDocument>,
 }
 
 /// What a state keeps of a manifest; the whole of it is in the entry that listed it.
@@ -60,6 +95,17 @@ pub fn fits_listing(manifest: &Manifest, payload: &Object) -> bool {
         && manifest.price.as_ref().is_none_or(|p| price.as_ref() == Some(p))
 }
 
+/// What a manifest with this digest, hex, says of its artifacts.
+fn artifacts(sha256: &str, manifest: &Manifest) -> impl Iterator<Item = Said> {
+    let digests = Hash::from_hex(sha256).zip(Hash::from_hex(&manifest.signature_id()));
+    let said = |(manifest_sha256, manifest_signature_id), artifact: &Artifact| Said::Artifact {
+        manifest_sha256,
+        manifest_signature_id,
+        sha256: artifact.sha256,
+    };
+    digests.into_iter().flat_map(move |digests| manifest.artifacts.iter().map(move |a| said(digests, a)))
+}
+
 fn read_manifest(value: &Value) -> Option<(ListedManifest, Manifest)> {
     let (sha256, text) = read_document(value)?;
     let manifest = Manifest::parse(text).ok()?;
@@ -73,8 +119,8 @@ fn read_manifest(value: &Value) -> Option<(ListedManifest, Manifest)> {
 }
 
 impl Sku {
-    /// Applies the next event of the stream to `state` (`None` before the first). Gives the signed document that it holds.
-    pub fn apply(state: &mut Option<Sku>, event: &Occurrence<'_>) -> Result<Option<SignedDocument>, Illegal> {
+    /// Applies the next event of the stream to `state` (`None` before the first).
+    pub fn apply(state: &mut Option<Sku>, event: &Occurrence<'_>) -> Result<Applied, Illegal> {
         let Stream::Sku(case) = event.stream else {
             return Err(Illegal("not a SKU's stream".into()));
         };
@@ -94,7 +140,12 @@ impl Sku {
                     allowed(own, || "the manifest is of another SKU, title, author or price".into())?;
                 }
                 let index = state.as_ref().map_or(event.index, |s| s.index);
-                let (manifest, signed) = manifest.map(|(listed, m)| (listed, m.document())).unzip();
+                let mut applied = Applied { said: vec![Said::Price(price.clone())], signed: None };
+                if let Some((listed, manifest)) = &manifest {
+                    applied.said.extend(artifacts(&listed.sha256, manifest));
+                    applied.signed = Some(manifest.document());
+                }
+                let manifest = manifest.map(|(listed, _)| listed);
                 let (listed_index, revision) = (event.index, event.revision);
                 *state = Some(Sku {
                     index,
@@ -107,7 +158,7 @@ impl Sku {
                     listed_index,
                     revision,
                 });
-                Ok(signed)
+                Ok(applied)
             }
             "sku.withdrawn" => {
                 let _reason: Option<String> = f.optional("reason", text);
@@ -117,7 +168,7 @@ impl Sku {
                 };
                 sku.listed = false;
                 sku.revision = event.revision;
-                Ok(None)
+                Ok(Applied::default())
             }
             other => Err(Illegal(format!("{other} is no event of a SKU"))),
         }

@@ -1,4 +1,5 @@
-//! Ed25519 keys in AWS KMS (`ECC_NIST_EDWARDS25519`), through the SDK. KMS signs messages of up to 4,096 bytes; ours are shorter.
+//! Keys in AWS KMS, through the SDK: Ed25519 keys that sign (`ECC_NIST_EDWARDS25519`), messages of up to 4,096 bytes, and symmetric keys that
+//! seal secrets of as many.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,11 +18,14 @@ use aws_smithy_runtime_api::http::Response;
 use aws_smithy_types::body::SdkBody;
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
+use zeroize::Zeroizing;
 
 use super::keyring::SignerSource;
 use super::place::{KmsKey, SignerPlace};
 use super::remote::{Patience, RemoteError, RemoteKey, RemoteSigner, within};
+use super::sealing::{Opening, Sealed, SealingKey, elsewhere};
 use super::{Keeper, Pending, Signer, SignerError};
+use crate::hash::to_hex;
 use crate::public_key::PublicKey;
 
 /// The longest message that KMS signs as it is.
@@ -115,7 +119,7 @@ impl RemoteKey for Key {
     }
 }
 
-/// A key of AWS KMS as a signer. Region and credentials come by the SDK's usual chain; an ARN brings its region.
+/// A key of AWS KMS as a signer, or as one that seals. Region and credentials come by the SDK's usual chain; an ARN brings its region.
 pub struct KmsSource {
     key: KmsKey,
     patience: Patience,
@@ -160,5 +164,37 @@ impl SignerSource for KmsSource {
         let name = SignerPlace::Kms(self.key.clone()).to_string();
         let signer = self.runtime.block_on(self.signer(&name)).map_err(|e| e.of(&name))?;
         Ok(vec![signer])
+    }
+}
+
+/// The member of the encryption context that a secret is bound to, in hex. KMS writes it into its log.
+const CONTEXT: &str = "ledger-delivery";
+
+/// `Encrypt` and `Decrypt` under a symmetric key.
+impl SealingKey for KmsSource {
+    fn seal<'a>(&'a self, secret: &'a [u8], context: &'a [u8]) -> Pending<'a, Result<Sealed, RemoteError>> {
+        let sealing = async move {
+            let request = self.client().await.encrypt().key_id(&self.key.id).plaintext(Blob::new(secret));
+            let answer = request.encryption_context(CONTEXT, to_hex(context)).send().await.map_err(fault)?;
+            // An alias may name another key tomorrow.
+            let key = answer.key_id().ok_or_else(|| RemoteError::passing("the answer does not name the key"))?;
+            let bytes = answer.ciphertext_blob().map(|blob| blob.as_ref().to_vec()).unwrap_or_default();
+            Ok(Sealed { source: format!("awskms:{key}"), bytes })
+        };
+        Box::pin(within(self.patience.attempt, "sealed key", sealing))
+    }
+
+    fn open<'a>(&'a self, sealed: &'a Sealed, context: &'a [u8]) -> Opening<'a> {
+        let opening = async move {
+            let key = sealed.source.strip_prefix("awskms:").ok_or_else(|| elsewhere(&sealed.source))?;
+            let request = self.client().await.decrypt().key_id(key).ciphertext_blob(Blob::new(sealed.bytes.as_slice()));
+            let answer = request.encryption_context(CONTEXT, to_hex(context)).send().await.map_err(fault)?;
+            Ok(Zeroizing::new(answer.plaintext.map(Blob::into_inner).unwrap_or_default()))
+        };
+        Box::pin(within(self.patience.attempt, "opened key", opening))
+    }
+
+    fn keeper(&self) -> Keeper {
+        Keeper::Kms
     }
 }

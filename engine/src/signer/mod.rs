@@ -13,6 +13,8 @@ pub mod place;
 pub mod proxy;
 #[cfg(feature = "write")]
 pub mod remote;
+#[cfg(feature = "write")]
+pub mod sealing;
 
 use std::future::{Future, ready};
 use std::pin::Pin;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
 use cryptoki::mechanism::Mechanism;
+use cryptoki::mechanism::aead::GcmParams;
 use cryptoki::mechanism::eddsa::{EddsaParams, EddsaSignatureScheme};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::{Session, SessionState, UserType};
@@ -16,7 +17,8 @@ use zeroize::Zeroizing;
 
 use super::keyring::SignerSource;
 use super::place::TokenUri;
-use super::remote::{Patience, RemoteError, RemoteKey, RemoteSigner};
+use super::remote::{Patience, RemoteError, RemoteKey, RemoteSigner, within};
+use super::sealing::{Opening, Sealed, SealingKey, elsewhere};
 use super::{Keeper, Pending, Signer, SignerError};
 use crate::keys::{secret_line, secret_of_environment};
 
@@ -273,6 +275,24 @@ impl Token {
         Ok(handle)
     }
 
+    /// Does something with the one AES key of a label. `None`: there is none, or there are several.
+    fn with_aes<T>(
+        &self,
+        label: &str,
+        work: impl Fn(&Session, ObjectHandle) -> Result<T, Error>,
+    ) -> Result<T, RemoteError> {
+        let template = [
+            Attribute::Class(ObjectClass::SECRET_KEY),
+            Attribute::KeyType(KeyType::AES),
+            Attribute::Label(label.as_bytes().to_vec()),
+        ];
+        let done = self.with(|opened| match opened.session.find_objects(&template)?[..] {
+            [key] => work(&opened.session, key).map(Some),
+            _ => Ok(None),
+        })?;
+        done.ok_or_else(|| RemoteError::lasting(format!("the token has no AES key labelled {label}, or several")))
+    }
+
     fn sign(&self, name: &KeyName, message: &[u8]) -> Result<Vec<u8>, RemoteError> {
         let mechanism = Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Ed25519));
         self.with(|opened| {
@@ -296,34 +316,33 @@ struct TokenKey {
     name: KeyName,
 }
 
-impl TokenKey {
-    /// Calls into a token block. One that was given up goes on in its thread, and keeps its place until it returns.
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Token, &KeyName) -> Result<T, RemoteError> + Send + 'static,
-    ) -> Result<T, RemoteError> {
-        let (token, name) = (Arc::clone(&self.token), self.name.clone());
-        let room = Arc::clone(&token.room).acquire_owned().await;
-        let place = room.map_err(|_| RemoteError::lasting("the token is closed"))?;
-        let called = tokio::task::spawn_blocking(move || {
-            let _place = place;
-            work(&token, &name)
-        });
-        called.await.unwrap_or_else(|e| Err(RemoteError::passing(format!("the call died: {e}"))))
-    }
+/// Calls into a token block. One that was given up goes on in its thread, and keeps its place until it returns.
+async fn blocking<T: Send + 'static>(
+    token: &Arc<Token>,
+    work: impl FnOnce(&Token) -> Result<T, RemoteError> + Send + 'static,
+) -> Result<T, RemoteError> {
+    let token = Arc::clone(token);
+    let room = Arc::clone(&token.room).acquire_owned().await;
+    let place = room.map_err(|_| RemoteError::lasting("the token is closed"))?;
+    let called = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        work(&token)
+    });
+    called.await.unwrap_or_else(|e| Err(RemoteError::passing(format!("the call died: {e}"))))
 }
 
 impl RemoteKey for TokenKey {
     fn sign<'a>(&'a self, message: &'a [u8]) -> Pending<'a, Result<Vec<u8>, RemoteError>> {
-        let message = message.to_vec();
-        Box::pin(self.blocking(move |token, name| token.sign(name, &message)))
+        let (name, message) = (self.name.clone(), message.to_vec());
+        Box::pin(blocking(&self.token, move |token| token.sign(&name, &message)))
     }
 
     fn check(&self) -> Pending<'_, Result<(), RemoteError>> {
-        Box::pin(self.blocking(|token, name| {
+        let name = self.name.clone();
+        Box::pin(blocking(&self.token, move |token| {
             token.with(|opened| {
                 opened.session.get_session_info()?;
-                Token::private_key(opened, name).map(drop)
+                Token::private_key(opened, &name).map(drop)
             })
         }))
     }
@@ -333,7 +352,7 @@ impl RemoteKey for TokenKey {
     }
 }
 
-/// The keys of a token as signers.
+/// The keys of a token as signers; its AES key of the URI's label as one that seals.
 pub struct TokenSource {
     token: Arc<Token>,
     patience: Patience,
@@ -394,5 +413,52 @@ impl SignerSource for TokenSource {
             Arc::new(RemoteSigner::new(public_key, name.clone(), key, self.patience)) as Arc<dyn Signer>
         };
         Ok(keys.into_iter().map(signer).collect())
+    }
+}
+
+/// Bytes of a nonce of AES-GCM, which come before what it sealed, and bits of its tag.
+const NONCE_BYTES: usize = 12;
+const TAG_BITS: u64 = 128;
+
+/// CKM_AES_GCM under an AES key that stays in the token. The nonce is random.
+impl SealingKey for TokenSource {
+    fn seal<'a>(&'a self, secret: &'a [u8], context: &'a [u8]) -> Pending<'a, Result<Sealed, RemoteError>> {
+        let (secret, context) = (Zeroizing::new(secret.to_vec()), context.to_vec());
+        let sealing = blocking(&self.token, move |token| {
+            let label = token.uri.object.as_deref().ok_or_else(|| {
+                RemoteError::lasting("name the AES key that seals: add ;object=LABEL to the token's URI")
+            })?;
+            let mut nonce = [0; NONCE_BYTES];
+            getrandom::fill(&mut nonce).map_err(|_| RemoteError::passing("the system gives no randomness"))?;
+            let sealed = token.with_aes(label, |session, key| {
+                let mut iv = nonce;
+                let gcm = GcmParams::new(&mut iv, &context, TAG_BITS.into())?;
+                session.encrypt(&Mechanism::AesGcm(gcm), key, &secret)
+            })?;
+            Ok(Sealed { source: token.uri.source(), bytes: [&nonce[..], &sealed].concat() })
+        });
+        Box::pin(within(self.patience.total, "sealed key", sealing))
+    }
+
+    fn open<'a>(&'a self, sealed: &'a Sealed, context: &'a [u8]) -> Opening<'a> {
+        let (sealed, context) = (sealed.clone(), context.to_vec());
+        let opening = blocking(&self.token, move |token| {
+            let of = TokenUri::of_source(&sealed.source).filter(|of| of.token == token.uri.token);
+            let label = of.and_then(|of| of.object).ok_or_else(|| elsewhere(&sealed.source))?;
+            let (nonce, bytes) = sealed
+                .bytes
+                .split_first_chunk::<NONCE_BYTES>()
+                .ok_or_else(|| RemoteError::lasting("what was sealed is cut short"))?;
+            token.with_aes(&label, |session, key| {
+                let mut iv = *nonce;
+                let gcm = GcmParams::new(&mut iv, &context, TAG_BITS.into())?;
+                session.decrypt(&Mechanism::AesGcm(gcm), key, bytes).map(Zeroizing::new)
+            })
+        });
+        Box::pin(within(self.patience.total, "opened key", opening))
+    }
+
+    fn keeper(&self) -> Keeper {
+        Keeper::Pkcs11
     }
 }

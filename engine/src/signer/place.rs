@@ -119,7 +119,25 @@ fn decoded(text: &str) -> Option<Vec<u8>> {
     Some(out)
 }
 
+/// Percent-encoded but for letters, digits and `-._`.
+fn encoded(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02x}") }).collect()
+}
+
 impl TokenUri {
+    /// Names the key in a history: token, serial number and label, and nothing of this machine.
+    pub(super) fn source(&self) -> String {
+        let attributes = [("token", &self.token), ("serial", &self.serial), ("object", &self.object)];
+        let given = attributes.iter().filter_map(|(name, value)| Some(format!("{name}={}", encoded(value.as_ref()?))));
+        format!("pkcs11:{}", given.collect::<Vec<_>>().join(";"))
+    }
+
+    /// Reads that name.
+    pub(super) fn of_source(source: &str) -> Option<TokenUri> {
+        TokenUri::parse(source.strip_prefix("pkcs11:")?).ok()
+    }
+
     fn parse(text: &str) -> Result<TokenUri, PlaceError> {
         let (path, query) = text.split_once('?').unwrap_or((text, ""));
         let mut uri = TokenUri::default();
@@ -223,6 +241,9 @@ mod tests {
         assert_eq!(uri.token.as_deref(), Some("my token"));
         assert_eq!((uri.id.as_deref(), uri.object.as_deref()), (Some(&[1, 0xab][..]), Some("commit")));
         assert_eq!(uri.pin_source, Some("/run/pin".into()));
+        assert_eq!(uri.source(), "pkcs11:token=my%20token;object=commit");
+        let again = TokenUri::of_source(&uri.source()).unwrap();
+        assert_eq!((again.token, again.object), (uri.token.clone(), uri.object.clone()));
         assert_eq!(SignerPlace::Pkcs11(uri).to_string(), "PKCS#11 token my token, key commit");
         let Ok(SignerPlace::Kms(key)) = SignerPlace::parse("awskms:arn:aws:kms:eu-west-1:111122223333:key/1-2") else {
             panic!("not read")

@@ -216,10 +216,10 @@ impl<'a> Prover<'a> {
         Ok(unusable)
     }
 
-    /// Whether every price that an order names was listed.
+    /// Whether listings say all that orders and deliveries rest on.
     fn prices(&self) -> Result<(), Stop> {
         let listed = self.claimed.keys().all(|claim| self.listed.contains(claim));
-        check(listed, "an order's price is of no listing")
+        check(listed, "an order's price, or what a delivery proof says, is of no listing")
     }
 
     fn run(&mut self, tables: &dyn Tables) -> Result<Vec<ChainReport>, Stop> {

@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, HashSet};
 use ledger_engine::adoption::{Adopted, Adoption};
 use ledger_engine::body::Body;
 use ledger_engine::domain::Occurrence;
+use ledger_engine::domain::case::read_delivery_proof;
 use ledger_engine::domain::projection::Cell;
-use ledger_engine::domain::sku::Sku;
+use ledger_engine::domain::sku::{Said, Sku};
 use ledger_engine::genesis::Genesis;
 use ledger_engine::hash::{EventId, Hash};
 use ledger_engine::json::Value;
@@ -17,7 +18,7 @@ use ledger_engine::runs::RUN_ENTRIES;
 use ledger_engine::stream::{CaseId, Stream};
 
 use super::history::History;
-use super::states::{Held, Key, Tip, price_digest};
+use super::states::{Held, Key, Tip, said_digest};
 use super::{Piece, Stop, check, suspect};
 use crate::anchor::Anchor;
 use crate::row::{blob, number, text};
@@ -232,7 +233,7 @@ impl<'a> Loader<'a> {
                 // The walk suspects it.
                 continue;
             };
-            if cells.get(7).and_then(text) == Some("order.created") {
+            if matches!(cells.get(7).and_then(text), Some("order.created" | "delivery.ready")) {
                 self.listings(cells, &mut earlier)?;
             }
             match stream {
@@ -280,18 +281,26 @@ impl<'a> Loader<'a> {
         Ok(Some(Earlier::Tip(stream, Tip { revision, hash, index: parent, first })))
     }
 
-    /// The listings before the anchor of the SKU that an order cites.
+    /// The listings before the anchor of the SKU that an order, or a delivery's proof, is of.
     fn listings(&mut self, cells: &[Cell], earlier: &mut Vec<Earlier>) -> Result<(), Stop> {
         let body = cells.get(14).and_then(blob).and_then(|b| Body::decode(b).ok());
-        let sku = body.as_ref().and_then(|b| b.payload.value("sku_id")).and_then(Value::as_str).map(CaseId::of_sku);
+        let member = |name| body.as_ref().and_then(|b| b.payload.value(name));
+        let proof = || Some(read_delivery_proof(member("delivery_proof")?)?.terms.sku_id);
+        let sku = member("sku_id").and_then(Value::as_str).map(str::to_owned).or_else(proof);
+        let sku = sku.as_deref().map(CaseId::of_sku);
         let Some(sku) = sku.filter(|sku| self.listings.insert(*sku)) else { return Ok(()) };
         let entries = self.before(sku.route(self.chains), std::iter::once(Stream::Sku(sku)))?;
         let mut state = None;
         for read in entries.values() {
-            let applied = with_event(read, |event| Sku::apply(&mut state, event).is_ok());
+            let mut listed =
+                |said: &Said| earlier.push(Earlier::Listed(said_digest(sku, read.row.header.revision, said)));
+            let applied = with_event(read, |event| {
+                Sku::apply(&mut state, event).is_ok_and(|applied| {
+                    applied.said.iter().for_each(&mut listed);
+                    true
+                })
+            });
             check(applied, "a SKU's event before the anchor")?;
-            let listed = state.as_ref().filter(|s| s.listed);
-            earlier.extend(listed.map(|s| Earlier::Listed(price_digest(sku, read.row.header.revision, &s.price))));
         }
         Ok(())
     }

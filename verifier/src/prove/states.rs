@@ -5,7 +5,7 @@ use ledger_engine::document::SignedDocument;
 use ledger_engine::domain::case::Case;
 use ledger_engine::domain::money::Money;
 use ledger_engine::domain::projection::{Cell, case_rows, sku_row};
-use ledger_engine::domain::sku::Sku;
+use ledger_engine::domain::sku::{Said, Sku};
 use ledger_engine::domain::{Illegal, Occurrence};
 use ledger_engine::hash::{Hash, sha256};
 use ledger_engine::stream::{CaseId, Stream};
@@ -69,9 +69,9 @@ impl Link {
 pub(crate) struct Effects {
     /// A document that is signed by itself.
     pub(crate) signed: Option<SignedDocument>,
-    /// The listing that a SKU has now.
-    pub(crate) listed: Option<u128>,
-    /// The listing that an order names.
+    /// What a listing says.
+    pub(crate) listed: Vec<u128>,
+    /// What an order or a delivery says of a listing.
     pub(crate) claimed: Option<u128>,
 }
 
@@ -111,17 +111,17 @@ impl Held {
         let mut effects = Effects::default();
         match &mut self.state {
             State::Sku(sku) => {
-                effects.signed = Sku::apply(sku, event)?;
-                if let (Some(sku), Stream::Sku(case)) = (sku.as_ref().filter(|s| s.listed), event.stream) {
-                    effects.listed = Some(price_digest(case, event.revision, &sku.price));
+                let applied = Sku::apply(sku, event)?;
+                effects.signed = applied.signed;
+                if let Stream::Sku(case) = event.stream {
+                    effects.listed = applied.said.iter().map(|said| said_digest(case, event.revision, said)).collect();
                 }
             }
             State::Case(case) => {
                 let applied = case.apply(event)?;
                 effects.signed = applied.signed;
-                effects.claimed = applied
-                    .price_claim
-                    .map(|claim| price_digest(CaseId::of_sku(&claim.sku_id), claim.revision, &claim.price));
+                effects.claimed =
+                    applied.claim.map(|claim| said_digest(CaseId::of_sku(&claim.sku_id), claim.revision, &claim.said));
             }
         }
         Ok(effects)
@@ -209,10 +209,17 @@ pub(super) fn spilled(e: std::io::Error) -> Stop {
     Stop::Spill(e.to_string())
 }
 
-/// Names a listing: 128 bits of SHA-256, so that a set of them stays small.
-pub(super) fn price_digest(sku: CaseId, revision: u64, price: &Money) -> u128 {
-    let unit = [price.currency.as_bytes(), &[0], &price.scale.to_le_bytes()].concat();
-    let digest = sha256(&[&sku.0, &revision.to_le_bytes(), &price.amount.to_le_bytes(), &unit]);
+/// Names what a listing says: 128 bits of SHA-256, so that a set of them stays small.
+pub(super) fn said_digest(sku: CaseId, revision: u64, said: &Said) -> u128 {
+    let of = |parts: &[&[u8]]| sha256(&[&[&sku.0[..], &revision.to_le_bytes()], parts].concat());
+    let digest = match said {
+        Said::Price(Money { amount, currency, scale }) => {
+            of(&[b"p", &amount.to_le_bytes(), currency.as_bytes(), &[0], &scale.to_le_bytes()])
+        }
+        Said::Artifact { manifest_sha256, manifest_signature_id, sha256 } => {
+            of(&[b"a", &manifest_sha256.0, &manifest_signature_id.0, &sha256.0])
+        }
+    };
     u128::from_le_bytes(digest.0[..16].try_into().unwrap_or_default())
 }
 

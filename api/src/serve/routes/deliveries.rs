@@ -21,6 +21,7 @@ use utoipa::ToSchema;
 
 use super::licence::licence_of;
 use super::{Shared, append, in_time, visible_order};
+use crate::deliver::KeyError;
 use crate::deliver::files::Delivered;
 use crate::serve::auth::Caller;
 use crate::serve::error::{ApiError, Code, ErrorBody, ReadErrors};
@@ -153,9 +154,18 @@ pub(crate) struct KeyAnswer {
 )]
 pub(crate) async fn key(state: Shared, caller: Caller, id: Path<String>) -> Result<HttpResponse, ApiError> {
     let (_, delivery) = in_time(deliverable(&state, &caller, &id)).await?;
-    let deliverer = Arc::clone(&state.deliverer);
-    let opened = tokio::task::spawn_blocking(move || deliverer.private_key(&delivery)).await;
-    let opened = opened.map_err(|e| missing(e.to_string()))?.map_err(missing)?;
+    let opened = in_time(async { Ok(state.deliverer.private_key(&delivery).await) }).await?;
+    let opened = opened.map_err(|e| match e {
+        KeyError::Away(why) => {
+            let message = "what opens the delivery's key is away; try again";
+            ApiError::new(Code::SigningUnavailable, message).internal(why)
+        }
+        KeyError::Lost(why) => {
+            let message =
+                "the delivery's key cannot be opened; ask for it to be issued again (POST /delivery/{id}/reissue)";
+            ApiError::new(Code::Internal, message).internal(why)
+        }
+    })?;
     let key = opened.ok_or_else(|| ApiError::not_found("the delivery is encrypted for the buyer's own key"))?;
     Ok(HttpResponse::Ok().json(KeyAnswer { ok: true, private_key: key.to_string() }))
 }

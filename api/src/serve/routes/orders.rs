@@ -350,6 +350,9 @@ pub(crate) struct EncryptionView {
     encrypted_key: String,
     /// SHA-256 of the SubjectPublicKeyInfo of the key that it is wrapped for.
     key_fingerprint: String,
+    /// Of a key pair of the marketplace's: the key that its private half is sealed under.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_source: Option<String>,
     /// The buyer's own name of that key.
     #[serde(skip_serializing_if = "Option::is_none")]
     key_hint: Option<String>,
@@ -361,6 +364,9 @@ pub(crate) struct KeyMetadata {
     mode: String,
     /// `buyer`, or `ephemeral`: a key pair of this delivery alone, whose private half the marketplace keeps sealed.
     source: &'static str,
+    /// Of an ephemeral key: what its private half is sealed under.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_source: Option<String>,
     key_fingerprint: Option<String>,
 }
 
@@ -425,10 +431,12 @@ async fn finalized(
             Some(delivery) => Some(finalized_delivery(state, delivery, hint, outcome).await?),
             None => None,
         };
-        let encrypted_for = delivery.as_ref().and_then(|d| Some(d.encryption.as_ref()?.key_fingerprint.clone()));
+        let encryption = delivery.as_ref().and_then(|d| d.encryption.as_ref());
+        let encrypted_for = encryption.map(|e| e.key_fingerprint.clone());
         let key_metadata = KeyMetadata {
             mode: order.delivery_mode.clone(),
             source: if order.delivery_mode == "buyer-managed" { "buyer" } else { "ephemeral" },
+            key_source: encryption.and_then(|e| e.key_source.clone()),
             key_fingerprint: encrypted_for.or_else(|| order.key_fingerprint.clone()),
         };
         Ok(FinalizeAnswer { ok: true, delivery, order, license, key_metadata })
@@ -449,9 +457,10 @@ async fn finalized_delivery(
         None => None,
     };
     let encryption = proof.as_ref().map(|proof| {
-        let Encryption { algorithm, key_algorithm, encrypted_key, key_fingerprint } = proof.terms.encryption.clone();
+        let Encryption { algorithm, key_algorithm, encrypted_key, key_fingerprint, key_source } =
+            proof.terms.encryption.clone();
         let (encrypted_key, key_fingerprint) = (to_hex(&encrypted_key), key_fingerprint.to_hex());
-        EncryptionView { algorithm, key_algorithm, encrypted_key, key_fingerprint, key_hint }
+        EncryptionView { algorithm, key_algorithm, encrypted_key, key_fingerprint, key_source, key_hint }
     });
     let unfinished = match outcome {
         Some(Outcome::Done) => None,
