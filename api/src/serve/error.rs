@@ -30,6 +30,7 @@ pub(crate) enum Code {
     SkuWithdrawn,
     BodyTooLarge,
     UnsupportedMediaType,
+    RangeNotSatisfiable,
     AmountInvalid,
     IdempotencyMismatch,
     LedgerProofInvalid,
@@ -64,6 +65,7 @@ impl Code {
             }
             Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Code::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Code::RangeNotSatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,
             Code::AmountInvalid
             | Code::IdempotencyMismatch
             | Code::LedgerProofInvalid

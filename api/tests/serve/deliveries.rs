@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use audit_verify::{Demands, Held, verify_proof_and};
 use ledger_engine::hash::{Hash, sha256};
 use serde_json::{Value, json};
-use test_servers::{S3, S3Deed, S3Relay};
+use test_servers::{Kms, S3, S3Deed, S3Relay};
 
 use crate::support::{Answer, Finance, Server, Start, checkout_body, ledger, python, run_to_end};
 
@@ -218,6 +218,7 @@ fn the_marketplace_manages_a_key_for_a_buyer_without_one() {
     let done = finalize(&server, &order);
     assert_eq!(done.body["order"]["status"], "finalized", "{:?}", done.body);
     assert_eq!(done.body["key_metadata"]["source"], "ephemeral");
+    assert!(done.body["key_metadata"]["key_source"].as_str().unwrap().starts_with("file:"), "{:?}", done.body);
     let kept = Kept::of(&server, &order, 1);
     let key = server.of(ANN, "buyer").get(&format!("/delivery/{}/key", kept.id));
     assert_eq!(key.said(), (200, "ok"), "{:?}", key.body);
@@ -314,6 +315,137 @@ fn what_is_missing_or_changed_fails_and_is_delivered_once_it_is_there() {
     let line = metrics.as_str().unwrap().lines().find(|l| l.starts_with("marketplace_delivery_encrypt_failures_total"));
     assert!(line.is_some_and(|l| l.ends_with(|c: char| c.is_ascii_digit() && c != '0')), "{line:?}");
     verified(server);
+}
+
+/// A download that was cut off goes on where it ended, unless the file is another one by then.
+#[test]
+fn a_download_that_was_cut_off_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = dev(&dir);
+    let order = paid(&server, "k", None);
+    finalize(&server, &order);
+    let (ann, path) = (server.of(ANN, "buyer"), format!("/delivery/delivery-{order}-1/artifact"));
+    let get = |headers: &[(&str, &str)]| {
+        let request = headers.iter().fold(ann.request("GET", &path), |r, (name, value)| r.header(*name, *value));
+        let answer = request.send().unwrap();
+        let header = |name: &str| answer.headers().get(name).map_or("", |v| v.to_str().unwrap()).to_owned();
+        let (status, range, tag) = (answer.status().as_u16(), header("content-range"), header("etag"));
+        (status, range, tag, answer.bytes().unwrap().to_vec())
+    };
+    let (status, range, tag, whole) = get(&[]);
+    assert_eq!((status, range.as_str(), tag.len()), (200, "", 66));
+    let len = whole.len();
+    let same = [("range", "bytes=10-"), ("if-range", tag.as_str())];
+    assert_eq!(get(&same), (206, format!("bytes 10-{}/{len}", len - 1), tag.clone(), whole[10..].to_vec()));
+    let part = get(&[("range", "bytes=0-9")]);
+    assert_eq!((part.0, part.1, part.3), (206, format!("bytes 0-9/{len}"), whole[..10].to_vec()));
+    let end = get(&[("range", "bytes=-7")]);
+    assert_eq!((end.0, end.3), (206, whole[len - 7..].to_vec()));
+    for whole_again in [
+        &[("range", "bytes=10-"), ("if-range", "\"another\"")][..],
+        &[("range", "bytes=10-"), ("if-range", "Wed, 21 Oct 2026 07:28:00 GMT")],
+        &[("range", "bytes=0-1,4-5")],
+        &[("range", "lines=1-2")],
+        &[("range", "bytes=9-2")],
+    ] {
+        let answer = get(whole_again);
+        assert_eq!((answer.0, answer.3 == whole), (200, true), "{whole_again:?}");
+    }
+    let downloads = || order_of(&server, &order)["deliveries"][0]["downloads"].as_u64().unwrap();
+    let before = downloads();
+    assert_eq!(before, 9, "each is recorded");
+    let beyond = get(&[("range", &format!("bytes={len}-"))]);
+    assert_eq!((beyond.0, beyond.1), (416, format!("bytes */{len}")));
+    assert!(String::from_utf8(beyond.3).unwrap().contains("RANGE_NOT_SATISFIABLE"));
+    let head = ann.request("HEAD", &path).header("range", "bytes=1-").send().unwrap();
+    assert_eq!((head.status().as_u16(), head.headers()["content-length"].to_str().unwrap()), (200, &*len.to_string()));
+    assert_eq!(downloads(), before);
+}
+
+/// The disk of deliveries is full: nothing is half delivered, and with room again the delivery goes on by itself.
+#[test]
+fn a_delivery_waits_for_room_on_its_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    let start = Start::dev(&dir.path().join("shop")).args(&["--checkpoint-seconds", "1"]);
+    let server = start.env("DELIVERY_STORE", disk.to_str().unwrap()).on_a_full_disk(&disk).run();
+    let order = paid(&server, "k", None);
+    let done = finalize(&server, &order);
+    assert_eq!(done.body["order"]["status"], "licensed", "{:?}", done.body);
+    let why = done.body["delivery"]["unfinished"].as_str().unwrap();
+    assert!(why.contains("could not be encrypted") && !why.contains("disk"), "{why}");
+    assert!(server.log().contains("No space left on device"), "{}", server.log());
+    assert_eq!(types(&server, &order).last().unwrap(), "delivery.failed");
+    server.makes_room(&disk);
+    wait(|| (order_of(&server, &order)["status"] == "finalized").then_some(()));
+    let kept = Kept::of(&server, &order, 1);
+    let key = server.of(ANN, "buyer").get(&format!("/delivery/{}/key", kept.id)).body;
+    std::fs::write(kept.path("key"), key["private_key"].as_str().unwrap()).unwrap();
+    let (exit, said) = kept.open(&kept.path("key"), "out", &[]);
+    assert_eq!((exit, std::fs::read(kept.path("out")).unwrap()), (0, ARTIFACT.to_vec()), "{said}");
+    verified(server);
+}
+
+/// The marketplace's own keys are sealed by a key in KMS: the history says which, and while it is away nothing is half done.
+#[test]
+fn a_key_in_kms_seals_what_the_marketplace_manages() {
+    let dir = tempfile::tempdir().unwrap();
+    let shop = dir.path().join("shop");
+    let kms = Kms::start(31);
+    let first = format!("awskms:{}", kms.sealing_key_is(0));
+    let start = || {
+        let start = Start::dev(&shop).args(&["--checkpoint-seconds", "1"]);
+        let start = start.env("DELIVERY_KEY", &format!("awskms:{}", kms.sealing_alias()));
+        kms.environment().into_iter().fold(start, |start, (name, value)| start.env(name, &value))
+    };
+    let server = start().run();
+    let order = paid(&server, "k", None);
+    let done = finalize(&server, &order);
+    assert_eq!(done.body["order"]["status"], "finalized", "{:?}", done.body);
+    assert_eq!(done.body["key_metadata"]["key_source"], first);
+    let proof = server.of(ANN, "buyer").get(&format!("/proofs/proof-{order}-1")).body;
+    assert_eq!(proof["proof"]["encryption"]["key_source"], first, "it is part of the signed history");
+    // An incident with the key: another one takes its place, and the delivery is made again (the runbook's incident C).
+    let second = format!("awskms:{}", kms.sealing_key_is(1));
+    let operator = server.of("op@example.org", "operator");
+    let reissue = format!("/delivery/delivery-{order}-1/reissue");
+    let body = json!({ "reason": "the key that sealed it is doubtful" });
+    assert_eq!(operator.post_with_key(&reissue, "r", &body).said(), (200, "ok"));
+    wait(|| (order_of(&server, &order)["deliveries"][1]["status"] == "ready").then_some(()));
+    let proof = server.of(ANN, "buyer").get(&format!("/proofs/proof-{order}-2")).body;
+    assert_eq!(proof["proof"]["encryption"]["key_source"], second);
+    let kept = Kept::of(&server, &order, 2);
+    let ann = server.of(ANN, "buyer");
+    let path = format!("/delivery/{}/key", kept.id);
+    let pem = ann.get(&path).body["private_key"].as_str().unwrap().to_owned();
+    std::fs::write(kept.path("key"), &pem).unwrap();
+    let (exit, said) = kept.open(&kept.path("key"), "out", &[]);
+    assert_eq!((exit, std::fs::read(kept.path("out")).unwrap()), (0, ARTIFACT.to_vec()), "{said}");
+    let found = Command::new("grep").args(["-rlF", "--", pem.lines().nth(1).unwrap()]).arg(&shop).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "", "nowhere on disk in the clear");
+    kms.is_away(true);
+    assert_eq!(ann.get(&path).said(), (503, "SIGNING_UNAVAILABLE"));
+    let waits = paid(&server, "k2", None);
+    let done = finalize(&server, &waits);
+    assert_eq!(done.body["delivery"]["status"], "failed", "{:?}", done.body);
+    let why = done.body["delivery"]["unfinished"].as_str().unwrap();
+    assert!(why.contains("key for deliveries is away") && !why.contains("127.0.0.1"), "{why}");
+    kms.is_away(false);
+    wait(|| (order_of(&server, &waits)["status"] == "finalized").then_some(()));
+    assert_eq!(server.stop(), 0);
+    // Without that key its deliveries cannot be opened, and the answer says what can be done.
+    let server = Start::dev(&shop).run();
+    let lost = server.of(ANN, "buyer").get(&path);
+    assert_eq!(lost.said(), (500, "INTERNAL"));
+    assert!(lost.body["error"]["message"].as_str().unwrap().contains("/reissue"), "{:?}", lost.body);
+    assert!(server.log().contains("name that key as delivery_key"), "{}", server.log());
+    verified(server);
+    for (key, why) in [("https://sign.example", "does not seal"), ("pkcs11:token=t", "object=LABEL"), ("x", "awskms:")]
+    {
+        let (exit, said) = Start::dev(&shop).env("DELIVERY_KEY", key).refused();
+        assert!(exit == 2 && said.contains("delivery_key") && said.contains(why), "{said}");
+    }
 }
 
 /// Lets an operator append by the command line while the server is away.

@@ -85,6 +85,16 @@ impl Start {
         self
     }
 
+    /// The same with a file system at `dir` that only the server sees, and that a file fills.
+    pub(crate) fn on_a_full_disk(self, dir: &Path) -> Start {
+        let script = r#"mount -t tmpfs -o size=64k tmpfs "$1" && { head -c 1M /dev/zero > "$1/filler" 2> "$1.said" || :; } && shift && exec "$@""#;
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "--mount", "sh", "-ec", script, "sh"]).arg(dir);
+        command.arg(self.command.get_program()).args(self.command.get_args());
+        command.envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        Start { command, dir: self.dir }
+    }
+
     /// Runs it to its end: for starts that are refused.
     pub(crate) fn refused(mut self) -> (i32, String) {
         let out = run_to_end(&mut self.command);
@@ -136,6 +146,12 @@ impl Server {
 
     pub(crate) fn signal(&self, name: &str) {
         assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
+    }
+
+    /// Makes room on the disk of [`Start::on_a_full_disk`].
+    pub(crate) fn makes_room(&self, dir: &Path) {
+        let root = PathBuf::from(format!("/proc/{}/root", self.child.id()));
+        std::fs::remove_file(root.join(dir.strip_prefix("/").unwrap()).join("filler")).unwrap();
     }
 
     /// Ends it as an operator does, and gives its exit status.

@@ -4,7 +4,11 @@ use std::io;
 use std::sync::Arc;
 
 use actix_web::body::SizedStream;
-use actix_web::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE, HeaderName, LOCATION};
+use actix_web::http::Method;
+use actix_web::http::header::{
+    ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_RANGE, CONTENT_TYPE, ContentRange, ContentRangeSpec, ETag, EntityTag,
+    Header as _, HeaderName, IF_RANGE, IfRange, LOCATION, Range, TryIntoHeaderValue as _,
+};
 use actix_web::web::{Bytes, Path};
 use actix_web::{HttpRequest, HttpResponse};
 use base64::Engine as _;
@@ -16,7 +20,7 @@ use ledger_engine::json::Object;
 use ledger_engine::stream::{CaseId, Stream};
 use ledger_engine::time::rfc3339;
 use serde::Serialize;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use utoipa::ToSchema;
 
 use super::licence::licence_of;
@@ -62,7 +66,7 @@ async fn deliverable(state: &State, caller: &Caller, id: &str) -> Result<(CaseId
 
 /// Records a download, unless only its head was asked for.
 async fn record(req: &HttpRequest, state: &State, caller: &Caller, case: CaseId) -> Result<(), ApiError> {
-    if req.method() == actix_web::http::Method::HEAD {
+    if req.method() == Method::HEAD {
         return Ok(());
     }
     let command = Object::new().with("command", "delivery.download").with("order_id", case.to_string());
@@ -74,10 +78,37 @@ fn missing(what: String) -> ApiError {
     ApiError::new(Code::Internal, message).internal(what)
 }
 
+/// Which bytes of a file are asked for (RFC 9110 14).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Whole,
+    /// The first one, and how many.
+    Bytes(u64, u64),
+    /// Beyond the end.
+    Unsatisfiable,
+}
+
+/// What is malformed, or several parts at once, is answered by the whole, as is a part of a file that the client no longer has.
+fn part(req: &HttpRequest, len: u64, tag: &EntityTag) -> Part {
+    let Ok(Range::Bytes(specs)) = Range::parse(req) else { return Part::Whole };
+    let same = match IfRange::parse(req) {
+        _ if !req.headers().contains_key(IF_RANGE) => true,
+        Ok(IfRange::EntityTag(of)) => of.strong_eq(tag),
+        _ => false,
+    };
+    match &specs[..] {
+        [spec] if same && *req.method() == Method::GET => match spec.to_satisfiable_range(len) {
+            Some((first, last)) => Part::Bytes(first, last - first + 1),
+            None => Part::Unsatisfiable,
+        },
+        _ => Part::Whole,
+    }
+}
+
 /// Download a delivery: the file as it was encrypted for the buyer
 ///
 /// Each download is recorded before its first byte is sent. `Repr-Digest` is the SHA-256 that the delivery proof names;
-/// `ledger open-delivery` checks and decrypts.
+/// `ledger open-delivery` checks and decrypts. A download that was cut off goes on by `Range`, with `If-Range` and the `ETag` of before.
 #[utoipa::path(
     get,
     path = "/delivery/{id}/artifact",
@@ -85,10 +116,13 @@ fn missing(what: String) -> ApiError {
     params(("id" = String, Path, description = "A delivery's id")),
     responses(
         (status = 200, description = "The file (FORMAT.md 19)", content_type = "application/octet-stream", body = Vec<u8>,
-            headers(("Repr-Digest" = String))),
+            headers(("Repr-Digest" = String), ("ETag" = String))),
+        (status = 206, description = "The part of it that `Range` asks for", content_type = "application/octet-stream", body = Vec<u8>,
+            headers(("Content-Range" = String))),
         (status = 303, description = "The file is in a bucket: `Location` is a URL that is good for five minutes", headers(("Location" = String))),
         (status = 409, description = "ILLEGAL_TRANSITION: it is not ready, or was issued again", body = ErrorBody),
         (status = 422, description = "LICENSE_INVALID: the licence has ended", body = ErrorBody),
+        (status = 416, description = "RANGE_NOT_SATISFIABLE: `Range` begins after the file's end", body = ErrorBody, headers(("Content-Range" = String))),
         ReadErrors,
     ),
     security(("token" = [])),
@@ -112,21 +146,41 @@ pub(crate) async fn artifact(
         Delivered::File(path) => path,
     };
     let shown = path.display().to_string();
-    let file = tokio::fs::File::open(&path).await.map_err(|e| missing(format!("{shown}: {e}")))?;
+    let mut file = tokio::fs::File::open(&path).await.map_err(|e| missing(format!("{shown}: {e}")))?;
     let len = file.metadata().await.map_err(|e| missing(format!("{shown}: {e}")))?.len();
+    let tag = EntityTag::new_strong(ciphertext.to_owned());
+    let (mut answer, first, count) = match part(&req, len, &tag) {
+        Part::Whole => (HttpResponse::Ok(), 0, len),
+        Part::Bytes(first, count) => {
+            let mut answer = HttpResponse::PartialContent();
+            let range = Some((first, first + count - 1));
+            answer.insert_header(ContentRange(ContentRangeSpec::Bytes { range, instance_length: Some(len) }));
+            (answer, first, count)
+        }
+        Part::Unsatisfiable => {
+            let message = format!("the file has {len} bytes: leave Range away, or begin before its end");
+            let mut refused = ApiError::new(Code::RangeNotSatisfiable, message).to_response();
+            let range = ContentRange(ContentRangeSpec::Bytes { range: None, instance_length: Some(len) });
+            refused.headers_mut().insert(CONTENT_RANGE, range.try_into_value().map_err(|e| missing(e.to_string()))?);
+            return Ok(refused);
+        }
+    };
+    file.seek(io::SeekFrom::Start(first)).await.map_err(|e| missing(format!("{shown}: {e}")))?;
     record(&req, &state, &caller, case).await?;
-    let pieces = futures_util::stream::try_unfold(file, |mut file| async move {
+    let pieces = futures_util::stream::try_unfold(file.take(count), |mut file| async move {
         let mut piece = vec![0; PIECE];
         let n = file.read(&mut piece).await?;
         piece.truncate(n);
         Ok::<_, io::Error>((n > 0).then(|| (Bytes::from(piece), file)))
     });
     let digest = format!("sha-256=:{}:", STANDARD.encode(from_hex(ciphertext).unwrap_or_default()));
-    Ok(HttpResponse::Ok()
+    Ok(answer
+        .insert_header(ETag(tag))
+        .insert_header((ACCEPT_RANGES, "bytes"))
         .insert_header((CONTENT_TYPE, "application/octet-stream"))
         .insert_header((CONTENT_DISPOSITION, format!("attachment; filename=\"{}.enc\"", delivery.text("delivery_id"))))
         .insert_header((REPR_DIGEST, digest))
-        .body(SizedStream::new(len, Box::pin(pieces))))
+        .body(SizedStream::new(count, Box::pin(pieces))))
 }
 
 /// The private key of a delivery.
