@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # How fast a ledger is exported into a directory, and restored from there: `benches/archive.sh DIR [ORDERS]`, eight entries an order, DIR must not exist.
-# Prints seconds, entries a second and the peak memory of each step, and the time of writing the same bytes raw.
+# Prints seconds, entries a second, the peak memory and the CPU time of each step, and the time of writing the same bytes raw.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 dir=${1:?a directory that does not exist yet}
@@ -13,8 +13,8 @@ mkdir "$dir"
 what() {
     local name=$1 entries=$2
     shift 2
-    /usr/bin/time -f '%e %M' -o "$dir/time" "$@" > "$dir/out" 2> "$dir/err" || { cat "$dir/out" "$dir/err"; exit 1; }
-    awk -v name="$name" -v entries="$entries" '{ printf "%-34s %7.2f s  %9.0f entries/s  %6.0f MiB\n", name, $1, entries / ($1 > 0 ? $1 : 0.01), $2 / 1024 }' "$dir/time"
+    /usr/bin/time -f '%e %M %U %S' -o "$dir/time" "$@" > "$dir/out" 2> "$dir/err" || { cat "$dir/out" "$dir/err"; exit 1; }
+    awk -v name="$name" -v entries="$entries" '{ printf "%-34s %7.2f s  %9.0f entries/s  %6.0f MiB  %7.2f s of CPU\n", name, $1, entries / ($1 > 0 ? $1 : 0.01), $2 / 1024, $3 + $4 }' "$dir/time"
 }
 
 awk -v orders="$orders" 'BEGIN {

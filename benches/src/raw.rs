@@ -72,6 +72,7 @@ impl<S: Store> Store for Recorder<S> {
         row(table: &'static Table, chain: u32, index: u64) -> Option<Row>;
         rows(table: &'static Table, chain: u32) -> Vec<Row>;
         rows_from(table: &'static Table, chain: u32, from: u64, limit: usize) -> Vec<Row>;
+        rows_among(table: &'static Table, chain: u32, range: std::ops::Range<u64>, statuses: &[&str]) -> Vec<Row>;
         replace_projections(chain: u32, size: u64, rows: &[Row]) -> ();
         last_checkpoint(chain: u32) -> Option<CheckpointRow>;
         exclusive() -> Option<ledger_engine::store::Exclusive>;

@@ -1,5 +1,6 @@
 //! Reading a ledger: streams, orders, proofs, projections. It needs no key, so that who may only read need not see one.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -149,19 +150,26 @@ impl Reader {
         blocking(move || Ok(store.private(chain, index)?.map(PrivateDocument::from_bytes))).await
     }
 
-    /// Up to `limit` projection rows of orders on a chain, of those made at index `from` or later.
-    pub async fn orders(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<Row>, StoreError> {
-        self.page(&ORDERS, chain, from, limit).await
-    }
-
-    /// Up to `limit` projection rows of deliveries on a chain, of those asked for at index `from` or later.
-    pub async fn deliveries(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<Row>, StoreError> {
-        self.page(&DELIVERIES, chain, from, limit).await
-    }
-
-    async fn page(&self, table: &'static Table, chain: u32, from: u64, limit: usize) -> Result<Vec<Row>, StoreError> {
+    /// The projection rows of orders on a chain that were made by entries in `range` and have one of these statuses.
+    pub async fn orders_among(
+        &self,
+        chain: u32,
+        range: Range<u64>,
+        statuses: &'static [&'static str],
+    ) -> Result<Vec<Row>, StoreError> {
         let store = Arc::clone(&self.store);
-        blocking(move || store.rows_from(table, chain, from, limit)).await
+        blocking(move || store.rows_among(&ORDERS, chain, range, statuses)).await
+    }
+
+    /// The same of deliveries.
+    pub async fn deliveries_among(
+        &self,
+        chain: u32,
+        range: Range<u64>,
+        statuses: &'static [&'static str],
+    ) -> Result<Vec<Row>, StoreError> {
+        let store = Arc::clone(&self.store);
+        blocking(move || store.rows_among(&DELIVERIES, chain, range, statuses)).await
     }
 
     /// The order as it was after the entry at `index`, as projection rows like those of [`Reader::order_with_private`]: what an answer
@@ -191,7 +199,8 @@ impl Reader {
 
     /// Up to `limit` projection rows of SKUs on a chain, of those listed first at index `from` or later.
     pub async fn skus(&self, chain: u32, from: u64, limit: usize) -> Result<Vec<Row>, StoreError> {
-        self.page(&SKUS, chain, from, limit).await
+        let store = Arc::clone(&self.store);
+        blocking(move || store.rows_from(&SKUS, chain, from, limit)).await
     }
 
     /// A SKU's projection row and the text of its manifest, as they were after the entry at `index`.

@@ -136,8 +136,8 @@ async fn use_all_of_it(url: &str) {
             }
         }
         again.skus(round % 2, 0, 10).await.unwrap();
-        again.orders(round % 2, 3, 10).await.unwrap();
-        again.deliveries(round % 2, 3, 10).await.unwrap();
+        again.orders_among(round % 2, 3..13, &["licensed"]).await.unwrap();
+        again.deliveries_among(round % 2, 3..13, &["requested", "failed"]).await.unwrap();
         let store = again.store();
         store.stream_head(0, "ledger").unwrap();
         store.look_up(round % 2, &[ledger_engine::hash::Hash([7; 32])], &["ledger".to_owned()]).unwrap();

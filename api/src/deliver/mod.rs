@@ -40,8 +40,8 @@ const STEPS_MAX: usize = 12;
 const REST: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
 /// Artifacts that are encrypted at the same time: each takes two threads and some mebibytes.
 const SEALED_AT_ONCE: usize = 4;
-/// Deliveries that are looked at together when a server starts.
-const PAGE: usize = 512;
+/// Entries whose orders and deliveries are looked at together when a server starts.
+const LOOKED_AT_ONCE: u64 = 1 << 15;
 
 /// How far a delivery came.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -396,31 +396,21 @@ impl Deliverer {
 
     /// Puts what is not finished among what is tried soon: orders that wait for their first delivery, and deliveries of whatever order.
     async fn find_undone(&self) -> Result<(), StoreError> {
-        for chain in 0..self.ledger.genesis().chains {
-            let waits = |order: &Row| order.text("status") == "licensed" && order.count("deliveries") > 0;
-            self.find(async |from| self.ledger.orders(chain, from, PAGE).await, waits).await?;
-            let undone = |delivery: &Row| matches!(delivery.text("status"), "requested" | "encrypted" | "failed");
-            self.find(async |from| self.ledger.deliveries(chain, from, PAGE).await, undone).await?;
-        }
-        Ok(())
-    }
-
-    /// Puts the orders of rows that are wanted among what is tried soon. `read` gives the rows from an index on, some at a time.
-    async fn find(
-        &self,
-        read: impl AsyncFn(u64) -> Result<Vec<Row>, StoreError>,
-        wanted: impl Fn(&Row) -> bool,
-    ) -> Result<(), StoreError> {
-        let mut from = 0;
-        loop {
-            let rows = read(from).await?;
-            let Some(last) = rows.last() else { return Ok(()) };
-            from = last.count("idx") + 1;
-            let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
-            for case in rows.iter().filter(|row| wanted(row)).filter_map(|row| CaseId::parse(row.text("order_id"))) {
-                resting.entry(case).or_insert((Instant::now(), REST.0));
+        for (chain, size) in (0..).zip(self.ledger.sizes().await?) {
+            let mut from = 0;
+            while from < size {
+                let range = from..from + LOOKED_AT_ONCE;
+                let mut rows = self.ledger.orders_among(chain, range.clone(), &["licensed"]).await?;
+                rows.retain(|order| order.count("deliveries") > 0);
+                rows.extend(self.ledger.deliveries_among(chain, range, &["requested", "encrypted", "failed"]).await?);
+                let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+                for case in rows.iter().filter_map(|row| CaseId::parse(row.text("order_id"))) {
+                    resting.entry(case).or_insert((Instant::now(), REST.0));
+                }
+                from += LOOKED_AT_ONCE;
             }
         }
+        Ok(())
     }
 }
 

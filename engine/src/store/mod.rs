@@ -6,6 +6,7 @@ pub mod postgres;
 pub mod sqlite;
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use crate::body::{Body, BodyError};
 use crate::commit::{CommitSignature, Statement};
@@ -302,6 +303,14 @@ pub trait Store: Send + Sync {
     fn rows(&self, table: &'static Table, chain: u32) -> Result<Vec<Row>, StoreError>;
     /// Up to `limit` rows of a projection that is keyed by index, from the index `from`, ordered by key.
     fn rows_from(&self, table: &'static Table, chain: u32, from: u64, limit: usize) -> Result<Vec<Row>, StoreError>;
+    /// The rows of orders or deliveries whose keys are in `range` and whose status is among `statuses`, ordered by key.
+    fn rows_among(
+        &self,
+        table: &'static Table,
+        chain: u32,
+        range: Range<u64>,
+        statuses: &[&str],
+    ) -> Result<Vec<Row>, StoreError>;
     /// Drops and rewrites the projections of one chain, if its head is still at `size`.
     fn replace_projections(&self, chain: u32, size: u64, rows: &[Row]) -> Result<(), StoreError>;
 

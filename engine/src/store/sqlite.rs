@@ -4,6 +4,7 @@
 //! connections of their own and never block it. An error of COMMIT itself is `Unknown`: the WAL frames may have
 //! reached the disk or not, and only a look under the lock can tell.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,6 +22,7 @@ use crate::commit::CommitSignature;
 use crate::domain::projection::{Cell, Row, TABLES, Table};
 use crate::hash::{EventId, Hash};
 use crate::header::{FORMAT_VERSION, Header};
+use crate::json::Value;
 use crate::merkle::CompactRange;
 use crate::runs::{RUN_ENTRIES, find_in_run};
 use crate::stream::LEDGER_STREAM;
@@ -770,6 +772,23 @@ impl Store for SqliteStore {
         let (name, key) = (table.name, table.columns[1]);
         let text = format!("SELECT * FROM {name} WHERE chain = ?1 AND {key} >= ?2 ORDER BY {key} LIMIT ?3");
         self.query_rows(table, &text, params![chain, from as i64, limit as i64])
+    }
+
+    fn rows_among(
+        &self,
+        table: &'static Table,
+        chain: u32,
+        range: Range<u64>,
+        statuses: &[&str],
+    ) -> Result<Vec<Row>, StoreError> {
+        let (name, key) = (table.name, table.columns[1]);
+        let within = format!("chain = ?1 AND {key} >= ?2 AND {key} < ?3");
+        let text = format!(
+            "SELECT * FROM {name} WHERE {within} AND status IN (SELECT value FROM json_each(?4)) ORDER BY {key}"
+        );
+        let statuses = Value::from(statuses.iter().map(|s| Value::from(*s)).collect::<Vec<_>>());
+        let statuses = String::from_utf8(statuses.to_canonical()).unwrap_or_default();
+        self.query_rows(table, &text, params![chain, range.start as i64, range.end as i64, statuses])
     }
 
     fn replace_projections(&self, chain: u32, size: u64, rows: &[Row]) -> Result<(), StoreError> {

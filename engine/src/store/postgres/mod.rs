@@ -24,6 +24,7 @@ pub use migrate::{Migrated, SCHEMA_VERSION, migrate};
 pub use queries::texts as lookup_texts;
 pub use session::PostgresOptions;
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -211,6 +212,16 @@ impl Store for PostgresStore {
 
     fn rows_from(&self, table: &'static Table, chain: u32, from: u64, limit: usize) -> Result<Vec<Row>, StoreError> {
         self.sessions.run(async |s| read::rows(s, table, chain, read::Wanted::From(from, limit)).await)
+    }
+
+    fn rows_among(
+        &self,
+        table: &'static Table,
+        chain: u32,
+        range: Range<u64>,
+        statuses: &[&str],
+    ) -> Result<Vec<Row>, StoreError> {
+        self.sessions.run(async |s| read::rows(s, table, chain, read::Wanted::Among(range.clone(), statuses)).await)
     }
 
     fn replace_projections(&self, chain: u32, size: u64, rows: &[Row]) -> Result<(), StoreError> {

@@ -82,14 +82,22 @@ pub(super) fn rows_from(table: &Table) -> Query {
     Query(format!("SELECT {columns} FROM {from} ORDER BY {key} LIMIT $3").into())
 }
 
+/// Rows whose keys lie in a range, by their status.
+pub(super) fn rows_among(table: &Table) -> Query {
+    let (columns, key) = (table.columns.join(", "), table.columns[1]);
+    let within = format!("ledger.{} WHERE chain = $1 AND {key} >= $2 AND {key} < $3", table.name);
+    Query(format!("SELECT {columns} FROM {within} AND status = ANY ($4::text[]) ORDER BY {key}").into())
+}
+
 /// Every text that finds rows by a key: what readers ask, and what is looked up under the head's lock.
 pub fn texts() -> Vec<String> {
     let of_tables = TABLES.iter().flat_map(|table| {
         // An idempotency key is looked up by the text of its own.
         let one = (table.name != "idempotency").then(|| row(table));
         // What is given by pages.
-        let page = [&SKUS, &ORDERS, &DELIVERIES].contains(table).then(|| rows_from(table));
-        one.into_iter().chain(page).chain([rows(table)])
+        let page = (**table == SKUS).then(|| rows_from(table));
+        let among = [&ORDERS, &DELIVERIES].contains(table).then(|| rows_among(table));
+        one.into_iter().chain(page).chain(among).chain([rows(table)])
     });
     let fixed = FIXED.iter().map(|query| query.text().to_owned());
     let of_writer = [LOCK_HEAD, LOCK_HEADS, HEAD_MOVED, REGISTRY_SIZE, CONFIRM, RECORDED].map(str::to_owned);

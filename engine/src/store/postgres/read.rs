@@ -1,5 +1,7 @@
 //! Queries. Each is prepared once for a connection and finds its rows by a key that begins with the chain.
 
+use std::ops::Range;
+
 use tokio_postgres::Row as SqlRow;
 use tokio_postgres::types::{FromSql, ToSql, Type};
 
@@ -222,12 +224,14 @@ pub(super) async fn tile(session: &Session, chain: u32, level: u32, n: u64) -> R
 }
 
 /// Which rows of a projection on a chain.
-pub(super) enum Wanted {
+pub(super) enum Wanted<'a> {
     All,
     /// The one that the entry at an index made.
     At(u64),
     /// So many from an index on.
     From(u64, usize),
+    /// Those in a range of indexes that have one of these statuses.
+    Among(Range<u64>, &'a [&'a str]),
 }
 
 /// Rows of a projection on a chain, by key.
@@ -235,7 +239,7 @@ pub(super) async fn rows(
     session: &Session,
     table: &'static Table,
     chain: u32,
-    wanted: Wanted,
+    wanted: Wanted<'_>,
 ) -> Result<Vec<Row>, StoreError> {
     let chain = chain as i32;
     let found = match wanted {
@@ -243,6 +247,9 @@ pub(super) async fn rows(
         Wanted::At(index) => ask(session, &queries::row(table), &[&chain, &(index as i64)]).await?,
         Wanted::From(from, limit) => {
             ask(session, &queries::rows_from(table), &[&chain, &(from as i64), &(limit as i64)]).await?
+        }
+        Wanted::Among(Range { start, end }, statuses) => {
+            ask(session, &queries::rows_among(table), &[&chain, &(start as i64), &(end as i64), &statuses]).await?
         }
     };
     found
