@@ -150,26 +150,16 @@ impl Reader {
         blocking(move || Ok(store.private(chain, index)?.map(PrivateDocument::from_bytes))).await
     }
 
-    /// The projection rows of orders on a chain that were made by entries in `range` and have one of these statuses.
-    pub async fn orders_among(
+    /// The projection rows of orders or deliveries on a chain that were made by entries in `range` and have one of these statuses.
+    pub async fn rows_among(
         &self,
+        table: &'static Table,
         chain: u32,
         range: Range<u64>,
         statuses: &'static [&'static str],
     ) -> Result<Vec<Row>, StoreError> {
         let store = Arc::clone(&self.store);
-        blocking(move || store.rows_among(&ORDERS, chain, range, statuses)).await
-    }
-
-    /// The same of deliveries.
-    pub async fn deliveries_among(
-        &self,
-        chain: u32,
-        range: Range<u64>,
-        statuses: &'static [&'static str],
-    ) -> Result<Vec<Row>, StoreError> {
-        let store = Arc::clone(&self.store);
-        blocking(move || store.rows_among(&DELIVERIES, chain, range, statuses)).await
+        blocking(move || store.rows_among(table, chain, range, statuses)).await
     }
 
     /// The order as it was after the entry at `index`, as projection rows like those of [`Reader::order_with_private`]: what an answer

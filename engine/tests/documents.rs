@@ -8,14 +8,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use audit_verify::{Demands, Held};
+use ledger_engine::delivery_proof::{Encryption, ProofTerms};
 use ledger_engine::domain::case::read_licence;
 use ledger_engine::domain::money::Money;
 use ledger_engine::finance;
-use ledger_engine::hash::to_hex;
+use ledger_engine::hash::{Hash, sha256, to_hex};
 use ledger_engine::json::Object;
 use ledger_engine::keys::PrivateKey;
 use ledger_engine::ledger::{Enrolment, Ledger};
 use ledger_engine::licence::{Licence, Reason, judge};
+use ledger_engine::manifest::Manifest;
 use ledger_engine::registry::{Action, Key, Purpose};
 use ledger_engine::retire::Retire;
 use ledger_engine::signer::{LocalSigner, Pending, Signer, SignerError};
@@ -526,4 +528,84 @@ async fn what_the_kernel_does_not_vouch_for_is_neither_listed_nor_sold() {
     // Nothing is wrong with it, but for what rests on a stolen key.
     let report = audit_verify::verify_path(dir.path(), Some(ledger.id()));
     assert_eq!((report.exit(), report.findings().len()), (2, 0), "{}", report.to_text());
+}
+
+/// What was listed later, under the same id and at the same price, is not what an order was made for; on one chain, and across chains.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delivery_proof_is_of_the_listing_that_was_bought_by() {
+    for chains in [1, 3] {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = create(dir.path(), chains).await;
+        enrol(&ledger, Purpose::Kernel, 30).await.unwrap();
+        enrol(&ledger, Purpose::DeliveryProof, 21).await.unwrap();
+        ledger.shutdown().await.unwrap();
+        drop(ledger);
+        let config = support::config(Arc::new(SqliteStore::open(dir.path(), SqliteOptions::default()).unwrap()));
+        config.signers.add(Arc::new(signer(Purpose::DeliveryProof, 21)));
+        let ledger = Ledger::open(config).await.unwrap();
+        let bought = manifest(&signer(Purpose::Kernel, 30), "Font", "Font");
+        send(&ledger, &list(Some(&bought))).await.unwrap();
+        let order = create_order(&ledger, "o", "s").await;
+        send(&ledger, r#"{"command":"sku.withdraw","actor":"service:catalog","sku_id":"s"}"#).await.unwrap();
+        // Its time is no part of what is signed.
+        let later = bought.replace("T10:00:00Z", "T11:00:00Z");
+        send(&ledger, &list(Some(&later))).await.unwrap();
+        for line in life(&order).iter().take(4) {
+            send(&ledger, line).await.unwrap();
+        }
+        let (artifact, ciphertext) = (Hash([0; 32]), Hash([0x11; 32]));
+        let encrypt = Object::new()
+            .with("command", "delivery.encrypt")
+            .with("actor", "service:delivery")
+            .with("order_id", order.as_str())
+            .with("algorithm", "a")
+            .with("artifact_sha256", artifact.to_hex())
+            .with("ciphertext_sha256", ciphertext.to_hex());
+        send(&ledger, &String::from_utf8(encrypt.to_canonical()).unwrap()).await.unwrap();
+        let case = CaseId::parse(&order).unwrap();
+        let (row, deliveries) = ledger.order_with_deliveries(case).await.unwrap().unwrap();
+        let terms = ProofTerms {
+            order_id: case,
+            n: 1,
+            sku_id: "s".into(),
+            buyer_id: row.text("buyer").into(),
+            delivery_mode: deliveries[0].text("mode").into(),
+            artifact: (artifact, 1),
+            ciphertext: (ciphertext, 57),
+            manifest_sha256: sha256(&[bought.as_bytes()]),
+            manifest_signature_id: Hash::from_hex(&Manifest::parse(&bought).unwrap().signature_id()).unwrap(),
+            ledger_proof_id: row.text("ledger_proof_id").into(),
+            encryption: Encryption {
+                algorithm: "a".into(),
+                key_algorithm: "k".into(),
+                encrypted_key: vec![1],
+                key_fingerprint: Hash([2; 32]),
+                key_source: Some("file:0011223344556677".into()),
+            },
+            supersedes: None,
+            issued_at_us: 0,
+            ledger_id: ledger.id(),
+            signer_kid: String::new(),
+        };
+        let ready = async |terms: ProofTerms| {
+            let proof = ledger.prove_delivery(terms).await.unwrap();
+            let command = Object::new()
+                .with("command", "delivery.ready")
+                .with("actor", "service:delivery")
+                .with("order_id", order.as_str())
+                .with("delivery_proof", proof.to_text());
+            String::from_utf8(command.to_canonical()).unwrap()
+        };
+        let entries = ledger.sizes().await.unwrap();
+        for other in [
+            ProofTerms { manifest_sha256: sha256(&[later.as_bytes()]), ..terms.clone() },
+            ProofTerms { manifest_signature_id: Hash([3; 32]), ..terms.clone() },
+        ] {
+            assert_eq!(code(&ledger, &ready(other).await).await, "MANIFEST_MISMATCH");
+        }
+        assert_eq!(ledger.sizes().await.unwrap(), entries);
+        send(&ledger, &ready(terms).await).await.unwrap();
+        ledger.shutdown().await.unwrap();
+        verified(dir.path(), &ledger);
+    }
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use audit_verify::{Anchor, Demands, verify_path, verify_path_with, verify_stream};
 use ledger_engine::archive::ExportOptions;
+use ledger_engine::domain::projection::{DELIVERIES, ORDERS};
 use ledger_engine::registry::Purpose;
 use ledger_engine::retire::{Authority, Retire};
 use ledger_engine::store::postgres::lookup_texts;
@@ -136,8 +137,8 @@ async fn use_all_of_it(url: &str) {
             }
         }
         again.skus(round % 2, 0, 10).await.unwrap();
-        again.orders_among(round % 2, 3..13, &["licensed"]).await.unwrap();
-        again.deliveries_among(round % 2, 3..13, &["requested", "failed"]).await.unwrap();
+        again.rows_among(&ORDERS, round % 2, 3..13, &["licensed"]).await.unwrap();
+        again.rows_among(&DELIVERIES, round % 2, 3..13, &["requested", "failed"]).await.unwrap();
         let store = again.store();
         store.stream_head(0, "ledger").unwrap();
         store.look_up(round % 2, &[ledger_engine::hash::Hash([7; 32])], &["ledger".to_owned()]).unwrap();

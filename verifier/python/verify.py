@@ -255,7 +255,8 @@ class Verifier:
         before = [case.deliveries[k]["proof_id"] for k in range(1, n) if "proof_id" in case.deliveries[k]]
         fingerprint = proof["encryption"]["key_fingerprint"]
         said = [proof["manifest_sha256"], proof["manifest_signature_id"], proof["artifact_sha256"]]
-        return self.listed(order, lambda _, artifacts: said in artifacts) and ([proof["delivery_id"], proof["sku_id"], proof["buyer_id"], proof["delivery_mode"], proof["ledger_proof_id"],
+        if not self.listed(order, lambda _, artifacts: said in artifacts): return False
+        return ([proof["delivery_id"], proof["sku_id"], proof["buyer_id"], proof["delivery_mode"], proof["ledger_proof_id"],
                  proof["artifact_sha256"], proof["ciphertext_sha256"], fingerprint, proof.get("supersedes")]
                 == [f"delivery-{name}-{n}", order["sku_id"], order["buyer"], delivery["mode"], order.get("ledger_proof_id"),
                     delivery["artifact_sha256"], delivery["ciphertext_sha256"], delivery.get("key_fingerprint", fingerprint),

@@ -17,7 +17,7 @@ use ledger_engine::delivery::{ContentKey, context, stream};
 use ledger_engine::delivery_proof::{Encryption, ProofTerms};
 use ledger_engine::domain::command::Command;
 use ledger_engine::domain::decide::{RefusalCode, check_listed_by};
-use ledger_engine::domain::projection::Row;
+use ledger_engine::domain::projection::{DELIVERIES, ORDERS, Row};
 use ledger_engine::domain::sku::manifest_of;
 use ledger_engine::hash::{Hash, from_hex, to_hex};
 use ledger_engine::json::{Object, Value};
@@ -400,9 +400,10 @@ impl Deliverer {
             let mut from = 0;
             while from < size {
                 let range = from..from + LOOKED_AT_ONCE;
-                let mut rows = self.ledger.orders_among(chain, range.clone(), &["licensed"]).await?;
+                let mut rows = self.ledger.rows_among(&ORDERS, chain, range.clone(), &["licensed"]).await?;
                 rows.retain(|order| order.count("deliveries") > 0);
-                rows.extend(self.ledger.deliveries_among(chain, range, &["requested", "encrypted", "failed"]).await?);
+                let undone = &["requested", "encrypted", "failed"];
+                rows.extend(self.ledger.rows_among(&DELIVERIES, chain, range, undone).await?);
                 let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
                 for case in rows.iter().filter_map(|row| CaseId::parse(row.text("order_id"))) {
                     resting.entry(case).or_insert((Instant::now(), REST.0));

@@ -114,6 +114,17 @@ impl Kept {
     }
 }
 
+/// What the buyer of a marketplace-managed delivery does: fetches its key, which is returned, and opens the file.
+fn opens_with_its_key(server: &Server, kept: &Kept) -> String {
+    let key = server.of(ANN, "buyer").get(&format!("/delivery/{}/key", kept.id));
+    assert_eq!(key.said(), (200, "ok"), "{:?}", key.body);
+    let pem = key.body["private_key"].as_str().unwrap().to_owned();
+    std::fs::write(kept.path("key"), &pem).unwrap();
+    let (exit, said) = kept.open(&kept.path("key"), "out", &[]);
+    assert_eq!((exit, std::fs::read(kept.path("out")).unwrap()), (0, ARTIFACT.to_vec()), "{said}");
+    pem
+}
+
 fn wait<T>(mut what: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
@@ -220,12 +231,7 @@ fn the_marketplace_manages_a_key_for_a_buyer_without_one() {
     assert_eq!(done.body["key_metadata"]["source"], "ephemeral");
     assert!(done.body["key_metadata"]["key_source"].as_str().unwrap().starts_with("file:"), "{:?}", done.body);
     let kept = Kept::of(&server, &order, 1);
-    let key = server.of(ANN, "buyer").get(&format!("/delivery/{}/key", kept.id));
-    assert_eq!(key.said(), (200, "ok"), "{:?}", key.body);
-    let pem = key.body["private_key"].as_str().unwrap();
-    std::fs::write(kept.path("key"), pem).unwrap();
-    let (exit, said) = kept.open(&kept.path("key"), "out", &[]);
-    assert_eq!((exit, std::fs::read(kept.path("out")).unwrap()), (0, ARTIFACT.to_vec()), "{said}");
+    let pem = opens_with_its_key(&server, &kept);
     for (sub, role, status) in [("bob@example.org", "buyer", 404), ("op@example.org", "operator", 403)] {
         assert_eq!(server.of(sub, role).get(&format!("/delivery/{}/key", kept.id)).status, status, "{role}");
     }
@@ -380,10 +386,7 @@ fn a_delivery_waits_for_room_on_its_disk() {
     server.makes_room(&disk);
     wait(|| (order_of(&server, &order)["status"] == "finalized").then_some(()));
     let kept = Kept::of(&server, &order, 1);
-    let key = server.of(ANN, "buyer").get(&format!("/delivery/{}/key", kept.id)).body;
-    std::fs::write(kept.path("key"), key["private_key"].as_str().unwrap()).unwrap();
-    let (exit, said) = kept.open(&kept.path("key"), "out", &[]);
-    assert_eq!((exit, std::fs::read(kept.path("out")).unwrap()), (0, ARTIFACT.to_vec()), "{said}");
+    opens_with_its_key(&server, &kept);
     verified(server);
 }
 
@@ -418,10 +421,7 @@ fn a_key_in_kms_seals_what_the_marketplace_manages() {
     let kept = Kept::of(&server, &order, 2);
     let ann = server.of(ANN, "buyer");
     let path = format!("/delivery/{}/key", kept.id);
-    let pem = ann.get(&path).body["private_key"].as_str().unwrap().to_owned();
-    std::fs::write(kept.path("key"), &pem).unwrap();
-    let (exit, said) = kept.open(&kept.path("key"), "out", &[]);
-    assert_eq!((exit, std::fs::read(kept.path("out")).unwrap()), (0, ARTIFACT.to_vec()), "{said}");
+    let pem = opens_with_its_key(&server, &kept);
     let found = Command::new("grep").args(["-rlF", "--", pem.lines().nth(1).unwrap()]).arg(&shop).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&found.stdout), "", "nowhere on disk in the clear");
     kms.is_away(true);
@@ -604,10 +604,7 @@ fn a_delivery_goes_on_after_every_kill_and_is_made_once() {
             assert_eq!(types.iter().filter(|t| *t == once).count(), 1, "{once}: {types:?}");
         }
         let kept = Kept::of(&server, order, 1);
-        let key = server.of(ANN, "buyer").get(&format!("/delivery/{}/key", kept.id)).body;
-        std::fs::write(kept.path("key"), key["private_key"].as_str().unwrap()).unwrap();
-        let (exit, said) = kept.open(&kept.path("key"), "out", &[]);
-        assert_eq!((exit, std::fs::read(kept.path("out")).unwrap()), (0, ARTIFACT.to_vec()), "{said}");
+        opens_with_its_key(&server, &kept);
     }
     verified(server);
 }
@@ -657,10 +654,7 @@ fn artifacts_and_deliveries_lie_in_buckets() {
     let unsigned = crate::support::client().get(url.split('?').next().unwrap()).send().unwrap();
     assert_eq!(unsigned.status(), 403, "without its signature it is nothing");
     let kept = kept.with_proofs(&server, &order, 1);
-    let key = ann.get(&format!("/delivery/{}/key", kept.id)).body;
-    std::fs::write(kept.path("key"), key["private_key"].as_str().unwrap()).unwrap();
-    let (exit, said) = kept.open(&kept.path("key"), "out", &[]);
-    assert_eq!((exit, std::fs::read(kept.path("out")).unwrap()), (0, ARTIFACT.to_vec()), "{said}");
+    opens_with_its_key(&server, &kept);
     assert_eq!(order_of(&server, &order)["deliveries"][0]["downloads"], 1, "it is recorded");
     // What was delivered can be neither removed nor altered for a while.
     runtime.block_on(async {
