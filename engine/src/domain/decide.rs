@@ -3,7 +3,9 @@
 use super::case::{Case, Delivery, ListingClaim, Order, OrderStatus, document, license_id, proof_id};
 use super::command::{Action, ExpectedRevision};
 use super::money::Money;
-use super::sku::{Listing, Sku};
+#[cfg(feature = "write")]
+use super::sku::Listing;
+use super::sku::Sku;
 use super::{Event, Illegal, Occurrence};
 use crate::document::SignedDocument;
 use crate::finance::FinanceSignature;
@@ -146,11 +148,13 @@ pub fn decide_sku(sku: Option<&Sku>, action: &Action, expected: ExpectedRevision
     Ok(Decision { events: vec![event], signed, claim: None })
 }
 
+#[cfg(feature = "write")]
 fn knows_the_kernel(registry: &Registry) -> bool {
     registry.records().iter().any(|r| r.key.purpose == Purpose::Kernel)
 }
 
 /// Refuses to list a SKU without a manifest, once the registry has had a key of the Kernel.
+#[cfg(feature = "write")]
 pub(crate) fn check_manifest_needed(registry: &Registry) -> Result<(), Refusal> {
     if !knows_the_kernel(registry) {
         return Ok(());
@@ -161,6 +165,7 @@ pub(crate) fn check_manifest_needed(registry: &Registry) -> Result<(), Refusal> 
 
 /// Refuses to sell what nobody vouches for any more. `chain` is the SKU's: its signature was judged where it was listed, and is doubtful
 /// if the key was in other hands by then. Without a key of the Kernel nothing is asked.
+#[cfg(feature = "write")]
 pub(crate) fn check_vouched_for(registry: &Registry, sku: &Sku, chain: u32) -> Result<(), Refusal> {
     if !sku.listed || !knows_the_kernel(registry) {
         return Ok(());
@@ -256,6 +261,7 @@ pub struct Decision {
 }
 
 /// Refuses a claim that no listing of the SKU bears out.
+#[cfg(feature = "write")]
 pub(crate) fn check_claim(claim: &ListingClaim, listings: &[Listing]) -> Result<(), Refusal> {
     let said = listings.iter().find(|l| l.revision == claim.revision).map_or(&[][..], |l| &l.said);
     if said.contains(&claim.said) {
