@@ -323,6 +323,31 @@ fn what_is_missing_or_changed_fails_and_is_delivered_once_it_is_there() {
     verified(server);
 }
 
+/// Money that went back takes the delivery with it.
+#[test]
+fn what_was_refunded_is_not_delivered_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = dev(&dir);
+    let order = paid(&server, "k", None);
+    finalize(&server, &order);
+    let kept = Kept::of(&server, &order, 1);
+    opens_with_its_key(&server, &kept);
+    let operator = server.of("op@example.org", "operator");
+    let body =
+        |amount: i64| json!({ "refund": { "amount": amount, "currency": "EUR", "scale": 2 }, "reason": "broken" });
+    assert_eq!(operator.post_with_key(&format!("/order/{order}/refund"), "r-1", &body(250)).said(), (200, "ok"));
+    opens_with_its_key(&server, &Kept::of(&server, &order, 1));
+    assert_eq!(operator.post_with_key(&format!("/order/{order}/refund"), "r-2", &body(1000)).said(), (200, "ok"));
+    let ann = server.of(ANN, "buyer");
+    for what in ["artifact", "key"] {
+        assert_eq!(ann.get(&format!("/delivery/{}/{what}", kept.id)).said(), (409, "ILLEGAL_TRANSITION"), "{what}");
+    }
+    let again = operator.post_with_key(&format!("/delivery/{}/reissue", kept.id), "a", &json!({ "reason": "again" }));
+    assert_eq!(again.said(), (409, "ILLEGAL_TRANSITION"));
+    assert_eq!(ann.get(&format!("/proofs/proof-{order}-1")).status, 200, "the proof of what was done stays");
+    verified(server);
+}
+
 /// A download that was cut off goes on where it ended, unless the file is another one by then.
 #[test]
 fn a_download_that_was_cut_off_goes_on() {
