@@ -7,10 +7,12 @@ use ledger_engine::body::Body;
 use ledger_engine::delivery::{context, recipient, stream};
 use ledger_engine::delivery_proof::{DeliveryProof, ProofTerms};
 use ledger_engine::domain::case::{read_delivery_proof, read_licence};
+use ledger_engine::environment::{Environment as _, SystemEnvironment};
 use ledger_engine::hash::Hash;
 use ledger_engine::json::Object;
 use ledger_engine::licence::Licence;
 use ledger_engine::proof::Proof;
+use ledger_engine::time::rfc3339;
 
 use crate::{CliError, output};
 
@@ -119,7 +121,11 @@ pub(crate) fn run(json: bool, args: Args) -> Result<u8, CliError> {
 fn licence_fault(licence: Option<&Licence>, terms: &ProofTerms) -> Option<String> {
     let Some(licence) = licence else { return Some("--license-proof is of no entry with a signed licence".into()) };
     let own = (licence.terms.order_id, &licence.terms.buyer_id, &licence.terms.sku_id);
-    (own != (terms.order_id, &terms.buyer_id, &terms.sku_id)).then(|| "the licence is of another order".into())
+    if own != (terms.order_id, &terms.buyer_id, &terms.sku_id) {
+        return Some("the licence is of another order".into());
+    }
+    let ended = licence.terms.expires_at_us.filter(|at| *at <= SystemEnvironment.now_us())?;
+    Some(format!("the licence ended at {}", rfc3339(ended)))
 }
 
 fn say(json: bool, terms: &ProofTerms, bytes: u64, out: &Path, licensed: bool) -> Result<u8, CliError> {
@@ -129,7 +135,11 @@ fn say(json: bool, terms: &ProofTerms, bytes: u64, out: &Path, licensed: bool) -
             "out": out, "license_checked": licensed })
         .to_string()
     } else {
-        let licence = if licensed { "its licence holds" } else { "its licence was not checked (--license-proof)" };
+        let licence = if licensed {
+            "its licence is genuine, and has not ended"
+        } else {
+            "its licence was not checked (--license-proof)"
+        };
         let sku = terms.sku_id.escape_debug();
         format!(
             "OPENED {id}: {sku}, {bytes} bytes in {}\nSHA-256 {sha256}, as the proof says, signed by {}; {licence}",

@@ -270,7 +270,9 @@ impl Deliverer {
             }
         })?;
         let ciphertext = digests.sealed_sha256.to_hex();
+        // Not for a delivery that was asked for meanwhile: the file is of this one.
         let command = of("delivery.encrypt", case)
+            .with("expected_revision", delivery.int("revision"))
             .with("algorithm", ALGORITHM)
             .with("artifact_sha256", artifact.to_hex())
             .with("ciphertext_sha256", ciphertext.as_str());
@@ -375,10 +377,14 @@ impl Deliverer {
         let files = self.files.clone();
         // What is left there takes room and nothing else.
         let _ = tokio::task::spawn_blocking(move || files.sweep()).await;
-        if let Err(e) = self.find_undone().await {
-            tracing::warn!("deliveries that were not finished could not be looked for: {e}");
-        }
+        let mut found = false;
         loop {
+            if !found {
+                match self.find_undone().await {
+                    Ok(()) => found = true,
+                    Err(e) => tracing::warn!("deliveries that were not finished could not be looked for: {e}"),
+                }
+            }
             tokio::select! {
                 () = &mut closed => return,
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
@@ -389,7 +395,10 @@ impl Deliverer {
                 resting.iter().filter(|(_, (at, _))| *at <= now).map(|(case, _)| *case).collect()
             };
             for case in due {
-                self.run(case).await;
+                tokio::select! {
+                    () = &mut closed => return,
+                    _ = self.run(case) => {}
+                }
             }
         }
     }

@@ -114,6 +114,17 @@ pub fn check_manifest(
     }
 }
 
+/// Refuses a manifest of several artifacts: what cannot be delivered is not sold.
+pub fn check_deliverable(manifest: &Manifest) -> Result<(), Refusal> {
+    match manifest.artifacts.len() {
+        1 => Ok(()),
+        n => {
+            let message = format!("the manifest names {n} artifacts; one can be delivered");
+            Err(Refusal::new(RefusalCode::InvalidManifest, message))
+        }
+    }
+}
+
 /// Decides a command about a SKU.
 pub fn decide_sku(sku: Option<&Sku>, action: &Action, expected: ExpectedRevision) -> Result<Decision, Refusal> {
     let (event_type, payload, sku_id) = match action {
@@ -125,6 +136,7 @@ pub fn decide_sku(sku: Option<&Sku>, action: &Action, expected: ExpectedRevision
                 let invalid = |e| Refusal::new(RefusalCode::InvalidManifest, format!("the manifest is none: {e}"));
                 let manifest = Manifest::parse(text).map_err(invalid)?;
                 check_manifest(&manifest, Some(sku_id), Some(title), author_id.as_deref(), Some(price))?;
+                check_deliverable(&manifest)?;
                 payload.set("author_id", manifest.author.id);
                 payload.set("manifest", document(text));
             }
@@ -411,7 +423,9 @@ fn request_event(
     key_fingerprint: Option<&str>,
     reissue_of: Option<(u32, &Delivery)>,
 ) -> Result<Event, Refusal> {
-    let key_fingerprint = key_fingerprint.or(order.key_fingerprint.as_deref());
+    // A key that a delivery was issued again for stays the buyer's: the one before it may be in other hands.
+    let before = reissue_of.and_then(|(_, delivery)| delivery.key_fingerprint.as_deref());
+    let key_fingerprint = key_fingerprint.or(before).or(order.key_fingerprint.as_deref());
     check_fingerprint(&order.delivery_mode, key_fingerprint)?;
     let stream = Stream::Delivery(case.id, n);
     let mut payload = Object::new()

@@ -3,7 +3,7 @@
 use actix_web::http::header::LOCATION;
 use actix_web::web::{Path, Query};
 use actix_web::{HttpRequest, HttpResponse};
-use ledger_engine::domain::decide::check_manifest;
+use ledger_engine::domain::decide::{check_deliverable, check_manifest};
 use ledger_engine::domain::money::Money;
 use ledger_engine::domain::projection::Row;
 use ledger_engine::json::Object;
@@ -188,13 +188,8 @@ fn read(manifest: &RawValue) -> Result<Manifest, ApiError> {
         ManifestError::TooLarge(_) => ApiError::new(Code::BodyTooLarge, format!("the manifest: {e}")),
         e => ApiError::new(Code::InvalidManifest, format!("the manifest is none: {e}")),
     })?;
-    match manifest.artifacts.len() {
-        // What cannot be delivered is not sold.
-        1 => Ok(manifest),
-        n => {
-            Err(ApiError::new(Code::InvalidManifest, format!("the manifest names {n} artifacts; one can be delivered")))
-        }
-    }
+    check_deliverable(&manifest)?;
+    Ok(manifest)
 }
 
 /// Asks the Kernel back, where the settings name it, once the signature holds.

@@ -29,7 +29,6 @@ use crate::deliver::KeyError;
 use crate::deliver::files::Delivered;
 use crate::serve::auth::Caller;
 use crate::serve::error::{ApiError, Code, ErrorBody, ReadErrors};
-use crate::serve::idempotency::key_of;
 use crate::serve::state::State;
 
 /// Bytes of a file that are read at a time.
@@ -64,13 +63,10 @@ async fn deliverable(state: &State, caller: &Caller, id: &str) -> Result<(CaseId
     }
 }
 
-/// Records a download, unless only its head was asked for.
-async fn record(req: &HttpRequest, state: &State, caller: &Caller, case: CaseId) -> Result<(), ApiError> {
-    if req.method() == Method::HEAD {
-        return Ok(());
-    }
+/// Records a download. Each is one, whatever key it was asked for with.
+async fn record(state: &State, caller: &Caller, case: CaseId) -> Result<(), ApiError> {
     let command = Object::new().with("command", "delivery.download").with("order_id", case.to_string());
-    append(state, &caller.subject, command, key_of(req)?.as_deref()).await.map(drop)
+    append(state, &caller.subject, command, None).await.map(drop)
 }
 
 fn missing(what: String) -> ApiError {
@@ -140,7 +136,8 @@ pub(crate) async fn artifact(
     let placed = placed.map_err(|e| missing(e.to_string()))?.map_err(|e| missing(e.to_string()))?;
     let path = match placed {
         Delivered::Url(url) => {
-            record(&req, &state, &caller, case).await?;
+            // Whoever has the URL has the file, also after HEAD.
+            record(&state, &caller, case).await?;
             return Ok(HttpResponse::SeeOther().insert_header((LOCATION, url)).finish());
         }
         Delivered::File(path) => path,
@@ -166,7 +163,9 @@ pub(crate) async fn artifact(
         }
     };
     file.seek(io::SeekFrom::Start(first)).await.map_err(|e| missing(format!("{shown}: {e}")))?;
-    record(&req, &state, &caller, case).await?;
+    if *req.method() != Method::HEAD {
+        record(&state, &caller, case).await?;
+    }
     let pieces = futures_util::stream::try_unfold(file.take(count), |mut file| async move {
         let mut piece = vec![0; PIECE];
         let n = file.read(&mut piece).await?;
