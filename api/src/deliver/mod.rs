@@ -140,7 +140,10 @@ impl Deliverer {
     async fn deliver(&self, case: CaseId) -> Outcome {
         let outcome = match self.steps(case).await {
             Ok(outcome) => outcome,
-            Err(Trouble::Away(why)) => Outcome::Failed(why),
+            Err(Trouble::Away(why)) => {
+                tracing::warn!("order {case} is not delivered yet: {why}");
+                Outcome::Failed(why)
+            }
             Err(Trouble::Failed(why)) => {
                 metrics::counter!("marketplace_delivery_encrypt_failures_total").increment(1);
                 tracing::warn!("order {case} could not be delivered: {why}");
