@@ -443,7 +443,7 @@ impl Nodes for StoredNodes<'_> {
 }
 
 /// What is wrong with a stored entry.
-fn corrupt(entry: &Entry, why: &dyn std::fmt::Display) -> StoreError {
+pub(crate) fn corrupt(entry: &Entry, why: &dyn std::fmt::Display) -> StoreError {
     let h = &entry.header;
     StoreError::Corrupt(format!("entry {} of chain {}: {why}; verify the ledger", h.index, h.chain))
 }

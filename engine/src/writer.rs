@@ -32,6 +32,7 @@ use crate::hash::{EventId, Hash, body_hash, entry_hash, sha256};
 use crate::header::{FORMAT_VERSION, HEADER_BYTES_MAX, Header};
 use crate::ledger::{AppendError, Appended, EntryRef};
 use crate::merkle::{self, TILE_BYTES, TILE_WIDTH};
+use crate::reader::corrupt;
 use crate::reader::{StoredNodes, load_registry};
 use crate::registry::{Purpose, Registry, RegistryPlace, govern_payload};
 use crate::retire::{Authorise, Authority, Retire};
@@ -1436,12 +1437,10 @@ pub(crate) fn load(store: &dyn Store, chain: u32, key: Key) -> Result<Cached, St
     let mut heads = HashMap::new();
     for entry in &entries {
         let h = &entry.header;
-        let corrupt =
-            |why: String| StoreError::Corrupt(format!("entry {} of chain {chain}: {why}; verify the ledger", h.index));
-        let stream = Stream::parse(&h.stream).ok_or_else(|| corrupt("no stream name".into()))?;
-        let body = entry.parse_body().map_err(|e| corrupt(e.to_string()))?;
+        let stream = Stream::parse(&h.stream).ok_or_else(|| corrupt(entry, &"no stream name"))?;
+        let body = entry.parse_body().map_err(|e| corrupt(entry, &e))?;
         let event = Occurrence::of(h, stream, &body);
-        state.apply(&event).map_err(|e| corrupt(e.0))?;
+        state.apply(&event).map_err(|e| corrupt(entry, &e.0))?;
         let head = heads.entry(stream).or_insert(StreamHead { first_index: h.index, ..StreamHead::default() });
         *head = StreamHead { revision: h.revision, hash: entry.entry_hash, index: h.index, ..*head };
     }
@@ -1453,10 +1452,8 @@ pub(crate) fn load_listings(store: &dyn Store, chain: u32, case: CaseId) -> Resu
     let (stream, mut state, mut listings) = (Stream::Sku(case), None, Vec::new());
     for entry in store.stream(chain, &stream.to_string())? {
         let h = &entry.header;
-        let corrupt =
-            |why: String| StoreError::Corrupt(format!("entry {} of chain {chain}: {why}; verify the ledger", h.index));
-        let body = entry.parse_body().map_err(|e| corrupt(e.to_string()))?;
-        let said = Sku::apply(&mut state, &Occurrence::of(h, stream, &body)).map_err(|e| corrupt(e.0))?.said;
+        let body = entry.parse_body().map_err(|e| corrupt(&entry, &e))?;
+        let said = Sku::apply(&mut state, &Occurrence::of(h, stream, &body)).map_err(|e| corrupt(&entry, &e.0))?.said;
         if !said.is_empty() {
             listings.push(Listing { revision: h.revision, said });
         }

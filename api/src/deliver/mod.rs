@@ -321,12 +321,18 @@ impl Deliverer {
         Ok((recipient, SealedKey { source: sealed.source, sealed: to_hex(&sealed.bytes) }))
     }
 
+    /// What was kept beside a delivery.
+    async fn particulars(&self, delivery: &Row) -> Result<Option<Particulars>, String> {
+        let (files, id) = (self.files.clone(), delivery.text("delivery_id").to_owned());
+        let ciphertext = delivery.text("ciphertext_sha256").to_owned();
+        let reading = tokio::task::spawn_blocking(move || files.particulars(&id, &ciphertext)).await;
+        reading.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+    }
+
     /// The private key of a marketplace-managed delivery, PKCS#8 in PEM. `None`: the delivery is for the buyer's own.
     pub(crate) async fn private_key(&self, delivery: &Row) -> Result<Option<zeroize::Zeroizing<String>>, KeyError> {
-        let (id, files) = (delivery.text("delivery_id"), self.files.clone());
-        let own = (id.to_owned(), delivery.text("ciphertext_sha256").to_owned());
-        let kept = tokio::task::spawn_blocking(move || files.particulars(&own.0, &own.1)).await;
-        let kept = kept.map_err(|e| KeyError::Lost(e.to_string()))?.map_err(|e| KeyError::Lost(e.to_string()))?;
+        let id = delivery.text("delivery_id");
+        let kept = self.particulars(delivery).await.map_err(KeyError::Lost)?;
         let kept = kept.ok_or_else(|| KeyError::Lost("what was kept of the delivery is not there".into()))?;
         let Some(SealedKey { source, sealed }) = kept.private_key else { return Ok(None) };
         let sealed = Sealed { source, bytes: from_hex(&sealed).unwrap_or_default() };
@@ -338,10 +344,7 @@ impl Deliverer {
 
     async fn prove(&self, case: CaseId, order: &Row, deliveries: &[Row]) -> Result<(), Trouble> {
         let Some((delivery, before)) = deliveries.split_last() else { return Ok(()) };
-        let (id, ciphertext) = (delivery.text("delivery_id"), delivery.text("ciphertext_sha256"));
-        let (files, own) = (self.files.clone(), (id.to_owned(), ciphertext.to_owned()));
-        let reading = tokio::task::spawn_blocking(move || files.particulars(&own.0, &own.1)).await;
-        let kept = reading.map_err(|e| Trouble::Away(e.to_string()))?.map_err(|e| Trouble::Away(e.to_string()))?;
+        let kept = self.particulars(delivery).await.map_err(Trouble::Away)?;
         let Some(kept) = kept else {
             // It is encrypted again, under another key.
             return Err(failed("what was encrypted is not there any more, or not all of it"));
@@ -354,7 +357,7 @@ impl Deliverer {
             buyer_id: order.text("buyer").into(),
             delivery_mode: delivery.text("mode").into(),
             artifact: (hash(delivery.text("artifact_sha256"))?, kept.artifact_bytes),
-            ciphertext: (hash(ciphertext)?, kept.ciphertext_bytes),
+            ciphertext: (hash(delivery.text("ciphertext_sha256"))?, kept.ciphertext_bytes),
             manifest_sha256: hash(&kept.manifest_sha256)?,
             manifest_signature_id: hash(&kept.manifest_signature_id)?,
             ledger_proof_id: order.text("ledger_proof_id").into(),
@@ -406,7 +409,7 @@ impl Deliverer {
         }
     }
 
-    /// Puts what is not finished among what is tried soon: orders that wait for their first delivery, and deliveries of whatever order.
+    /// Puts what is not finished among what is tried soon: orders that are not finalised though they have a delivery, and deliveries of whatever order.
     async fn find_undone(&self) -> Result<(), StoreError> {
         for (chain, size) in (0..).zip(self.ledger.sizes().await?) {
             let mut from = 0;

@@ -23,11 +23,6 @@ impl OwnKey {
         OwnKey(path)
     }
 
-    /// Whether there are such a file and keys in it, which only its owner can read.
-    pub fn check(&self) -> Result<(), KeyFileError> {
-        self.keys().map(drop)
-    }
-
     /// Writes a file with one key, which must not exist.
     pub fn write(path: &Path, random: [u8; CONTENT_KEY_BYTES]) -> Result<(), KeyFileError> {
         let random = Zeroizing::new(random);
@@ -97,7 +92,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("delivery.key");
         let key = OwnKey::new(path.clone());
-        assert!(key.check().is_err(), "there is no file");
+        assert!(key.keys().is_err(), "there is no file");
         OwnKey::write(&path, [7; 32]).unwrap();
         let old = key.seal(b"a secret", b"one").await.unwrap();
         assert!(!old.bytes.windows(8).any(|w| w == b"a secret"));
@@ -116,6 +111,6 @@ mod tests {
         assert!(lost.reason.contains(&old.source) && !lost.again, "{lost}");
         std::fs::remove_file(&path).unwrap();
         write_secret(&path, b"08").unwrap();
-        assert!(key.check().unwrap_err().to_string().contains("64 hex"));
+        assert!(key.keys().err().unwrap().to_string().contains("64 hex"));
     }
 }

@@ -8,7 +8,7 @@ use ledger_engine::body::Body;
 use ledger_engine::domain::Occurrence;
 use ledger_engine::domain::case::read_delivery_proof;
 use ledger_engine::domain::projection::Cell;
-use ledger_engine::domain::sku::{Said, Sku};
+use ledger_engine::domain::sku::Sku;
 use ledger_engine::genesis::Genesis;
 use ledger_engine::hash::{EventId, Hash};
 use ledger_engine::json::Value;
@@ -292,15 +292,12 @@ impl<'a> Loader<'a> {
         let entries = self.before(sku.route(self.chains), std::iter::once(Stream::Sku(sku)))?;
         let mut state = None;
         for read in entries.values() {
-            let mut listed =
-                |said: &Said| earlier.push(Earlier::Listed(said_digest(sku, read.row.header.revision, said)));
-            let applied = with_event(read, |event| {
-                Sku::apply(&mut state, event).is_ok_and(|applied| {
-                    applied.said.iter().for_each(&mut listed);
-                    true
-                })
-            });
+            let mut said = Vec::new();
+            let applied =
+                with_event(read, |event| Sku::apply(&mut state, event).map(|applied| said = applied.said).is_ok());
             check(applied, "a SKU's event before the anchor")?;
+            let revision = read.row.header.revision;
+            earlier.extend(said.iter().map(|said| Earlier::Listed(said_digest(sku, revision, said))));
         }
         Ok(())
     }
