@@ -142,7 +142,7 @@ impl Postgres {
 
     fn failed(&self, e: &postgres::Error) -> SourceError {
         // What a server says before it ends an idle session is lost with the connection.
-        let why = match (e.is_closed(), self.is_standby) {
+        let why = match (ended(e), self.is_standby) {
             (false, _) => reason(e),
             (true, false) => "database: the server ended the connection: see its log, and run again".to_owned(),
             (true, true) => format!("database: the standby ended the connection, perhaps because {STANDBY_ADVICE}"),
@@ -531,6 +531,14 @@ fn relations(client: &mut Client, names: &[&str]) -> Result<Result<Vec<String>, 
         "there is no table ledger.entries here: it is no ledger's database; check the database's name, the last part of the URL"
     };
     Ok(Err(why.to_owned()))
+}
+
+/// Whether the server ended the connection: it was closed, or is gone under what was being sent.
+fn ended(e: &postgres::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let io = std::error::Error::source(e).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    e.is_closed()
+        || io.is_some_and(|e| matches!(e.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof))
 }
 
 const STANDBY_ADVICE: &str = "it could not hold the snapshot for as long as this took: run again, raise max_standby_streaming_delay there, or \

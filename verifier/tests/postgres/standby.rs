@@ -72,7 +72,8 @@ fn ask(standby: &Standby<'_>, question: &str) -> bool {
     let connected = Client::connect(&standby.url("postgres"), NoTls);
     match connected.and_then(|mut client| client.query_one(question, &[])) {
         Ok(row) => row.get(0),
-        Err(error) if error.is_closed() || error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE) => false,
+        // A connection that was ended is closed, or reset under the question.
+        Err(error) if error.as_db_error().is_none() || error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE) => false,
         Err(error) => panic!("{error:?}"),
     }
 }
