@@ -362,6 +362,15 @@ impl Bucket {
         })
     }
 
+    /// Bytes of an object. Its lock is not asked for, which takes a right of its own.
+    pub fn bytes(&self, key: &str) -> Result<u64, BucketError> {
+        self.block(async {
+            let asked = self.client.head_object().bucket(&self.bucket).key(self.key(key)).send().await;
+            let head = asked.map_err(|e| named(key, fault("s3:GetObject", &e)))?;
+            Ok(head.content_length().and_then(|n| u64::try_from(n).ok()).unwrap_or_default())
+        })
+    }
+
     async fn retention(
         &self,
         key: &str,

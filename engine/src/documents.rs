@@ -7,7 +7,7 @@ use lru::LruCache;
 
 use crate::delivery_proof::{DeliveryProof, ProofTerms};
 use crate::document::{DocumentFault, DocumentPlace, SignedDocument};
-use crate::domain::command::{Action, Command};
+use crate::domain::command::{Action, Command, DeliveryStep};
 use crate::domain::decide::{Refusal, RefusalCode};
 use crate::domain::money::Money;
 use crate::finance::FinanceSignature;
@@ -108,7 +108,7 @@ impl Ledger {
             Action::Settle { ledger_proof_id, finance_signature: Some(finance), .. } => {
                 documents.checked = self.finance(case, ledger_proof_id, finance).await?;
             }
-            Action::ReadyDelivery { delivery_proof: Some(proof), .. } => {
+            Action::Deliver { step: DeliveryStep::Ready { delivery_proof: Some(proof), .. }, .. } => {
                 documents.checked = self.tried(proof.document()).await?;
             }
             Action::ListSku { manifest: Some(text), .. } => {

@@ -9,7 +9,7 @@ use crate::adoption::{self, Adoption, Previous};
 use crate::body::{Body, Meta, PrivateDocument};
 use crate::documents::AskedOrders;
 use crate::domain::Occurrence;
-use crate::domain::command::{Action, Command, ExpectedRevision, OrderRef, idempotency_hash, is_service};
+use crate::domain::command::{Action, Command, DeliveryStep, ExpectedRevision, OrderRef, idempotency_hash, is_service};
 use crate::domain::decide::{Refusal, RefusalCode};
 use crate::domain::sku::Sku;
 use crate::environment::Environment;
@@ -308,7 +308,9 @@ impl Ledger {
     pub async fn check_signers(&self) -> Result<(), SignerError> {
         let licences = self.signs_licences().then_some(Purpose::Licence);
         let mut checked: Vec<[u8; 32]> = Vec::new();
-        for purpose in [Purpose::Commit, Purpose::Checkpoint].into_iter().chain(licences) {
+        let proofs =
+            self.shared.keyring.holds(&self.registry(), Purpose::DeliveryProof).then_some(Purpose::DeliveryProof);
+        for purpose in [Purpose::Commit, Purpose::Checkpoint].into_iter().chain(licences).chain(proofs) {
             let shared = Arc::clone(&self.shared);
             let chosen = tokio::task::spawn_blocking(move || shared.signer(purpose)).await;
             let died = |e: tokio::task::JoinError| SignerError { kid: purpose.as_str().into(), reason: e.to_string() };
@@ -445,7 +447,7 @@ impl Ledger {
             _ => None,
         };
         let listings = match &command.action {
-            Action::ReadyDelivery { delivery_proof: Some(proof), .. } => {
+            Action::Deliver { step: DeliveryStep::Ready { delivery_proof: Some(proof), .. }, .. } => {
                 let sku = CaseId::of_sku(&proof.terms.sku_id);
                 let (store, chain) = (Arc::clone(&self.shared.store), sku.route(self.genesis().chains));
                 blocking(move || load_listings(&*store, chain, sku)).await?

@@ -2,7 +2,7 @@
 //! files with one name: what the buyer gets, and beside it what was learned while it was encrypted. Calls block.
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read, Write as _};
+use std::io::{self, BufReader, Read, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -141,10 +141,12 @@ impl Place {
         match self {
             Place::Directory(dir) => Ok(Box::new(BufReader::new(File::open(dir.join(name))?))),
             Place::Bucket(bucket) => {
-                let mut copy = self.draft(spool)?;
+                fs::create_dir_all(spool)?;
+                // It has no name, so that its room comes free whatever ends this process.
+                let mut copy = tempfile::tempfile_in(spool)?;
                 bucket.get(name, None, ARTIFACT_BYTES_MAX, &mut copy).map_err(of_bucket)?;
-                // It has no name any more, and its room comes free when it was read.
-                Ok(Box::new(BufReader::new(copy.reopen()?)))
+                copy.rewind()?;
+                Ok(Box::new(BufReader::new(copy)))
             }
         }
     }
@@ -152,7 +154,7 @@ impl Place {
     fn bytes(&self, name: &str) -> io::Result<u64> {
         match self {
             Place::Directory(dir) => Ok(fs::metadata(dir.join(name))?.len()),
-            Place::Bucket(bucket) => Ok(bucket.head(name, None).map_err(of_bucket)?.bytes),
+            Place::Bucket(bucket) => bucket.bytes(name).map_err(of_bucket),
         }
     }
 
@@ -193,15 +195,19 @@ impl Files {
         Ok((sha256, bytes))
     }
 
-    /// What a buyer is given of a delivery.
-    pub(crate) fn delivered(&self, delivery_id: &str, ciphertext: &str) -> io::Result<Delivered> {
-        let name = name(delivery_id, ciphertext, "enc");
-        match &self.deliveries {
-            Place::Directory(dir) => Ok(Delivered::File(dir.join(name))),
-            Place::Bucket(bucket) => {
-                bucket.presigned(&name, &format!("{delivery_id}.enc"), URL_TIME).map(Delivered::Url).map_err(of_bucket)
-            }
+    /// What a buyer is given of a delivery. `None` if it is not there, or not whole.
+    pub(crate) fn delivered(&self, delivery_id: &str, ciphertext: &str) -> io::Result<Option<Delivered>> {
+        if self.particulars(delivery_id, ciphertext)?.is_none() {
+            return Ok(None);
         }
+        let name = name(delivery_id, ciphertext, "enc");
+        Ok(Some(match &self.deliveries {
+            Place::Directory(dir) => Delivered::File(dir.join(name)),
+            Place::Bucket(bucket) => {
+                let url = bucket.presigned(&name, &format!("{delivery_id}.enc"), URL_TIME);
+                Delivered::Url(url.map_err(of_bucket)?)
+            }
+        }))
     }
 
     /// What was kept beside a delivery. `None` if either is not there, or not whole.
@@ -210,7 +216,10 @@ impl Files {
         let Some(beside) = beside else { return Ok(None) };
         let mut text = Vec::new();
         beside.take(PARTICULARS_BYTES_MAX).read_to_end(&mut text)?;
-        let kept: Particulars = serde_json::from_slice(&text)?;
+        let Ok(kept) = serde_json::from_slice::<Particulars>(&text) else {
+            tracing::warn!("what lies beside {delivery_id} is damaged");
+            return Ok(None);
+        };
         let bytes = there(self.deliveries.bytes(&name(delivery_id, ciphertext, "enc")))?;
         Ok((bytes == Some(kept.ciphertext_bytes)).then_some(kept))
     }

@@ -5,20 +5,24 @@ pub(crate) mod files;
 pub(crate) mod sealing;
 
 use std::collections::HashMap;
+use std::io;
+use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
+use futures_util::{FutureExt as _, StreamExt as _};
 use ledger_engine::body::PrivateDocument;
 use ledger_engine::delivery::recipient::{self, Recipient};
 use ledger_engine::delivery::stream::{ALGORITHM, Fresh};
 use ledger_engine::delivery::{ContentKey, context, stream};
 use ledger_engine::delivery_proof::{Encryption, ProofTerms};
 use ledger_engine::domain::command::Command;
-use ledger_engine::domain::decide::{RefusalCode, check_listed_by};
+use ledger_engine::domain::decide::{Refusal, RefusalCode, check_listed_by};
 use ledger_engine::domain::projection::{DELIVERIES, ORDERS, Row};
 use ledger_engine::domain::sku::manifest_of;
+use ledger_engine::environment::{Environment as _, SystemEnvironment};
 use ledger_engine::hash::{Hash, from_hex, to_hex};
 use ledger_engine::json::{Object, Value};
 use ledger_engine::ledger::{AppendError, Appended, Ledger};
@@ -26,9 +30,10 @@ use ledger_engine::registry::Purpose;
 use ledger_engine::signer::sealing::Sealed;
 use ledger_engine::store::StoreError;
 use ledger_engine::stream::{CaseId, Stream};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use self::files::{Files, Particulars, SealError, SealedKey};
+use self::files::{Delivered, Files, Particulars, SealError, SealedKey};
 use self::sealing::Sealing;
 use crate::directory::random;
 
@@ -40,8 +45,16 @@ const STEPS_MAX: usize = 12;
 const REST: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
 /// Artifacts that are encrypted at the same time: each takes two threads and some mebibytes.
 const SEALED_AT_ONCE: usize = 4;
-/// Entries whose orders and deliveries are looked at together when a server starts.
+/// Files that are asked for at the same time, besides: a bucket that hangs keeps this many threads.
+const FILES_AT_ONCE: usize = 64;
+/// Entries whose orders and deliveries are looked at together, in search of what is not finished.
 const LOOKED_AT_ONCE: u64 = 1 << 15;
+/// How often what others left undone is looked for, and what was left on the way of files is removed.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+const SWEEP_EVERY: Duration = Duration::from_secs(3600);
+
+/// What clients are told of a delivery that waits for something else than its files.
+const AWAY: &str = "the ledger, or what signs for it, does not answer";
 
 /// How far a delivery came.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +63,7 @@ pub(crate) enum Outcome {
     Done,
     /// Somebody else delivers this: it has no manifest, or there is no key for proofs.
     Elsewhere(&'static str),
-    /// It failed and is tried again. The text is for operators and in the history; it has nothing of the buyer's.
+    /// It failed and is tried again. The text is for everybody: it has nothing of the buyer's, and not where things are.
     Failed(String),
 }
 
@@ -62,6 +75,11 @@ pub(crate) struct Deliverer {
     files: Files,
     /// What private keys of deliveries are sealed under.
     sealing_key: Sealing,
+    /// How long nothing must have happened to a delivery before it counts as left by whoever worked on it.
+    takeover: Duration,
+    /// Where the work is done: whoever waits for a file keeps no thread from whoever answers requests.
+    runtime: Handle,
+    at_files: Arc<Semaphore>,
     under_way: Mutex<HashMap<CaseId, Running>>,
     /// A permit for each artifact that is encrypted now.
     sealing: Semaphore,
@@ -73,7 +91,7 @@ pub(crate) struct Deliverer {
 enum Trouble {
     /// Recorded as the reason of `delivery.failed`.
     Failed(String),
-    /// Store or signer are away: nothing is recorded, which could not be.
+    /// Store or signer are away: nothing is recorded, which could not be. The text is for operators.
     Away(String),
 }
 
@@ -108,15 +126,20 @@ struct Sold {
     manifest_signature_id: String,
 }
 
+/// Where the search for what is not finished goes on: the chain, and its entry.
+#[derive(Default)]
+struct Round {
+    chain: usize,
+    from: u64,
+}
+
 impl Deliverer {
-    pub(crate) fn new(ledger: Arc<Ledger>, files: Files, sealing_key: Sealing) -> Arc<Deliverer> {
+    /// Within the runtime that is to do the work.
+    pub(crate) fn new(ledger: Arc<Ledger>, files: Files, sealing_key: Sealing, takeover: Duration) -> Arc<Deliverer> {
         let (under_way, resting) = Default::default();
         let sealing = Semaphore::new(SEALED_AT_ONCE);
-        Arc::new(Deliverer { ledger, files, sealing_key, under_way, sealing, resting })
-    }
-
-    pub(crate) fn files(&self) -> &Files {
-        &self.files
+        let (runtime, at_files) = (Handle::current(), Arc::new(Semaphore::new(FILES_AT_ONCE)));
+        Arc::new(Deliverer { ledger, files, sealing_key, takeover, runtime, at_files, under_way, sealing, resting })
     }
 
     /// Delivers an order as far as it goes. Callers that come together wait for the same run, which goes on if they do not.
@@ -126,34 +149,25 @@ impl Deliverer {
             return running.clone();
         }
         let own = Arc::clone(self);
-        let task = tokio::spawn(async move {
+        let task = self.runtime.spawn(async move {
             let outcome = own.deliver(case).await;
             own.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&case);
             outcome
         });
-        let ended = async move { task.await.unwrap_or_else(|e| Outcome::Failed(format!("the task died: {e}"))) };
+        let ended = async move { task.await.unwrap_or_else(|e| died(case, &e.to_string())) };
         let running = ended.boxed().shared();
         under_way.insert(case, running.clone());
         running
     }
 
     async fn deliver(&self, case: CaseId) -> Outcome {
-        let outcome = match self.steps(case).await {
-            Ok(outcome) => outcome,
-            Err(Trouble::Away(why)) => {
-                tracing::warn!("order {case} is not delivered yet: {why}");
-                Outcome::Failed(why)
+        let outcome = match AssertUnwindSafe(self.steps(case)).catch_unwind().await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(e)) => {
+                tracing::warn!("order {case} is not delivered yet: {e}");
+                Outcome::Failed(AWAY.to_owned())
             }
-            Err(Trouble::Failed(why)) => {
-                metrics::counter!("marketplace_delivery_encrypt_failures_total").increment(1);
-                tracing::warn!("order {case} could not be delivered: {why}");
-                let command = of("delivery.fail", case).with("reason", why.as_str());
-                // Where it failed before it is failed still, and where the ledger is away it is as it was.
-                if let Err(Trouble::Away(e)) = self.append(command).await {
-                    tracing::warn!("order {case}: the failure could not be recorded: {e}");
-                }
-                Outcome::Failed(why)
-            }
+            Err(_) => died(case, "it panicked"),
         };
         let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
         if let Outcome::Failed(_) = outcome {
@@ -165,35 +179,68 @@ impl Deliverer {
         outcome
     }
 
-    /// Takes one step after the other, each decided by what is recorded.
-    async fn steps(&self, case: CaseId) -> Result<Outcome, Trouble> {
+    /// Takes one step after the other, each decided by what is recorded. The error is for operators.
+    async fn steps(&self, case: CaseId) -> Result<Outcome, String> {
         // Another process may have changed the keys.
-        self.ledger.refresh_registry().await?;
+        self.ledger.refresh_registry().await.map_err(|e| e.to_string())?;
         if self.ledger.registry().current(Purpose::DeliveryProof).is_none() {
             return Ok(Outcome::Elsewhere("the ledger has no key for delivery proofs"));
         }
         for _ in 0..STEPS_MAX {
-            let found = self.ledger.order_with_deliveries(case).await?;
+            let found = self.ledger.order_with_deliveries(case).await.map_err(|e| e.to_string())?;
             let Some((order, deliveries)) = found else { return Ok(Outcome::Elsewhere("there is no such order")) };
-            let Some(delivery) = deliveries.last() else { return Ok(Outcome::Done) };
-            match (order.text("status"), delivery.text("status")) {
-                ("licensed" | "finalized", "requested" | "failed") => {
-                    let Some(sold) = self.sold(&order).await? else {
-                        return Ok(Outcome::Elsewhere("the SKU was listed without a manifest"));
-                    };
-                    self.encrypt(case, &order, delivery, sold).await?;
+            match self.step(case, &order, &deliveries).await {
+                Ok(None) => {}
+                Ok(Some(outcome)) => return Ok(outcome),
+                Err(Trouble::Away(why)) => return Err(why),
+                Err(Trouble::Failed(why)) => {
+                    metrics::counter!("marketplace_delivery_encrypt_failures_total").increment(1);
+                    tracing::warn!("order {case} could not be delivered: {why}");
+                    if let Some(delivery) = deliveries.last() {
+                        let command = of_delivery("delivery.fail", case, delivery).with("reason", why.as_str());
+                        // Where it failed before it is failed still.
+                        if let Err(e) = self.append(command).await {
+                            tracing::warn!("order {case}: the failure could not be recorded: {e}");
+                        }
+                    }
+                    return Ok(Outcome::Failed(why));
                 }
-                ("licensed" | "finalized", "encrypted") => self.prove(case, &order, &deliveries).await?,
-                ("licensed", "ready") => drop(self.append(of("order.finalize", case)).await?),
-                _ => return Ok(Outcome::Done),
             }
         }
-        Err(Trouble::Away("the order keeps changing".into()))
+        Err("the order keeps changing".into())
+    }
+
+    /// The next step of an order. `None`: it was taken, or somebody else took one.
+    async fn step(&self, case: CaseId, order: &Row, deliveries: &[Row]) -> Result<Option<Outcome>, Trouble> {
+        const UNLISTED: Option<Outcome> = Some(Outcome::Elsewhere("the SKU was listed without a manifest"));
+        let Some((delivery, before)) = deliveries.split_last() else {
+            if order.text("status") != "licensed" {
+                return Ok(Some(Outcome::Done));
+            }
+            // Whoever issued the licence was stopped before this. What keeps it from being encrypted is recorded with the delivery.
+            match self.sold(order).await {
+                Ok(None) => return Ok(UNLISTED),
+                Err(away @ Trouble::Away(_)) => return Err(away),
+                Ok(Some(_)) | Err(Trouble::Failed(_)) => self.append(of("delivery.request", case)).await?,
+            };
+            return Ok(None);
+        };
+        match (order.text("status"), delivery.text("status")) {
+            ("licensed" | "finalized", "requested" | "failed") => {
+                let Some(sold) = self.sold(order).await? else { return Ok(UNLISTED) };
+                self.encrypt(case, order, delivery, sold).await?;
+            }
+            ("licensed" | "finalized", "encrypted") => self.prove(case, order, delivery, before).await?,
+            ("licensed", "ready") => drop(self.append(of("order.finalize", case)).await?),
+            _ => return Ok(Some(Outcome::Done)),
+        }
+        Ok(None)
     }
 
     /// Appends a command. `None`: somebody else has changed what it rests on, so that what is recorded must be looked at again.
-    async fn append(&self, command: Object) -> Result<Option<Appended>, Trouble> {
-        let command = Command::from_object(command.with("actor", ACTOR)).map_err(|e| Trouble::Away(e.to_string()))?;
+    async fn append(&self, command: Object) -> Result<Option<Appended>, AppendError> {
+        let command = Command::from_object(command.with("actor", ACTOR))
+            .map_err(|e| Refusal::new(RefusalCode::InvalidCommand, e.to_string()))?;
         match self.ledger.append(&command, "POST").await {
             Ok(appended) => Ok(Some(appended)),
             Err(AppendError::Refused(r))
@@ -201,8 +248,24 @@ impl Deliverer {
             {
                 Ok(None)
             }
-            Err(e) => Err(e.into()),
+            Err(e) => Err(e),
         }
+    }
+
+    /// What files are asked, where it keeps nobody else waiting.
+    async fn with_files<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&Files) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let (files, at_files) = (self.files.clone(), Arc::clone(&self.at_files));
+        // It is never closed.
+        let permit = at_files.acquire_owned().await;
+        let asking = self.runtime.spawn_blocking(move || {
+            // For as long as it takes, whether anybody still waits for it or not.
+            let _permit = permit;
+            ask(&files)
+        });
+        asking.await?
     }
 
     /// The one artifact of the listing that the order cites. `None`: that has no manifest.
@@ -233,6 +296,10 @@ impl Deliverer {
     }
 
     async fn encrypt(&self, case: CaseId, order: &Row, delivery: &Row, sold: Sold) -> Result<(), Trouble> {
+        if self.resting.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&case) {
+            // Where nobody can sign, nothing is encrypted again and again.
+            self.ledger.check_signers().await.map_err(|e| Trouble::Away(e.to_string()))?;
+        }
         let id = delivery.text("delivery_id").to_owned();
         let context = context(&self.ledger.id(), &id);
         let (recipient, private_key) = match delivery.text("mode") {
@@ -260,7 +327,7 @@ impl Deliverer {
         let _permit = self.sealing.acquire().await;
         let of_file = id.clone();
         let sealing =
-            tokio::task::spawn_blocking(move || files.seal(&of_file, artifact, (&key, &fresh, &context), particulars));
+            self.runtime.spawn_blocking(move || files.seal(&of_file, artifact, (&key, &fresh, &context), particulars));
         let sealed = sealing.await.map_err(|e| Trouble::Away(format!("the task died: {e}")))?;
         let digests = sealed.map_err(|e| match e {
             SealError::Away(what, why) => {
@@ -273,18 +340,21 @@ impl Deliverer {
             }
         })?;
         let ciphertext = digests.sealed_sha256.to_hex();
-        // Not for a delivery that was asked for meanwhile: the file is of this one.
-        let command = of("delivery.encrypt", case)
-            .with("expected_revision", delivery.int("revision"))
+        let command = of_delivery("delivery.encrypt", case, delivery)
             .with("algorithm", ALGORITHM)
             .with("artifact_sha256", artifact.to_hex())
             .with("ciphertext_sha256", ciphertext.as_str());
-        if self.append(command).await?.is_none() {
-            let files = self.files.clone();
+        let appended = self.append(command).await;
+        let unneeded = appended.as_ref().map_or_else(wrote_nothing, Option::is_none);
+        if unneeded {
+            let forgetting = self.with_files(move |files| {
+                files.forget(&id, &ciphertext);
+                Ok(())
+            });
             // What could not be removed is logged.
-            let _ = tokio::task::spawn_blocking(move || files.forget(&id, &ciphertext)).await;
+            let _ = forgetting.await;
         }
-        Ok(())
+        Ok(appended.map(drop)?)
     }
 
     /// The key that the buyer gave: with the order, or when the delivery was issued again.
@@ -321,18 +391,22 @@ impl Deliverer {
         Ok((recipient, SealedKey { source: sealed.source, sealed: to_hex(&sealed.bytes) }))
     }
 
-    /// What was kept beside a delivery.
-    async fn particulars(&self, delivery: &Row) -> Result<Option<Particulars>, String> {
-        let (files, id) = (self.files.clone(), delivery.text("delivery_id").to_owned());
-        let ciphertext = delivery.text("ciphertext_sha256").to_owned();
-        let reading = tokio::task::spawn_blocking(move || files.particulars(&id, &ciphertext)).await;
-        reading.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+    /// What was kept beside a delivery. `None` if it, or the delivery, is not there or not whole.
+    async fn particulars(&self, delivery: &Row) -> io::Result<Option<Particulars>> {
+        let (id, ciphertext) = names(delivery);
+        self.with_files(move |files| files.particulars(&id, &ciphertext)).await
+    }
+
+    /// What the buyer is given of a delivery. `None` if it is not there, or not whole.
+    pub(crate) async fn delivered(&self, delivery: &Row) -> io::Result<Option<Delivered>> {
+        let (id, ciphertext) = names(delivery);
+        self.with_files(move |files| files.delivered(&id, &ciphertext)).await
     }
 
     /// The private key of a marketplace-managed delivery, PKCS#8 in PEM. `None`: the delivery is for the buyer's own.
     pub(crate) async fn private_key(&self, delivery: &Row) -> Result<Option<zeroize::Zeroizing<String>>, KeyError> {
         let id = delivery.text("delivery_id");
-        let kept = self.particulars(delivery).await.map_err(KeyError::Lost)?;
+        let kept = self.particulars(delivery).await.map_err(|e| KeyError::Away(e.to_string()))?;
         let kept = kept.ok_or_else(|| KeyError::Lost("what was kept of the delivery is not there".into()))?;
         let Some(SealedKey { source, sealed }) = kept.private_key else { return Ok(None) };
         let sealed = Sealed { source, bytes: from_hex(&sealed).unwrap_or_default() };
@@ -342,13 +416,14 @@ impl Deliverer {
         Ok(Some(zeroize::Zeroizing::new(text.to_owned())))
     }
 
-    async fn prove(&self, case: CaseId, order: &Row, deliveries: &[Row]) -> Result<(), Trouble> {
-        let Some((delivery, before)) = deliveries.split_last() else { return Ok(()) };
-        let kept = self.particulars(delivery).await.map_err(Trouble::Away)?;
-        let Some(kept) = kept else {
-            // It is encrypted again, under another key.
-            return Err(failed("what was encrypted is not there any more, or not all of it"));
-        };
+    async fn prove(&self, case: CaseId, order: &Row, delivery: &Row, before: &[Row]) -> Result<(), Trouble> {
+        // What failed is encrypted again, under another key.
+        let kept = self.particulars(delivery).await.map_err(|e| {
+            // Where files are is nothing for the history.
+            tracing::error!("{}: {e}", delivery.text("delivery_id"));
+            failed("what was encrypted cannot be read")
+        })?;
+        let kept = kept.ok_or_else(|| failed("what was encrypted is not there any more, or not all of it"))?;
         let hash = |hex: &str| Hash::from_hex(hex).ok_or_else(|| failed("what was kept of the delivery is damaged"));
         let terms = ProofTerms {
             order_id: case,
@@ -374,60 +449,136 @@ impl Deliverer {
             signer_kid: String::new(),
         };
         let proof = self.ledger.prove_delivery(terms).await?;
-        self.append(of("delivery.ready", case).with("delivery_proof", proof.to_text())).await.map(drop)
+        let command = of_delivery("delivery.ready", case, delivery).with("delivery_proof", proof.to_text());
+        Ok(self.append(command).await.map(drop)?)
     }
 
-    /// Delivers what a server that ended left undone, and tries again what failed, until it is told to end.
+    /// Delivers what servers that ended left undone, and tries again what failed, until it is told to end.
     pub(crate) async fn work(self: Arc<Self>, closed: impl Future<Output = ()>) {
         let mut closed = std::pin::pin!(closed);
-        let files = self.files.clone();
-        // What is left there takes room and nothing else.
-        let _ = tokio::task::spawn_blocking(move || files.sweep()).await;
-        let mut found = false;
+        let (mut round, mut look_at, mut sweep_at) = (None, Instant::now(), Instant::now());
         loop {
-            if !found {
-                match self.find_undone().await {
-                    Ok(()) => found = true,
+            let now = Instant::now();
+            if sweep_at <= now {
+                sweep_at = now + SWEEP_EVERY;
+                // What is left there takes room and nothing else.
+                let sweeping = self.with_files(|files| {
+                    files.sweep();
+                    Ok(())
+                });
+                let _ = sweeping.await;
+            }
+            if look_at <= now {
+                match self.look(&mut round).await {
+                    Ok(()) => look_at = now + LOOK_EVERY.min(self.takeover),
                     Err(e) => tracing::warn!("deliveries that were not finished could not be looked for: {e}"),
                 }
+            }
+            let due: Vec<CaseId> = {
+                let resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+                resting.iter().filter(|(_, (at, _))| *at <= now).map(|(case, _)| *case).collect()
+            };
+            let trying =
+                futures_util::stream::iter(due).for_each_concurrent(SEALED_AT_ONCE, |case| self.run(case).map(drop));
+            tokio::select! {
+                () = &mut closed => return,
+                () = trying => {}
             }
             tokio::select! {
                 () = &mut closed => return,
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
             }
-            let now = Instant::now();
-            let due: Vec<CaseId> = {
-                let resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
-                resting.iter().filter(|(_, (at, _))| *at <= now).map(|(case, _)| *case).collect()
-            };
-            for case in due {
-                tokio::select! {
-                    () = &mut closed => return,
-                    _ = self.run(case) => {}
-                }
-            }
         }
     }
 
-    /// Puts what is not finished among what is tried soon: orders that are not finalised though they have a delivery, and deliveries of whatever order.
-    async fn find_undone(&self) -> Result<(), StoreError> {
-        for (chain, size) in (0..).zip(self.ledger.sizes().await?) {
-            let mut from = 0;
-            while from < size {
-                let range = from..from + LOOKED_AT_ONCE;
-                let mut rows = self.ledger.rows_among(&ORDERS, chain, range.clone(), &["licensed"]).await?;
-                rows.retain(|order| order.count("deliveries") > 0);
-                let undone = &["requested", "encrypted", "failed"];
-                rows.extend(self.ledger.rows_among(&DELIVERIES, chain, range, undone).await?);
-                let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
-                for case in rows.iter().filter_map(|row| CaseId::parse(row.text("order_id"))) {
-                    resting.entry(case).or_insert((Instant::now(), REST.0));
+    /// Looks for what is not finished: all over the ledger at first; then where orders are new, and in one place after the other.
+    async fn look(&self, round: &mut Option<Round>) -> Result<(), StoreError> {
+        self.ledger.refresh_registry().await?;
+        if self.ledger.registry().current(Purpose::DeliveryProof).is_none() {
+            return Ok(());
+        }
+        let sizes = self.ledger.sizes().await?;
+        let mut skus = HashMap::new();
+        let Some(round) = round else {
+            // Whoever worked on it when this server started may have been this server.
+            for (chain, size) in (0..).zip(sizes) {
+                for from in (0..size).step_by(LOOKED_AT_ONCE as usize) {
+                    self.find_undone(chain, from..from + LOOKED_AT_ONCE, i64::MAX, &mut skus).await?;
                 }
-                from += LOOKED_AT_ONCE;
             }
+            *round = Some(Round::default());
+            return Ok(());
+        };
+        let quiet_since = SystemEnvironment.now_us() - i64::try_from(self.takeover.as_micros()).unwrap_or(i64::MAX);
+        for (chain, size) in (0..).zip(&sizes) {
+            let newest = size.saturating_sub(LOOKED_AT_ONCE)..*size;
+            self.find_undone(chain, newest, quiet_since, &mut skus).await?;
+        }
+        let old = sizes.get(round.chain).map_or(0, |size| size.saturating_sub(LOOKED_AT_ONCE));
+        if round.from < old {
+            let range = round.from..round.from + LOOKED_AT_ONCE;
+            self.find_undone(round.chain as u32, range, quiet_since, &mut skus).await?;
+            round.from += LOOKED_AT_ONCE;
+        } else {
+            *round = Round { chain: (round.chain + 1) % sizes.len().max(1), from: 0 };
         }
         Ok(())
     }
+
+    /// Puts what is not finished, and did not change since, among what is tried soon: orders that are licensed and not finalised, and
+    /// deliveries that were issued again. `skus`: whether they were ever listed with a manifest, by id.
+    async fn find_undone(
+        &self,
+        chain: u32,
+        range: Range<u64>,
+        quiet_since: i64,
+        skus: &mut HashMap<String, bool>,
+    ) -> Result<(), StoreError> {
+        let mut rows = Vec::new();
+        for order in self.ledger.rows_among(&ORDERS, chain, range.clone(), &["licensed"]).await? {
+            let sku = order.text("sku_id");
+            if !skus.contains_key(sku) {
+                let listings = self.ledger.read_stream(Stream::Sku(CaseId::of_sku(sku))).await?;
+                let sold =
+                    listings.iter().filter_map(|e| e.parse_body().ok()).any(|b| manifest_of(&b.payload).is_some());
+                skus.insert(sku.to_owned(), sold);
+            }
+            // What has none is not for this server, and there may be many of them.
+            if skus.get(sku) == Some(&true) {
+                rows.push(order);
+            }
+        }
+        let undone = self.ledger.rows_among(&DELIVERIES, chain, range, &["requested", "encrypted", "failed"]).await?;
+        // Without its first delivery an order is not finalised.
+        rows.extend(undone.into_iter().filter(|delivery| delivery.count("n") > 1));
+        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        let quiet = rows.iter().filter(|row| row.int("updated_at_us") <= quiet_since);
+        for case in quiet.filter_map(|row| CaseId::parse(row.text("order_id"))) {
+            resting.entry(case).or_insert((Instant::now(), REST.0));
+        }
+        Ok(())
+    }
+}
+
+fn died(case: CaseId, why: &str) -> Outcome {
+    tracing::error!("order {case}: what delivers it died: {why}");
+    Outcome::Failed("it ended in an error that was not expected".into())
+}
+
+/// Whether an error says that nothing was written.
+fn wrote_nothing(e: &AppendError) -> bool {
+    !matches!(e.code(), "OUTCOME_UNKNOWN" | "LEDGER_CORRUPT" | "HISTORY_WENT_BACK")
+}
+
+/// What a delivery's files are named after: its id, and the digest of what the buyer gets.
+fn names(delivery: &Row) -> (String, String) {
+    (delivery.text("delivery_id").to_owned(), delivery.text("ciphertext_sha256").to_owned())
+}
+
+/// A command about this delivery as it is now, not about one that was asked for meanwhile.
+fn of_delivery(command: &str, case: CaseId, delivery: &Row) -> Object {
+    let (n, revision) = (delivery.int("n"), delivery.int("revision"));
+    of(command, case).with("delivery", n).with("expected_revision", revision)
 }
 
 fn of(command: &str, case: CaseId) -> Object {

@@ -126,6 +126,9 @@ pub(crate) struct Args {
     /// Days that objects of deliveries in a bucket are locked (Object Lock, COMPLIANCE), 0 for no lock [default: 0]
     #[arg(long, env = "DELIVERY_RETAIN_DAYS", value_name = "N")]
     delivery_retain_days: Option<String>,
+    /// Seconds without an entry after which a delivery counts as left by a server that died, and another one goes on with it [default: 300]
+    #[arg(long, env = "DELIVERY_TAKEOVER_SECONDS", value_name = "N")]
+    delivery_takeover_seconds: Option<String>,
     /// What seals the private keys of marketplace-managed deliveries: awskms:KEY, a symmetric key, or pkcs11:token=…;object=LABEL, an AES key
     /// [default: keys/delivery.key in --dir]
     #[arg(long, env = "DELIVERY_KEY", value_name = "KEY")]
@@ -211,6 +214,7 @@ pub(crate) struct Settings {
     pub(crate) artifact_store: Option<String>,
     pub(crate) delivery_store: Option<String>,
     pub(crate) delivery_retain_days: u32,
+    pub(crate) delivery_takeover: Duration,
     pub(crate) delivery_key: Option<SignerPlace>,
     pub(crate) otlp: Option<String>,
 }
@@ -331,6 +335,13 @@ fn read(
         maintenance: l.take("maintenance_mode", args.maintenance_mode, boolean, false),
         artifact_store: l.take("artifact_store", args.artifact_store, store, None),
         delivery_store: l.take("delivery_store", args.delivery_store, store, None),
+        delivery_takeover: Duration::from_secs(l.count(
+            "delivery_takeover_seconds",
+            args.delivery_takeover_seconds,
+            1,
+            86_400,
+            300,
+        ) as u64),
         delivery_retain_days: l.count("delivery_retain_days", args.delivery_retain_days, 0, 36_500, 0) as u32,
         delivery_key: l.take("delivery_key", args.delivery_key, sealing::place, None),
         otlp: l.take("otel_exporter_otlp_endpoint", args.otel_exporter_otlp_endpoint, |t| url(t).map(Some), None),
@@ -628,6 +639,7 @@ impl fmt::Display for Settings {
         line("artifact_store", &directory(&self.artifact_store, "artifacts"))?;
         line("delivery_store", &directory(&self.delivery_store, "deliveries"))?;
         line("delivery_retain_days", &self.delivery_retain_days)?;
+        line("delivery_takeover_seconds", &self.delivery_takeover.as_secs())?;
         let own_key = || directory::delivery_key(&self.place.dir).display().to_string();
         line("delivery_key", &self.delivery_key.as_ref().map_or_else(own_key, SignerPlace::to_string))?;
         line("otel_exporter_otlp_endpoint", &self.otlp.clone().unwrap_or_else(none))

@@ -98,7 +98,7 @@ impl State {
         let own_key = directory::delivery_key(&settings.place.dir);
         let sealing = Sealing::new(own_key, settings.delivery_key.as_ref());
         Arc::new(State {
-            deliverer: Deliverer::new(Arc::clone(&ledger), files, sealing),
+            deliverer: Deliverer::new(Arc::clone(&ledger), files, sealing, settings.delivery_takeover),
             kernel,
             rates: Rates::new(&settings),
             requests: Semaphore::new(settings.requests_max),

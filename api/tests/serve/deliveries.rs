@@ -1,5 +1,6 @@
 //! Deliveries from checkout to the decrypted file: keys of OpenSSL, readers that share no code with the server, and what goes wrong.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -8,8 +9,9 @@ use std::time::{Duration, Instant};
 use audit_verify::{Demands, Held, verify_proof_and};
 use ledger_engine::hash::{Hash, sha256};
 use serde_json::{Value, json};
-use test_servers::{Kms, S3, S3Deed, S3Relay};
+use test_servers::{Kms, S3, S3Deed, S3Relay, Server as Postgres};
 
+use crate::faults::{check_verified, database, on_postgres};
 use crate::support::{Answer, Finance, Server, Start, checkout_body, ledger, python, run_to_end};
 
 const ANN: &str = "ann@example.org";
@@ -640,6 +642,275 @@ fn a_delivery_goes_on_after_every_kill_and_is_made_once() {
         }
         let kept = Kept::of(&server, order, 1);
         opens_with_its_key(&server, &kept);
+    }
+    verified(server);
+}
+
+/// Buys, and takes the artifact away before it is delivered, so that all that is left is to deliver. Where the artifact belongs, and where it is.
+fn failed(server: &Server, dir: &Path, key: &str) -> (String, PathBuf, PathBuf) {
+    let artifact = server.dir.join("artifacts").join(sha256(&[ARTIFACT]).to_hex());
+    let aside = dir.join("aside");
+    std::fs::rename(&artifact, &aside).unwrap();
+    let order = paid(server, key, None);
+    assert_eq!(finalize(server, &order).body["delivery"]["status"], "failed");
+    (order, artifact, aside)
+}
+
+/// Puts a pipe where the artifact belongs, and gives its end once the server reads from it.
+fn reading_from_a_pipe(artifact: &Path) -> std::fs::File {
+    assert!(Command::new("mkfifo").arg(artifact).status().unwrap().success());
+    std::fs::OpenOptions::new().write(true).open(artifact).unwrap()
+}
+
+/// Names in the directory of deliveries, without what is being written.
+fn kept(server: &Server) -> Vec<String> {
+    let files = std::fs::read_dir(server.dir.join("deliveries")).into_iter().flatten();
+    let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| !name.starts_with('.')).collect()
+}
+
+/// Each step that may be taken once was.
+fn made_once(server: &Server, order: &str) {
+    let types = types(server, order);
+    for once in ["license.issued", "delivery.requested", "delivery.ready", "order.finalized"] {
+        assert_eq!(types.iter().filter(|t| *t == once).count(), 1, "{once}: {types:?}");
+    }
+}
+
+/// Whoever issued the licence was stopped before the delivery was asked for: nobody needs to call again.
+#[test]
+fn an_order_that_was_only_licensed_is_delivered() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = dev(&dir);
+    let order = paid(&server, "k", None);
+    let settle = server
+        .of("service:finance", "service")
+        .post(&format!("/order/{order}/settle"), &Finance::of(&server).proof(&order, "lp-1"));
+    assert_eq!(settle.said(), (200, "ok"), "{:?}", settle.body);
+    let server = append(server, &[json!({ "command": "license.issue", "actor": "service:m", "order_id": order })]);
+    wait(|| (order_of(&server, &order)["status"] == "finalized").then_some(()));
+    made_once(&server, &order);
+    opens_with_its_key(&server, &Kept::of(&server, &order, 1));
+    verified(server);
+}
+
+/// Killed in the midst of encrypting, and again when the file is there and its entry is not.
+#[test]
+fn killed_between_file_and_entry_a_delivery_is_made_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = dev(&dir);
+    let home = server.dir.clone();
+    let (order, artifact, aside) = failed(&server, dir.path(), "k");
+    let mut pipe = reading_from_a_pipe(&artifact);
+    pipe.write_all(&ARTIFACT[..20]).unwrap();
+    server.kill();
+    assert!(pipe.write_all(&ARTIFACT[20..]).is_err(), "the one that read is gone");
+    std::fs::remove_file(&artifact).unwrap();
+    let server = Start::dev(&home).run();
+    assert_eq!(kept(&server), Vec::<String>::new(), "nothing half encrypted has a name");
+    // Nobody appends while this lasts.
+    let db = rusqlite::Connection::open(home.join("ledger.db")).unwrap();
+    db.busy_timeout(Duration::from_secs(30)).unwrap();
+    db.execute_batch("BEGIN IMMEDIATE").unwrap();
+    std::fs::rename(&aside, &artifact).unwrap();
+    wait(|| (kept(&server).len() == 2).then_some(()));
+    server.kill();
+    drop(db);
+    let server = Start::dev(&home).args(&["--checkpoint-seconds", "1"]).run();
+    wait(|| (order_of(&server, &order)["status"] == "finalized").then_some(()));
+    assert_eq!(kept(&server).len(), 4, "the file of the one that was killed takes room and is named by nothing");
+    made_once(&server, &order);
+    opens_with_its_key(&server, &Kept::of(&server, &order, 1));
+    verified(server);
+}
+
+/// The database goes away while an artifact is encrypted: what was encrypted in vain is removed again.
+#[test]
+fn what_could_not_be_recorded_leaves_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let postgres = Postgres::start_durable("");
+    let url = database(&postgres);
+    let server = on_postgres(&dir.path().join("shop"), &url).args(&["--checkpoint-seconds", "1"]).run();
+    let (order, artifact, aside) = failed(&server, dir.path(), "k");
+    let mut pipe = reading_from_a_pipe(&artifact);
+    postgres.crash();
+    std::fs::rename(&aside, &artifact).unwrap();
+    pipe.write_all(ARTIFACT).unwrap();
+    drop(pipe);
+    wait(|| server.log().contains("is not delivered yet").then_some(()));
+    assert_eq!(kept(&server), Vec::<String>::new());
+    postgres.start_again();
+    wait(|| (order_of(&server, &order)["status"] == "finalized").then_some(()));
+    assert_eq!(kept(&server).len(), 2);
+    made_once(&server, &order);
+    let id = server.client(None).get("/health").body["ledger_id"].as_str().unwrap().to_owned();
+    assert_eq!(server.stop(), 0);
+    check_verified(Path::new(&url), &id);
+}
+
+/// It is issued again while it is encrypted: what was encrypted then is of the old delivery, and nobody gets it.
+#[test]
+fn a_delivery_that_is_issued_again_while_it_is_encrypted() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = dev(&dir);
+    let (order, artifact, aside) = failed(&server, dir.path(), "k");
+    let mut pipe = reading_from_a_pipe(&artifact);
+    let path = format!("/delivery/delivery-{order}-1/reissue");
+    let operator = server.of("op@example.org", "operator");
+    assert_eq!(operator.post_with_key(&path, "r", &json!({ "reason": "in the midst" })).said(), (200, "ok"));
+    std::fs::rename(&aside, &artifact).unwrap();
+    pipe.write_all(ARTIFACT).unwrap();
+    drop(pipe);
+    wait(|| (order_of(&server, &order)["status"] == "finalized").then_some(()));
+    let statuses = ["reissued", "ready"].map(Value::from);
+    assert_eq!([0, 1].map(|n| order_of(&server, &order)["deliveries"][n]["status"].clone()), statuses);
+    let names = kept(&server);
+    assert!(names.len() == 2 && names.iter().all(|n| n.starts_with(&format!("delivery-{order}-2-"))), "{names:?}");
+    opens_with_its_key(&server, &Kept::of(&server, &order, 2));
+    verified(server);
+}
+
+/// What lies beside a delivery is damaged before the proof is made: it fails, and is encrypted again.
+#[test]
+fn what_lies_beside_a_delivery_and_is_damaged_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = dev(&dir);
+    let (order, artifact, aside) = failed(&server, dir.path(), "k");
+    std::fs::rename(&aside, &artifact).unwrap();
+    let name = format!("delivery-{order}-1-{}", "c".repeat(16));
+    for (extension, bytes) in [("json", "{\"artifact_bytes\":"), ("enc", "sealed")] {
+        std::fs::create_dir_all(server.dir.join("deliveries")).unwrap();
+        std::fs::write(server.dir.join("deliveries").join(format!("{name}.{extension}")), bytes).unwrap();
+    }
+    let encrypted = json!({
+        "command": "delivery.encrypt", "actor": "service:m", "order_id": order, "algorithm": "AES256_GCM_HKDF_1MB",
+        "artifact_sha256": sha256(&[ARTIFACT]).to_hex(), "ciphertext_sha256": "c".repeat(64), "delivery": 1,
+    });
+    let server = append(server, &[encrypted]);
+    wait(|| (order_of(&server, &order)["status"] == "finalized").then_some(()));
+    made_once(&server, &order);
+    let types = types(&server, &order);
+    assert_eq!(types.iter().filter(|t| *t == "delivery.failed").count(), 2, "{types:?}");
+    opens_with_its_key(&server, &Kept::of(&server, &order, 1));
+    verified(server);
+}
+
+/// The file is cut short, or gone, where it lies: the buyer is told so, and nothing says that it was downloaded.
+#[test]
+fn a_file_that_is_not_whole_is_not_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = dev(&dir);
+    let order = paid(&server, "k", None);
+    finalize(&server, &order);
+    let name = kept(&server).into_iter().find(|name| name.ends_with(".enc")).unwrap();
+    let file = server.dir.join("deliveries").join(name);
+    let whole = std::fs::read(&file).unwrap();
+    let (ann, path) = (server.of(ANN, "buyer"), format!("/delivery/delivery-{order}-1/artifact"));
+    for damage in [Some(&whole[..whole.len() - 1]), None] {
+        match damage {
+            Some(bytes) => std::fs::write(&file, bytes).unwrap(),
+            None => std::fs::remove_file(&file).unwrap(),
+        }
+        let answer = ann.get(&path);
+        assert_eq!(answer.said(), (500, "INTERNAL"));
+        assert!(answer.body["error"]["message"].as_str().unwrap().contains("/reissue"), "{:?}", answer.body);
+    }
+    assert_eq!(order_of(&server, &order)["deliveries"][0]["downloads"], 0);
+    let operator = server.of("op@example.org", "operator");
+    let reissue = format!("/delivery/delivery-{order}-1/reissue");
+    assert_eq!(operator.post_with_key(&reissue, "r", &json!({ "reason": "the file is lost" })).said(), (200, "ok"));
+    wait(|| (order_of(&server, &order)["deliveries"][1]["status"] == "ready").then_some(()));
+    opens_with_its_key(&server, &Kept::of(&server, &order, 2));
+    verified(server);
+}
+
+/// Two servers of one ledger are asked for the same deliveries at once, and one dies with one that it would have tried again.
+#[test]
+fn two_servers_deliver_each_order_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (shop, url) = (dir.path().join("shop"), database(Postgres::shared()));
+    let args = ["--delivery-takeover-seconds", "1", "--checkpoint-seconds", "1"];
+    let servers = [on_postgres(&shop, &url).args(&args).run(), on_postgres(&shop, &url).args(&args).run()];
+    let orders: Vec<String> = (0..6).map(|n| paid(&servers[n % 2], &format!("k{n}"), None)).collect();
+    for order in &orders {
+        let barrier = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            for server in &servers {
+                scope.spawn(|| {
+                    barrier.wait();
+                    finalize(server, order)
+                });
+            }
+        });
+        wait(|| (order_of(&servers[0], order)["status"] == "finalized").then_some(()));
+        made_once(&servers[1], order);
+        opens_with_its_key(&servers[1], &Kept::of(&servers[0], order, 1));
+    }
+    assert_eq!(kept(&servers[0]).len(), 2 * orders.len(), "what one of them made in vain is gone");
+    let (order, artifact, aside) = failed(&servers[0], dir.path(), "left");
+    let [left, right] = servers;
+    left.kill();
+    std::fs::rename(&aside, &artifact).unwrap();
+    wait(|| (order_of(&right, &order)["status"] == "finalized").then_some(()));
+    made_once(&right, &order);
+    let id = right.client(None).get("/health").body["ledger_id"].as_str().unwrap().to_owned();
+    assert_eq!(right.stop(), 0);
+    check_verified(Path::new(&url), &id);
+}
+
+/// Killed at each request that it makes of its buckets, the next server goes on from what is recorded.
+#[test]
+fn killed_at_each_request_of_a_bucket_a_delivery_is_made_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let s3 = S3::shared();
+    let (sold, delivered) = runtime.block_on(async { (s3.make_bucket(false).await, s3.make_bucket(false).await) });
+    // Requests to be let through, and the process that is killed at the next one.
+    let armed: Arc<Mutex<Option<(usize, u32)>>> = Arc::default();
+    let (of_relay, buckets) = (Arc::clone(&armed), [format!("/{sold}/"), format!("/{delivered}/")]);
+    let relay = S3Relay::before(s3, move |_, path| {
+        let mut armed = of_relay.lock().unwrap();
+        match &mut *armed {
+            Some((left, pid)) if buckets.iter().any(|bucket| path.starts_with(bucket)) => {
+                if let Some(one_less) = left.checked_sub(1) {
+                    *left = one_less;
+                    return S3Deed::Pass;
+                }
+                assert!(Command::new("kill").args(["-KILL", &pid.to_string()]).status().unwrap().success());
+                *armed = None;
+                S3Deed::Answer(500, "InternalError")
+            }
+            _ => S3Deed::Pass,
+        }
+    });
+    runtime.block_on(async {
+        let artifact = s3.client().put_object().bucket(&sold).key(sha256(&[ARTIFACT]).to_hex());
+        artifact.body(ARTIFACT.to_vec().into()).send().await.unwrap();
+    });
+    let start = || {
+        let start = Start::dev(&dir.path().join("shop")).args(&["--checkpoint-seconds", "1"]);
+        let start =
+            start.env("ARTIFACT_STORE", &format!("s3://{sold}")).env("DELIVERY_STORE", &format!("s3://{delivered}"));
+        S3::environment_at(&relay.url()).into_iter().fold(start, |start, (name, value)| start.env(name, &value)).run()
+    };
+    let mut server = start();
+    for requests in 0.. {
+        let order = paid(&server, &format!("k{requests}"), None);
+        let (finance, proof) = (server.of("service:finance", "service"), Finance::of(&server).proof(&order, "lp-1"));
+        *armed.lock().unwrap() = Some((requests, server.pid()));
+        let answer = finance.request("POST", &format!("/order/{order}/finalize")).json(&proof).send();
+        let survived = armed.lock().unwrap().take().is_some();
+        if survived {
+            assert_eq!(answer.unwrap().status(), 200);
+            // The artifact, both files, what lies beside, and whether the file is whole.
+            assert_eq!(requests, 5);
+            break;
+        }
+        assert!(answer.is_err(), "nobody answered");
+        server.wait();
+        server = start();
+        wait(|| (order_of(&server, &order)["status"] == "finalized").then_some(()));
+        made_once(&server, &order);
     }
     verified(server);
 }

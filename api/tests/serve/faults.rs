@@ -34,7 +34,7 @@ fn ledger_id(server: &Server) -> String {
     server.client(None).get("/health").body["ledger_id"].as_str().unwrap().to_owned()
 }
 
-fn check_verified(source: &Path, id: &str) {
+pub(crate) fn check_verified(source: &Path, id: &str) {
     let report = audit_verify::verify_path(source, ledger_engine::hash::Hash::from_hex(id));
     assert_eq!(report.exit(), 0, "{}", report.to_text());
 }
@@ -110,14 +110,14 @@ fn eventually(what: &str, mut ask: impl FnMut() -> bool) {
 }
 
 /// A new database with the schema.
-fn database(postgres: &Postgres) -> String {
+pub(crate) fn database(postgres: &Postgres) -> String {
     let url = postgres.database();
     let out = ledger().args(["--database", &url, "migrate"]).output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     url
 }
 
-fn on_postgres(shop: &Path, url: &str) -> Start {
+pub(crate) fn on_postgres(shop: &Path, url: &str) -> Start {
     Start::dev(shop).env("DATABASE_URL", url)
 }
 

@@ -90,23 +90,10 @@ pub enum Action {
     RequestDelivery {
         key_fingerprint: Option<String>,
     },
-    EncryptDelivery {
-        algorithm: String,
-        artifact_sha256: String,
-        ciphertext_sha256: String,
-    },
-    ReadyDelivery {
-        proof: Option<String>,
-        delivery_proof: Option<Box<DeliveryProof>>,
-    },
-    DownloadDelivery,
-    FailDelivery {
-        reason: String,
-    },
-    ReissueDelivery {
-        reason: String,
-        key_fingerprint: Option<String>,
+    /// A step of the current delivery, which must be the one of this number where one is given.
+    Deliver {
         delivery: Option<u64>,
+        step: DeliveryStep,
     },
     Finalize,
     Cancel {
@@ -119,6 +106,17 @@ pub enum Action {
     EraseSubject {
         reason: String,
     },
+}
+
+/// A step of a delivery that was requested.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "members are those of COMMANDS.md, name by name")]
+pub enum DeliveryStep {
+    Encrypt { algorithm: String, artifact_sha256: String, ciphertext_sha256: String },
+    Ready { proof: Option<String>, delivery_proof: Option<Box<DeliveryProof>> },
+    Download,
+    Fail { reason: String },
+    Reissue { reason: String, key_fingerprint: Option<String> },
 }
 
 /// A command with what every command carries.
@@ -290,6 +288,11 @@ fn read_finance_signature(f: &mut Fields<'_>) -> Option<FinanceSignature> {
     f.required("finance_signature", |v| FinanceSignature::from_text(&kid, v.as_str()?).map(Some))
 }
 
+/// A step, and the number of the delivery that it is about, if it is given.
+fn of_delivery(f: &mut Fields<'_>, step: DeliveryStep) -> Action {
+    Action::Deliver { delivery: f.optional("delivery", |v| count(v).filter(|n| *n > 0)), step }
+}
+
 fn read_action(name: &str, f: &mut Fields<'_>) -> Option<(&'static str, Action)> {
     Some(match name {
         "sku.list" => (
@@ -350,32 +353,34 @@ fn read_action(name: &str, f: &mut Fields<'_>) -> Option<(&'static str, Action)>
         "delivery.request" => {
             ("delivery.request", Action::RequestDelivery { key_fingerprint: f.optional("key_fingerprint", hex64) })
         }
-        "delivery.encrypt" => (
-            "delivery.encrypt",
-            Action::EncryptDelivery {
+        "delivery.encrypt" => {
+            let step = DeliveryStep::Encrypt {
                 algorithm: f.required("algorithm", text1),
                 artifact_sha256: f.required("artifact_sha256", hex64),
                 ciphertext_sha256: f.required("ciphertext_sha256", hex64),
-            },
-        ),
-        "delivery.ready" => (
-            "delivery.ready",
-            Action::ReadyDelivery {
+            };
+            ("delivery.encrypt", of_delivery(f, step))
+        }
+        "delivery.ready" => {
+            let step = DeliveryStep::Ready {
                 proof: f.optional("proof", string),
                 delivery_proof: f
                     .optional("delivery_proof", |v| DeliveryProof::parse_canonical(v.as_str()?).map(Box::new)),
-            },
-        ),
-        "delivery.download" => ("delivery.download", Action::DownloadDelivery),
-        "delivery.fail" => ("delivery.fail", Action::FailDelivery { reason: f.required("reason", text) }),
-        "delivery.reissue" => (
-            "delivery.reissue",
-            Action::ReissueDelivery {
+            };
+            ("delivery.ready", of_delivery(f, step))
+        }
+        "delivery.download" => ("delivery.download", of_delivery(f, DeliveryStep::Download)),
+        "delivery.fail" => {
+            let step = DeliveryStep::Fail { reason: f.required("reason", text) };
+            ("delivery.fail", of_delivery(f, step))
+        }
+        "delivery.reissue" => {
+            let step = DeliveryStep::Reissue {
                 reason: f.required("reason", text),
                 key_fingerprint: f.optional("key_fingerprint", hex64),
-                delivery: f.optional("delivery", |v| count(v).filter(|n| *n > 0)),
-            },
-        ),
+            };
+            ("delivery.reissue", of_delivery(f, step))
+        }
         "order.finalize" => ("order.finalize", Action::Finalize),
         "order.cancel" => ("order.cancel", Action::Cancel { reason: f.required("reason", text) }),
         "order.refund" => (

@@ -1,7 +1,7 @@
 //! Deciders: from a state and a command to events, or to a refusal. Pure: no clock, no store, no randomness.
 
 use super::case::{Case, Delivery, ListingClaim, Order, OrderStatus, document, license_id, proof_id};
-use super::command::{Action, ExpectedRevision};
+use super::command::{Action, DeliveryStep, ExpectedRevision};
 use super::money::Money;
 #[cfg(feature = "write")]
 use super::sku::Listing;
@@ -287,13 +287,19 @@ pub fn decide_case(case: &Case, action: &Action, expected: ExpectedRevision) -> 
     let Some(order) = &case.order else {
         return Err(Refusal::new(RefusalCode::OrderNotFound, format!("no order {}", case.id)));
     };
-    let events = if is_delivery(action) {
-        decide_delivery(case, order, action, expected)?
-    } else {
-        let stream = Stream::Order(case.id);
-        check_revision(expected, stream, order.revision)?;
-        let (event_type, payload) = order_event(case, order, action)?;
-        vec![Event { stream, event_type, payload }]
+    let events = match action {
+        Action::RequestDelivery { key_fingerprint } => {
+            let next = case.deliveries.len() as u32 + 1;
+            check_revision(expected, Stream::Delivery(case.id, next), 0)?;
+            vec![request_event(case, order, next, key_fingerprint.as_deref(), None)?]
+        }
+        Action::Deliver { delivery, step } => decide_step(case, order, *delivery, step, expected)?,
+        _ => {
+            let stream = Stream::Order(case.id);
+            check_revision(expected, stream, order.revision)?;
+            let (event_type, payload) = order_event(case, order, action)?;
+            vec![Event { stream, event_type, payload }]
+        }
     };
     let (mut tried, mut signed, mut claim) = (case.clone(), None, None);
     for event in &events {
@@ -301,18 +307,6 @@ pub fn decide_case(case: &Case, action: &Action, expected: ExpectedRevision) -> 
         (signed, claim) = (applied.signed.or(signed), applied.claim.or(claim));
     }
     Ok(Decision { events, signed, claim })
-}
-
-fn is_delivery(action: &Action) -> bool {
-    matches!(
-        action,
-        Action::RequestDelivery { .. }
-            | Action::EncryptDelivery { .. }
-            | Action::ReadyDelivery { .. }
-            | Action::DownloadDelivery
-            | Action::FailDelivery { .. }
-            | Action::ReissueDelivery { .. }
-    )
 }
 
 fn reason(text: &str) -> Object {
@@ -370,49 +364,45 @@ fn order_event(case: &Case, order: &Order, action: &Action) -> Result<(&'static 
     })
 }
 
-fn decide_delivery(
+fn decide_step(
     case: &Case,
     order: &Order,
-    action: &Action,
+    named: Option<u64>,
+    step: &DeliveryStep,
     expected: ExpectedRevision,
 ) -> Result<Vec<Event>, Refusal> {
-    let next = case.deliveries.len() as u32 + 1;
-    if let Action::RequestDelivery { key_fingerprint } = action {
-        check_revision(expected, Stream::Delivery(case.id, next), 0)?;
-        return Ok(vec![request_event(case, order, next, key_fingerprint.as_deref(), None)?]);
-    }
     let Some((n, delivery)) = case.current_delivery() else {
         return Err(Refusal::new(RefusalCode::DeliveryNotFound, "the order has no delivery yet"));
     };
     let stream = Stream::Delivery(case.id, n);
     check_revision(expected, stream, delivery.revision)?;
+    if let Some(named) = named.filter(|named| *named != u64::from(n)) {
+        let message = format!("delivery {named} is not the current one, which is {n}");
+        return Err(Refusal::new(RefusalCode::IllegalTransition, message));
+    }
     let event = |event_type, payload| vec![Event { stream, event_type, payload }];
-    Ok(match action {
-        Action::EncryptDelivery { algorithm, artifact_sha256, ciphertext_sha256 } => event(
+    Ok(match step {
+        DeliveryStep::Encrypt { algorithm, artifact_sha256, ciphertext_sha256 } => event(
             "delivery.encrypted",
             Object::new()
                 .with("algorithm", algorithm.as_str())
                 .with("artifact_sha256", artifact_sha256.as_str())
                 .with("ciphertext_sha256", ciphertext_sha256.as_str()),
         ),
-        Action::ReadyDelivery { proof, delivery_proof } => {
+        DeliveryStep::Ready { proof, delivery_proof } => {
             let mut payload = Object::new().with("proof_id", proof_id(case.id, n));
             payload.set_some("proof", proof.as_deref().map(document));
             payload.set_some("delivery_proof", delivery_proof.as_ref().map(|p| document(&p.to_text())));
             event("delivery.ready", payload)
         }
-        Action::DownloadDelivery => event("delivery.downloaded", Object::new()),
-        Action::FailDelivery { reason: why } => event("delivery.failed", reason(why)),
-        Action::ReissueDelivery { delivery: Some(named), .. } if *named != u64::from(n) => {
-            let message = format!("delivery {named} is not the current one, which is {n}");
-            return Err(Refusal::new(RefusalCode::IllegalTransition, message));
-        }
-        Action::ReissueDelivery { reason: why, key_fingerprint, .. } => {
+        DeliveryStep::Download => event("delivery.downloaded", Object::new()),
+        DeliveryStep::Fail { reason: why } => event("delivery.failed", reason(why)),
+        DeliveryStep::Reissue { reason: why, key_fingerprint } => {
+            let next = n + 1;
             let mut events = event("delivery.reissued", reason(why).with("next", i64::from(next)));
             events.push(request_event(case, order, next, key_fingerprint.as_deref(), Some((n, delivery)))?);
             events
         }
-        _ => return Err(Refusal::new(RefusalCode::InvalidCommand, "not a command about a delivery")),
     })
 }
 

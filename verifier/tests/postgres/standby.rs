@@ -73,7 +73,9 @@ fn ask(standby: &Standby<'_>, question: &str) -> bool {
     match connected.and_then(|mut client| client.query_one(question, &[])) {
         Ok(row) => row.get(0),
         // A connection that was ended is closed, or reset under the question.
-        Err(error) if error.as_db_error().is_none() || error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE) => false,
+        Err(error) if error.as_db_error().is_none() || error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE) => {
+            false
+        }
         Err(error) => panic!("{error:?}"),
     }
 }

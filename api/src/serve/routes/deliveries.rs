@@ -1,7 +1,6 @@
 //! What the buyer gets: the encrypted file, and the key of a delivery that the marketplace manages.
 
 use std::io;
-use std::sync::Arc;
 
 use actix_web::body::SizedStream;
 use actix_web::http::Method;
@@ -64,13 +63,15 @@ async fn deliverable(state: &State, caller: &Caller, id: &str) -> Result<(CaseId
 }
 
 /// Records a download. Each is one, whatever key it was asked for with.
-async fn record(state: &State, caller: &Caller, case: CaseId) -> Result<(), ApiError> {
+async fn record(state: &State, caller: &Caller, (case, delivery): (CaseId, &Row)) -> Result<(), ApiError> {
     let command = Object::new().with("command", "delivery.download").with("order_id", case.to_string());
+    let command = command.with("delivery", delivery.int("n"));
     append(state, &caller.subject, command, None).await.map(drop)
 }
 
 fn missing(what: String) -> ApiError {
-    let message = "the delivery's file is not there; ask for it to be issued again (POST /delivery/{id}/reissue)";
+    let message =
+        "the delivery's file is not there, or not whole; ask for it to be issued again (POST /delivery/{id}/reissue)";
     ApiError::new(Code::Internal, message).internal(what)
 }
 
@@ -131,13 +132,15 @@ pub(crate) async fn artifact(
 ) -> Result<HttpResponse, ApiError> {
     let (case, delivery) = in_time(deliverable(&state, &caller, &id)).await?;
     let ciphertext = delivery.text("ciphertext_sha256");
-    let (deliverer, of) = (Arc::clone(&state.deliverer), (id.to_string(), ciphertext.to_owned()));
-    let placed = tokio::task::spawn_blocking(move || deliverer.files().delivered(&of.0, &of.1)).await;
-    let placed = placed.map_err(|e| missing(e.to_string()))?.map_err(|e| missing(e.to_string()))?;
-    let path = match placed {
+    let placed = in_time(async { Ok(state.deliverer.delivered(&delivery).await) }).await?;
+    let placed = placed.map_err(|e| {
+        let message = "the place of deliveries does not answer; try again";
+        ApiError::new(Code::StoreUnavailable, message).internal(e.to_string())
+    })?;
+    let path = match placed.ok_or_else(|| missing(format!("{id} is not there, or not whole")))? {
         Delivered::Url(url) => {
             // Whoever has the URL has the file, also after HEAD.
-            record(&state, &caller, case).await?;
+            record(&state, &caller, (case, &delivery)).await?;
             return Ok(HttpResponse::SeeOther().insert_header((LOCATION, url)).finish());
         }
         Delivered::File(path) => path,
@@ -164,7 +167,7 @@ pub(crate) async fn artifact(
     };
     file.seek(io::SeekFrom::Start(first)).await.map_err(|e| missing(format!("{shown}: {e}")))?;
     if *req.method() != Method::HEAD {
-        record(&state, &caller, case).await?;
+        record(&state, &caller, (case, &delivery)).await?;
     }
     let pieces = futures_util::stream::try_unfold(file.take(count), |mut file| async move {
         let mut piece = vec![0; PIECE];
