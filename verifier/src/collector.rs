@@ -252,12 +252,32 @@ impl Findings {
 /// The array of the JSON report.
 impl Serialize for Findings {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.array(
+            serializer,
+            |f| json!({ "code": f.code.as_str(), "chain": f.chain, "place": f.place, "evidence": f.evidence }),
+        )
+    }
+}
+
+/// The same of findings whose chains have no number.
+pub(crate) struct Chainless<'a>(pub(crate) &'a Findings);
+
+impl Serialize for Chainless<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.array(serializer, |f| json!({ "code": f.code.as_str(), "place": f.place, "evidence": f.evidence }))
+    }
+}
+
+impl Findings {
+    fn array<S: Serializer>(
+        &self,
+        serializer: S,
+        value: impl Fn(&Finding) -> serde_json::Value,
+    ) -> Result<S::Ok, S::Error> {
         let mut list = serializer.serialize_seq(usize::try_from(self.total).ok())?;
         let mut failed = None;
         let all = self.each(&mut |f| {
-            let Finding { code, chain, place, evidence } = f;
-            let value = json!({ "code": code.as_str(), "chain": chain, "place": place, "evidence": evidence });
-            list.serialize_element(&value).map_err(|e| {
+            list.serialize_element(&value(f)).map_err(|e| {
                 failed = Some(e);
                 io::ErrorKind::Interrupted.into()
             })

@@ -350,7 +350,7 @@ pub(crate) fn legacy_page(report: &LegacyReport) -> String {
         ("note", Some(escape(&report.reason)).filter(|r| !r.is_empty())),
     ]));
     list(&mut out, "Adopted by the ledger", &report.adoptions_in_words());
-    out.push_str(&findings("Findings", report.faults(), &report.findings));
+    out.push_str(&findings("Findings", report.faults(), report.findings()));
     out.push_str(&findings("Not covered, or to be weighed", report.notes.len() as u64, &report.notes));
     let types = report.types.iter().map(|(t, n)| vec![code(t), count(*n)]);
     let _ = writeln!(out, "<h2>Rows</h2>\n{}{}", chart(&report.days), table("counts", &["event", "rows"], types));
@@ -406,7 +406,7 @@ mod tests {
             .of_export(hostile.into())
             .with_keys(vec![key("ed25519", "00"), key("rsa-sha256", "30")]);
         let mut legacy = LegacyReport::unreadable(hostile, hostile, hostile);
-        legacy.findings = vec![finding(Code::LegacyFork)];
+        legacy.findings.lead(vec![finding(Code::LegacyFork)]);
         legacy.notes = vec![finding(Code::LegacyRangeNotCovered)];
         legacy.counts = BTreeMap::from([(Code::LegacyFork, 1)]);
         legacy.types = BTreeMap::from([(hostile.to_owned(), 1)]);

@@ -163,9 +163,12 @@ impl Outcome {
             Outcome::Native(report) if cli.quiet => report.headline(),
             // A list of findings can be longer than memory.
             Outcome::Native(report) => return report.write_text(out),
-            Outcome::Legacy(report) if cli.json => report.to_json().to_string(),
+            Outcome::Legacy(report) if cli.json => {
+                report.write_json(out)?;
+                String::new()
+            }
             Outcome::Legacy(report) if cli.quiet => report.headline(),
-            Outcome::Legacy(report) => report.to_text(),
+            Outcome::Legacy(report) => return report.write_text(out),
         };
         writeln!(out, "{}", text.trim_end())
     }

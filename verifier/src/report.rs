@@ -7,8 +7,8 @@ use ledger_engine::adoption::Adopted;
 use ledger_engine::hash::{Hash, sha256};
 use ledger_engine::registry::{KeyRecord, Registry};
 use ledger_engine::succession::Succession;
-use serde::Serializer as _;
 use serde::ser::SerializeMap as _;
+use serde::{Serialize, Serializer as _};
 use serde_json::json;
 
 use crate::collector::Findings;
@@ -174,6 +174,23 @@ pub struct Report {
     /// What the export says of itself, where the source is one.
     export: Option<String>,
     part: Option<Part>,
+}
+
+/// Writes the members of a report as one object, with its findings.
+pub(crate) fn write_members(
+    members: &serde_json::Value,
+    findings: &impl Serialize,
+    out: &mut dyn std::io::Write,
+) -> std::io::Result<()> {
+    let mut serializer = serde_json::Serializer::new(out);
+    let mut object = serializer.serialize_map(None)?;
+    for (name, value) in members.as_object().into_iter().flatten() {
+        match name.as_str() {
+            "findings" => object.serialize_entry(name, findings)?,
+            name => object.serialize_entry(name, value)?,
+        }
+    }
+    Ok(object.end()?)
 }
 
 impl Report {
@@ -572,16 +589,7 @@ impl Report {
 
     /// Writes what [`Report::to_json`] gives, however long it is.
     pub fn write_json(&self, out: &mut dyn std::io::Write) -> std::io::Result<()> {
-        let members = self.members();
-        let mut serializer = serde_json::Serializer::new(out);
-        let mut object = serializer.serialize_map(None)?;
-        for (name, value) in members.as_object().into_iter().flatten() {
-            match name.as_str() {
-                "findings" => object.serialize_entry(name, &self.findings)?,
-                name => object.serialize_entry(name, value)?,
-            }
-        }
-        Ok(object.end()?)
+        write_members(&self.members(), &self.findings, out)
     }
 
     /// Everything but the findings.

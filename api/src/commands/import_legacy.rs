@@ -74,7 +74,7 @@ impl Accepted {
 }
 
 fn decide(report: &LegacyReport, signers: &Signers, before: &[Adopted], accepted: Option<&Accepted>) -> Decision {
-    if let Some(wrong) = report.findings.iter().find(|f| f.code == audit_verify::Code::LegacyAdoptionMismatch) {
+    if let Some(wrong) = report.findings().iter().find(|f| f.code == audit_verify::Code::LegacyAdoptionMismatch) {
         let text = format!(
             "the rows adopted before are not the same any more: {}: {}; find out who changed them, nothing was recorded",
             wrong.place, wrong.evidence

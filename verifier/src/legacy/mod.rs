@@ -24,7 +24,7 @@ pub use signers::{Signers, SignersError};
 pub use table::{Table, Window};
 pub(crate) use time::print_time;
 
-pub use verify::{FINDINGS_LISTED, LegacyError, Source, Watch, verify_adopted, verify_legacy, verify_legacy_with};
+pub use verify::{LegacyError, Source, Watch, verify_adopted, verify_legacy, verify_legacy_with};
 
 /// Opens a file, a directory, or a table by a `postgres://` URL, to be read as a whole.
 pub fn open_source(source: &str, table: &str) -> Result<Box<dyn Source>, LegacyError> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::io;
 
 use ledger_engine::adoption::RowName;
 use ledger_engine::hash::Hash;
@@ -10,6 +11,7 @@ use serde_json::json;
 
 use super::anchor::Anchor;
 use super::time::print_time;
+use crate::collector::{Chainless, Findings};
 use crate::finding::{Code, Finding};
 use crate::report::Verdict;
 
@@ -86,8 +88,8 @@ pub struct LegacyReport {
     pub types: BTreeMap<String, u64>,
     /// Rows by day since 1970 (UTC).
     pub days: BTreeMap<i64, u64>,
-    /// Faults in chain order, the first [`super::FINDINGS_LISTED`] of them.
-    pub findings: Vec<Finding>,
+    /// Faults in chain order.
+    pub(crate) findings: Findings,
     /// All faults, by code.
     pub counts: BTreeMap<Code, u64>,
     /// What was not covered, and what is for the reader to weigh.
@@ -119,7 +121,7 @@ impl LegacyReport {
             keys: Vec::new(),
             types: BTreeMap::new(),
             days: BTreeMap::new(),
-            findings: Vec::new(),
+            findings: Findings::default(),
             counts: BTreeMap::new(),
             notes: Vec::new(),
         }
@@ -133,6 +135,11 @@ impl LegacyReport {
     /// How many faults there are.
     pub fn faults(&self) -> u64 {
         self.counts.values().sum()
+    }
+
+    /// Faults in chain order: all of them, or the first 20,000. All are in the text and in JSON.
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings.first
     }
 
     /// How many rows are those that the ledger adopted, in every column.
@@ -179,7 +186,7 @@ impl LegacyReport {
                 format!("Audit chain verified. Head hash: {}", self.head.map(Hash::to_hex).unwrap_or_default())
             }
             Verdict::Broken => {
-                let (n, first) = (self.faults(), self.findings.first());
+                let (n, first) = (self.faults(), self.findings().first());
                 let first = first.map(|f| format!("; the first is {} at {}", f.code.as_str(), f.place));
                 format!("Audit verification failed: {n} findings{}", first.unwrap_or_default())
             }
@@ -193,6 +200,21 @@ impl LegacyReport {
 
     /// For people.
     pub fn to_text(&self) -> String {
+        let mut out = Vec::new();
+        // Writing to a Vec cannot fail; what cannot be read again is named.
+        if let Err(e) = self.write_text(&mut out) {
+            out.extend_from_slice(format!("  the list ends here: {e}\n").as_bytes());
+        }
+        String::from_utf8_lossy(&out).into_owned()
+    }
+
+    /// Writes what [`LegacyReport::to_text`] gives, however long it is.
+    pub fn write_text(&self, out: &mut dyn io::Write) -> io::Result<()> {
+        out.write_all(self.summary().as_bytes())?;
+        self.findings.each(&mut |f| writeln!(out, "  {}", f.to_string().replace('\n', "\n  ")))
+    }
+
+    fn summary(&self) -> String {
         let mut out = self.headline() + "\n";
         let mut line = |text: String| {
             // Writing to a String cannot fail.
@@ -239,17 +261,14 @@ impl LegacyReport {
         for n in &self.notes {
             line(n.to_string().replace('\n', "\n  "));
         }
-        if !self.findings.is_empty() {
-            line(format!("{} findings:", self.faults()));
-        }
-        for f in &self.findings {
-            line(f.to_string().replace('\n', "\n  "));
-        }
-        if self.faults() > self.findings.len() as u64 {
-            line(format!("listed are the first {}; all by code:", self.findings.len()));
+        if self.findings.total > self.findings.first.len() as u64 {
+            line(format!("{} findings, by code:", self.findings.total));
             for (code, n) in &self.counts {
                 line(format!("  {n:>10} {}", code.as_str()));
             }
+            line("one by one:".into());
+        } else if self.findings.total > 0 {
+            line(format!("{} findings:", self.findings.total));
         }
         out
     }
@@ -261,6 +280,19 @@ impl LegacyReport {
 
     /// For programs: one object, `format` names its version.
     pub fn to_json(&self) -> serde_json::Value {
+        let mut object = self.members();
+        let findings = serde_json::to_value(Chainless(&self.findings));
+        object["findings"] = findings.unwrap_or_else(|e| e.to_string().into());
+        object
+    }
+
+    /// Writes what [`LegacyReport::to_json`] gives, however long it is.
+    pub fn write_json(&self, out: &mut dyn io::Write) -> io::Result<()> {
+        crate::report::write_members(&self.members(), &Chainless(&self.findings), out)
+    }
+
+    /// Everything but the findings.
+    fn members(&self) -> serde_json::Value {
         let finding = |f: &Finding| json!({ "code": f.code.as_str(), "place": f.place, "evidence": f.evidence });
         let list = |all: &[Finding]| all.iter().map(finding).collect::<Vec<_>>();
         let keys: Vec<_> = self
@@ -286,7 +318,7 @@ impl LegacyReport {
             "head_id": self.head_id, "hashes_compared": self.hashes_compared,
             "rows_digest": self.rows_digest.map(Hash::to_hex), "root": self.root.map(Hash::to_hex),
             "adoptions": adoptions, "anchors": self.anchors, "keys": keys,
-            "types": self.types, "days": days, "notes": list(&self.notes), "findings": list(&self.findings),
+            "types": self.types, "days": days, "notes": list(&self.notes), "findings": [],
             "finding_counts": counts,
         })
     }

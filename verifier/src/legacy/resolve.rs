@@ -507,14 +507,23 @@ impl Resolved {
     }
 
     /// Gives every fault between rows.
-    pub(crate) fn each_fault(&mut self, mut give: impl FnMut(&Resolved, u32, LinkFault)) -> io::Result<()> {
+    pub(crate) fn each_fault(
+        &mut self,
+        mut give: impl FnMut(&Resolved, u32, LinkFault) -> io::Result<()>,
+    ) -> io::Result<()> {
         let mut faults = std::mem::replace(&mut self.links.faults, Spool::new());
         let count = faults.len();
-        faults.each(0, count, |_, record| {
+        let given = faults.each(0, count, |_, record| {
             let (row, fault) = LinkFault::from_bytes(record);
-            give(self, row, fault);
-            Ok(())
-        })
+            give(self, row, fault)
+        });
+        self.links.faults = faults;
+        given
+    }
+
+    /// A fault by its number, in the order in which they are given.
+    pub(crate) fn fault_at(&mut self, number: u64) -> io::Result<LinkFault> {
+        Ok(LinkFault::from_bytes(&self.links.faults.at(number)?).1)
     }
 
     /// How many faults there are between rows.

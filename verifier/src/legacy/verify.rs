@@ -1,6 +1,6 @@
 //! The whole judgement of a legacy chain: rows in parallel, then their order, then the anchors.
 
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -17,12 +17,11 @@ use super::report::{AdoptionReport, KeyReport, LegacyReport};
 use super::resolve::{Extent, LinkFault, Links, Position, Prefix, ROWS_MAX, Resolved, Timed};
 use super::row::Rows;
 use super::signers::Signers;
+use crate::collector::Collector;
 use crate::finding::{Code, Finding};
 use crate::report::Verdict;
-use crate::spill::Texts;
+use crate::spill::{Sorter, Texts};
 
-/// Findings that a report lists one by one, the first in chain order. All are counted.
-pub const FINDINGS_LISTED: usize = 20_000;
 /// Rows judged together by one thread. Signatures of a piece and a key are one batch.
 const PIECE_ROWS: usize = 2048;
 /// Days that are counted apart.
@@ -244,28 +243,30 @@ fn judge_all(
     }
 }
 
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-enum Evidence {
-    Row(String),
-    Links(LinkFault),
-}
+/// Findings in chain order: the position, the code, and where it was noted, which is in order for one row. What was noted of links comes
+/// after what was noted of rows alone.
+struct Order(Sorter<22>);
 
-/// The first findings in chain order.
-#[derive(Default)]
-struct First {
-    heap: BinaryHeap<(Position, Code, Evidence)>,
-}
+const OF_LINKS: u64 = 1 << 63;
 
-impl First {
-    fn add(&mut self, position: Position, code: Code, evidence: Evidence) {
-        let item = (position, code, evidence);
-        if self.heap.len() < FINDINGS_LISTED {
-            self.heap.push(item);
-        } else if self.heap.peek().is_some_and(|last| item < *last) {
-            self.heap.pop();
-            self.heap.push(item);
+impl Order {
+    fn add(&mut self, (elsewhere, first, height, row): Position, code: Code, noted: u64) -> io::Result<()> {
+        let mut record = [0; 22];
+        record[0] = u8::from(elsewhere);
+        for (at, word) in [first, height, row].into_iter().enumerate() {
+            record[1 + 4 * at..][..4].copy_from_slice(&word.to_be_bytes());
         }
+        record[13] = code as u8;
+        record[14..].copy_from_slice(&noted.to_be_bytes());
+        self.0.push(record)
     }
+}
+
+/// Where in what was noted a finding is, and its row and code.
+fn noted(record: &[u8; 22]) -> (u64, u32, Code) {
+    let [.., r0, r1, r2, r3, code, n0, n1, n2, n3, n4, n5, n6, n7] = *record;
+    let code = Code::ALL[usize::from(code)];
+    (u64::from_be_bytes([n0, n1, n2, n3, n4, n5, n6, n7]), u32::from_be_bytes([r0, r1, r2, r3]), code)
 }
 
 fn conclude(
@@ -288,27 +289,33 @@ fn conclude(
     // A predecessor that cannot be looked for was not read either.
     let mut resolved = links.resolve(extent, &mut |hash| source.has_outside(hash).unwrap_or(true))?;
     let one_path = resolved.faults() == 0 && resolved.outside.is_empty() && extent != Extent::Partial;
-    let mut first = First::default();
+    let mut order = Order(Sorter::new());
     findings.flush()?;
-    findings.each(|_, text| {
-        let mut parts = text.splitn(3, ' ');
-        let mut number = || parts.next().and_then(|n| n.parse::<u32>().ok()).unwrap_or_default();
-        let (row, code) = (number(), Code::ALL[number() as usize]);
-        first.add(resolved.position(row), code, Evidence::Row(parts.next().unwrap_or_default().to_owned()));
-        Ok(())
+    findings.each(|at, text| {
+        let mut number = text.splitn(3, ' ').map_while(|n| n.parse::<u32>().ok());
+        let (row, code) = (number.next().unwrap_or_default(), number.next().unwrap_or_default());
+        order.add(resolved.position(row), Code::ALL[code as usize], at)
     })?;
+    let mut faults = 0;
     resolved.each_fault(|resolved, row, fault| {
         *counts.entry(fault.code()).or_default() += 1;
-        first.add(resolved.position(row), fault.code(), Evidence::Links(fault));
+        order.add(resolved.position(row), fault.code(), OF_LINKS | faults)?;
+        faults += 1;
+        Ok(())
     })?;
-    for (position, code, evidence) in first.heap.into_sorted_vec() {
-        let place = place(&mut resolved, position.3)?;
-        let evidence = match evidence {
-            Evidence::Row(text) => text,
-            Evidence::Links(fault) => describe(&mut resolved, fault)?,
+    let (mut list, mut order) = (Collector::default(), order.0.sorted()?);
+    while let Some(record) = order.next()? {
+        let (at, row, code) = noted(&record);
+        let evidence = match at.checked_sub(OF_LINKS) {
+            None => findings.at(at)?.splitn(3, ' ').nth(2).unwrap_or_default().to_owned(),
+            Some(at) => {
+                let fault = resolved.fault_at(at)?;
+                describe(&mut resolved, fault)?
+            }
         };
-        report.findings.push(Finding { code, chain: None, place, evidence });
+        list.report(code, None, place(&mut resolved, row)?, evidence);
     }
+    drop((findings, order));
     if let Some((row, hash)) = resolved.head()? {
         report.head = Some(hash);
         report.head_id = resolved.links.ids.at(u64::from(row))?;
@@ -316,7 +323,7 @@ fn conclude(
     }
     let mut fault = |code: Code, place: String, evidence: String| {
         *counts.entry(code).or_default() += 1;
-        report.findings.push(Finding { code, chain: None, place, evidence });
+        list.report(code, None, place, evidence);
     };
     if let Some(stated) = source.stated_count().filter(|n| *n != report.rows && extent == Extent::Whole) {
         fault(
@@ -372,6 +379,7 @@ fn conclude(
         }
     }
     report.counts = counts;
+    report.findings = list.complete().map_err(|e| LegacyError::Source(e.to_string()))?;
     report.whole = extent != Extent::Partial && resolved.edge.is_none() && resolved.outside.is_empty();
     keys(report, signers, &uses, &mut resolved)?;
     adoption_notes(report, signers, adopted);

@@ -1,7 +1,7 @@
 //! Sorted runs and spools in unnamed temporary files.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 
@@ -12,8 +12,10 @@ use tempfile::SpooledTempFile;
 const RUN_BYTES: usize = 24 << 20;
 /// A spool stays in memory up to this. Bytes.
 const SPOOL_BYTES: usize = 2 << 20;
-/// Entries of the id spool between two remembered offsets.
-const ID_STRIDE: u64 = 1024;
+/// Texts between two remembered offsets, which are read together.
+const STRIDE: u64 = 32;
+/// Strides of texts that are kept: what is asked for by turns lies in few places.
+const STRIDES_KEPT: usize = 4;
 
 /// Sorts records of `N` bytes, as byte strings, in bounded memory.
 pub(crate) struct Sorter<const N: usize> {
@@ -165,16 +167,25 @@ pub(crate) struct Texts {
     offsets: Vec<u64>,
     written: u64,
     len: u64,
+    /// Strides that were asked for, the last ones.
+    kept: VecDeque<(u64, Vec<String>)>,
 }
 
 impl Texts {
     pub(crate) fn new() -> Self {
-        Texts { file: SpooledTempFile::new(SPOOL_BYTES), buffer: Vec::new(), offsets: Vec::new(), written: 0, len: 0 }
+        Texts {
+            file: SpooledTempFile::new(SPOOL_BYTES),
+            buffer: Vec::new(),
+            offsets: Vec::new(),
+            written: 0,
+            len: 0,
+            kept: VecDeque::new(),
+        }
     }
 
     /// Texts are below 64 KiB.
     pub(crate) fn push(&mut self, text: &str) -> io::Result<()> {
-        if self.len.is_multiple_of(ID_STRIDE) {
+        if self.len.is_multiple_of(STRIDE) {
             self.offsets.push(self.written + self.buffer.len() as u64);
         }
         let length = u16::try_from(text.len()).map_err(|_| io::Error::other("a text of 64 KiB or more"))?;
@@ -193,13 +204,18 @@ impl Texts {
     }
 
     pub(crate) fn at(&mut self, number: u64) -> io::Result<String> {
-        let mut found = String::new();
-        self.from(number / ID_STRIDE, number % ID_STRIDE + 1, |at, text| {
-            if at == number {
-                text.clone_into(&mut found);
-            }
+        let (stride, at) = (number / STRIDE, (number % STRIDE) as usize);
+        if let Some((_, texts)) = self.kept.iter().find(|(kept, _)| *kept == stride) {
+            return Ok(texts[at].clone());
+        }
+        let mut texts = Vec::with_capacity(STRIDE as usize);
+        self.from(stride, STRIDE.min(self.len - stride * STRIDE), |_, text| {
+            texts.push(text.to_owned());
             Ok(())
         })?;
+        let found = texts[at].clone();
+        self.kept.truncate(STRIDES_KEPT - 1);
+        self.kept.push_front((stride, texts));
         Ok(found)
     }
 
@@ -217,7 +233,7 @@ impl Texts {
             file.read_exact(&mut length)?;
             text.resize(usize::from(u16::from_le_bytes(length)), 0);
             file.read_exact(&mut text)?;
-            give(stride * ID_STRIDE + number, std::str::from_utf8(&text).map_err(io::Error::other)?)?;
+            give(stride * STRIDE + number, std::str::from_utf8(&text).map_err(io::Error::other)?)?;
         }
         Ok(())
     }
@@ -260,7 +276,7 @@ mod tests {
         spool.flush().unwrap();
         texts.flush().unwrap();
         assert_eq!(spool.len(), count);
-        for n in [0, 1, 1023, 1024, 1025, count - 1] {
+        for n in [0, 1, 31, 32, 33, 5_000, 0, 70_000, 90_000, 33, count - 1] {
             assert_eq!(spool.at(n).unwrap(), n.to_le_bytes());
             assert_eq!(texts.at(n).unwrap().len(), (n % 17) as usize);
         }

@@ -99,7 +99,7 @@ pub(crate) fn judge(rows: &[Value]) -> LegacyReport {
 pub(crate) fn found(report: &LegacyReport) -> Vec<String> {
     let place = |p: &str| p.strip_prefix("audit_events/").unwrap_or(p).to_owned();
     report
-        .findings
+        .findings()
         .iter()
         .map(|f| format!("{} {}", f.code.as_str().trim_start_matches("legacy_"), place(&f.place)))
         .collect()

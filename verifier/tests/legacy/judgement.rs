@@ -36,7 +36,7 @@ fn type_actor_or_time_rewritten() {
 fn first_rows_deleted() {
     let report = judge(&chain(9)[3..]);
     assert_found(&report, &["genesis_missing 4"]);
-    assert!(report.findings[0].evidence.contains(hash(&chain(9)[2])));
+    assert!(report.findings()[0].evidence.contains(hash(&chain(9)[2])));
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn last_rows_deleted() {
 #[test]
 fn table_emptied() {
     let report = judge(&[]);
-    assert_eq!((report.exit(), report.findings.len()), (2, 0));
+    assert_eq!((report.exit(), report.findings().len()), (2, 0));
     assert_found(&judge_bytes(b"", &[anchor(&chain(3))]), &["anchor_beyond_tail anchor/3"]);
 }
 
@@ -123,12 +123,12 @@ fn two_rows_claiming_one_predecessor() {
         let mut with = rows.clone();
         with.insert(at, other.clone());
         let report = judge(&with);
-        assert_eq!(report.findings.len(), 1);
-        let (place, evidence) = (&report.findings[0].place, &report.findings[0].evidence);
+        assert_eq!(report.findings().len(), 1);
+        let (place, evidence) = (&report.findings()[0].place, &report.findings()[0].evidence);
         let both = format!("{place} {evidence}");
         assert!(both.contains("audit_events/77") && both.contains("audit_events/4"), "{both}");
         assert!(evidence.contains("audit_events/3"), "{evidence}");
-        assert_eq!(report.findings[0].code.as_str(), "legacy_fork");
+        assert_eq!(report.findings()[0].code.as_str(), "legacy_fork");
         assert_eq!(report.chain_rows, 6, "the longest branch is the chain");
     }
     // Two beginnings are a fork too.
@@ -204,7 +204,7 @@ fn copies_and_repeated_ids() {
     rows[4]["id"] = json!(2);
     let report = judge(&rows);
     assert_found(&report, &["id_duplicate 2"]);
-    assert!(report.findings[0].evidence.contains("row 2"));
+    assert!(report.findings()[0].evidence.contains("row 2"));
 }
 
 /// A chain after itself is as many copies as it has rows, wherever they stand.

@@ -129,7 +129,7 @@ fn rows_without_a_time_are_read() {
     for window in [Window::default(), since, limit] {
         let mut table = Table::open(&url, "other.audit_events", window).unwrap();
         let report = verify_legacy("test", &mut table, Some(&signers()), &[]);
-        let codes: Vec<&str> = report.findings.iter().map(|f| f.code.as_str()).collect();
+        let codes: Vec<&str> = report.findings().iter().map(|f| f.code.as_str()).collect();
         assert_eq!(codes, ["legacy_hash_mismatch", "legacy_signature_invalid"], "{}", report.to_text());
     }
 }
@@ -437,7 +437,7 @@ fn a_table_and_its_export_are_adopted_alike() {
     let of_file = compare_source(&mut audit_verify::legacy::File::open(file.path(), None).unwrap(), &[]);
     assert_eq!((of_file.root, &of_file.first, &of_file.last), (first.root, &first.first, &first.last));
     let with = [adopted(&first)];
-    let before = table(&with).findings.len();
+    let before = table(&with).findings().len();
     for change in [
         "id = 1000",
         "actor_id = 'mallory'",
@@ -465,7 +465,7 @@ fn a_table_and_its_export_are_adopted_alike() {
         client
             .batch_execute("DELETE FROM audit_events; INSERT INTO audit_events SELECT * FROM kept; DROP TABLE kept")
             .unwrap();
-        assert_eq!(table(&with).findings.len(), before, "{change}");
+        assert_eq!(table(&with).findings().len(), before, "{change}");
     }
     client.batch_execute("DELETE FROM audit_events").unwrap();
     assert_found(&table(&with), &["adoption_mismatch legacy.adopted/9"]);
