@@ -1,7 +1,8 @@
 """Opens a delivery with the buyer's private key, written from FORMAT.md 19 alone: what was encrypted does not need the ledger's programs to be read.
 
 It decrypts and compares digests; whether the proof is genuine, `audit-verify proof` says."""
-import argparse, hashlib, json, sys
+import argparse, hashlib, json, os, sys, tempfile
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes, hmac, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -65,9 +66,13 @@ def main():
     with open(given.key, "rb") as f: private = serialization.load_pem_private_key(f.read(), None)
     if not isinstance(private, (rsa.RSAPrivateKey, X25519PrivateKey)): sys.exit("neither an RSA nor an X25519 key")
     context = b"ledger/delivery/v1\0" + bytes.fromhex(proof["ledger_id"]) + proof["delivery_id"].encode()
-    key = content_key(private, proof["encryption"], context)
-    with open(given.file, "rb") as source, open(given.out, "xb") as target: found = decrypt(source, key, context, target.write)
-    if found != (proof["ciphertext_sha256"], proof["artifact_sha256"]): sys.exit("the file is not the one that the proof names")
+    # It gets its name once all of it is right.
+    with open(given.file, "rb") as source, tempfile.NamedTemporaryFile(dir=os.path.dirname(given.out) or ".") as target:
+        try: found = decrypt(source, content_key(private, proof["encryption"], context), context, target.write)
+        except (InvalidTag, ValueError) as e: sys.exit(f"it does not open: {e or 'another key, or not what was encrypted'}")
+        if found != (proof["ciphertext_sha256"], proof["artifact_sha256"]): sys.exit("the file is not the one that the proof names")
+        target.flush()
+        os.link(target.name, given.out)
     print(f"opened {proof['delivery_id']}: SHA-256 {found[1]}")
 
 if __name__ == "__main__": main()

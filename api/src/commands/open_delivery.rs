@@ -1,8 +1,8 @@
 use std::fs::File;
-use std::io::{BufReader, Write as _};
+use std::io::{BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use audit_verify::{Demands, Report, verify_proof};
+use audit_verify::{Demands, Report, verify_proof_bytes};
 use ledger_engine::body::Body;
 use ledger_engine::delivery::{context, recipient, stream};
 use ledger_engine::delivery_proof::{DeliveryProof, ProofTerms};
@@ -11,7 +11,7 @@ use ledger_engine::environment::{Environment as _, SystemEnvironment};
 use ledger_engine::hash::Hash;
 use ledger_engine::json::Object;
 use ledger_engine::licence::Licence;
-use ledger_engine::proof::Proof;
+use ledger_engine::proof::{PROOF_BYTES_MAX, Proof};
 use ledger_engine::time::rfc3339;
 
 use crate::{CliError, output};
@@ -36,7 +36,7 @@ pub(crate) struct Args {
     key: PathBuf,
     /// Proof file of the entry that issued the licence, which must be of the same order
     #[arg(long, value_name = "FILE")]
-    license_proof: Option<PathBuf>,
+    license_proof: PathBuf,
     /// Where the artifact goes; it must not exist
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -53,11 +53,14 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> CliError + use<> {
 
 /// The payload of a proof file's entry, if the file holds; else why not.
 fn proven(path: &Path, trust: Hash) -> Result<Result<Object, Box<Report>>, CliError> {
-    let report = verify_proof(path, Demands { trust: Some(trust), ..Demands::default() });
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(io(path))?;
+    file.take(PROOF_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(io(path))?;
+    let demands = Demands { trust: Some(trust), ..Demands::default() };
+    let report = verify_proof_bytes(&path.display().to_string(), &bytes, demands);
     if report.exit() != 0 {
         return Ok(Err(Box::new(report)));
     }
-    let bytes = std::fs::read(path).map_err(io(path))?;
     let proof = Proof::decode(&bytes).map_err(wrong)?;
     Ok(Ok(Body::decode(&proof.entry.body).map_err(wrong)?.payload))
 }
@@ -81,14 +84,12 @@ pub(crate) fn run(json: bool, args: Args) -> Result<u8, CliError> {
     let Some(DeliveryProof { terms, .. }) = payload.value("delivery_proof").and_then(read_delivery_proof) else {
         return refuse(json, "the proof file is of no entry with a signed delivery proof");
     };
-    if let Some(path) = &args.license_proof {
-        let licence = match proven(path, trust)? {
-            Ok(payload) => payload.value("license").and_then(read_licence),
-            Err(report) => return refuse(json, &format!("the licence does not hold\n{}", report.to_text())),
-        };
-        if let Some(why) = licence_fault(licence.as_ref(), &terms) {
-            return refuse(json, &why);
-        }
+    let licence = match proven(&args.license_proof, trust)? {
+        Ok(payload) => payload.value("license").and_then(read_licence),
+        Err(report) => return refuse(json, &format!("the licence does not hold\n{}", report.to_text())),
+    };
+    if let Some(why) = licence_fault(licence.as_ref(), &terms) {
+        return refuse(json, &why);
     }
     let pem = zeroize::Zeroizing::new(std::fs::read_to_string(&args.key).map_err(io(&args.key))?);
     let context = context(&trust, &terms.delivery_id());
@@ -115,7 +116,7 @@ pub(crate) fn run(json: bool, args: Args) -> Result<u8, CliError> {
     }
     to.flush().and_then(|()| to.as_file().sync_all()).map_err(io(&args.out))?;
     to.persist_noclobber(&args.out).map_err(|e| io(&args.out)(e.error))?;
-    say(json, &terms, opened.plain_bytes, &args.out, args.license_proof.is_some())
+    say(json, &terms, opened.plain_bytes, &args.out)
 }
 
 fn licence_fault(licence: Option<&Licence>, terms: &ProofTerms) -> Option<String> {
@@ -128,21 +129,16 @@ fn licence_fault(licence: Option<&Licence>, terms: &ProofTerms) -> Option<String
     Some(format!("the licence ended at {}", rfc3339(ended)))
 }
 
-fn say(json: bool, terms: &ProofTerms, bytes: u64, out: &Path, licensed: bool) -> Result<u8, CliError> {
+fn say(json: bool, terms: &ProofTerms, bytes: u64, out: &Path) -> Result<u8, CliError> {
     let (id, sha256) = (terms.delivery_id(), terms.artifact.0);
     output::line(&if json {
         serde_json::json!({ "ok": true, "delivery_id": id, "sku_id": terms.sku_id, "sha256": sha256.to_hex(), "bytes": bytes,
-            "out": out, "license_checked": licensed })
+            "out": out })
         .to_string()
     } else {
-        let licence = if licensed {
-            "its licence is genuine, and has not ended"
-        } else {
-            "its licence was not checked (--license-proof)"
-        };
         let sku = terms.sku_id.escape_debug();
         format!(
-            "OPENED {id}: {sku}, {bytes} bytes in {}\nSHA-256 {sha256}, as the proof says, signed by {}; {licence}",
+            "OPENED {id}: {sku}, {bytes} bytes in {}\nSHA-256 {sha256}, as the proof says, signed by {}; its licence is genuine, and has not ended",
             out.display(),
             terms.signer_kid
         )

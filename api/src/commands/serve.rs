@@ -29,5 +29,9 @@ fn start(given: (Option<PathBuf>, Option<String>), args: Args, signing: signers:
         output::line("the settings are good")?;
         return Ok(0);
     }
-    actix_web::rt::System::new().block_on(serve::run(settings))
+    let system = actix_web::rt::System::new();
+    let ended = system.block_on(serve::run(settings));
+    // To be dropped it would wait for every thread that waits for a file. What had to be finished is.
+    std::mem::forget(system);
+    ended
 }

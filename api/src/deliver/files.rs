@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ledger_engine::bucket::{Bucket, BucketError};
@@ -54,6 +55,22 @@ pub(crate) struct SealedKey {
     pub(crate) sealed: String,
 }
 
+/// The file beside a delivery. The digest is over the delivery's id, that of its ciphertext, and `made_with`, so that nothing of another
+/// delivery and nothing that was damaged gets into a signed proof.
+#[derive(Serialize, Deserialize)]
+struct Beside {
+    made_with: Particulars,
+    sha256: String,
+}
+
+impl Beside {
+    fn of(delivery_id: &str, ciphertext: &str, made_with: Particulars) -> io::Result<Beside> {
+        let text = serde_json::to_vec(&(delivery_id, ciphertext, &made_with))?;
+        let sha256 = Hash(Sha256::digest(&text).into()).to_hex();
+        Ok(Beside { made_with, sha256 })
+    }
+}
+
 /// A directory or a bucket.
 #[derive(Clone)]
 enum Place {
@@ -70,6 +87,8 @@ pub(crate) struct Files {
     spool: PathBuf,
     /// How long objects of deliveries are locked, in days; 0: not.
     retain_days: u32,
+    /// The server is ending.
+    closing: Arc<AtomicBool>,
 }
 
 /// Why nothing was encrypted.
@@ -79,6 +98,8 @@ pub(crate) enum SealError {
     Away(&'static str, String),
     /// Its bytes are not those that the manifest names.
     Other { found: Hash, bytes: u64 },
+    /// The server is ending.
+    Ending,
 }
 
 /// What a buyer is given.
@@ -137,15 +158,19 @@ impl Place {
         }
     }
 
-    fn read(&self, name: &str, spool: &Path) -> io::Result<Box<dyn Read + Send>> {
+    /// Reads until the server ends.
+    fn read(&self, name: &str, spool: &Path, closing: &Arc<AtomicBool>) -> io::Result<Box<dyn Read + Send>> {
         match self {
-            Place::Directory(dir) => Ok(Box::new(BufReader::new(File::open(dir.join(name))?))),
+            Place::Directory(dir) => {
+                let file = Until { of: File::open(dir.join(name))?, closing: Arc::clone(closing) };
+                Ok(Box::new(BufReader::new(file)))
+            }
             Place::Bucket(bucket) => {
                 fs::create_dir_all(spool)?;
                 // It has no name, so that its room comes free whatever ends this process.
-                let mut copy = tempfile::tempfile_in(spool)?;
+                let mut copy = Until { of: tempfile::tempfile_in(spool)?, closing: Arc::clone(closing) };
                 bucket.get(name, None, ARTIFACT_BYTES_MAX, &mut copy).map_err(of_bucket)?;
-                copy.rewind()?;
+                copy.of.rewind()?;
                 Ok(Box::new(BufReader::new(copy)))
             }
         }
@@ -182,7 +207,13 @@ fn there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
 impl Files {
     /// Where they are: directories, or `s3://BUCKET[/PREFIX]`. Buckets are not asked yet.
     pub(crate) fn open(artifacts: &str, deliveries: &str, spool: PathBuf, retain_days: u32) -> Result<Files, CliError> {
-        Ok(Files { artifacts: Place::open(artifacts)?, deliveries: Place::open(deliveries)?, spool, retain_days })
+        let (artifacts, deliveries) = (Place::open(artifacts)?, Place::open(deliveries)?);
+        Ok(Files { artifacts, deliveries, spool, retain_days, closing: Arc::default() })
+    }
+
+    /// Nothing more is encrypted: what is under way ends soon.
+    pub(crate) fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
     }
 
     /// Copies a file to where artifacts are kept. Whoever adds it again finds it there.
@@ -212,12 +243,20 @@ impl Files {
 
     /// What was kept beside a delivery. `None` if either is not there, or not whole.
     pub(crate) fn particulars(&self, delivery_id: &str, ciphertext: &str) -> io::Result<Option<Particulars>> {
-        let beside = there(self.deliveries.read(&name(delivery_id, ciphertext, "json"), &self.spool))?;
+        let open = AtomicBool::new(false).into();
+        let beside = there(self.deliveries.read(&name(delivery_id, ciphertext, "json"), &self.spool, &open))?;
         let Some(beside) = beside else { return Ok(None) };
         let mut text = Vec::new();
         beside.take(PARTICULARS_BYTES_MAX).read_to_end(&mut text)?;
-        let Ok(kept) = serde_json::from_slice::<Particulars>(&text) else {
-            tracing::warn!("what lies beside {delivery_id} is damaged");
+        let kept = match serde_json::from_slice::<Beside>(&text) {
+            Ok(found) => {
+                let same = Beside::of(delivery_id, ciphertext, found.made_with)?;
+                Some(same).filter(|same| same.sha256 == found.sha256).map(|same| same.made_with)
+            }
+            Err(_) => None,
+        };
+        let Some(kept) = kept else {
+            tracing::warn!("what lies beside {delivery_id} is damaged, or of another delivery");
             return Ok(None);
         };
         let bytes = there(self.deliveries.bytes(&name(delivery_id, ciphertext, "enc")))?;
@@ -232,7 +271,20 @@ impl Files {
         (key, fresh, context): (&ContentKey, &Fresh, &[u8]),
         particulars: impl FnOnce(&Digests) -> Particulars,
     ) -> Result<Digests, SealError> {
-        let source = self.artifacts.read(&artifact.to_hex(), &self.spool).map_err(away("the artifact"))?;
+        let ending = |e: SealError| if self.closing.load(Ordering::Relaxed) { SealError::Ending } else { e };
+        let digests = self.sealed(delivery_id, artifact, (key, fresh, context), particulars);
+        digests.map_err(ending)
+    }
+
+    fn sealed(
+        &self,
+        delivery_id: &str,
+        artifact: Hash,
+        (key, fresh, context): (&ContentKey, &Fresh, &[u8]),
+        particulars: impl FnOnce(&Digests) -> Particulars,
+    ) -> Result<Digests, SealError> {
+        let source = self.artifacts.read(&artifact.to_hex(), &self.spool, &self.closing);
+        let source = source.map_err(away("the artifact"))?;
         let mut to = self.deliveries.draft(&self.spool).map_err(away("the place of deliveries"))?;
         let digests =
             stream::seal(key, fresh, context, source, &mut to).map_err(away("the artifact, or the delivery"))?;
@@ -249,13 +301,17 @@ impl Files {
             self.deliveries.keep(file, &name(delivery_id, &ciphertext, extension), sha256, lock.as_ref())
         };
         let written = || {
-            let text = serde_json::to_vec(&particulars(&digests))?;
+            let text = serde_json::to_vec(&Beside::of(delivery_id, &ciphertext, particulars(&digests))?)?;
             let mut beside = self.deliveries.draft(&self.spool)?;
             beside.write_all(&text)?;
             keep(beside, "json", Hash(Sha256::digest(&text).into()))?;
             keep(to, "enc", digests.sealed_sha256)
         };
-        written().map_err(away("the place of deliveries"))?;
+        written().map_err(|e| {
+            // One of them may be there.
+            self.forget(delivery_id, &ciphertext);
+            away("the place of deliveries")(e)
+        })?;
         Ok(digests)
     }
 
@@ -284,6 +340,36 @@ impl Files {
                 tracing::warn!("a file of {delivery_id} that is not needed is left: {e}");
             }
         }
+    }
+}
+
+/// Reads or writes until the server ends.
+struct Until<T> {
+    of: T,
+    closing: Arc<AtomicBool>,
+}
+
+impl<T> Until<T> {
+    fn goes_on(&self) -> io::Result<()> {
+        if self.closing.load(Ordering::Relaxed) { Err(io::Error::other("the server is ending")) } else { Ok(()) }
+    }
+}
+
+impl<T: Read> Read for Until<T> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.goes_on()?;
+        self.of.read(buf)
+    }
+}
+
+impl<T: io::Write> io::Write for Until<T> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.goes_on()?;
+        self.of.write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.of.flush()
     }
 }
 

@@ -8,11 +8,12 @@ use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
-use futures_util::{FutureExt as _, StreamExt as _};
 use ledger_engine::body::PrivateDocument;
 use ledger_engine::delivery::recipient::{self, Recipient};
 use ledger_engine::delivery::stream::{ALGORITHM, Fresh};
@@ -30,6 +31,7 @@ use ledger_engine::registry::Purpose;
 use ledger_engine::signer::sealing::Sealed;
 use ledger_engine::store::StoreError;
 use ledger_engine::stream::{CaseId, Stream};
+use ledger_engine::time::rfc3339;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
@@ -45,6 +47,10 @@ const STEPS_MAX: usize = 12;
 const REST: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
 /// Artifacts that are encrypted at the same time: each takes two threads and some mebibytes.
 const SEALED_AT_ONCE: usize = 4;
+/// Orders that are tried again at the same time. Most of them wait for their turn to be encrypted.
+const TRIED_AT_ONCE: usize = 16;
+/// Cases that a search remembers.
+const FOUND_MAX: usize = 1 << 17;
 /// Files that are asked for at the same time, besides: a bucket that hangs keeps this many threads.
 const FILES_AT_ONCE: usize = 64;
 /// Entries whose orders and deliveries are looked at together, in search of what is not finished.
@@ -61,13 +67,19 @@ const AWAY: &str = "the ledger, or what signs for it, does not answer";
 pub(crate) enum Outcome {
     /// There is nothing left to do.
     Done,
-    /// Somebody else delivers this: it has no manifest, or there is no key for proofs.
-    Elsewhere(&'static str),
+    /// Nothing more can be done here: somebody else delivers this, since it has no manifest or there is no key for proofs, or the licence ended.
+    Elsewhere(String),
     /// It failed and is tried again. The text is for everybody: it has nothing of the buyer's, and not where things are.
     Failed(String),
 }
 
 type Running = Shared<BoxFuture<'static, Outcome>>;
+
+/// A run, and whether somebody asked for it since it looked last.
+struct UnderWay {
+    running: Running,
+    asked_again: Arc<AtomicBool>,
+}
 
 /// What delivers.
 pub(crate) struct Deliverer {
@@ -80,7 +92,7 @@ pub(crate) struct Deliverer {
     /// Where the work is done: whoever waits for a file keeps no thread from whoever answers requests.
     runtime: Handle,
     at_files: Arc<Semaphore>,
-    under_way: Mutex<HashMap<CaseId, Running>>,
+    under_way: Mutex<HashMap<CaseId, UnderWay>>,
     /// A permit for each artifact that is encrypted now.
     sealing: Semaphore,
     /// Failed ones: when to try again, and how long they rested last.
@@ -91,6 +103,8 @@ pub(crate) struct Deliverer {
 enum Trouble {
     /// Recorded as the reason of `delivery.failed`.
     Failed(String),
+    /// The same, and it is not tried again.
+    Over(String),
     /// Store or signer are away: nothing is recorded, which could not be. The text is for operators.
     Away(String),
 }
@@ -115,6 +129,8 @@ fn failed(why: impl Into<String>) -> Trouble {
 pub(crate) enum KeyError {
     /// What opens it is away.
     Away(String),
+    /// The place of deliveries is.
+    Files(String),
     /// It cannot be had by waiting.
     Lost(String),
 }
@@ -126,11 +142,16 @@ struct Sold {
     manifest_signature_id: String,
 }
 
-/// Where the search for what is not finished goes on: the chain, and its entry.
+/// The search for what is not finished.
 #[derive(Default)]
-struct Round {
+struct Search {
+    /// The whole ledger was looked at.
+    begun: bool,
+    /// Where it goes on: the chain, and its entry.
     chain: usize,
     from: u64,
+    /// What was found before, with the time of its last change then.
+    found: HashMap<CaseId, i64>,
 }
 
 impl Deliverer {
@@ -145,18 +166,27 @@ impl Deliverer {
     /// Delivers an order as far as it goes. Callers that come together wait for the same run, which goes on if they do not.
     pub(crate) fn run(self: &Arc<Self>, case: CaseId) -> Running {
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(running) = under_way.get(&case) {
-            return running.clone();
+        if let Some(found) = under_way.get(&case) {
+            found.asked_again.store(true, Ordering::Relaxed);
+            return found.running.clone();
         }
-        let own = Arc::clone(self);
+        let (own, asked_again) = (Arc::clone(self), Arc::new(AtomicBool::new(false)));
+        let asked = Arc::clone(&asked_again);
         let task = self.runtime.spawn(async move {
-            let outcome = own.deliver(case).await;
-            own.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&case);
-            outcome
+            loop {
+                let outcome = own.deliver(case).await;
+                let mut under_way = own.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+                // Whoever asked since may know of an entry that this run did not see.
+                let again = asked.swap(false, Ordering::Relaxed) && !matches!(outcome, Outcome::Failed(_));
+                if !again {
+                    under_way.remove(&case);
+                    return outcome;
+                }
+            }
         });
         let ended = async move { task.await.unwrap_or_else(|e| died(case, &e.to_string())) };
         let running = ended.boxed().shared();
-        under_way.insert(case, running.clone());
+        under_way.insert(case, UnderWay { running: running.clone(), asked_again });
         running
     }
 
@@ -184,50 +214,66 @@ impl Deliverer {
         // Another process may have changed the keys.
         self.ledger.refresh_registry().await.map_err(|e| e.to_string())?;
         if self.ledger.registry().current(Purpose::DeliveryProof).is_none() {
-            return Ok(Outcome::Elsewhere("the ledger has no key for delivery proofs"));
+            return Ok(Outcome::Elsewhere("the ledger has no key for delivery proofs".into()));
         }
+        let mut last = None;
         for _ in 0..STEPS_MAX {
             let found = self.ledger.order_with_deliveries(case).await.map_err(|e| e.to_string())?;
-            let Some((order, deliveries)) = found else { return Ok(Outcome::Elsewhere("there is no such order")) };
-            match self.step(case, &order, &deliveries).await {
-                Ok(None) => {}
+            let Some((order, deliveries)) = found else {
+                return Ok(Outcome::Elsewhere("there is no such order".into()));
+            };
+            let seen = (order.int("revision"), deliveries.last().map(|d| (d.int("n"), d.int("revision"))));
+            let step = if last == Some(seen) {
+                // It was refused for another reason than that somebody else was quicker.
+                Err(failed("the ledger refuses the next step"))
+            } else {
+                self.step(case, &order, &deliveries).await
+            };
+            last = Some(seen);
+            let (why, over) = match step {
+                Ok(None) => continue,
                 Ok(Some(outcome)) => return Ok(outcome),
                 Err(Trouble::Away(why)) => return Err(why),
-                Err(Trouble::Failed(why)) => {
-                    metrics::counter!("marketplace_delivery_encrypt_failures_total").increment(1);
-                    tracing::warn!("order {case} could not be delivered: {why}");
-                    if let Some(delivery) = deliveries.last() {
-                        let command = of_delivery("delivery.fail", case, delivery).with("reason", why.as_str());
-                        // Where it failed before it is failed still.
-                        if let Err(e) = self.append(command).await {
-                            tracing::warn!("order {case}: the failure could not be recorded: {e}");
-                        }
-                    }
-                    return Ok(Outcome::Failed(why));
+                Err(Trouble::Failed(why)) => (why, false),
+                Err(Trouble::Over(why)) => (why, true),
+            };
+            metrics::counter!("marketplace_delivery_encrypt_failures_total").increment(1);
+            tracing::warn!("order {case} could not be delivered: {why}");
+            if let Some(delivery) = deliveries.last() {
+                let command = of_delivery("delivery.fail", case, delivery).with("reason", why.as_str());
+                // Where it failed before it is failed still.
+                if let Err(e) = self.append(command).await {
+                    tracing::warn!("order {case}: the failure could not be recorded: {e}");
                 }
             }
+            return Ok(if over { Outcome::Elsewhere(why) } else { Outcome::Failed(why) });
         }
         Err("the order keeps changing".into())
     }
 
     /// The next step of an order. `None`: it was taken, or somebody else took one.
     async fn step(&self, case: CaseId, order: &Row, deliveries: &[Row]) -> Result<Option<Outcome>, Trouble> {
-        const UNLISTED: Option<Outcome> = Some(Outcome::Elsewhere("the SKU was listed without a manifest"));
+        let unlisted = || Some(Outcome::Elsewhere("the SKU was listed without a manifest".into()));
         let Some((delivery, before)) = deliveries.split_last() else {
             if order.text("status") != "licensed" {
                 return Ok(Some(Outcome::Done));
             }
             // Whoever issued the licence was stopped before this. What keeps it from being encrypted is recorded with the delivery.
             match self.sold(order).await {
-                Ok(None) => return Ok(UNLISTED),
+                Ok(None) => return Ok(unlisted()),
                 Err(away @ Trouble::Away(_)) => return Err(away),
-                Ok(Some(_)) | Err(Trouble::Failed(_)) => self.append(of("delivery.request", case)).await?,
+                Ok(Some(_)) | Err(Trouble::Failed(_) | Trouble::Over(_)) => {
+                    self.append(of("delivery.request", case)).await?
+                }
             };
             return Ok(None);
         };
         match (order.text("status"), delivery.text("status")) {
             ("licensed" | "finalized", "requested" | "failed") => {
-                let Some(sold) = self.sold(order).await? else { return Ok(UNLISTED) };
+                let Some(sold) = self.sold(order).await? else { return Ok(unlisted()) };
+                if let Some(at) = self.licence_ended(order).await? {
+                    return Err(Trouble::Over(format!("the licence ended at {}", rfc3339(at))));
+                }
                 self.encrypt(case, order, delivery, sold).await?;
             }
             ("licensed" | "finalized", "encrypted") => self.prove(case, order, delivery, before).await?,
@@ -266,6 +312,14 @@ impl Deliverer {
             ask(&files)
         });
         asking.await?
+    }
+
+    /// When an order's licence ended, if it has: microseconds since 1970.
+    pub(crate) async fn licence_ended(&self, order: &Row) -> Result<Option<i64>, StoreError> {
+        let issued = self.ledger.read_chain(order.chain(), order.count("license_index"), 1).await?.pop();
+        let body = issued.and_then(|entry| entry.parse_body().ok());
+        let ends = body.and_then(|b| b.payload.value("expires_at").and_then(Value::as_int));
+        Ok(ends.filter(|at| *at <= SystemEnvironment.now_us()))
     }
 
     /// The one artifact of the listing that the order cites. `None`: that has no manifest.
@@ -338,6 +392,7 @@ impl Deliverer {
             SealError::Other { found, bytes } => {
                 failed(format!("artifact {artifact} has other bytes: {bytes}, with SHA-256 {found}"))
             }
+            SealError::Ending => Trouble::Away("the server is ending".into()),
         })?;
         let ciphertext = digests.sealed_sha256.to_hex();
         let command = of_delivery("delivery.encrypt", case, delivery)
@@ -357,23 +412,49 @@ impl Deliverer {
         Ok(appended.map(drop)?)
     }
 
-    /// The key that the buyer gave: with the order, or when the delivery was issued again.
-    async fn buyers_key(&self, case: CaseId, order: &Row, delivery: &Row) -> Result<Recipient, Trouble> {
-        let chain = order.chain();
-        let mut pems = Vec::new();
-        for n in (1..delivery.count("n")).rev() {
-            let before = u32::try_from(n).map(|n| Stream::Delivery(case, n)).map_err(|e| failed(e.to_string()))?;
-            let reissued = self.ledger.read_stream(before).await?.pop();
+    /// The keys that the buyer gave, the last one first, each with the buyer's own name of it: when deliveries were issued again, and with the order.
+    async fn given_keys(&self, case: CaseId, order: &Row, n: u64) -> Result<Vec<(String, Option<String>)>, StoreError> {
+        let (chain, mut given) = (order.chain(), Vec::new());
+        for before in (1..n).rev().filter_map(|n| u32::try_from(n).ok()) {
+            let reissued = self.ledger.read_stream(Stream::Delivery(case, before)).await?.pop();
             if let Some(entry) = reissued.filter(|e| e.header.event_type == "delivery.reissued") {
                 let private = self.ledger.private(chain, entry.header.index).await?;
-                pems.extend(private.as_ref().and_then(|p| member(p, &["buyer_public_key"])));
+                let member = |name| private.as_ref().and_then(|p| member(p, &[name]));
+                given.extend(member("buyer_public_key").map(|pem| (pem, member("key_identifier"))));
             }
         }
         let private = self.ledger.private(chain, order.count("idx")).await?;
-        pems.extend(private.as_ref().and_then(|p| member(p, &["delivery_preferences", "buyer_public_key"])));
-        let wanted = delivery.text("key_fingerprint");
-        let mut keys = pems.iter().filter_map(|pem| Recipient::from_pem(pem).ok());
-        keys.find(|key| key.fingerprint().to_hex() == wanted).ok_or_else(|| {
+        let member = |name| private.as_ref().and_then(|p| member(p, &["delivery_preferences", name]));
+        given.extend(member("buyer_public_key").map(|pem| (pem, member("key_identifier"))));
+        Ok(given)
+    }
+
+    /// The one of them that a delivery is for.
+    async fn given_key(
+        &self,
+        case: CaseId,
+        order: &Row,
+        delivery: &Row,
+    ) -> Result<Option<(Recipient, Option<String>)>, StoreError> {
+        let given = self.given_keys(case, order, delivery.count("n")).await?;
+        let mut keys = given.into_iter().filter_map(|(pem, hint)| Some((Recipient::from_pem(&pem).ok()?, hint)));
+        Ok(keys.find(|(key, _)| key.fingerprint().to_hex() == delivery.text("key_fingerprint")))
+    }
+
+    /// The buyer's own name of the key that a delivery is for.
+    pub(crate) async fn key_hint(
+        &self,
+        case: CaseId,
+        order: &Row,
+        delivery: &Row,
+    ) -> Result<Option<String>, StoreError> {
+        Ok(self.given_key(case, order, delivery).await?.and_then(|(_, hint)| hint))
+    }
+
+    async fn buyers_key(&self, case: CaseId, order: &Row, delivery: &Row) -> Result<Recipient, Trouble> {
+        let found = self.given_key(case, order, delivery).await?;
+        found.map(|(key, _)| key).ok_or_else(|| {
+            let wanted = delivery.text("key_fingerprint");
             failed(format!(
                 "the buyer's key {wanted} is not kept (any more), or is none to encrypt for; reissue with a new key"
             ))
@@ -406,7 +487,7 @@ impl Deliverer {
     /// The private key of a marketplace-managed delivery, PKCS#8 in PEM. `None`: the delivery is for the buyer's own.
     pub(crate) async fn private_key(&self, delivery: &Row) -> Result<Option<zeroize::Zeroizing<String>>, KeyError> {
         let id = delivery.text("delivery_id");
-        let kept = self.particulars(delivery).await.map_err(|e| KeyError::Away(e.to_string()))?;
+        let kept = self.particulars(delivery).await.map_err(|e| KeyError::Files(e.to_string()))?;
         let kept = kept.ok_or_else(|| KeyError::Lost("what was kept of the delivery is not there".into()))?;
         let Some(SealedKey { source, sealed }) = kept.private_key else { return Ok(None) };
         let sealed = Sealed { source, bytes: from_hex(&sealed).unwrap_or_default() };
@@ -450,77 +531,97 @@ impl Deliverer {
         };
         let proof = self.ledger.prove_delivery(terms).await?;
         let command = of_delivery("delivery.ready", case, delivery).with("delivery_proof", proof.to_text());
-        Ok(self.append(command).await.map(drop)?)
+        match self.append(command).await {
+            Ok(_) => Ok(()),
+            Err(AppendError::Refused(refused)) => {
+                Err(failed(format!("the delivery proof is refused: {}", refused.code.as_str())))
+            }
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Delivers what servers that ended left undone, and tries again what failed, until it is told to end.
     pub(crate) async fn work(self: Arc<Self>, closed: impl Future<Output = ()>) {
         let mut closed = std::pin::pin!(closed);
-        let (mut round, mut look_at, mut sweep_at) = (None, Instant::now(), Instant::now());
+        let (mut search, mut look_at, mut sweep_at) = (Search::default(), Instant::now(), Instant::now());
         loop {
             let now = Instant::now();
             if sweep_at <= now {
                 sweep_at = now + SWEEP_EVERY;
                 // What is left there takes room and nothing else.
-                let sweeping = self.with_files(|files| {
-                    files.sweep();
-                    Ok(())
-                });
-                let _ = sweeping.await;
+                let own = Arc::clone(&self);
+                drop(self.runtime.spawn(async move { own.with_files(|files| Ok(files.sweep())).await }));
             }
             if look_at <= now {
-                match self.look(&mut round).await {
-                    Ok(()) => look_at = now + LOOK_EVERY.min(self.takeover),
-                    Err(e) => tracing::warn!("deliveries that were not finished could not be looked for: {e}"),
+                look_at = now + LOOK_EVERY.min(self.takeover);
+                tokio::select! {
+                    () = &mut closed => break,
+                    looked = self.look(&mut search) => if let Err(e) = looked {
+                        tracing::warn!("deliveries that were not finished could not be looked for: {e}");
+                    }
                 }
             }
-            let due: Vec<CaseId> = {
-                let resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
-                resting.iter().filter(|(_, (at, _))| *at <= now).map(|(case, _)| *case).collect()
-            };
-            let trying =
-                futures_util::stream::iter(due).for_each_concurrent(SEALED_AT_ONCE, |case| self.run(case).map(drop));
+            self.try_again();
             tokio::select! {
-                () = &mut closed => return,
-                () = trying => {}
-            }
-            tokio::select! {
-                () = &mut closed => return,
+                () = &mut closed => break,
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
             }
         }
+        // Who has a permit records what was encrypted, or removes it.
+        self.files.close();
+        let _ = self.sealing.acquire_many(SEALED_AT_ONCE as u32).await;
+    }
+
+    /// Begins with what rested long enough, the longest first.
+    fn try_again(self: &Arc<Self>) {
+        let mut due: Vec<(Instant, CaseId)> = {
+            let (under_way, resting) = (self.under_way.lock(), self.resting.lock());
+            let under_way = under_way.unwrap_or_else(PoisonError::into_inner);
+            let resting = resting.unwrap_or_else(PoisonError::into_inner);
+            let room = TRIED_AT_ONCE.saturating_sub(under_way.len());
+            let now = Instant::now();
+            let due = resting.iter().filter(|(case, (at, _))| *at <= now && !under_way.contains_key(case));
+            let mut due: Vec<_> = due.map(|(case, (at, _))| (*at, *case)).collect();
+            due.sort_unstable();
+            due.truncate(room);
+            due
+        };
+        due.drain(..).for_each(|(_, case)| drop(self.run(case)));
     }
 
     /// Looks for what is not finished: all over the ledger at first; then where orders are new, and in one place after the other.
-    async fn look(&self, round: &mut Option<Round>) -> Result<(), StoreError> {
+    async fn look(&self, search: &mut Search) -> Result<(), StoreError> {
         self.ledger.refresh_registry().await?;
         if self.ledger.registry().current(Purpose::DeliveryProof).is_none() {
             return Ok(());
         }
         let sizes = self.ledger.sizes().await?;
         let mut skus = HashMap::new();
-        let Some(round) = round else {
+        if search.found.len() > FOUND_MAX {
+            search.found.clear();
+        }
+        if !search.begun {
             // Whoever worked on it when this server started may have been this server.
-            for (chain, size) in (0..).zip(sizes) {
-                for from in (0..size).step_by(LOOKED_AT_ONCE as usize) {
-                    self.find_undone(chain, from..from + LOOKED_AT_ONCE, i64::MAX, &mut skus).await?;
+            for (chain, size) in (0..).zip(&sizes) {
+                for from in (0..*size).step_by(LOOKED_AT_ONCE as usize) {
+                    self.find_undone(chain, from..from + LOOKED_AT_ONCE, i64::MAX, &mut skus, search).await?;
                 }
             }
-            *round = Some(Round::default());
+            search.begun = true;
             return Ok(());
-        };
+        }
         let quiet_since = SystemEnvironment.now_us() - i64::try_from(self.takeover.as_micros()).unwrap_or(i64::MAX);
         for (chain, size) in (0..).zip(&sizes) {
             let newest = size.saturating_sub(LOOKED_AT_ONCE)..*size;
-            self.find_undone(chain, newest, quiet_since, &mut skus).await?;
+            self.find_undone(chain, newest, quiet_since, &mut skus, search).await?;
         }
-        let old = sizes.get(round.chain).map_or(0, |size| size.saturating_sub(LOOKED_AT_ONCE));
-        if round.from < old {
-            let range = round.from..round.from + LOOKED_AT_ONCE;
-            self.find_undone(round.chain as u32, range, quiet_since, &mut skus).await?;
-            round.from += LOOKED_AT_ONCE;
+        let old = sizes.get(search.chain).map_or(0, |size| size.saturating_sub(LOOKED_AT_ONCE));
+        if search.from < old {
+            let range = search.from..search.from + LOOKED_AT_ONCE;
+            self.find_undone(search.chain as u32, range, quiet_since, &mut skus, search).await?;
+            search.from += LOOKED_AT_ONCE;
         } else {
-            *round = Round { chain: (round.chain + 1) % sizes.len().max(1), from: 0 };
+            (search.chain, search.from) = ((search.chain + 1) % sizes.len().max(1), 0);
         }
         Ok(())
     }
@@ -533,9 +634,22 @@ impl Deliverer {
         range: Range<u64>,
         quiet_since: i64,
         skus: &mut HashMap<String, bool>,
+        search: &mut Search,
     ) -> Result<(), StoreError> {
-        let mut rows = Vec::new();
-        for order in self.ledger.rows_among(&ORDERS, chain, range.clone(), &["licensed"]).await? {
+        let case_of = |row: &Row| CaseId::parse(row.text("order_id"));
+        // A delivery comes some entries after its order.
+        let near = range.start..range.end.saturating_add(LOOKED_AT_ONCE);
+        let undone = self.ledger.rows_among(&DELIVERIES, chain, near, &["requested", "encrypted", "failed"]).await?;
+        let mut changed: HashMap<CaseId, i64> = HashMap::new();
+        for delivery in &undone {
+            let (Some(case), at) = (case_of(delivery), delivery.int("updated_at_us")) else { continue };
+            let last = changed.entry(case).or_insert(at);
+            *last = at.max(*last);
+        }
+        let mut cases: Vec<CaseId> = Vec::new();
+        // Without its first delivery an order is not finalised.
+        cases.extend(undone.iter().filter(|delivery| delivery.count("n") > 1).filter_map(case_of));
+        for order in self.ledger.rows_among(&ORDERS, chain, range, &["licensed"]).await? {
             let sku = order.text("sku_id");
             if !skus.contains_key(sku) {
                 let listings = self.ledger.read_stream(Stream::Sku(CaseId::of_sku(sku))).await?;
@@ -544,17 +658,24 @@ impl Deliverer {
                 skus.insert(sku.to_owned(), sold);
             }
             // What has none is not for this server, and there may be many of them.
-            if skus.get(sku) == Some(&true) {
-                rows.push(order);
+            let Some(case) = case_of(&order).filter(|_| skus.get(sku) == Some(&true)) else { continue };
+            if order.count("deliveries") > 0 && !changed.contains_key(&case) {
+                // It was asked for much later than the order was made, or is ready.
+                let found = self.ledger.order_with_deliveries(case).await?;
+                let delivery = found.and_then(|(_, mut deliveries)| deliveries.pop());
+                changed.extend(delivery.map(|d| (case, d.int("updated_at_us"))));
             }
+            let last = changed.entry(case).or_insert(i64::MIN);
+            *last = order.int("updated_at_us").max(*last);
+            cases.push(case);
         }
-        let undone = self.ledger.rows_among(&DELIVERIES, chain, range, &["requested", "encrypted", "failed"]).await?;
-        // Without its first delivery an order is not finalised.
-        rows.extend(undone.into_iter().filter(|delivery| delivery.count("n") > 1));
         let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
-        let quiet = rows.iter().filter(|row| row.int("updated_at_us") <= quiet_since);
-        for case in quiet.filter_map(|row| CaseId::parse(row.text("order_id"))) {
-            resting.entry(case).or_insert((Instant::now(), REST.0));
+        for case in cases {
+            let at = changed.get(&case).copied().unwrap_or_default();
+            // What was tried since is done, or not for this server.
+            if at <= quiet_since && search.found.insert(case, at) != Some(at) {
+                resting.entry(case).or_insert((Instant::now(), REST.0));
+            }
         }
         Ok(())
     }
@@ -590,7 +711,7 @@ fn fresh() -> Result<(ContentKey, Fresh), crate::CliError> {
 }
 
 /// A text of what a client said in private.
-pub(crate) fn member(private: &PrivateDocument, path: &[&str]) -> Option<String> {
+fn member(private: &PrivateDocument, path: &[&str]) -> Option<String> {
     let members = private.members()?;
     let mut value = members.value("private")?;
     for name in path {

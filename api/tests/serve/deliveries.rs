@@ -27,6 +27,10 @@ fn pair(dir: &Path, name: &str, algorithm: &[&str]) -> Pair {
     let private = dir.join(format!("{name}.pem"));
     let made = Command::new("openssl").arg("genpkey").args(algorithm).arg("-out").arg(&private).output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    public_of(private)
+}
+
+fn public_of(private: PathBuf) -> Pair {
     let public = Command::new("openssl").args(["pkey", "-pubout", "-in"]).arg(&private).output().unwrap();
     Pair { private, public: String::from_utf8(public.stdout).unwrap() }
 }
@@ -108,6 +112,9 @@ impl Kept {
         let mut command = ledger();
         command.arg("open-delivery").arg(self.path("file")).arg("--proof").arg(self.path("proof"));
         command.args(["--trust", &self.ledger_id, "--key"]).arg(key).arg("--out").arg(self.path(out));
+        if !more.iter().any(|(option, _)| *option == "--license-proof") {
+            command.arg("--license-proof").arg(self.path("license-proof"));
+        }
         for (option, path) in more {
             command.arg(option).arg(path);
         }
@@ -164,8 +171,16 @@ fn verified(server: Server) {
 fn a_buyer_opens_what_was_bought_with_own_keys() {
     let dir = tempfile::tempdir().unwrap();
     let server = dev(&dir);
-    let rsa = pair(dir.path(), "rsa", &["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]);
-    for (name, pair) in [("rsa", rsa), ("x25519", x25519(dir.path(), "x"))] {
+    let rsa =
+        |bits: &str| pair(dir.path(), bits, &["-algorithm", "RSA", "-pkeyopt", &format!("rsa_keygen_bits:{bits}")]);
+    let keys = [
+        ("rsa-2048", rsa("2048")),
+        ("rsa-3072", rsa("3072")),
+        // It takes long to make.
+        ("rsa-8192", public_of(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/serve/buyer_rsa8192.pem").into())),
+        ("x25519", x25519(dir.path(), "x")),
+    ];
+    for (name, pair) in keys {
         let order = paid(&server, name, Some(&pair.public));
         let done = finalize(&server, &order);
         assert_eq!(done.body["order"]["status"], "finalized", "{:?}", done.body);
@@ -183,24 +198,34 @@ fn a_buyer_opens_what_was_bought_with_own_keys() {
         assert_eq!(exit, 0, "{said}");
         assert!(said.contains("its licence is genuine, and has not ended"), "{said}");
         assert_eq!(std::fs::read(kept.path("out")).unwrap(), ARTIFACT);
-        // A reader of its own, from FORMAT.md alone.
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../verifier/python/open_delivery.py");
-        let mut reader = python();
-        reader
-            .arg("-B")
-            .arg(script)
-            .arg(kept.path("delivery-proof"))
-            .arg(&pair.private)
-            .arg(kept.path("file"))
-            .arg(kept.path("python"));
-        let read = run_to_end(&mut reader);
-        assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
-        assert_eq!(std::fs::read(kept.path("python")).unwrap(), ARTIFACT);
+        read_by_python(&kept, &pair.private);
         judged_with_files(&kept);
         assert_eq!(order_of(&server, &order)["deliveries"][0]["downloads"], 1, "it is recorded");
         assert_eq!(server.of("bob@example.org", "buyer").get(&format!("/delivery/{}/artifact", kept.id)).status, 404);
     }
     verified(server);
+}
+
+/// A reader of its own, from FORMAT.md alone, opens what was delivered, and nothing else.
+fn read_by_python(kept: &Kept, key: &Path) {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../verifier/python/open_delivery.py");
+    let read = |file: &str| {
+        let mut reader = python();
+        reader.arg("-B").arg(script).arg(kept.path("delivery-proof")).arg(key);
+        run_to_end(reader.arg(kept.path(file)).arg(kept.path("python")))
+    };
+    let whole = std::fs::read(kept.path("file")).unwrap();
+    let mut altered = whole.clone();
+    *altered.last_mut().unwrap() ^= 1;
+    for bytes in [&altered, &whole[..whole.len() - 1], &whole[..20]] {
+        std::fs::write(kept.path("bad"), bytes).unwrap();
+        let refused = read("bad");
+        assert_eq!((refused.status.code(), kept.path("python").exists()), (Some(1), false), "{refused:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).starts_with("it does not open"), "{refused:?}");
+    }
+    let read = read("file");
+    assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
+    assert_eq!(std::fs::read(kept.path("python")).unwrap(), ARTIFACT);
 }
 
 /// The verifier compares files with those that the proof names.
@@ -219,6 +244,15 @@ fn judged_with_files(kept: &Kept) {
     }
     let (exit, codes, text) = said("proof", "another");
     assert_eq!((exit, &codes[..]), (1, &["artifact_mismatch".to_owned()][..]), "{text}");
+    let program = Path::new(env!("CARGO_BIN_EXE_ledger")).with_file_name("audit-verify");
+    assert!(program.exists(), "build it: cargo build -p audit-verify");
+    for (file, exit, what) in [("out", 0, "is the artifact"), ("another", 1, "artifact_mismatch")] {
+        let mut verify = Command::new(&program);
+        verify.arg("proof").arg(kept.path("proof")).args(["--trust", &kept.ledger_id, "--artifact"]);
+        let judged = run_to_end(verify.arg(kept.path(file)));
+        let text = String::from_utf8_lossy(&judged.stdout);
+        assert!(judged.status.code() == Some(exit) && text.contains(what), "{text}");
+    }
     let (exit, _, text) = said("license-proof", "out");
     assert!(exit == 2 && text.contains("holds no signed delivery proof"), "{text}");
 }
@@ -237,11 +271,30 @@ fn the_marketplace_manages_a_key_for_a_buyer_without_one() {
     for (sub, role, status) in [("bob@example.org", "buyer", 404), ("op@example.org", "operator", 403)] {
         assert_eq!(server.of(sub, role).get(&format!("/delivery/{}/key", kept.id)).status, status, "{role}");
     }
-    // Nowhere on disk in the clear.
-    let line = pem.lines().nth(1).unwrap();
-    let found = Command::new("grep").args(["-rlF", "--", line]).arg(&server.dir).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+    nowhere_in_the_clear(&server.dir, &pem);
     verified(server);
+}
+
+/// No file has the private key: as text, as bytes, or in hex.
+fn nowhere_in_the_clear(dir: &Path, pem: &str) {
+    use base64::Engine as _;
+    let text = pem.lines().filter(|line| !line.starts_with('-')).collect::<String>();
+    let der = base64::engine::general_purpose::STANDARD.decode(&text).unwrap();
+    // PKCS#8 of an X25519 key ends with its 32 bytes (RFC 8410), or with its public half after them.
+    let secret = &der[16..48];
+    let forms = [text.into_bytes(), secret.to_vec(), ledger_engine::hash::to_hex(secret).into_bytes()];
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+            if entry.file_type().unwrap().is_dir() {
+                dirs.push(entry.path());
+                continue;
+            }
+            let bytes = std::fs::read(entry.path()).unwrap_or_default();
+            let found = forms.iter().any(|form| bytes.windows(form.len()).any(|window| window == form));
+            assert!(!found, "{}", entry.path().display());
+        }
+    }
 }
 
 #[test]
@@ -273,7 +326,8 @@ fn what_was_swapped_does_not_open() {
     std::fs::write(a.path("file"), &own).unwrap();
     let proof = std::fs::read_to_string(a.path("proof")).unwrap();
     std::fs::copy(b.path("proof"), a.path("proof")).unwrap();
-    refused("does not open", &mine.private, &[]);
+    refused("is of another order", &mine.private, &[]);
+    refused("does not open", &mine.private, &[("--license-proof", b.path("license-proof"))]);
     std::fs::write(a.path("proof"), proof.replace("delivery_proof", "delivery_prooF")).unwrap();
     refused("the proof does not hold", &mine.private, &[]);
     std::fs::copy(a.path("license-proof"), a.path("proof")).unwrap();
@@ -323,6 +377,21 @@ fn what_is_missing_or_changed_fails_and_is_delivered_once_it_is_there() {
     let line = metrics.as_str().unwrap().lines().find(|l| l.starts_with("marketplace_delivery_encrypt_failures_total"));
     assert!(line.is_some_and(|l| l.ends_with(|c: char| c.is_ascii_digit() && c != '0')), "{line:?}");
     verified(server);
+}
+
+/// What goes on failing is tried ever more seldom.
+#[test]
+fn what_fails_is_tried_again_after_longer_and_longer() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = dev(&dir);
+    failed(&server, dir.path(), "k");
+    let tries = || server.log().matches("could not be delivered").count();
+    let mut last = Instant::now();
+    for (count, at_least) in [(2, 1900), (3, 3900), (4, 7900)] {
+        wait(|| (tries() >= count).then_some(()));
+        assert!(last.elapsed() >= Duration::from_millis(at_least), "{count}: {:?}", last.elapsed());
+        last = Instant::now();
+    }
 }
 
 /// Money that went back takes the delivery with it.
@@ -452,8 +521,7 @@ fn a_key_in_kms_seals_what_the_marketplace_manages() {
     let ann = server.of(ANN, "buyer");
     let path = format!("/delivery/{}/key", kept.id);
     let pem = opens_with_its_key(&server, &kept);
-    let found = Command::new("grep").args(["-rlF", "--", pem.lines().nth(1).unwrap()]).arg(&shop).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&found.stdout), "", "nowhere on disk in the clear");
+    nowhere_in_the_clear(&shop, &pem);
     kms.is_away(true);
     assert_eq!(ann.get(&path).said(), (503, "SIGNING_UNAVAILABLE"));
     let waits = paid(&server, "k2", None);
@@ -506,12 +574,15 @@ fn a_licence_that_ended_opens_nothing_and_an_erased_key_is_not_encrypted_for() {
             json!({ "command": "subject.erase", "actor": "service:m", "order_id": erased, "reason": "asked for" }),
         ],
     );
-    assert_eq!(finalize(&server, &ended).body["order"]["status"], "finalized");
-    for what in ["artifact", "key"] {
-        let refused = server.of(ANN, "buyer").get(&format!("/delivery/delivery-{ended}-1/{what}"));
-        assert_eq!(refused.said(), (422, "LICENSE_INVALID"), "{:?}", refused.body);
-    }
-    assert_eq!(order_of(&server, &ended)["deliveries"][0]["downloads"], 0);
+    let done = finalize(&server, &ended);
+    let why = done.body["delivery"]["unfinished"].as_str().unwrap();
+    assert!(why.contains("the licence ended at 2023-11-14T22:13:20"), "{why}");
+    assert_eq!(
+        (&done.body["order"]["status"], types(&server, &ended).last().unwrap().as_str()),
+        (&json!("licensed"), "delivery.failed")
+    );
+    let delivered = server.dir.join("deliveries");
+    assert!(std::fs::read_dir(delivered).into_iter().flatten().next().is_none(), "nothing is encrypted for nobody");
     let done = finalize(&server, &erased);
     let why = done.body["delivery"]["unfinished"].as_str().unwrap();
     assert!(why.contains("is not kept") && why.contains("reissue"), "{why}");
@@ -520,6 +591,35 @@ fn a_licence_that_ended_opens_nothing_and_an_erased_key_is_not_encrypted_for() {
     let path = format!("/delivery/delivery-{erased}-1/reissue");
     assert_eq!(server.of("op@example.org", "operator").post_with_key(&path, "r", &body).said(), (200, "ok"));
     wait(|| (order_of(&server, &erased)["status"] == "finalized").then_some(()));
+    verified(server);
+}
+
+/// A licence that ends after the delivery: what was bought can be neither fetched nor opened any more.
+#[test]
+fn a_licence_ends_after_its_delivery() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = dev(&dir);
+    let pair = x25519(dir.path(), "own");
+    let order = paid(&server, "a", Some(&pair.public));
+    let settle = server
+        .of("service:finance", "service")
+        .post(&format!("/order/{order}/settle"), &Finance::of(&server).proof(&order, "lp-1"));
+    assert_eq!(settle.said(), (200, "ok"), "{:?}", settle.body);
+    let ends = (crate::support::now() + 20) * 1_000_000;
+    let issue = json!({ "command": "license.issue", "actor": "service:m", "order_id": order, "expires_at": ends });
+    let server = append(server, &[issue]);
+    wait(|| (order_of(&server, &order)["status"] == "finalized").then_some(()));
+    let kept = Kept::of(&server, &order, 1);
+    let (exit, said) = kept.open(&pair.private, "out", &[]);
+    assert_eq!(exit, 0, "{said}");
+    wait(|| (crate::support::now() * 1_000_000 > ends).then_some(()));
+    for what in ["artifact", "key"] {
+        let refused = server.of(ANN, "buyer").get(&format!("/delivery/{}/{what}", kept.id));
+        assert_eq!(refused.said(), (422, "LICENSE_INVALID"), "{:?}", refused.body);
+    }
+    assert_eq!(order_of(&server, &order)["deliveries"][0]["downloads"], 1);
+    let (exit, said) = kept.open(&pair.private, "late", &[]);
+    assert!(exit == 1 && said.contains("the licence ended at") && !kept.path("late").exists(), "{said}");
     verified(server);
 }
 
@@ -578,7 +678,10 @@ fn a_delivery_that_was_issued_again_has_a_new_key_and_a_proof_that_names_the_old
     let order = paid(&server, "k", Some(&lost.public));
     finalize(&server, &order);
     let operator = server.of("op@example.org", "operator");
-    let body = json!({ "reason": "the buyer lost the key", "buyer_public_key": new.public });
+    let nameless = json!({ "reason": "the buyer lost the key", "key_identifier": "phone" });
+    let path = format!("/delivery/delivery-{order}-1/reissue");
+    assert_eq!(operator.post_with_key(&path, "n", &nameless).said(), (400, "INVALID_REQUEST"));
+    let body = json!({ "reason": "the buyer lost the key", "buyer_public_key": new.public, "key_identifier": "phone" });
     let path = format!("/delivery/delivery-{order}-1/reissue");
     assert_eq!(operator.post_with_key(&path, "r", &body).said(), (200, "ok"));
     let again = wait(|| {
@@ -591,6 +694,10 @@ fn a_delivery_that_was_issued_again_has_a_new_key_and_a_proof_that_names_the_old
     let proof = ann.get(&format!("/proofs/proof-{order}-2")).body;
     assert_eq!(proof["proof"]["supersedes"], format!("proof-{order}-1"));
     assert_eq!(ann.get(&format!("/proofs/proof-{order}-1")).status, 200, "the old proof stays");
+    let answer = finalize(&server, &order).body;
+    assert_eq!(answer["delivery"]["encryption"]["key_hint"], "phone", "it is the new key's name");
+    assert_eq!(proof["key_metadata"]["source"], "buyer");
+    assert_eq!(proof["key_metadata"]["key_fingerprint"], answer["delivery"]["encryption"]["key_fingerprint"]);
     let kept = Kept::of(&server, &order, 2);
     assert_eq!(kept.open(&lost.private, "out", &[]).0, 1);
     let (exit, said) = kept.open(&new.private, "out", &[]);
@@ -770,28 +877,67 @@ fn a_delivery_that_is_issued_again_while_it_is_encrypted() {
     verified(server);
 }
 
-/// What lies beside a delivery is damaged before the proof is made: it fails, and is encrypted again.
+/// What lies beside a delivery is damaged, or of another delivery, before the proof is made: it fails, and is encrypted again.
 #[test]
-fn what_lies_beside_a_delivery_and_is_damaged_is_made_again() {
+fn what_lies_beside_a_delivery_and_is_not_its_own_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = dev(&dir);
+    let sold = paid(&server, "sold", None);
+    finalize(&server, &sold);
+    let deliveries = server.dir.join("deliveries");
+    let names = kept(&server);
+    let read = |extension: &str| {
+        std::fs::read(deliveries.join(names.iter().find(|name| name.ends_with(extension)).unwrap())).unwrap()
+    };
+    let (beside, sealed) = (String::from_utf8(read("json")).unwrap(), read("enc"));
+    let at = beside.find("encrypted_key").unwrap() + 20;
+    let other = if &beside[at..=at] == "0" { "1" } else { "0" };
+    let one_digit = format!("{}{other}{}", &beside[..at], &beside[at + 1..]);
+    let ciphertext = sha256(&[&sealed]).to_hex();
+    for (n, text) in ["{\"made_with\":", &one_digit, &beside].into_iter().enumerate() {
+        let (order, artifact, aside) = failed(&server, dir.path(), &format!("k{n}"));
+        std::fs::rename(&aside, &artifact).unwrap();
+        let name = format!("delivery-{order}-1-{}", &ciphertext[..16]);
+        std::fs::write(deliveries.join(format!("{name}.json")), text).unwrap();
+        std::fs::write(deliveries.join(format!("{name}.enc")), &sealed).unwrap();
+        let encrypted = json!({
+            "command": "delivery.encrypt", "actor": "service:m", "order_id": order, "algorithm": "AES256_GCM_HKDF_1MB",
+            "artifact_sha256": sha256(&[ARTIFACT]).to_hex(), "ciphertext_sha256": ciphertext, "delivery": 1,
+        });
+        server = append(server, &[encrypted]);
+        wait(|| (order_of(&server, &order)["status"] == "finalized").then_some(()));
+        made_once(&server, &order);
+        let types = types(&server, &order);
+        assert_eq!(types.iter().filter(|t| *t == "delivery.failed").count(), 2, "{types:?}");
+        opens_with_its_key(&server, &Kept::of(&server, &order, 1));
+    }
+    verified(server);
+}
+
+/// The server is told to end while an artifact is encrypted that does not come to its end: it ends, and leaves nothing.
+#[test]
+fn a_server_that_ends_while_it_encrypts_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let server = dev(&dir);
+    let home = server.dir.clone();
     let (order, artifact, aside) = failed(&server, dir.path(), "k");
+    let mut pipe = reading_from_a_pipe(&artifact);
+    pipe.write_all(&ARTIFACT[..20]).unwrap();
+    server.signal("-TERM");
+    wait(|| server.log().contains("shutting down").then_some(()));
+    std::thread::sleep(Duration::from_millis(300));
+    // It reads on once more, and sees then that it is to end.
+    pipe.write_all(&ARTIFACT[20..]).unwrap();
+    drop(pipe);
+    let mut server = server;
+    assert_eq!(server.wait(), 0, "{}", server.log());
+    let left = std::fs::read_dir(home.join("deliveries")).unwrap().count();
+    assert_eq!(left, 0);
     std::fs::rename(&aside, &artifact).unwrap();
-    let name = format!("delivery-{order}-1-{}", "c".repeat(16));
-    for (extension, bytes) in [("json", "{\"artifact_bytes\":"), ("enc", "sealed")] {
-        std::fs::create_dir_all(server.dir.join("deliveries")).unwrap();
-        std::fs::write(server.dir.join("deliveries").join(format!("{name}.{extension}")), bytes).unwrap();
-    }
-    let encrypted = json!({
-        "command": "delivery.encrypt", "actor": "service:m", "order_id": order, "algorithm": "AES256_GCM_HKDF_1MB",
-        "artifact_sha256": sha256(&[ARTIFACT]).to_hex(), "ciphertext_sha256": "c".repeat(64), "delivery": 1,
-    });
-    let server = append(server, &[encrypted]);
+    let server = Start::dev(&home).args(&["--checkpoint-seconds", "1"]).run();
     wait(|| (order_of(&server, &order)["status"] == "finalized").then_some(()));
-    made_once(&server, &order);
     let types = types(&server, &order);
-    assert_eq!(types.iter().filter(|t| *t == "delivery.failed").count(), 2, "{types:?}");
-    opens_with_its_key(&server, &Kept::of(&server, &order, 1));
+    assert_eq!(types.iter().filter(|t| *t == "delivery.failed").count(), 1, "ending is no failure: {types:?}");
     verified(server);
 }
 
@@ -992,10 +1138,14 @@ fn what_a_bucket_does_wrong_is_never_called_delivered() {
     let (of_relay, of_sold) = (Arc::clone(&fault), format!("/{sold}/"));
     let relay = S3Relay::before(s3, move |method, path| match &*of_relay.lock().unwrap() {
         cut @ S3Deed::Truncate(_) if method == "GET" && path.starts_with(&of_sold) => cut.clone(),
-        answer @ S3Deed::Answer(..) if method == "PUT" => answer.clone(),
+        // Of the two files the one that comes last, so that something is there already.
+        answer @ S3Deed::Answer(..) if method == "PUT" && path.contains(".enc") => answer.clone(),
+        // The artifact comes late.
+        late @ S3Deed::Late(_) if method == "GET" && path.starts_with(&of_sold) => late.clone(),
         _ => S3Deed::Pass,
     });
-    let start = Start::dev(&dir.path().join("shop")).args(&["--checkpoint-seconds", "1"]);
+    let start =
+        Start::dev(&dir.path().join("shop")).args(&["--checkpoint-seconds", "1", "--request-timeout-seconds", "8"]);
     let start =
         start.env("ARTIFACT_STORE", &format!("s3://{sold}")).env("DELIVERY_STORE", &format!("s3://{delivered}"));
     let server =
@@ -1015,6 +1165,19 @@ fn what_a_bucket_does_wrong_is_never_called_delivered() {
         assert_eq!(done.body["order"]["status"], "licensed", "{deed:?}: {:?}", done.body);
         assert_eq!((&done.body["delivery"]["status"], objects()), (&json!("failed"), 0), "{deed:?}: {:?}", done.body);
     }
+    // While the bucket hangs, everybody else is answered as ever.
+    *fault.lock().unwrap() = S3Deed::Late(Duration::from_secs(8));
+    let hanging = std::thread::scope(|scope| {
+        let hanging = scope.spawn(|| finalize(&server, &order));
+        std::thread::sleep(Duration::from_secs(1));
+        for _ in 0..20 {
+            let begun = Instant::now();
+            assert_eq!(server.of(ANN, "buyer").get(&format!("/order/{order}")).said(), (200, "ok"));
+            assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        }
+        hanging.join().unwrap()
+    });
+    assert_eq!(hanging.body["order"]["status"], "licensed", "{:?}", hanging.body);
     *fault.lock().unwrap() = S3Deed::Pass;
     wait(|| (order_of(&server, &order)["status"] == "finalized").then_some(()));
     assert_eq!(objects(), 2, "the delivery, and what lies beside it");

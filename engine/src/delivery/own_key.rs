@@ -46,7 +46,7 @@ impl OwnKey {
     }
 
     fn sealed(&self, secret: &[u8], context: &[u8]) -> Result<Sealed, RemoteError> {
-        let (source, key) = self.keys().map_err(lasting)?.swap_remove(0);
+        let (source, key) = self.keys().map_err(unread)?.swap_remove(0);
         let (mut fresh, mut bytes) = (Fresh { salt: [0; 32], prefix: [0; 7] }, Vec::new());
         let filled = getrandom::fill(&mut fresh.salt).and_then(|()| getrandom::fill(&mut fresh.prefix));
         filled.map_err(|_| RemoteError::passing("the system gives no randomness"))?;
@@ -56,12 +56,20 @@ impl OwnKey {
 
     fn opened(&self, sealed: &Sealed, context: &[u8]) -> Result<Zeroizing<Vec<u8>>, RemoteError> {
         let (_, key) =
-            self.keys().map_err(lasting)?.into_iter().find(|(name, _)| *name == sealed.source).ok_or_else(|| {
+            self.keys().map_err(unread)?.into_iter().find(|(name, _)| *name == sealed.source).ok_or_else(|| {
                 RemoteError::lasting(format!("it was sealed under {}, which is not in the key file", sealed.source))
             })?;
         let mut opened = Zeroizing::new(Vec::new());
         stream::open(&key, context, &mut &sealed.bytes[..], &mut *opened).map_err(lasting)?;
         Ok(opened)
+    }
+}
+
+/// A file that cannot be read now may be on a disk that comes back.
+fn unread(e: KeyFileError) -> RemoteError {
+    match e {
+        KeyFileError::Io { .. } => RemoteError::passing(e.to_string()),
+        e => lasting(e),
     }
 }
 

@@ -13,7 +13,6 @@ use actix_web::{HttpRequest, HttpResponse};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ledger_engine::domain::projection::Row;
-use ledger_engine::environment::{Environment as _, SystemEnvironment};
 use ledger_engine::hash::from_hex;
 use ledger_engine::json::Object;
 use ledger_engine::stream::{CaseId, Stream};
@@ -22,7 +21,6 @@ use serde::Serialize;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use utoipa::ToSchema;
 
-use super::licence::licence_of;
 use super::{Shared, append, in_time, visible_order};
 use crate::deliver::KeyError;
 use crate::deliver::files::Delivered;
@@ -50,13 +48,10 @@ async fn deliverable(state: &State, caller: &Caller, id: &str) -> Result<(CaseId
         return illegal("the delivery was issued again; download the one that came for it".into());
     }
     match (order.text("status"), delivery.text("status")) {
-        ("finalized", "ready" | "downloaded") => {
-            let expires_at = licence_of(state, case).await?.expires_at();
-            match expires_at.filter(|at| *at <= SystemEnvironment.now_us()) {
-                Some(at) => Err(ApiError::new(Code::LicenseInvalid, format!("the licence ended at {}", rfc3339(at)))),
-                None => Ok((case, delivery)),
-            }
-        }
+        ("finalized", "ready" | "downloaded") => match state.deliverer.licence_ended(&order).await? {
+            Some(at) => Err(ApiError::new(Code::LicenseInvalid, format!("the licence ended at {}", rfc3339(at)))),
+            None => Ok((case, delivery)),
+        },
         ("finalized", status) => illegal(format!("the delivery is {status}; it can be had once it is ready")),
         (status, _) => illegal(format!("the order is {status}; its delivery can be had once it is finalized")),
     }
@@ -73,6 +68,10 @@ fn missing(what: String) -> ApiError {
     let message =
         "the delivery's file is not there, or not whole; ask for it to be issued again (POST /delivery/{id}/reissue)";
     ApiError::new(Code::Internal, message).internal(what)
+}
+
+fn files_away(what: String) -> ApiError {
+    ApiError::new(Code::StoreUnavailable, "the place of deliveries does not answer; try again").internal(what)
 }
 
 /// Which bytes of a file are asked for (RFC 9110 14).
@@ -133,10 +132,7 @@ pub(crate) async fn artifact(
     let (case, delivery) = in_time(deliverable(&state, &caller, &id)).await?;
     let ciphertext = delivery.text("ciphertext_sha256");
     let placed = in_time(async { Ok(state.deliverer.delivered(&delivery).await) }).await?;
-    let placed = placed.map_err(|e| {
-        let message = "the place of deliveries does not answer; try again";
-        ApiError::new(Code::StoreUnavailable, message).internal(e.to_string())
-    })?;
+    let placed = placed.map_err(|e| files_away(e.to_string()))?;
     let path = match placed.ok_or_else(|| missing(format!("{id} is not there, or not whole")))? {
         Delivered::Url(url) => {
             // Whoever has the URL has the file, also after HEAD.
@@ -216,6 +212,7 @@ pub(crate) async fn key(state: Shared, caller: Caller, id: Path<String>) -> Resu
             let message = "what opens the delivery's key is away; try again";
             ApiError::new(Code::SigningUnavailable, message).internal(why)
         }
+        KeyError::Files(why) => files_away(why),
         KeyError::Lost(why) => {
             let message =
                 "the delivery's key cannot be opened; ask for it to be issued again (POST /delivery/{id}/reissue)";

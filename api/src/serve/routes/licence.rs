@@ -2,17 +2,17 @@
 
 use actix_web::HttpResponse;
 use actix_web::web::Path;
-use ledger_engine::delivery_proof::DeliveryProof;
+use ledger_engine::delivery_proof::{DeliveryProof, Encryption};
 use ledger_engine::domain::projection::Cell;
 use ledger_engine::environment::{Environment as _, SystemEnvironment};
 use ledger_engine::hash::EventId;
 use ledger_engine::json::Value;
 use ledger_engine::licence::{Licence as Signed, Reason, judge};
 use ledger_engine::stream::{CaseId, Stream};
-use ledger_engine::time::parse_rfc3339;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::orders::KeyMetadata;
 use super::{Shared, in_time, no_order, order_id, visible_order};
 use crate::serve::auth::Caller;
 use crate::serve::body::{Json, JsonObject};
@@ -33,13 +33,6 @@ pub(crate) struct Licence {
     signer_kid: String,
     /// Ed25519, 128 hex characters.
     signature: String,
-}
-
-impl Licence {
-    /// When it ends, microseconds since the Unix epoch.
-    pub(crate) fn expires_at(&self) -> Option<i64> {
-        parse_rfc3339(self.scope.expires_at.as_deref()?)
-    }
 }
 
 /// What the buyer may do.
@@ -209,6 +202,9 @@ pub(crate) struct ProofAnswer {
     /// The text whose SHA-256 is signed: the proof without its signature, in its RFC 8785 form.
     #[serde(skip_serializing_if = "Option::is_none")]
     canonical_payload: Option<String>,
+    /// Whose key the delivery is for, as the proof says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_metadata: Option<KeyMetadata>,
     /// The entry that holds it: `GET /audit/events/{id}/proof` is what `audit-verify proof` and `ledger open-delivery` take.
     event_id: String,
 }
@@ -240,7 +236,12 @@ pub(crate) async fn proof(state: Shared, caller: Caller, id: Path<String>) -> Re
         let signed = DeliveryProof::parse_canonical(&text);
         let proof = serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text));
         let event_id = EventId::derive(&state.ledger.id(), chain, index).to_string();
-        Ok(ProofAnswer { ok: true, proof, canonical_payload: signed.map(|p| p.terms.to_text()), event_id })
+        let key_metadata = signed.as_ref().map(|p| {
+            let Encryption { key_source, key_fingerprint, .. } = &p.terms.encryption;
+            KeyMetadata::of(&p.terms.delivery_mode, key_source.clone(), Some(key_fingerprint.to_hex()))
+        });
+        let canonical_payload = signed.map(|p| p.terms.to_text());
+        Ok(ProofAnswer { ok: true, proof, canonical_payload, key_metadata, event_id })
     };
     Ok(HttpResponse::Ok().json(in_time(read).await?))
 }

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 use super::checkout::{OrderAnswer, REPLAYED, fingerprint};
 use super::licence::{Licence, delivery_proof, licence_of};
 use super::{Shared, append, in_time, may_see, no_order, order_id, visible_order};
-use crate::deliver::{Outcome, member};
+use crate::deliver::Outcome;
 use crate::serve::auth::Caller;
 use crate::serve::body::{Json, Optional};
 use crate::serve::error::{ApiError, Code, ReadErrors, WriteErrors};
@@ -214,6 +214,8 @@ pub(crate) struct ReissueRequest {
     reason: String,
     /// The buyer's new public key in PEM, where the old one was lost or replaced.
     buyer_public_key: Option<String>,
+    /// The buyer's own name of that key.
+    key_identifier: Option<String>,
 }
 
 /// Issue the current delivery again
@@ -243,9 +245,15 @@ pub(crate) async fn reissue(
     let mut command = Object::new().with("command", "delivery.reissue").with("order_id", case.to_string());
     command.set("delivery", i64::from(n));
     command.set("reason", body.reason);
-    if let Some(pem) = body.buyer_public_key {
-        command.set("key_fingerprint", fingerprint(&pem)?);
-        command.set("private", Object::new().with("buyer_public_key", pem));
+    match (body.buyer_public_key, body.key_identifier) {
+        (Some(pem), hint) => {
+            command.set("key_fingerprint", fingerprint(&pem)?);
+            let mut private = Object::new().with("buyer_public_key", pem);
+            private.set_some("key_identifier", hint);
+            command.set("private", private);
+        }
+        (None, Some(_)) => return Err(ApiError::invalid("key_identifier is the name of a buyer_public_key")),
+        (None, None) => {}
     }
     let answer = change(&state, &caller, case, command, key).await?;
     // It goes on by itself; whoever waits for it asks for the order.
@@ -370,6 +378,13 @@ pub(crate) struct KeyMetadata {
     key_fingerprint: Option<String>,
 }
 
+impl KeyMetadata {
+    pub(super) fn of(mode: &str, key_source: Option<String>, key_fingerprint: Option<String>) -> KeyMetadata {
+        let source = if mode == "buyer-managed" { "buyer" } else { "ephemeral" };
+        KeyMetadata { mode: mode.to_owned(), source, key_source, key_fingerprint }
+    }
+}
+
 /// Steps that a finalisation takes at most, with some to spare for others who work on the same order.
 const STEPS_MAX: usize = 8;
 
@@ -426,19 +441,17 @@ async fn finalized(
         may_see(state, caller, &row)?;
         let order = Order::of(&row, &deliveries, private.as_ref());
         let license = licence_of(state, case).await?;
-        let hint = private.as_ref().and_then(|p| member(p, &["delivery_preferences", "key_identifier"]));
         let delivery = match deliveries.last() {
-            Some(delivery) => Some(finalized_delivery(state, delivery, hint, outcome).await?),
+            Some(delivery) => {
+                let hint = state.deliverer.key_hint(case, &row, delivery).await?;
+                Some(finalized_delivery(state, delivery, hint, outcome).await?)
+            }
             None => None,
         };
         let encryption = delivery.as_ref().and_then(|d| d.encryption.as_ref());
-        let encrypted_for = encryption.map(|e| e.key_fingerprint.clone());
-        let key_metadata = KeyMetadata {
-            mode: order.delivery_mode.clone(),
-            source: if order.delivery_mode == "buyer-managed" { "buyer" } else { "ephemeral" },
-            key_source: encryption.and_then(|e| e.key_source.clone()),
-            key_fingerprint: encrypted_for.or_else(|| order.key_fingerprint.clone()),
-        };
+        let encrypted_for = encryption.map(|e| e.key_fingerprint.clone()).or_else(|| order.key_fingerprint.clone());
+        let key_source = encryption.and_then(|e| e.key_source.clone());
+        let key_metadata = KeyMetadata::of(&order.delivery_mode, key_source, encrypted_for);
         Ok(FinalizeAnswer { ok: true, delivery, order, license, key_metadata })
     };
     Ok(HttpResponse::Ok().json(in_time(answer).await?))
@@ -464,7 +477,7 @@ async fn finalized_delivery(
     });
     let unfinished = match outcome {
         Some(Outcome::Done) => None,
-        Some(Outcome::Elsewhere(why)) => Some(why.to_owned()),
+        Some(Outcome::Elsewhere(why)) => Some(why),
         Some(Outcome::Failed(why)) => Some(format!("{why}; it is tried again")),
         None => Some("it is under way".to_owned()),
     };
