@@ -140,6 +140,17 @@ pub trait Tables {
     /// The rows of a table on all chains in any order, in pieces.
     fn scan(&self, table: &str, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError>;
 
+    /// From here on only rows below these sizes, one for each chain, of tables to which rows are only added are asked for, side by side: what was
+    /// seen of other tables stays seen. A source that others write need not hold one moment any longer.
+    fn settle(&self, _sizes: &[u64]) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    /// Everything is asked for again, as it is at one moment.
+    fn begin_again(&self) -> Result<(), SourceError> {
+        Ok(())
+    }
+
     /// What kind of source it is and what it says of itself, for the report.
     fn kind(&self) -> Option<String> {
         None

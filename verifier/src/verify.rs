@@ -65,16 +65,18 @@ pub fn verify(name: &str, tables: &dyn Tables, demands: Demands<'_>) -> Report {
     };
     let report = match proved() {
         Ok(report) => report,
-        Err(Stop::Suspect(what) | Stop::Spill(what)) => match judge(name, tables, &demands) {
-            Ok(report) => report.judged_again_for(&what),
-            Err(SourceError::Stopped) => {
-                let why = format!(
-                    "stopped when asked to, before faults were named; what does not fit at first sight: {what}"
-                );
-                return Report::unreadable(name, &why);
+        Err(Stop::Suspect(what) | Stop::Spill(what)) => {
+            match tables.begin_again().and_then(|()| judge(name, tables, &demands)) {
+                Ok(report) => report.judged_again_for(&what),
+                Err(SourceError::Stopped) => {
+                    let why = format!(
+                        "stopped when asked to, before faults were named; what does not fit at first sight: {what}"
+                    );
+                    return Report::unreadable(name, &why);
+                }
+                Err(e) => Report::unreadable(name, &e.to_string()),
             }
-            Err(e) => Report::unreadable(name, &e.to_string()),
-        },
+        }
         Err(Stop::Asked(judged)) => {
             let what = format!(
                 "stopped when asked to, after {judged} entries; they hold together, nothing beyond them was judged"

@@ -156,6 +156,31 @@ pub(crate) fn claimed_size(tables: &dyn Tables) -> Result<u64, SourceError> {
     Ok(size)
 }
 
+/// The multiset of a table's rows.
+fn stored_sum(tables: &dyn Tables, key: &RowKey, table: &str) -> Result<Sum, SourceError> {
+    let mut stored = Sum::default();
+    tables.scan(table, &mut |rows| {
+        let piece = rows.par_iter().map(|cells| key.digest(table, cells));
+        let sum = |mut sum: Sum, digest: Hash| {
+            sum.add(&digest);
+            sum
+        };
+        stored = stored.join(piece.fold(Sum::default, sum).reduce(Sum::default, Sum::join));
+    })?;
+    Ok(stored)
+}
+
+/// The sizes that the head rows claim, one for each chain; `None` where they are other rows than that.
+fn sizes(tables: &dyn Tables, chains: u32) -> Result<Option<Vec<u64>>, SourceError> {
+    let mut rows = Vec::new();
+    tables.scan("chain_heads", &mut |piece| {
+        rows.extend(piece.iter().filter_map(|cells| Some((number(cells.first()?)?, number(cells.get(1)?)?))));
+    })?;
+    rows.sort_unstable();
+    let all = rows.iter().map(|(chain, _)| *chain).eq(0..u64::from(chains));
+    Ok(all.then(|| rows.into_iter().map(|(_, size)| size).collect()))
+}
+
 /// What an entry `chain.heads` says of another chain.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct HeadClaim {
@@ -231,23 +256,23 @@ impl<'a> Prover<'a> {
             let inside = |c: &Option<u64>| c.is_some_and(|n| n < u64::from(self.genesis.chains));
             check(chains.iter().all(inside), "a row of no chain of the ledger")?;
         }
+        // What changes is read first, so that the source can let go of the moment when it was so.
+        let mut stored = Vec::new();
+        if let Some(key) = self.key {
+            for table in DERIVED.into_iter().chain(TABLES.iter().map(|t| t.name)) {
+                stored.push((table, stored_sum(tables, key, table)?));
+            }
+            if let Some(sizes) = sizes(tables, self.genesis.chains)? {
+                tables.settle(&sizes)?;
+            }
+        }
         let mut reports = Vec::new();
         for chain in 0..self.genesis.chains {
             reports.push(self.chain(tables, chain)?);
         }
         self.prices()?;
-        for table in DERIVED.into_iter().chain(TABLES.iter().map(|t| t.name)) {
-            let Some(key) = self.key else { break };
-            let mut stored = Sum::default();
-            tables.scan(table, &mut |rows| {
-                let piece = rows.par_iter().map(|cells| key.digest(table, cells));
-                let sum = |mut sum: Sum, digest: Hash| {
-                    sum.add(&digest);
-                    sum
-                };
-                stored = stored.join(piece.fold(Sum::default, sum).reduce(Sum::default, Sum::join));
-            })?;
-            check(stored == *self.sums.of(table), table)?;
+        for (table, sum) in stored {
+            check(sum == *self.sums.of(table), table)?;
         }
         Ok(reports)
     }

@@ -1,13 +1,17 @@
-//! A ledger in PostgreSQL, read in one snapshot: writers may go on.
+//! A ledger in PostgreSQL, judged as it was at one moment: writers may go on.
 //!
-//! Every statement of a run sees what one transaction saw: the first connection exports its snapshot, and each table that is
+//! At first every statement of a run sees what one transaction saw: the first connection exports its snapshot, and each table that is
 //! read beside others has a connection of its own with that snapshot. The tables are locked in the mode that every SELECT
-//! takes, before the snapshot is, so that no TRUNCATE and no change of the schema falls into the run.
+//! takes, before the snapshot is, so that no TRUNCATE and no change of the schema falls into it. A snapshot that is held keeps the
+//! server from clearing away old versions of rows, though, and a chain's head has a new one with each commit. So it is given up once the tables
+//! that change were read (`settle`): the others are read by ranges of their index below the heads of that moment, each in a transaction of
+//! its own. Where something does not fit, everything is read again in one snapshot, so that the report is of one moment.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use ledger_engine::connect::MakeRustlsConnect;
 use ledger_engine::domain::projection::Cell;
@@ -51,6 +55,32 @@ const ATTRIBUTES: &str = "
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
     WHERE n.nspname = $1 AND c.relname = ANY ($2::text[]) AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped";
 
+/// The tables to which rows are only added, but for documents, which are erased.
+const GROWING: [&str; 5] = ["entries", "private_documents", "commits", "commit_signatures", "checkpoints"];
+/// Positions of a chain that are read in one transaction.
+const RANGE: u64 = 1 << 16;
+/// Rows that are handed over at once, and how many times that is read ahead.
+const ROWS: usize = 1024;
+const PIECES: usize = 2;
+/// Blocks whose rows are counted in one transaction: 256 MiB.
+const BLOCKS: i64 = 1 << 15;
+
+/// Whether a table has a unique index of all its rows by chain and another column.
+const INDEXED: &str = "
+    SELECT EXISTS (
+        SELECT FROM pg_index i WHERE i.indrelid = $1::text::regclass AND i.indisvalid AND i.indisunique AND i.indpred IS NULL
+            AND i.indkey[0] = (SELECT attnum FROM pg_attribute WHERE attrelid = i.indrelid AND attname = 'chain')
+            AND i.indkey[1] = (SELECT attnum FROM pg_attribute WHERE attrelid = i.indrelid AND attname = $2::text))";
+
+/// The tables that hold a table's rows, their blocks, and whether they can be read some blocks at a time.
+const PARTS: &str = "
+    WITH RECURSIVE part AS (
+        SELECT $1::text::regclass::oid AS oid
+        UNION ALL SELECT i.inhrelid FROM pg_inherits i JOIN part ON i.inhparent = part.oid)
+    SELECT c.oid::regclass::text, pg_relation_size(c.oid) / current_setting('block_size')::bigint,
+        has_table_privilege(c.oid, 'SELECT') AND current_setting('server_version_num')::integer >= 140000
+    FROM part JOIN pg_class c ON c.oid = part.oid WHERE c.relkind = 'r'";
+
 /// A ledger in a PostgreSQL database.
 pub struct Postgres {
     url: String,
@@ -59,9 +89,13 @@ pub struct Postgres {
     /// Server and database.
     kind: String,
     is_standby: bool,
-    snapshot: String,
+    snapshot: RefCell<String>,
+    /// Once the snapshot was given up: the size of each chain then.
+    settled: RefCell<Option<Vec<u64>>>,
+    /// Positions in a range.
+    range: u64,
     /// By table and column, what is held, and whether it can be null.
-    present: BTreeMap<String, BTreeMap<String, (Kind, bool)>>,
+    present: Present,
     /// Holds the snapshot and looks single rows up.
     first: RefCell<First>,
     /// Connections with the snapshot and nothing to do.
@@ -69,6 +103,8 @@ pub struct Postgres {
     /// How many rows of a table on a chain were read, where they were read to the end.
     read: RefCell<BTreeMap<(&'static str, u64), u64>>,
 }
+
+type Present = BTreeMap<String, BTreeMap<String, (Kind, bool)>>;
 
 struct First {
     client: Client,
@@ -82,36 +118,7 @@ impl Postgres {
         let unreadable = |reason: String| SourceError::Unreadable { path: PathBuf::from(&shown), reason };
         let failed = |e: postgres::Error| unreadable(reason(&e));
         let (mut client, _) = connect(url).map_err(unreadable)?;
-        let names: Vec<&str> = table_names().collect();
-        client.batch_execute(&format!("BEGIN READ ONLY; {SETTINGS}")).map_err(failed)?;
-        // Before the snapshot, which would not see a table's rows go.
-        let lock = relations(&mut client, &names).map_err(failed)?.map_err(unreadable)?;
-        client.batch_execute("COMMIT").map_err(failed)?;
-        let begin = format!("{BEGIN}; {SETTINGS}; LOCK TABLE {} IN ACCESS SHARE MODE", lock.join(", "));
-        client.batch_execute(&begin).map_err(failed)?;
-        let about = client
-            .query_one(
-                "SELECT pg_export_snapshot(), current_setting('server_version'), current_database()::text, pg_is_in_recovery()",
-                &[],
-            )
-            .map_err(failed)?;
-        // What the locks hold is what is judged.
-        relations(&mut client, &names).map_err(failed)?.map_err(unreadable)?;
-        let mut present: BTreeMap<String, BTreeMap<String, (Kind, bool)>> = BTreeMap::new();
-        for row in client.query(ATTRIBUTES, &[&SCHEMA, &names]).map_err(failed)? {
-            let (table, column, oid, said): (String, String, u32, String) =
-                (row.get(0), row.get(1), row.get(2), row.get(3));
-            if !columns(&table).0.contains(&column.as_str()) {
-                continue;
-            }
-            let kind = Kind::of_type(oid).ok_or_else(|| {
-                unreadable(format!(
-                    "{SCHEMA}.{table}.{column} is of the type {said}, whose values nothing of the format can be: find out who changed the \
-                     schema, and verify a backup"
-                ))
-            })?;
-            present.entry(table).or_default().insert(column, (kind, !row.get::<_, bool>(4)));
-        }
+        let (about, present) = hold(&mut client).map_err(failed)?.map_err(unreadable)?;
         let printable = |text: &str| text.chars().filter(|c| !c.is_control()).take(100).collect::<String>();
         let is_standby = about.get(3);
         let standby = if is_standby { ", a standby" } else { "" };
@@ -122,13 +129,14 @@ impl Postgres {
         );
         let first = RefCell::new(First { client, prepared: HashMap::new() });
         let url = url.to_owned();
-        let snapshot = about.get::<_, &str>(0).chars().filter(|c| c.is_ascii_hexdigit() || *c == '-').collect();
         Ok(Postgres {
             url,
             shown,
             kind,
             is_standby,
-            snapshot,
+            snapshot: RefCell::new(snapshot_name(&about)),
+            settled: RefCell::default(),
+            range: RANGE,
             present,
             first,
             idle: RefCell::default(),
@@ -150,17 +158,42 @@ impl Postgres {
         self.unreadable(why)
     }
 
-    /// A connection with the snapshot.
+    fn copy_failed(&self, e: &std::io::Error) -> SourceError {
+        let cause = e.get_ref().and_then(|e| e.downcast_ref::<postgres::Error>());
+        cause.map_or_else(|| self.unreadable(format!("database: {e}; run again")), |e| self.failed(e))
+    }
+
+    /// A connection with the snapshot, or, once that was given up, one without a transaction.
     fn lane(&self) -> Result<Lane, SourceError> {
         if let Some(lane) = self.idle.borrow_mut().pop() {
             return Ok(lane);
         }
         let (mut client, tls) = connect(&self.url).map_err(|e| self.unreadable(e))?;
-        let snapshot = &self.snapshot;
-        let begin = format!("{BEGIN}; SET TRANSACTION SNAPSHOT '{snapshot}'; {SETTINGS}");
-        client.batch_execute(&begin).map_err(|e| self.failed(&e))?;
+        if self.settled.borrow().is_none() {
+            let snapshot = self.snapshot.borrow();
+            let begin = format!("{BEGIN}; SET TRANSACTION SNAPSHOT '{snapshot}'; {SETTINGS}");
+            client.batch_execute(&begin).map_err(|e| self.failed(&e))?;
+        }
         let cancel = client.cancel_token();
         Ok(Lane { client, cancel, tls, is_busy: false })
+    }
+
+    /// Takes the snapshot again where it was given up.
+    fn held(&self) -> Result<(), SourceError> {
+        if self.settled.borrow().is_some() { self.begin_again() } else { Ok(()) }
+    }
+
+    /// Whether the snapshot was given up, for tests.
+    #[doc(hidden)]
+    pub fn is_settled(&self) -> bool {
+        self.settled.borrow().is_some()
+    }
+
+    /// Reads few positions at a time, for tests.
+    #[doc(hidden)]
+    pub fn in_ranges_of(mut self, positions: u64) -> Postgres {
+        self.range = positions;
+        self
     }
 
     fn kind_of(&self, table: &str, column: &str) -> Option<Kind> {
@@ -175,6 +208,12 @@ impl Postgres {
 
     /// `None` for a table that is not there.
     fn query(&self, table: &str, filter: &str, order: &[&'static str]) -> Option<String> {
+        let (select, order) = self.ordered(table, order)?;
+        Some(format!("{select} {filter} {order}"))
+    }
+
+    /// What comes before and after the filter of a query.
+    fn ordered(&self, table: &str, order: &[&'static str]) -> Option<(String, String)> {
         let list: Vec<&str> = self.columns(table)?.iter().map(|(c, kind)| kind.map_or("NULL", |_| *c)).collect();
         let terms = order.iter().filter_map(|c| {
             let (kind, nullable) = self.present.get(table)?.get(*c)?;
@@ -185,7 +224,7 @@ impl Postgres {
         });
         let terms: Vec<String> = terms.collect();
         let order = if terms.is_empty() { String::new() } else { format!("ORDER BY {}", terms.join(", ")) };
-        Some(format!("SELECT {} FROM {SCHEMA}.{table} {filter} {order}", list.join(", ")))
+        Some((format!("SELECT {} FROM {SCHEMA}.{table}", list.join(", ")), order))
     }
 
     /// Opens one cursor for each table; `whole` where it reads all rows of a chain.
@@ -196,6 +235,7 @@ impl Postgres {
         filter: impl Fn(&str) -> String,
         work: &mut Work<'_>,
     ) -> Result<(), SourceError> {
+        self.held()?;
         let mut lanes = Vec::new();
         for table in tables {
             let (names, key) = columns(table);
@@ -242,6 +282,7 @@ impl Postgres {
         each: &mut dyn FnMut(Vec<Vec<Cell>>),
     ) -> Result<(), SourceError> {
         let Some(query) = self.query(table, filter, order) else { return Ok(()) };
+        self.held()?;
         let mut lane = self.lane()?;
         let mut cursor = self.copy(&mut lane, &query, table, whole)?;
         let mut piece = Vec::with_capacity(PIECE);
@@ -267,6 +308,7 @@ impl Postgres {
         key: &[Cell],
     ) -> Result<Vec<Vec<Cell>>, SourceError> {
         let Some(columns) = self.columns(table) else { return Ok(Vec::new()) };
+        self.held()?;
         // What is of another type is not equal.
         let fits = |(name, cell): (&&str, &Cell)| match cell {
             Cell::Null => false,
@@ -326,18 +368,28 @@ impl Tables for Postgres {
         for ((table, _), rows) in self.read.borrow().iter() {
             *tables.entry(table).or_default() += rows;
         }
+        let settled = self.settled.borrow();
         let mut first = self.first.borrow_mut();
         let mut compare = || -> Result<Option<String>, postgres::Error> {
+            if let Some(sizes) = settled.as_ref() {
+                // Of the other two, rows go and come; they were counted in the snapshot.
+                for table in ["entries", "commits", "commit_signatures"] {
+                    let (read, count) =
+                        (tables.get(table).copied().unwrap_or_default(), count(&mut first.client, table, sizes)?);
+                    if count != read {
+                        return Ok(Some(unled(table, count, read)));
+                    }
+                }
+                return Ok(None);
+            }
             first.client.batch_execute(
                 "SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off; SET LOCAL enable_bitmapscan = off",
             )?;
             for (table, read) in tables.iter().filter(|(table, _)| self.present.contains_key(**table)) {
                 let count: i64 = first.client.query_one(&format!("SELECT count(*) FROM {SCHEMA}.{table}"), &[])?.get(0);
-                if u64::try_from(count) != Ok(*read) {
-                    return Ok(Some(format!(
-                        "the rows that were read hold, but {SCHEMA}.{table} has {count} rows and its index leads to {read} of them, so that other \
-                         queries may give other rows; find out how that came, REINDEX the table and verify it again"
-                    )));
+                let count = u64::try_from(count).unwrap_or_default();
+                if count != *read {
+                    return Ok(Some(unled(table, count, *read)));
                 }
             }
             Ok(None)
@@ -382,7 +434,38 @@ impl Tables for Postgres {
         self.read_pieces(table, &filter, &names[..key], chain, each)
     }
 
+    fn settle(&self, sizes: &[u64]) -> Result<(), SourceError> {
+        if !self.can_settle(sizes).map_err(|e| self.failed(&e))? {
+            return Ok(());
+        }
+        self.first.borrow_mut().client.batch_execute("COMMIT").map_err(|e| self.failed(&e))?;
+        for lane in self.idle.borrow_mut().iter_mut() {
+            lane.client.batch_execute("COMMIT").map_err(|e| self.failed(&e))?;
+        }
+        self.settled.replace(Some(sizes.to_vec()));
+        Ok(())
+    }
+
+    fn begin_again(&self) -> Result<(), SourceError> {
+        if self.settled.take().is_none() {
+            return Ok(());
+        }
+        self.idle.borrow_mut().clear();
+        self.read.borrow_mut().clear();
+        let held = hold(&mut self.first.borrow_mut().client).map_err(|e| self.failed(&e))?;
+        let (about, present) = held.map_err(|why| self.unreadable(why))?;
+        if present != self.present {
+            return Err(self.unreadable("somebody changed the ledger's schema while it was read: run again".to_owned()));
+        }
+        self.snapshot.replace(snapshot_name(&about));
+        Ok(())
+    }
+
     fn side_by_side(&self, chain: u64, tables: &[&str], work: &mut Work<'_>) -> Result<(), SourceError> {
+        let size = self.settled.borrow().as_ref().and_then(|sizes| sizes.get(usize::try_from(chain).ok()?).copied());
+        if let Some(size) = size.filter(|_| tables.iter().all(|table| GROWING.contains(table))) {
+            return self.by_ranges(chain, size, tables, work);
+        }
         self.cursors(Some(chain), tables, |table| self.of_chain(table, chain), work)
     }
 
@@ -444,6 +527,226 @@ impl Postgres {
     }
 }
 
+fn unled(table: &str, count: u64, read: u64) -> String {
+    format!(
+        "the rows that were read hold, but {SCHEMA}.{table} has {count} rows and its index leads to {read} of them, so that other queries may \
+         give other rows; find out how that came, REINDEX the table and verify it again"
+    )
+}
+
+/// Where the rows end that a chain of a size has.
+fn bound(table: &str, size: u64) -> u64 {
+    // A checkpoint is at the size that it is of.
+    if table == "checkpoints" { size.saturating_add(1) } else { size }
+}
+
+/// A condition on rows that came after the sizes.
+fn beyond(table: &str, sizes: &[u64]) -> String {
+    let at = columns(table).0[1];
+    let terms =
+        (0..).zip(sizes).map(|(chain, size): (u64, _)| format!("chain = {chain} AND {at} >= {}", bound(table, *size)));
+    terms.collect::<Vec<_>>().join(" OR ")
+}
+
+/// Counts a table's rows up to the sizes, without an index, some blocks at a time in a transaction each.
+fn count(client: &mut Client, table: &str, sizes: &[u64]) -> Result<u64, postgres::Error> {
+    let begin = format!(
+        "BEGIN READ ONLY; {SETTINGS}; SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off; SET LOCAL enable_bitmapscan = off"
+    );
+    client.batch_execute(&begin)?;
+    let parts = client.query(PARTS, &[&format!("{SCHEMA}.{table}")])?;
+    client.batch_execute("COMMIT")?;
+    let by_blocks = parts.iter().all(|part| part.get(2));
+    let whole = [(format!("{SCHEMA}.{table}"), 0)];
+    let parts: Vec<(String, i64)> =
+        parts.iter().map(|part| (format!("ONLY {}", part.get::<_, &str>(0)), part.get(1))).collect();
+    let parts = if by_blocks { &parts[..] } else { &whole };
+    let (beyond, mut all) = (beyond(table, sizes), 0);
+    for (name, blocks) in parts {
+        for from in (0..(*blocks).max(1)).step_by(BLOCKS as usize) {
+            // Beyond its last block nothing is that was there before.
+            let to = from + BLOCKS;
+            let within = match by_blocks {
+                true => format!("ctid >= '({from},0)'::tid AND ctid < '({to},0)'::tid AND"),
+                false => String::new(),
+            };
+            client.batch_execute(&begin)?;
+            let query = format!("SELECT count(*) FROM {name} WHERE {within} ({beyond}) IS NOT TRUE");
+            all += client.query_one(&query, &[])?.get::<_, i64>(0);
+            client.batch_execute("COMMIT")?;
+        }
+    }
+    Ok(u64::try_from(all).unwrap_or_default())
+}
+
+impl Postgres {
+    /// Whether the growing tables can be read by ranges, and nothing of them lies beyond the heads now.
+    fn can_settle(&self, sizes: &[u64]) -> Result<bool, postgres::Error> {
+        let client = &mut self.first.borrow_mut().client;
+        for table in GROWING {
+            let at = columns(table).0[1];
+            let sound = ["chain", at]
+                .iter()
+                .all(|c| self.present.get(table).and_then(|t| t.get(*c)) == Some(&(Kind::Int, false)));
+            if !sound || !client.query_one(INDEXED, &[&format!("{SCHEMA}.{table}"), &at])?.get::<_, bool>(0) {
+                return Ok(false);
+            }
+            let beyond = beyond(table, sizes);
+            if client.query_one(&format!("SELECT EXISTS (SELECT FROM {SCHEMA}.{table} WHERE {beyond})"), &[])?.get(0) {
+                return Ok(false);
+            }
+        }
+        // Rows of these go and come, so that they can be counted in one moment alone.
+        for table in ["private_documents", "checkpoints"] {
+            let mut counted = [0_i64; 2];
+            for (at, (by, not)) in [("index", "seq"), ("seq", "index")].into_iter().enumerate() {
+                client.batch_execute(&format!(
+                    "SET LOCAL enable_{by}scan = on; SET LOCAL enable_{not}scan = off; SET LOCAL enable_bitmapscan = off;
+                     SET LOCAL enable_indexonlyscan = {}",
+                    if by == "index" { "on" } else { "off" }
+                ))?;
+                counted[at] = client.query_one(&format!("SELECT count(*) FROM {SCHEMA}.{table}"), &[])?.get(0);
+            }
+            if counted[0] != counted[1] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn by_ranges(&self, chain: u64, size: u64, tables: &[&str], work: &mut Work<'_>) -> Result<(), SourceError> {
+        std::thread::scope(|scope| {
+            let (mut threads, mut cursors) = (Vec::new(), Vec::<Box<dyn Cursor + '_>>::new());
+            for table in tables {
+                let (names, key) = columns(table);
+                let Some((select, order)) = self.ordered(table, &names[..key]) else {
+                    cursors.push(Box::new(Vec::new().into_iter()));
+                    continue;
+                };
+                let (at, lane, bound, range) = (names[1], self.lane()?, bound(table, size), self.range);
+                let columns = self.columns(table).unwrap_or_default();
+                let (sender, receiver) = sync_channel(PIECES);
+                let table = GROWING.into_iter().find(|name| name == table).unwrap_or_default();
+                let filter = move |from: u64| {
+                    let lower = if from == 0 { String::new() } else { format!("AND {at} >= {from}") };
+                    format!("WHERE chain = {chain} {lower} AND {at} < {}", bound.min(from.saturating_add(range)))
+                };
+                threads.push(scope.spawn(move || {
+                    let mut lane = lane;
+                    let ranges = (0..bound).step_by(usize::try_from(range).unwrap_or(usize::MAX).max(1));
+                    let queries = ranges
+                        .map(|from| format!("COPY ({select} {} {order}) TO STDOUT (FORMAT binary)", filter(from)));
+                    let read = read_ranges(&mut lane, table, &columns, queries, &sender);
+                    // Whoever does not listen any more has its reasons.
+                    let _ = sender.send(read.map(|()| None));
+                    lane
+                }));
+                cursors.push(Box::new(RangeCursor {
+                    source: self,
+                    receiver,
+                    piece: Vec::new().into_iter(),
+                    counted: (table, chain),
+                    count: 0,
+                    ended: false,
+                }));
+            }
+            let worked = work(&mut cursors);
+            drop(cursors);
+            for thread in threads {
+                let lane = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                self.idle.borrow_mut().extend(Some(lane).filter(|lane| !lane.is_busy));
+            }
+            worked
+        })
+    }
+}
+
+/// Why a range could not be read.
+enum RangeError {
+    Database(postgres::Error),
+    Copy(std::io::Error),
+    /// The table cannot be read as such, and why.
+    Table(String),
+}
+
+impl From<postgres::Error> for RangeError {
+    fn from(e: postgres::Error) -> Self {
+        RangeError::Database(e)
+    }
+}
+
+/// Some rows; `None` after the last.
+type Rows = Result<Option<Vec<Vec<Cell>>>, RangeError>;
+
+/// Reads one range after the other, each in a transaction of its own, until nobody listens.
+fn read_ranges(
+    lane: &mut Lane,
+    table: &'static str,
+    columns: &[Column],
+    queries: impl Iterator<Item = String>,
+    sender: &SyncSender<Rows>,
+) -> Result<(), RangeError> {
+    for query in queries {
+        lane.is_busy = true;
+        lane.client
+            .batch_execute(&format!("BEGIN READ ONLY; {SETTINGS}; LOCK TABLE {SCHEMA}.{table} IN ACCESS SHARE MODE"))?;
+        // It is still what it was.
+        plain(&mut lane.client, &[table])?.map_err(RangeError::Table)?;
+        let mut rows = Copied::new(lane.client.copy_out(&query)?, columns.to_vec());
+        let mut piece = Vec::with_capacity(ROWS);
+        while let Some(cells) = rows.next().map_err(RangeError::Copy)? {
+            piece.push(cells);
+            if piece.len() == ROWS
+                && sender.send(Ok(Some(std::mem::replace(&mut piece, Vec::with_capacity(ROWS))))).is_err()
+            {
+                return Ok(());
+            }
+        }
+        drop(rows);
+        lane.client.batch_execute("COMMIT")?;
+        lane.is_busy = false;
+        if sender.send(Ok(Some(piece))).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Rows that a thread reads by ranges.
+struct RangeCursor<'a> {
+    source: &'a Postgres,
+    receiver: Receiver<Rows>,
+    piece: std::vec::IntoIter<Vec<Cell>>,
+    counted: (&'static str, u64),
+    count: u64,
+    ended: bool,
+}
+
+impl Cursor for RangeCursor<'_> {
+    fn next(&mut self) -> Result<Option<Vec<Cell>>, SourceError> {
+        loop {
+            if let Some(row) = Iterator::next(&mut self.piece) {
+                self.count += 1;
+                return Ok(Some(row));
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            match self.receiver.recv() {
+                Ok(Ok(Some(piece))) => self.piece = piece.into_iter(),
+                Ok(Ok(None)) => {
+                    self.ended = true;
+                    self.source.read.borrow_mut().insert(self.counted, self.count);
+                }
+                Ok(Err(RangeError::Database(e))) => return Err(self.source.failed(&e)),
+                Ok(Err(RangeError::Copy(e))) => return Err(self.source.copy_failed(&e)),
+                Ok(Err(RangeError::Table(why))) => return Err(self.source.unreadable(why)),
+                Err(_) => return Err(self.source.unreadable("database: a reader ended early; run again".to_owned())),
+            }
+        }
+    }
+}
+
 fn parameter(cell: &Cell) -> &(dyn ToSql + Sync) {
     match cell {
         Cell::Null => &None::<i64>,
@@ -482,10 +785,7 @@ struct CopyCursor<'a> {
 
 impl Cursor for CopyCursor<'_> {
     fn next(&mut self) -> Result<Option<Vec<Cell>>, SourceError> {
-        let next = self.rows.next().map_err(|e| {
-            let cause = e.get_ref().and_then(|e| e.downcast_ref::<postgres::Error>());
-            cause.map_or_else(|| self.source.unreadable(format!("database: {e}; run again")), |e| self.source.failed(e))
-        })?;
+        let next = self.rows.next().map_err(|e| self.source.copy_failed(&e))?;
         *self.is_busy = next.is_some();
         self.count += u64::from(next.is_some());
         if let (None, Some(counted)) = (&next, self.counted) {
@@ -495,8 +795,68 @@ impl Cursor for CopyCursor<'_> {
     }
 }
 
+fn snapshot_name(about: &postgres::Row) -> String {
+    about.get::<_, &str>(0).chars().filter(|c| c.is_ascii_hexdigit() || *c == '-').collect()
+}
+
+/// Takes the snapshot, and looks at what there is in it. Within, `Err` says why it cannot be read as a ledger.
+fn hold(client: &mut Client) -> Result<Result<(postgres::Row, Present), String>, postgres::Error> {
+    let names: Vec<&str> = table_names().collect();
+    client.batch_execute(&format!("BEGIN READ ONLY; {SETTINGS}"))?;
+    // Before the snapshot, which would not see a table's rows go.
+    let lock = match relations(client, &names)? {
+        Ok(lock) => lock,
+        Err(why) => return Ok(Err(why)),
+    };
+    client.batch_execute("COMMIT")?;
+    client.batch_execute(&format!("{BEGIN}; {SETTINGS}; LOCK TABLE {} IN ACCESS SHARE MODE", lock.join(", ")))?;
+    let about = client.query_one(
+        "SELECT pg_export_snapshot(), current_setting('server_version'), current_database()::text, pg_is_in_recovery()",
+        &[],
+    )?;
+    // What the locks hold is what is judged.
+    if let Err(why) = relations(client, &names)? {
+        return Ok(Err(why));
+    }
+    let mut present = Present::new();
+    for row in client.query(ATTRIBUTES, &[&SCHEMA, &names])? {
+        let (table, column, oid, said): (String, String, u32, String) =
+            (row.get(0), row.get(1), row.get(2), row.get(3));
+        if !columns(&table).0.contains(&column.as_str()) {
+            continue;
+        }
+        let Some(kind) = Kind::of_type(oid) else {
+            return Ok(Err(format!(
+                "{SCHEMA}.{table}.{column} is of the type {said}, whose values nothing of the format can be: find out who changed the schema, \
+                 and verify a backup"
+            )));
+        };
+        present.entry(table).or_default().insert(column, (kind, !row.get::<_, bool>(4)));
+    }
+    Ok(Ok((about, present)))
+}
+
 /// The tables of a ledger that there are. Within, `Err` says why they cannot be read as such.
 fn relations(client: &mut Client, names: &[&str]) -> Result<Result<Vec<String>, String>, postgres::Error> {
+    let tables = match plain(client, names)? {
+        Ok(tables) => tables,
+        Err(why) => return Ok(Err(why)),
+    };
+    if tables.iter().any(|name| name.ends_with(".entries")) {
+        return Ok(Ok(tables));
+    }
+    let legacy =
+        "SELECT EXISTS (SELECT FROM pg_class WHERE relname = 'audit_events' AND relkind IN ('r', 'p', 'v', 'm', 'f'))";
+    let why = if client.query_one(legacy, &[])?.get(0) {
+        "there is no table ledger.entries here, but one of audit_events: give the URL with -d to verify legacy events"
+    } else {
+        "there is no table ledger.entries here: it is no ledger's database; check the database's name, the last part of the URL"
+    };
+    Ok(Err(why.to_owned()))
+}
+
+/// Those of these tables that there are, if all of them are plain tables that this role reads whole.
+fn plain(client: &mut Client, names: &[&str]) -> Result<Result<Vec<String>, String>, postgres::Error> {
     let rows = client.query(RELATIONS, &[&SCHEMA, &names])?;
     let mut tables = Vec::new();
     for row in &rows {
@@ -520,17 +880,7 @@ fn relations(client: &mut Client, names: &[&str]) -> Result<Result<Vec<String>, 
         };
         return Ok(Err(why));
     }
-    if tables.iter().any(|name| name.ends_with(".entries")) {
-        return Ok(Ok(tables));
-    }
-    let legacy =
-        "SELECT EXISTS (SELECT FROM pg_class WHERE relname = 'audit_events' AND relkind IN ('r', 'p', 'v', 'm', 'f'))";
-    let why = if client.query_one(legacy, &[])?.get(0) {
-        "there is no table ledger.entries here, but one of audit_events: give the URL with -d to verify legacy events"
-    } else {
-        "there is no table ledger.entries here: it is no ledger's database; check the database's name, the last part of the URL"
-    };
-    Ok(Err(why.to_owned()))
+    Ok(Ok(tables))
 }
 
 /// Whether the server ended the connection: it was closed, or is gone under what was being sent.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use audit_verify::{Dump, Report, verify_path};
+use audit_verify::{Demands, Dump, Postgres, Report, verify, verify_path};
 use serde_json::{Value, json};
 
 use crate::database::{Database, fixture, read_dump, run};
@@ -54,6 +54,28 @@ fn every_dump_gives_the_report_that_it_gives_as_a_file(database: &mut Database) 
     }
     assert_eq!(misfits.len(), MISFITS, "{misfits:#?}");
     assert!(judged >= 57, "{judged}");
+}
+
+/// Read by ranges of the index, as a database with its keys is, the same rows give the same report again.
+#[test]
+fn ranges_give_what_one_snapshot_gives() {
+    let mut database = Database::new();
+    database.without_triggers();
+    let (mut by_ranges, mut read_again) = (0, 0);
+    for path in dumps() {
+        database.clear();
+        if database.load(&read_dump(&path)).is_err() {
+            // What no key lets in is judged without keys.
+            continue;
+        }
+        let dump = Dump::read(&path).unwrap();
+        let source = Postgres::open(&database.url()).unwrap().in_ranges_of(3);
+        let report = verify("", &source, Demands { trust: dump.trust, ..Demands::default() });
+        assert_eq!(judgement(&report), judgement(&verify_path(&path, None)), "{}", path.display());
+        *(if source.is_settled() { &mut by_ranges } else { &mut read_again }) += 1;
+        assert!(source.is_settled() || report.exit() != 0, "{}", path.display());
+    }
+    assert!(by_ranges >= 15 && read_again >= 80, "{by_ranges}, {read_again}");
 }
 
 /// Rows that no key and no constraint would let in.

@@ -45,6 +45,35 @@ fn the_verdict_is_of_one_snapshot(database: &mut Database) {
     assert_eq!(report.exit(), 1, "{}", report.to_text());
 }
 
+/// While entries are read no transaction is as old as the run, and what does not fit is read again in a snapshot.
+#[test]
+fn the_snapshot_is_given_up_before_entries_are_read() {
+    let mut database = Database::of("valid/two_chains.json");
+    database.without_triggers();
+    let trust = read_dump(&fixture("valid/two_chains.json"))["trust"].as_str().and_then(Hash::from_hex);
+    let source = Postgres::open(&database.url()).unwrap().in_ranges_of(2);
+    let oldest = "SELECT min(xact_start)::text FROM pg_stat_activity WHERE usename = 'auditor'";
+    let begun: Option<String> = database.client.query_one(oldest, &[]).unwrap().get(0);
+    assert!(begun.is_some(), "at first it holds a snapshot");
+    let client = std::sync::Mutex::new(&mut database.client);
+    let told = |_: u64, _: u64| {
+        let found: Option<String> = client.lock().unwrap().query_one(oldest, &[]).unwrap().get(0);
+        assert_ne!(found, begun);
+        true
+    };
+    let report = verify("test", &source, Demands { trust, progress: Some(&told), ..Demands::default() });
+    assert_eq!((report.exit(), source.is_settled()), (0, true), "{}", report.to_text());
+
+    let source = Postgres::open(&database.url()).unwrap();
+    database.execute("UPDATE ledger.entries SET recorded_at_us = recorded_at_us + 1 WHERE chain = 0 AND idx = 4");
+    let report = verify("test", &source, Demands { trust, ..Demands::default() });
+    assert_eq!((report.exit(), source.is_settled()), (1, false), "{}", report.to_text());
+    assert!(report.codes().contains(&"entry_hash_mismatch".to_owned()), "{}", report.to_text());
+    // Nothing of the run is left waiting.
+    drop(source);
+    assert_eq!(audit_verify::verify_path(Path::new(&database.url()), trust).codes(), report.codes());
+}
+
 fn a_change_of_the_schema_is_not_waited_for_and_not_missed(database: &mut Database) {
     database.execute("BEGIN; LOCK TABLE ledger.commits");
     let begun = Instant::now();
