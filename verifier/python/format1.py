@@ -54,7 +54,7 @@ EVENTS = {row.split("|")[0].strip(): row.split("|")[1:] for row in """
     delivery.encrypted|algorithm artifact_sha256:hex64 ciphertext_sha256:hex64|open|requested failed|encrypted
     delivery.ready|proof_id proof?:doc delivery_proof?:delivery_proof|open|encrypted|ready
     delivery.downloaded||finalized|ready downloaded|downloaded
-    delivery.failed|reason||requested encrypted|failed
+    delivery.failed|reason||requested encrypted failed|failed
     delivery.reissued|reason next:int|open|ready downloaded failed|reissued
     order.finalized|delivery:int|licensed|ready|finalized
     order.cancelled|reason|pending payment_failed||cancelled

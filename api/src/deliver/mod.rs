@@ -239,16 +239,28 @@ impl Deliverer {
             };
             metrics::counter!("marketplace_delivery_encrypt_failures_total").increment(1);
             tracing::warn!("order {case} could not be delivered: {why}");
-            if let Some(delivery) = deliveries.last() {
-                let command = of_delivery("delivery.fail", case, delivery).with("reason", why.as_str());
-                // Where it failed before it is failed still.
-                if let Err(e) = self.append(command).await {
-                    tracing::warn!("order {case}: the failure could not be recorded: {e}");
-                }
+            if let Some(delivery) = deliveries.last()
+                && let Err(e) = self.record_failure(case, delivery, &why).await
+            {
+                tracing::warn!("order {case}: the failure could not be recorded: {e}");
             }
             return Ok(if over { Outcome::Elsewhere(why) } else { Outcome::Failed(why) });
         }
         Err("the order keeps changing".into())
+    }
+
+    /// Appends that a delivery failed, unless that is what its last entry says.
+    async fn record_failure(&self, case: CaseId, delivery: &Row, why: &str) -> Result<(), AppendError> {
+        if delivery.text("status") == "failed" {
+            let n = u32::try_from(delivery.count("n")).unwrap_or_default();
+            let last = self.ledger.read_stream(Stream::Delivery(case, n)).await?.pop();
+            let body = last.and_then(|entry| entry.parse_body().ok());
+            if body.is_some_and(|b| b.payload.value("reason").and_then(Value::as_str) == Some(why)) {
+                return Ok(());
+            }
+        }
+        let command = of_delivery("delivery.fail", case, delivery).with("reason", why);
+        self.append(command).await.map(drop)
     }
 
     /// The next step of an order. `None`: it was taken, or somebody else took one.

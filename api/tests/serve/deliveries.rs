@@ -357,13 +357,20 @@ fn what_is_missing_or_changed_fails_and_is_delivered_once_it_is_there() {
     assert!(!why.contains(dir.path().to_str().unwrap()), "{why}");
     let failed = types(&server, &order);
     assert_eq!(failed.last().unwrap(), "delivery.failed");
+    finalize(&server, &order);
+    assert_eq!(types(&server, &order), failed, "one entry says that it failed, not each try");
     for bytes in [b"other".to_vec(), ARTIFACT[..20].to_vec(), [ARTIFACT, b"more"].concat()] {
         std::fs::write(&artifact, bytes).unwrap();
-        let done = finalize(&server, &order);
-        let why = done.body["delivery"]["unfinished"].as_str().unwrap();
-        assert!(why.contains("has other bytes"), "{why}");
+        for _ in 0..2 {
+            let done = finalize(&server, &order);
+            let why = done.body["delivery"]["unfinished"].as_str().unwrap();
+            assert!(why.contains("has other bytes"), "{why}");
+        }
     }
-    assert_eq!(types(&server, &order), failed, "one entry says that it failed, not each try");
+    let events = server.of(ANN, "buyer").get(&format!("/order/{order}/events")).body;
+    let events = events["events"].as_array().unwrap();
+    let reasons: Vec<&str> = events.iter().filter_map(|e| e["payload"]["reason"].as_str()).collect();
+    assert_eq!(reasons.len(), 4, "each other reason is in the history, once: {reasons:?}");
     let id = format!("delivery-{order}-1");
     let ann = server.of(ANN, "buyer");
     assert_eq!(ann.get(&format!("/delivery/{id}/artifact")).said(), (409, "ILLEGAL_TRANSITION"));

@@ -520,7 +520,7 @@ impl Case {
             "delivery.failed" => {
                 f.required("reason", text);
                 f.finish()?;
-                from(&[Requested, Encrypted])?;
+                from(&[Requested, Encrypted, Failed])?;
                 delivery.status = Failed;
             }
             "delivery.reissued" => {
