@@ -201,8 +201,15 @@ impl Deliverer {
         };
         let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
         if let Outcome::Failed(_) = outcome {
-            let rest = resting.get(&case).map_or(REST.0, |(_, last)| (*last * 2).min(REST.1));
-            resting.insert(case, (Instant::now() + rest, rest));
+            let now = Instant::now();
+            match resting.get(&case) {
+                // Whoever asks before its time does not put that off.
+                Some((at, _)) if *at > now => {}
+                found => {
+                    let rest = found.map_or(REST.0, |(_, last)| (*last * 2).min(REST.1));
+                    resting.insert(case, (now + rest, rest));
+                }
+            }
         } else {
             resting.remove(&case);
         }

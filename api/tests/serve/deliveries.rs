@@ -933,8 +933,8 @@ fn a_server_that_ends_while_it_encrypts_leaves_nothing() {
     server.signal("-TERM");
     wait(|| server.log().contains("shutting down").then_some(()));
     std::thread::sleep(Duration::from_millis(300));
-    // It reads on once more, and sees then that it is to end.
-    pipe.write_all(&ARTIFACT[20..]).unwrap();
+    // It sees that it is to end before it reads on, or after it read once more.
+    let _ = pipe.write_all(&ARTIFACT[20..]);
     drop(pipe);
     let mut server = server;
     assert_eq!(server.wait(), 0, "{}", server.log());
