@@ -98,8 +98,6 @@ pub(crate) enum SealError {
     Away(&'static str, String),
     /// Its bytes are not those that the manifest names.
     Other { found: Hash, bytes: u64 },
-    /// The server is ending.
-    Ending,
 }
 
 /// What a buyer is given.
@@ -216,6 +214,11 @@ impl Files {
         self.closing.store(true, Ordering::Relaxed);
     }
 
+    /// Whether it was told to.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+
     /// Copies a file to where artifacts are kept. Whoever adds it again finds it there.
     pub(crate) fn add_artifact(&self, from: &mut impl Read) -> io::Result<(Hash, u64)> {
         let mut copy = Hashing { to: self.artifacts.draft(&self.spool)?, sha256: Sha256::new() };
@@ -265,18 +268,6 @@ impl Files {
 
     /// Encrypts an artifact. When this returns, file and particulars are durable.
     pub(crate) fn seal(
-        &self,
-        delivery_id: &str,
-        artifact: Hash,
-        (key, fresh, context): (&ContentKey, &Fresh, &[u8]),
-        particulars: impl FnOnce(&Digests) -> Particulars,
-    ) -> Result<Digests, SealError> {
-        let ending = |e: SealError| if self.closing.load(Ordering::Relaxed) { SealError::Ending } else { e };
-        let digests = self.sealed(delivery_id, artifact, (key, fresh, context), particulars);
-        digests.map_err(ending)
-    }
-
-    fn sealed(
         &self,
         delivery_id: &str,
         artifact: Hash,

@@ -403,6 +403,7 @@ impl Deliverer {
             self.runtime.spawn_blocking(move || files.seal(&of_file, artifact, (&key, &fresh, &context), particulars));
         let sealed = sealing.await.map_err(|e| Trouble::Away(format!("the task died: {e}")))?;
         let digests = sealed.map_err(|e| match e {
+            _ if self.files.is_closing() => Trouble::Away("the server is ending".into()),
             SealError::Away(what, why) => {
                 // Where files are is nothing for the history.
                 tracing::error!("{what}: {why}");
@@ -411,7 +412,6 @@ impl Deliverer {
             SealError::Other { found, bytes } => {
                 failed(format!("artifact {artifact} has other bytes: {bytes}, with SHA-256 {found}"))
             }
-            SealError::Ending => Trouble::Away("the server is ending".into()),
         })?;
         let ciphertext = digests.sealed_sha256.to_hex();
         let command = of_delivery("delivery.encrypt", case, delivery)

@@ -93,6 +93,8 @@ struct Pass {
     days: BTreeMap<i64, u64>,
     hashes_compared: u64,
     unread: u64,
+    /// Why it ended early.
+    stopped: Option<String>,
 }
 
 impl Pass {
@@ -172,12 +174,14 @@ pub fn verify_adopted(
         days: BTreeMap::new(),
         hashes_compared: 0,
         unread: 0,
+        stopped: None,
     };
     let gauge = source.gauge();
     let read = read_all(source, signers, &mut pass, &|rows| watch(rows, &gauge));
-    let stopped = read.err().map(|e| format!("{e} ({} rows were read)", pass.links.len()));
+    pass.stopped = read.err().map(|e| format!("{e} ({} rows were read)", pass.links.len()));
     let mut report = LegacyReport::unreadable(name, &source.kind(), "");
-    match conclude(&mut report, source, signers, anchors, adopted, pass, stopped) {
+    let go_on = |rows: u64| watch(rows, &gauge);
+    match conclude(&mut report, source, signers, anchors, adopted, pass, &go_on) {
         Ok(()) => report,
         Err(e) => LegacyReport::unreadable(name, &source.kind(), &e.to_string()),
     }
@@ -248,6 +252,8 @@ fn judge_all(
 struct Order(Sorter<22>);
 
 const OF_LINKS: u64 = 1 << 63;
+/// Findings that are sorted in memory.
+const ORDER_RUN: usize = 1 << 18;
 
 impl Order {
     fn add(&mut self, (elsewhere, first, height, row): Position, code: Code, noted: u64) -> io::Result<()> {
@@ -276,9 +282,9 @@ fn conclude(
     anchors: &[Anchor],
     adopted: &[Adopted],
     pass: Pass,
-    stopped: Option<String>,
+    go_on: &dyn Fn(u64) -> bool,
 ) -> Result<(), LegacyError> {
-    let Pass { links, mut findings, mut counts, uses, types, days, hashes_compared, unread } = pass;
+    let Pass { links, mut findings, mut counts, uses, types, days, hashes_compared, unread, stopped } = pass;
     report.rows = links.len();
     (report.types, report.days, report.hashes_compared) = (types, days, hashes_compared);
     let extent = match &stopped {
@@ -289,7 +295,8 @@ fn conclude(
     // A predecessor that cannot be looked for was not read either.
     let mut resolved = links.resolve(extent, &mut |hash| source.has_outside(hash).unwrap_or(true))?;
     let one_path = resolved.faults() == 0 && resolved.outside.is_empty() && extent != Extent::Partial;
-    let mut order = Order(Sorter::new());
+    // What was resolved is in memory beside it.
+    let mut order = Order(Sorter::with_run_len(ORDER_RUN));
     findings.flush()?;
     findings.each(|at, text| {
         let mut number = text.splitn(3, ' ').map_while(|n| n.parse::<u32>().ok());
@@ -304,7 +311,13 @@ fn conclude(
         Ok(())
     })?;
     let (mut list, mut order) = (Collector::default(), order.0.sorted()?);
+    let mut listed = 0_u64;
     while let Some(record) = order.next()? {
+        listed += 1;
+        // Whoever stopped the reading wants to see what there is.
+        if listed.is_multiple_of(1 << 12) && stopped.is_none() && !go_on(report.rows) {
+            return Err(LegacyError::Stopped);
+        }
         let (at, row, code) = noted(&record);
         let evidence = match at.checked_sub(OF_LINKS) {
             None => findings.at(at)?.splitn(3, ' ').nth(2).unwrap_or_default().to_owned(),

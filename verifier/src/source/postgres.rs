@@ -4,8 +4,8 @@
 //! read beside others has a connection of its own with that snapshot. The tables are locked in the mode that every SELECT
 //! takes, before the snapshot is, so that no TRUNCATE and no change of the schema falls into it. A snapshot that is held keeps the
 //! server from clearing away old versions of rows, though, and a chain's head has a new one with each commit. So it is given up once the tables
-//! that change were read (`settle`): the others are read by ranges of their index below the heads of that moment, each in a transaction of
-//! its own. Where something does not fit, everything is read again in one snapshot, so that the report is of one moment.
+//! that change were read (`settle`): the others are read page by page along their index below the heads of that moment, each page in a
+//! transaction of its own. Where something does not fit, everything is read again in one snapshot, so that the report is of one moment.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -37,6 +37,12 @@ const SETTINGS: &str = "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL r
     SET LOCAL jit = off; SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL enable_sort = off; \
     SELECT pg_catalog.set_config(name, '0', true) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
 
+/// For a connection that waits outside of transactions.
+const OUTSIDE: &str =
+    "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'idle_session_timeout'";
+
+const BEGIN_SHORT: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY";
+
 /// The tables that there are, and what keeps this role from reading all of their rows.
 const RELATIONS: &str = "
     WITH RECURSIVE part AS (
@@ -57,29 +63,28 @@ const ATTRIBUTES: &str = "
 
 /// The tables to which rows are only added, but for documents, which are erased.
 const GROWING: [&str; 5] = ["entries", "private_documents", "commits", "commit_signatures", "checkpoints"];
-/// Positions of a chain that are read in one transaction.
-const RANGE: u64 = 1 << 16;
-/// Rows that are handed over at once, and how many times that is read ahead.
-const ROWS: usize = 1024;
-const PIECES: usize = 2;
+/// Rows, and bytes of them, that are read in one transaction and handed over at once. The next page is read meanwhile.
+const PAGE_ROWS: usize = 1 << 13;
+const PAGE_BYTES: usize = 4 << 20;
 /// Blocks whose rows are counted in one transaction: 256 MiB.
 const BLOCKS: i64 = 1 << 15;
 
-/// Whether a table has a unique index of all its rows by chain and another column.
+/// Whether a table has a unique index of all its rows by chain and another column, and how many indexes.
 const INDEXED: &str = "
-    SELECT EXISTS (
+    SELECT (SELECT count(*) FROM pg_index WHERE indrelid = $1::text::regclass), EXISTS (
         SELECT FROM pg_index i WHERE i.indrelid = $1::text::regclass AND i.indisvalid AND i.indisunique AND i.indpred IS NULL
             AND i.indkey[0] = (SELECT attnum FROM pg_attribute WHERE attrelid = i.indrelid AND attname = 'chain')
             AND i.indkey[1] = (SELECT attnum FROM pg_attribute WHERE attrelid = i.indrelid AND attname = $2::text))";
 
-/// The tables that hold a table's rows, their blocks, and whether they can be read some blocks at a time.
+/// The tables that hold a table's rows, their blocks, whether they can be read some blocks at a time, and the file that they are in.
 const PARTS: &str = "
     WITH RECURSIVE part AS (
         SELECT $1::text::regclass::oid AS oid
         UNION ALL SELECT i.inhrelid FROM pg_inherits i JOIN part ON i.inhparent = part.oid)
     SELECT c.oid::regclass::text, pg_relation_size(c.oid) / current_setting('block_size')::bigint,
-        has_table_privilege(c.oid, 'SELECT') AND current_setting('server_version_num')::integer >= 140000
-    FROM part JOIN pg_class c ON c.oid = part.oid WHERE c.relkind = 'r'";
+        has_table_privilege(c.oid, 'SELECT') AND current_setting('server_version_num')::integer >= 140000,
+        pg_relation_filenode(c.oid)
+    FROM part JOIN pg_class c ON c.oid = part.oid WHERE c.relkind = 'r' ORDER BY c.oid";
 
 /// A ledger in a PostgreSQL database.
 pub struct Postgres {
@@ -92,8 +97,8 @@ pub struct Postgres {
     snapshot: RefCell<String>,
     /// Once the snapshot was given up: the size of each chain then.
     settled: RefCell<Option<Vec<u64>>>,
-    /// Positions in a range.
-    range: u64,
+    /// Rows of a page at most.
+    page_rows: usize,
     /// By table and column, what is held, and whether it can be null.
     present: Present,
     /// Holds the snapshot and looks single rows up.
@@ -136,7 +141,7 @@ impl Postgres {
             is_standby,
             snapshot: RefCell::new(snapshot_name(&about)),
             settled: RefCell::default(),
-            range: RANGE,
+            page_rows: PAGE_ROWS,
             present,
             first,
             idle: RefCell::default(),
@@ -163,17 +168,22 @@ impl Postgres {
         cause.map_or_else(|| self.unreadable(format!("database: {e}; run again")), |e| self.failed(e))
     }
 
-    /// A connection with the snapshot, or, once that was given up, one without a transaction.
+    /// A connection with the snapshot, or, once that was given up, one that had it: of the same server.
     fn lane(&self) -> Result<Lane, SourceError> {
         if let Some(lane) = self.idle.borrow_mut().pop() {
             return Ok(lane);
         }
-        let (mut client, tls) = connect(&self.url).map_err(|e| self.unreadable(e))?;
-        if self.settled.borrow().is_none() {
-            let snapshot = self.snapshot.borrow();
-            let begin = format!("{BEGIN}; SET TRANSACTION SNAPSHOT '{snapshot}'; {SETTINGS}");
-            client.batch_execute(&begin).map_err(|e| self.failed(&e))?;
+        if self.settled.borrow().is_some() {
+            return Err(self.unreadable("database: a connection was lost; run again".to_owned()));
         }
+        self.new_lane()
+    }
+
+    fn new_lane(&self) -> Result<Lane, SourceError> {
+        let (mut client, tls) = connect(&self.url).map_err(|e| self.unreadable(e))?;
+        let snapshot = self.snapshot.borrow();
+        let begin = format!("{BEGIN}; SET TRANSACTION SNAPSHOT '{snapshot}'; {SETTINGS}");
+        client.batch_execute(&begin).map_err(|e| self.failed(&e))?;
         let cancel = client.cancel_token();
         Ok(Lane { client, cancel, tls, is_busy: false })
     }
@@ -189,10 +199,10 @@ impl Postgres {
         self.settled.borrow().is_some()
     }
 
-    /// Reads few positions at a time, for tests.
+    /// Reads few rows at a time, for tests.
     #[doc(hidden)]
-    pub fn in_ranges_of(mut self, positions: u64) -> Postgres {
-        self.range = positions;
+    pub fn in_pages_of(mut self, rows: usize) -> Postgres {
+        self.page_rows = rows;
         self
     }
 
@@ -374,10 +384,10 @@ impl Tables for Postgres {
             if let Some(sizes) = settled.as_ref() {
                 // Of the other two, rows go and come; they were counted in the snapshot.
                 for table in ["entries", "commits", "commit_signatures"] {
-                    let (read, count) =
-                        (tables.get(table).copied().unwrap_or_default(), count(&mut first.client, table, sizes)?);
-                    if count != read {
-                        return Ok(Some(unled(table, count, read)));
+                    let read = tables.get(table).copied().unwrap_or_default();
+                    let why = count(&mut first.client, table, sizes, read)?;
+                    if why.is_some() {
+                        return Ok(why);
                     }
                 }
                 return Ok(None);
@@ -438,9 +448,12 @@ impl Tables for Postgres {
         if !self.can_settle(sizes).map_err(|e| self.failed(&e))? {
             return Ok(());
         }
-        self.first.borrow_mut().client.batch_execute("COMMIT").map_err(|e| self.failed(&e))?;
-        for lane in self.idle.borrow_mut().iter_mut() {
-            lane.client.batch_execute("COMMIT").map_err(|e| self.failed(&e))?;
+        let missing = GROWING.len().saturating_sub(self.idle.borrow().len());
+        let more: Vec<Lane> = (0..missing).map(|_| self.new_lane()).collect::<Result<_, _>>()?;
+        let mut idle = self.idle.borrow_mut();
+        idle.extend(more);
+        for client in idle.iter_mut().map(|lane| &mut lane.client).chain([&mut self.first.borrow_mut().client]) {
+            client.batch_execute(&format!("{OUTSIDE}; COMMIT")).map_err(|e| self.failed(&e))?;
         }
         self.settled.replace(Some(sizes.to_vec()));
         Ok(())
@@ -464,7 +477,7 @@ impl Tables for Postgres {
     fn side_by_side(&self, chain: u64, tables: &[&str], work: &mut Work<'_>) -> Result<(), SourceError> {
         let size = self.settled.borrow().as_ref().and_then(|sizes| sizes.get(usize::try_from(chain).ok()?).copied());
         if let Some(size) = size.filter(|_| tables.iter().all(|table| GROWING.contains(table))) {
-            return self.by_ranges(chain, size, tables, work);
+            return self.by_pages(chain, size, tables, work);
         }
         self.cursors(Some(chain), tables, |table| self.of_chain(table, chain), work)
     }
@@ -540,60 +553,133 @@ fn bound(table: &str, size: u64) -> u64 {
     if table == "checkpoints" { size.saturating_add(1) } else { size }
 }
 
-/// A condition on rows that came after the sizes.
-fn beyond(table: &str, sizes: &[u64]) -> String {
-    let at = columns(table).0[1];
-    let terms =
-        (0..).zip(sizes).map(|(chain, size): (u64, _)| format!("chain = {chain} AND {at} >= {}", bound(table, *size)));
-    terms.collect::<Vec<_>>().join(" OR ")
-}
-
-/// Counts a table's rows up to the sizes, without an index, some blocks at a time in a transaction each.
-fn count(client: &mut Client, table: &str, sizes: &[u64]) -> Result<u64, postgres::Error> {
+/// Reads a table whole without an index, some blocks at a time in a transaction each: why it has other rows below the sizes than so
+/// many, or rows that no head leads to.
+fn count(client: &mut Client, table: &str, sizes: &[u64], read: u64) -> Result<Option<String>, postgres::Error> {
     let begin = format!(
-        "BEGIN READ ONLY; {SETTINGS}; SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off; SET LOCAL enable_bitmapscan = off"
+        "{BEGIN_SHORT}; {SETTINGS}; SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off; SET LOCAL enable_bitmapscan = off;
+         SET LOCAL enable_seqscan = on; SET LOCAL enable_tidscan = on"
     );
-    client.batch_execute(&begin)?;
-    let parts = client.query(PARTS, &[&format!("{SCHEMA}.{table}")])?;
-    client.batch_execute("COMMIT")?;
-    let by_blocks = parts.iter().all(|part| part.get(2));
-    let whole = [(format!("{SCHEMA}.{table}"), 0)];
-    let parts: Vec<(String, i64)> =
-        parts.iter().map(|part| (format!("ONLY {}", part.get::<_, &str>(0)), part.get(1))).collect();
-    let parts = if by_blocks { &parts[..] } else { &whole };
-    let (beyond, mut all) = (beyond(table, sizes), 0);
-    for (name, blocks) in parts {
-        for from in (0..(*blocks).max(1)).step_by(BLOCKS as usize) {
-            // Beyond its last block nothing is that was there before.
-            let to = from + BLOCKS;
-            let within = match by_blocks {
-                true => format!("ctid >= '({from},0)'::tid AND ctid < '({to},0)'::tid AND"),
-                false => String::new(),
-            };
-            client.batch_execute(&begin)?;
-            let query = format!("SELECT count(*) FROM {name} WHERE {within} ({beyond}) IS NOT TRUE");
-            all += client.query_one(&query, &[])?.get::<_, i64>(0);
-            client.batch_execute("COMMIT")?;
+    let at = columns(table).0[1];
+    let sizes: Vec<String> = (0..).zip(sizes).map(|(chain, size): (u64, _)| format!("({chain}, {size})")).collect();
+    let sizes = sizes.join(", ");
+    let mut found = Vec::new();
+    // Rows of a table that is written anew meanwhile may be counted twice, or not.
+    for _ in 0..3 {
+        let parts = parts(client, table, &begin)?;
+        found.clear();
+        for Part { name, blocks, by_blocks, .. } in &parts {
+            for from in (0..(*blocks).max(1)).step_by(BLOCKS as usize) {
+                // Beyond its last block nothing is that was there before.
+                let within = match by_blocks {
+                    true => format!("WHERE ctid >= '({from},0)'::tid AND ctid < '({},0)'::tid", from + BLOCKS),
+                    false => String::new(),
+                };
+                let query = format!(
+                    "SELECT t.chain::bigint, count(*) FILTER (WHERE ({at} >= size) IS NOT TRUE), max({at})::bigint
+                     FROM (SELECT chain, {at} FROM {name} {within}) t LEFT JOIN (VALUES {sizes}) head (chain, size) ON head.chain = t.chain
+                     GROUP BY t.chain"
+                );
+                client.batch_execute(&begin)?;
+                let rows = client.query(&query, &[])?;
+                found.extend(rows.iter().map(|row| {
+                    let numbers: (Option<i64>, i64, Option<i64>) = (row.get(0), row.get(1), row.get(2));
+                    numbers
+                }));
+                client.batch_execute("COMMIT")?;
+            }
+        }
+        if self::parts(client, table, &begin)?.iter().map(|part| part.file).eq(parts.iter().map(|part| part.file)) {
+            break;
         }
     }
-    Ok(u64::try_from(all).unwrap_or_default())
+    let count = found.iter().map(|(_, count, _)| u64::try_from(*count).unwrap_or_default()).sum();
+    if count != read {
+        return Ok(Some(unled(table, count, read)));
+    }
+    // Whatever was written before is below the heads as they are now.
+    client.batch_execute(&begin)?;
+    let heads = client.query(&format!("SELECT chain::bigint, size::bigint FROM {SCHEMA}.chain_heads"), &[])?;
+    client.batch_execute("COMMIT")?;
+    let heads: Vec<(i64, i64)> = heads.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let beyond = found.iter().any(|(chain, _, last)| {
+        let size = heads.iter().find(|(of, _)| Some(*of) == *chain).map(|(_, size)| *size);
+        last.zip(size).is_none_or(|(last, size)| last >= size)
+    });
+    Ok(beyond.then(|| {
+        format!(
+            "the rows that were read hold, but {SCHEMA}.{table} has rows beyond the heads to which its index does not lead; find out how that \
+             came, REINDEX the table and verify it again"
+        )
+    }))
+}
+
+/// What a table's rows lie in.
+struct Part {
+    /// In a query.
+    name: String,
+    blocks: i64,
+    /// Whether it can be read some blocks at a time.
+    by_blocks: bool,
+    /// Another one once the table was written anew.
+    file: Option<u32>,
+}
+
+fn parts(client: &mut Client, table: &str, begin: &str) -> Result<Vec<Part>, postgres::Error> {
+    client.batch_execute(begin)?;
+    let rows = client.query(PARTS, &[&format!("{SCHEMA}.{table}")])?;
+    client.batch_execute("COMMIT")?;
+    if rows.iter().any(|row| !row.get::<_, bool>(2)) {
+        // All in one statement, which sees one moment.
+        return Ok(vec![Part { name: format!("{SCHEMA}.{table}"), blocks: 0, by_blocks: false, file: None }]);
+    }
+    let part = |row: &postgres::Row| Part {
+        name: format!("ONLY {}", row.get::<_, &str>(0)),
+        blocks: row.get(1),
+        by_blocks: true,
+        file: row.get(3),
+    };
+    Ok(rows.iter().map(part).collect())
 }
 
 impl Postgres {
-    /// Whether the growing tables can be read by ranges, and nothing of them lies beyond the heads now.
+    /// Whether the growing tables can be read by pages, and nothing of them lies beyond the heads now.
     fn can_settle(&self, sizes: &[u64]) -> Result<bool, postgres::Error> {
         let client = &mut self.first.borrow_mut().client;
+        client.batch_execute("SET LOCAL enable_seqscan = off")?;
+        let can = self.is_sound(client, sizes)?;
+        // It may be asked more in this transaction.
+        client.batch_execute(
+            "SET LOCAL enable_seqscan TO DEFAULT; SET LOCAL enable_indexscan TO DEFAULT; SET LOCAL enable_indexonlyscan TO DEFAULT;
+             SET LOCAL enable_bitmapscan TO DEFAULT",
+        )?;
+        Ok(can)
+    }
+
+    fn is_sound(&self, client: &mut Client, sizes: &[u64]) -> Result<bool, postgres::Error> {
         for table in GROWING {
             let at = columns(table).0[1];
             let sound = ["chain", at]
                 .iter()
                 .all(|c| self.present.get(table).and_then(|t| t.get(*c)) == Some(&(Kind::Int, false)));
-            if !sound || !client.query_one(INDEXED, &[&format!("{SCHEMA}.{table}"), &at])?.get::<_, bool>(0) {
+            if !sound {
                 return Ok(false);
             }
-            let beyond = beyond(table, sizes);
-            if client.query_one(&format!("SELECT EXISTS (SELECT FROM {SCHEMA}.{table} WHERE {beyond})"), &[])?.get(0) {
+            let indexed = client.query_one(INDEXED, &[&format!("{SCHEMA}.{table}"), &at])?;
+            // Rows of documents and checkpoints are counted by their index, which must be the one that they are read by.
+            let alone = indexed.get::<_, i64>(0) == 1 || !["private_documents", "checkpoints"].contains(&table);
+            if !alone || !indexed.get::<_, bool>(1) {
                 return Ok(false);
+            }
+            for (chain, size) in (0..).zip(sizes) {
+                let chain: u64 = chain;
+                let beyond = format!("chain = {chain} AND {at} >= {}", bound(table, *size));
+                if client
+                    .query_one(&format!("SELECT EXISTS (SELECT FROM {SCHEMA}.{table} WHERE {beyond})"), &[])?
+                    .get(0)
+                {
+                    return Ok(false);
+                }
             }
         }
         // Rows of these go and come, so that they can be counted in one moment alone.
@@ -614,7 +700,7 @@ impl Postgres {
         Ok(true)
     }
 
-    fn by_ranges(&self, chain: u64, size: u64, tables: &[&str], work: &mut Work<'_>) -> Result<(), SourceError> {
+    fn by_pages(&self, chain: u64, size: u64, tables: &[&str], work: &mut Work<'_>) -> Result<(), SourceError> {
         std::thread::scope(|scope| {
             let (mut threads, mut cursors) = (Vec::new(), Vec::<Box<dyn Cursor + '_>>::new());
             for table in tables {
@@ -623,28 +709,27 @@ impl Postgres {
                     cursors.push(Box::new(Vec::new().into_iter()));
                     continue;
                 };
-                let (at, lane, bound, range) = (names[1], self.lane()?, bound(table, size), self.range);
-                let columns = self.columns(table).unwrap_or_default();
-                let (sender, receiver) = sync_channel(PIECES);
+                let (lane, (sender, receiver)) = (self.lane()?, sync_channel(1));
                 let table = GROWING.into_iter().find(|name| name == table).unwrap_or_default();
-                let filter = move |from: u64| {
-                    let lower = if from == 0 { String::new() } else { format!("AND {at} >= {from}") };
-                    format!("WHERE chain = {chain} {lower} AND {at} < {}", bound.min(from.saturating_add(range)))
+                let pages = Pages {
+                    table,
+                    columns: self.columns(table).unwrap_or_default(),
+                    select,
+                    filter: format!("WHERE chain = {chain} AND {} < {}", names[1], bound(table, size)),
+                    order,
+                    rows: self.page_rows,
                 };
                 threads.push(scope.spawn(move || {
                     let mut lane = lane;
-                    let ranges = (0..bound).step_by(usize::try_from(range).unwrap_or(usize::MAX).max(1));
-                    let queries = ranges
-                        .map(|from| format!("COPY ({select} {} {order}) TO STDOUT (FORMAT binary)", filter(from)));
-                    let read = read_ranges(&mut lane, table, &columns, queries, &sender);
+                    let read = pages.read(&mut lane, &sender);
                     // Whoever does not listen any more has its reasons.
                     let _ = sender.send(read.map(|()| None));
                     lane
                 }));
-                cursors.push(Box::new(RangeCursor {
+                cursors.push(Box::new(PageCursor {
                     source: self,
                     receiver,
-                    piece: Vec::new().into_iter(),
+                    page: Vec::new().into_iter(),
                     counted: (table, chain),
                     count: 0,
                     ended: false,
@@ -661,71 +746,115 @@ impl Postgres {
     }
 }
 
-/// Why a range could not be read.
-enum RangeError {
+/// Why a page could not be read.
+enum PageError {
     Database(postgres::Error),
     Copy(std::io::Error),
     /// The table cannot be read as such, and why.
     Table(String),
 }
 
-impl From<postgres::Error> for RangeError {
+impl From<postgres::Error> for PageError {
     fn from(e: postgres::Error) -> Self {
-        RangeError::Database(e)
+        PageError::Database(e)
     }
 }
 
 /// Some rows; `None` after the last.
-type Rows = Result<Option<Vec<Vec<Cell>>>, RangeError>;
+type Page = Result<Option<Vec<Vec<Cell>>>, PageError>;
 
-/// Reads one range after the other, each in a transaction of its own, until nobody listens.
-fn read_ranges(
-    lane: &mut Lane,
+/// The rows of a table on a chain below its head.
+struct Pages {
     table: &'static str,
-    columns: &[Column],
-    queries: impl Iterator<Item = String>,
-    sender: &SyncSender<Rows>,
-) -> Result<(), RangeError> {
-    for query in queries {
-        lane.is_busy = true;
-        lane.client
-            .batch_execute(&format!("BEGIN READ ONLY; {SETTINGS}; LOCK TABLE {SCHEMA}.{table} IN ACCESS SHARE MODE"))?;
-        // It is still what it was.
-        plain(&mut lane.client, &[table])?.map_err(RangeError::Table)?;
-        let mut rows = Copied::new(lane.client.copy_out(&query)?, columns.to_vec());
-        let mut piece = Vec::with_capacity(ROWS);
-        while let Some(cells) = rows.next().map_err(RangeError::Copy)? {
-            piece.push(cells);
-            if piece.len() == ROWS
-                && sender.send(Ok(Some(std::mem::replace(&mut piece, Vec::with_capacity(ROWS))))).is_err()
-            {
+    columns: Vec<Column>,
+    select: String,
+    filter: String,
+    order: String,
+    /// At most in a page; more where so many are at one position.
+    rows: usize,
+}
+
+impl Pages {
+    /// Reads one page after the other, each in a transaction of its own that ends before the page is handed over, until nobody listens.
+    fn read(&self, lane: &mut Lane, sender: &SyncSender<Page>) -> Result<(), PageError> {
+        let (mut from, mut most) = (None, self.rows);
+        loop {
+            lane.is_busy = true;
+            let (mut page, ended) = self.page(lane, from, most)?;
+            lane.is_busy = false;
+            if !ended {
+                // The last position may have more rows than came.
+                let position = |row: &Vec<Cell>| row.get(1).and_then(signed);
+                let last = page.last().and_then(position);
+                let whole = page.partition_point(|row| position(row) < last);
+                if whole == 0 {
+                    most = most.saturating_mul(2);
+                    continue;
+                }
+                page.truncate(whole);
+                from = last;
+            }
+            most = self.rows;
+            if sender.send(Ok(Some(page))).is_err() || ended {
                 return Ok(());
             }
         }
-        drop(rows);
-        lane.client.batch_execute("COMMIT")?;
-        lane.is_busy = false;
-        if sender.send(Ok(Some(piece))).is_err() {
-            return Ok(());
-        }
     }
-    Ok(())
+
+    /// Rows from a position on, and whether they are all that there are.
+    fn page(&self, lane: &mut Lane, from: Option<i64>, most: usize) -> Result<(Vec<Vec<Cell>>, bool), PageError> {
+        let Pages { table, select, filter, order, .. } = self;
+        let client = &mut lane.client;
+        client
+            .batch_execute(&format!("{BEGIN_SHORT}; {SETTINGS}; LOCK TABLE {SCHEMA}.{table} IN ACCESS SHARE MODE"))?;
+        // It is still what it was.
+        plain(client, &[table])?.map_err(PageError::Table)?;
+        let from = from.map_or_else(String::new, |from| format!("AND {} >= {from}", columns(table).0[1]));
+        let query = format!("COPY ({select} {filter} {from} {order} LIMIT {most}) TO STDOUT (FORMAT binary)");
+        let mut rows = Copied::new(client.copy_out(&query)?, self.columns.clone());
+        let (mut page, mut bytes) = (Vec::new(), 0);
+        let ended = loop {
+            let Some(cells) = rows.next().map_err(PageError::Copy)? else { break page.len() < most };
+            bytes += cells.iter().map(bytes_of).sum::<usize>();
+            page.push(cells);
+            // What else was asked for is passed over. One position is read whole, however large it is.
+            if bytes > PAGE_BYTES && page.len() > 1 && most <= self.rows {
+                break false;
+            }
+        };
+        drop(rows);
+        client.batch_execute("COMMIT")?;
+        Ok((page, ended))
+    }
 }
 
-/// Rows that a thread reads by ranges.
-struct RangeCursor<'a> {
+/// A number as it is stored.
+fn signed(cell: &Cell) -> Option<i64> {
+    if let Cell::Int(n) = cell { Some(*n) } else { None }
+}
+
+fn bytes_of(cell: &Cell) -> usize {
+    match cell {
+        Cell::Null | Cell::Int(_) => 8,
+        Cell::Text(t) => 24 + t.len(),
+        Cell::Blob(b) => 24 + b.len(),
+    }
+}
+
+/// Rows that a thread reads by pages.
+struct PageCursor<'a> {
     source: &'a Postgres,
-    receiver: Receiver<Rows>,
-    piece: std::vec::IntoIter<Vec<Cell>>,
+    receiver: Receiver<Page>,
+    page: std::vec::IntoIter<Vec<Cell>>,
     counted: (&'static str, u64),
     count: u64,
     ended: bool,
 }
 
-impl Cursor for RangeCursor<'_> {
+impl Cursor for PageCursor<'_> {
     fn next(&mut self) -> Result<Option<Vec<Cell>>, SourceError> {
         loop {
-            if let Some(row) = Iterator::next(&mut self.piece) {
+            if let Some(row) = Iterator::next(&mut self.page) {
                 self.count += 1;
                 return Ok(Some(row));
             }
@@ -733,14 +862,14 @@ impl Cursor for RangeCursor<'_> {
                 return Ok(None);
             }
             match self.receiver.recv() {
-                Ok(Ok(Some(piece))) => self.piece = piece.into_iter(),
+                Ok(Ok(Some(page))) => self.page = page.into_iter(),
                 Ok(Ok(None)) => {
                     self.ended = true;
                     self.source.read.borrow_mut().insert(self.counted, self.count);
                 }
-                Ok(Err(RangeError::Database(e))) => return Err(self.source.failed(&e)),
-                Ok(Err(RangeError::Copy(e))) => return Err(self.source.copy_failed(&e)),
-                Ok(Err(RangeError::Table(why))) => return Err(self.source.unreadable(why)),
+                Ok(Err(PageError::Database(e))) => return Err(self.source.failed(&e)),
+                Ok(Err(PageError::Copy(e))) => return Err(self.source.copy_failed(&e)),
+                Ok(Err(PageError::Table(why))) => return Err(self.source.unreadable(why)),
                 Err(_) => return Err(self.source.unreadable("database: a reader ended early; run again".to_owned())),
             }
         }

@@ -10,6 +10,8 @@ use tempfile::SpooledTempFile;
 
 /// Memory of one sorter, and so the length of a run. Bytes.
 const RUN_BYTES: usize = 24 << 20;
+/// Records from which on a sorter takes its memory at once.
+const GROWN: usize = 1 << 14;
 /// A spool stays in memory up to this. Bytes.
 const SPOOL_BYTES: usize = 2 << 20;
 /// Texts between two remembered offsets, which are read together.
@@ -29,13 +31,18 @@ impl<const N: usize> Sorter<N> {
         Self::with_run_len(RUN_BYTES / N)
     }
 
-    fn with_run_len(run_len: usize) -> Self {
+    /// With a shorter run.
+    pub(crate) fn with_run_len(run_len: usize) -> Self {
         Sorter { records: Vec::new(), runs: Vec::new(), run_len }
     }
 
     pub(crate) fn push(&mut self, record: [u8; N]) -> io::Result<()> {
         if self.records.len() == self.run_len {
             self.spill()?;
+        }
+        if self.records.len() == self.records.capacity() && self.records.len() >= GROWN {
+            // To double would take more than a run, and the half of it twice while it is copied.
+            self.records.reserve_exact(self.run_len - self.records.len());
         }
         self.records.push(record);
         Ok(())

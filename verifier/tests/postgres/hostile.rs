@@ -132,7 +132,8 @@ fn names_and_settings_of_the_database(db: &mut Database) {
          CREATE FUNCTION evil.row_security_active(oid) RETURNS boolean LANGUAGE sql AS 'SELECT true';
          GRANT SELECT ON ALL TABLES IN SCHEMA evil TO auditor;
          ALTER ROLE auditor SET search_path = evil, pg_catalog;
-         ALTER ROLE auditor SET idle_in_transaction_session_timeout = 1;
+         ALTER ROLE auditor SET idle_in_transaction_session_timeout = 1; ALTER ROLE auditor SET idle_session_timeout = 20;
+         ALTER ROLE auditor SET enable_tidscan = off;
          ALTER ROLE auditor SET default_transaction_isolation = 'read committed';
          ALTER ROLE auditor SET bytea_output = 'escape'; ALTER ROLE auditor SET enable_indexscan = off",
     );
@@ -147,6 +148,36 @@ fn rows_that_an_index_leaves_out(db: &mut Database) {
     db.execute(&ready(false));
     db.execute("INSERT INTO ledger.entries SELECT * FROM ledger.entries WHERE idx = 3");
     after(db, &ready(true), "SELECT 1", 2, "ledger.entries has 27 rows and its index leads to 25 of them");
+    let doubled = "DELETE FROM ledger.entries a WHERE a.ctid > (SELECT min(b.ctid) FROM ledger.entries b WHERE (a.chain, a.idx) = (b.chain, b.idx))";
+    // Beyond the heads nobody looks for it below them.
+    db.execute(&format!("ALTER TABLE ledger.entries DISABLE TRIGGER ALL; {doubled}; {}", ready(false)));
+    db.execute(
+        "INSERT INTO ledger.entries SELECT chain, idx + 1000, prev_hash, stream, revision, parent_hash, event_id, event_type, schema_version,
+             recorded_at_us, body_hash, body_sha256, entry_hash, parent_index, body FROM ledger.entries WHERE idx = 3 AND chain = 0",
+    );
+    after(db, &ready(true), "SELECT 1", 2, "ledger.entries has rows beyond the heads");
+    db.execute(
+        "DELETE FROM ledger.entries WHERE ctid = (SELECT max(ctid) FROM ledger.entries);
+         ALTER TABLE ledger.entries ENABLE TRIGGER ALL",
+    );
+    // A head that claims more than there can be is not looked for row by row.
+    let size = "SELECT size FROM ledger.chain_heads WHERE chain = 0";
+    let size: i64 = db.client.query_one(size, &[]).unwrap().get(0);
+    let set = |size: i64| {
+        format!(
+            "ALTER TABLE ledger.chain_heads DISABLE TRIGGER ALL; UPDATE ledger.chain_heads SET size = {size} WHERE chain = 0;
+             ALTER TABLE ledger.chain_heads ENABLE TRIGGER ALL"
+        )
+    };
+    after(db, &set(i64::MAX), &set(size), 1, "chain_head_mismatch");
+    // An index more, by which documents could be counted and not read.
+    after(
+        db,
+        "CREATE UNIQUE INDEX another ON ledger.private_documents (chain, idx)",
+        "DROP INDEX ledger.another",
+        0,
+        "VERIFIED",
+    );
     db.execute(
         "ALTER TABLE ledger.entries DISABLE TRIGGER ALL; DELETE FROM ledger.entries a WHERE a.ctid >
              (SELECT min(b.ctid) FROM ledger.entries b WHERE (a.chain, a.idx) = (b.chain, b.idx));

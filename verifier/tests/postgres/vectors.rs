@@ -69,7 +69,7 @@ fn ranges_give_what_one_snapshot_gives() {
             continue;
         }
         let dump = Dump::read(&path).unwrap();
-        let source = Postgres::open(&database.url()).unwrap().in_ranges_of(3);
+        let source = Postgres::open(&database.url()).unwrap().in_pages_of(3);
         let report = verify("", &source, Demands { trust: dump.trust, ..Demands::default() });
         assert_eq!(judgement(&report), judgement(&verify_path(&path, None)), "{}", path.display());
         *(if source.is_settled() { &mut by_ranges } else { &mut read_again }) += 1;

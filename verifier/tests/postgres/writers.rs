@@ -36,7 +36,7 @@ fn the_verdict_is_of_one_snapshot(database: &mut Database) {
     let source = Postgres::open(&database.url()).unwrap();
     quick.batch_execute(&JUNK.replace("1000", "2000")).unwrap();
     waiting.batch_execute("COMMIT").unwrap();
-    quick.batch_execute("UPDATE ledger.chain_heads SET size = size + 1").unwrap();
+    quick.batch_execute("UPDATE ledger.chain_heads SET size = size + 3000").unwrap();
     let demands = Demands { trust, ..Demands::default() };
     let report = verify("test", &source, demands);
     assert_eq!(report.exit(), 0, "{}", report.to_text());
@@ -51,7 +51,7 @@ fn the_snapshot_is_given_up_before_entries_are_read() {
     let mut database = Database::of("valid/two_chains.json");
     database.without_triggers();
     let trust = read_dump(&fixture("valid/two_chains.json"))["trust"].as_str().and_then(Hash::from_hex);
-    let source = Postgres::open(&database.url()).unwrap().in_ranges_of(2);
+    let source = Postgres::open(&database.url()).unwrap().in_pages_of(2);
     let oldest = "SELECT min(xact_start)::text FROM pg_stat_activity WHERE usename = 'auditor'";
     let begun: Option<String> = database.client.query_one(oldest, &[]).unwrap().get(0);
     assert!(begun.is_some(), "at first it holds a snapshot");
