@@ -298,6 +298,23 @@ fn time_of(record: &[u8; ROW]) -> i64 {
     record.last_chunk().map_or(NO_TIME, |bytes| i64::from_le_bytes(*bytes))
 }
 
+/// The ranks of components, by the run where each begins.
+enum Ranks {
+    /// Ordered by run.
+    Few(Vec<(u32, u32)>),
+    /// One for each run.
+    Many(Vec<u32>),
+}
+
+impl Ranks {
+    fn of(&self, root: u32) -> u32 {
+        match self {
+            Ranks::Few(few) => few.binary_search_by_key(&root, |(run, _)| *run).map_or(0, |at| few[at].1),
+            Ranks::Many(many) => many[root as usize],
+        }
+    }
+}
+
 /// Rows in the order of their links.
 pub(crate) struct Resolved {
     /// First row of each run.
@@ -572,19 +589,11 @@ impl Resolved {
             }
             return Ok(());
         }
-        let mut roots = Vec::new();
-        for run in (0..self.starts.len()).filter(|run| self.parents[*run] as usize == *run) {
-            let record = self.links.rows.at(u64::from(self.starts[run]))?;
-            roots.push((!self.genesis[run], time_of(&record), leaf_of(&record), run));
-        }
-        roots.sort_unstable();
-        let mut ranks = vec![0; self.starts.len()];
-        roots.iter().zip(0_u32..).for_each(|((.., run), rank)| ranks[*run] = rank);
-        drop(roots);
+        let ranks = self.ranks()?;
         let mut sorter = Sorter::<44>::new();
         for run in 0..self.starts.len() {
             let (start, len) = (self.starts[run], self.run_len(run));
-            let (rank, height) = (ranks[self.parents[run] as usize], self.heights[run]);
+            let (rank, height) = (ranks.of(self.parents[run]), self.heights[run]);
             self.links.rows.each(u64::from(start), u64::from(len), |row, record| {
                 let mut key = [0; 44];
                 key[..4].copy_from_slice(&rank.to_be_bytes());
@@ -599,6 +608,38 @@ impl Resolved {
             give(row_of(&key), Hash::from_slice(&key[8..40]).unwrap_or_default());
         }
         Ok(())
+    }
+
+    /// The order of components: those that begin at a genesis first, then by time and leaf of their first row.
+    fn ranks(&mut self) -> io::Result<Ranks> {
+        let (mut roots, mut count) = (Sorter::<45>::new(), 0);
+        for run in (0..self.starts.len()).filter(|run| self.parents[*run] as usize == *run) {
+            let record = self.links.rows.at(u64::from(self.starts[run]))?;
+            let mut key = [0; 45];
+            key[0] = u8::from(!self.genesis[run]);
+            // As bytes in the order of numbers.
+            key[1..9].copy_from_slice(&(time_of(&record) ^ i64::MIN).to_be_bytes());
+            key[9..41].copy_from_slice(&leaf_of(&record).0);
+            key[41..].copy_from_slice(&(run as u32).to_be_bytes());
+            roots.push(key)?;
+            count += 1;
+        }
+        let (mut roots, mut rank) = (roots.sorted()?, 0);
+        let mut ranks = match count * 4 < self.starts.len() {
+            true => Ranks::Few(Vec::with_capacity(count)),
+            false => Ranks::Many(vec![0; self.starts.len()]),
+        };
+        while let Some(key) = roots.next()? {
+            match &mut ranks {
+                Ranks::Few(few) => few.push((row_of(&key), rank)),
+                Ranks::Many(many) => many[row_of(&key) as usize] = rank,
+            }
+            rank += 1;
+        }
+        if let Ranks::Few(few) = &mut ranks {
+            few.sort_unstable();
+        }
+        Ok(ranks)
     }
 
     /// What the first rows are by each of `counts`, which ascend from 1 and are at most the number of rows.

@@ -295,6 +295,11 @@ fn conclude(
     // A predecessor that cannot be looked for was not read either.
     let mut resolved = links.resolve(extent, &mut |hash| source.has_outside(hash).unwrap_or(true))?;
     let one_path = resolved.faults() == 0 && resolved.outside.is_empty() && extent != Extent::Partial;
+    // They take memory of their own, which is given back before findings are put in order.
+    let whole = extent == Extent::Whole && resolved.outside.is_empty();
+    let mut sizes: Vec<u64> = adopted.iter().map(|a| a.adoption.count).filter(|n| *n <= report.rows).collect();
+    sizes.push(report.rows);
+    let adopted_prefixes = whole.then(|| resolved.prefixes(&sizes)).transpose()?;
     // What was resolved is in memory beside it.
     let mut order = Order(Sorter::with_run_len(ORDER_RUN));
     findings.flush()?;
@@ -367,10 +372,7 @@ fn conclude(
             }
         }
     }
-    if extent == Extent::Whole && resolved.outside.is_empty() {
-        let mut sizes: Vec<u64> = adopted.iter().map(|a| a.adoption.count).filter(|n| *n <= report.rows).collect();
-        sizes.push(report.rows);
-        let prefixes = resolved.prefixes(&sizes)?;
+    if let Some(prefixes) = adopted_prefixes {
         if let Some(all) = prefixes.last().filter(|_| unread == 0) {
             report.root = Some(all.root);
             (report.first, report.last) = (row_name(&mut resolved, all.first)?, row_name(&mut resolved, all.last)?);
