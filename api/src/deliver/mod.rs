@@ -569,7 +569,11 @@ impl Deliverer {
                 sweep_at = now + SWEEP_EVERY;
                 // What is left there takes room and nothing else.
                 let own = Arc::clone(&self);
-                drop(self.runtime.spawn(async move { own.with_files(|files| Ok(files.sweep())).await }));
+                let sweep = |files: &Files| {
+                    files.sweep();
+                    Ok(())
+                };
+                drop(self.runtime.spawn(async move { own.with_files(sweep).await }));
             }
             if look_at <= now {
                 look_at = now + LOOK_EVERY.min(self.takeover);
