@@ -74,6 +74,35 @@ fn the_snapshot_is_given_up_before_entries_are_read() {
     assert_eq!(audit_verify::verify_path(Path::new(&database.url()), trust).codes(), report.codes());
 }
 
+/// A page ends after some megabytes: what else was on its way is passed over, and comes with the next one.
+#[test]
+fn large_rows_come_page_by_page() {
+    let mut database = Database::of("valid/two_chains.json");
+    database.without_triggers();
+    database.execute(
+        "DELETE FROM ledger.private_documents;
+         INSERT INTO ledger.private_documents SELECT 0, n, convert_to(repeat('x', 1500000 + n), 'UTF8') FROM generate_series(0, 8) n",
+    );
+    let source = Postgres::open(&database.url()).unwrap();
+    let whole = source.all("private_documents", Some(0)).unwrap();
+    assert_eq!(whole.len(), 9);
+    source.settle(&[10, 15]).unwrap();
+    assert!(source.is_settled());
+    for _ in 0..2 {
+        let mut rows = Vec::new();
+        let read = source.side_by_side(0, &["private_documents"], &mut |cursors| {
+            while let Some(row) = cursors[0].next()? {
+                rows.push(row);
+            }
+            Ok(())
+        });
+        read.unwrap();
+        assert!(rows == whole, "{} rows", rows.len());
+        // Who leaves early leaves nothing behind.
+        source.side_by_side(0, &["private_documents"], &mut |cursors| cursors[0].next().map(drop)).unwrap();
+    }
+}
+
 fn a_change_of_the_schema_is_not_waited_for_and_not_missed(database: &mut Database) {
     database.execute("BEGIN; LOCK TABLE ledger.commits");
     let begun = Instant::now();
