@@ -335,9 +335,13 @@ impl Deliverer {
 
     /// When an order's licence ended, if it has: microseconds since 1970.
     pub(crate) async fn licence_ended(&self, order: &Row) -> Result<Option<i64>, StoreError> {
-        let issued = self.ledger.read_chain(order.chain(), order.count("license_index"), 1).await?.pop();
-        let body = issued.and_then(|entry| entry.parse_body().ok());
-        let ends = body.and_then(|b| b.payload.value("expires_at").and_then(Value::as_int));
+        let (chain, index) = (order.chain(), order.count("license_index"));
+        let issued = self.ledger.read_chain(chain, index, 1).await?.pop();
+        let body = issued.and_then(|entry| entry.parse_body().ok()).filter(|b| b.payload.value("license_id").is_some());
+        // Without it nobody knows when it ends.
+        let body =
+            body.ok_or_else(|| StoreError::Corrupt(format!("entry {index} of chain {chain} issues no licence")))?;
+        let ends = body.payload.value("expires_at").and_then(Value::as_int);
         Ok(ends.filter(|at| *at <= SystemEnvironment.now_us()))
     }
 
@@ -597,7 +601,7 @@ impl Deliverer {
 
     /// Begins with what rested long enough, the longest first.
     fn try_again(self: &Arc<Self>) {
-        let mut due: Vec<(Instant, CaseId)> = {
+        let due: Vec<(Instant, CaseId)> = {
             let (under_way, resting) = (self.under_way.lock(), self.resting.lock());
             let under_way = under_way.unwrap_or_else(PoisonError::into_inner);
             let resting = resting.unwrap_or_else(PoisonError::into_inner);
@@ -609,7 +613,7 @@ impl Deliverer {
             due.truncate(room);
             due
         };
-        due.drain(..).for_each(|(_, case)| drop(self.run(case)));
+        due.into_iter().for_each(|(_, case)| drop(self.run(case)));
     }
 
     /// Looks for what is not finished: all over the ledger at first; then where orders are new, and in one place after the other.
