@@ -64,8 +64,8 @@ const ATTRIBUTES: &str = "
 /// The tables to which rows are only added, but for documents, which are erased.
 const GROWING: [&str; 5] = ["entries", "private_documents", "commits", "commit_signatures", "checkpoints"];
 /// Rows, and bytes of them, that are read in one transaction and handed over at once. The next page is read meanwhile.
-const PAGE_ROWS: usize = 1 << 13;
-const PAGE_BYTES: usize = 4 << 20;
+const PAGE_ROWS: usize = 1 << 12;
+const PAGE_BYTES: usize = 2 << 20;
 /// Blocks whose rows are counted in one transaction: 256 MiB.
 const BLOCKS: i64 = 1 << 15;
 
