@@ -269,6 +269,22 @@ impl Serialize for Chainless<'_> {
 }
 
 impl Findings {
+    /// Writes a report's text: its summary, and all findings.
+    pub(crate) fn write_text(&self, summary: &str, out: &mut dyn io::Write) -> io::Result<()> {
+        out.write_all(summary.as_bytes())?;
+        self.each(&mut |f| writeln!(out, "  {}", f.to_string().replace('\n', "\n  ")))
+    }
+
+    /// The same at once.
+    pub(crate) fn to_text(&self, summary: &str) -> String {
+        let mut out = Vec::new();
+        // Writing to a Vec cannot fail; what cannot be read again is named.
+        if let Err(e) = self.write_text(summary, &mut out) {
+            out.extend_from_slice(format!("  the list ends here: {e}\n").as_bytes());
+        }
+        String::from_utf8_lossy(&out).into_owned()
+    }
+
     fn array<S: Serializer>(
         &self,
         serializer: S,

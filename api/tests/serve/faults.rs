@@ -30,7 +30,7 @@ fn orders(server: &Server) -> BTreeSet<String> {
     }
 }
 
-fn ledger_id(server: &Server) -> String {
+pub(crate) fn ledger_id(server: &Server) -> String {
     server.client(None).get("/health").body["ledger_id"].as_str().unwrap().to_owned()
 }
 

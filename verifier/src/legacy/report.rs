@@ -200,18 +200,12 @@ impl LegacyReport {
 
     /// For people.
     pub fn to_text(&self) -> String {
-        let mut out = Vec::new();
-        // Writing to a Vec cannot fail; what cannot be read again is named.
-        if let Err(e) = self.write_text(&mut out) {
-            out.extend_from_slice(format!("  the list ends here: {e}\n").as_bytes());
-        }
-        String::from_utf8_lossy(&out).into_owned()
+        self.findings.to_text(&self.summary())
     }
 
     /// Writes what [`LegacyReport::to_text`] gives, however long it is.
     pub fn write_text(&self, out: &mut dyn io::Write) -> io::Result<()> {
-        out.write_all(self.summary().as_bytes())?;
-        self.findings.each(&mut |f| writeln!(out, "  {}", f.to_string().replace('\n', "\n  ")))
+        self.findings.write_text(&self.summary(), out)
     }
 
     fn summary(&self) -> String {

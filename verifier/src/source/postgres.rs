@@ -563,10 +563,11 @@ fn count(client: &mut Client, table: &str, sizes: &[u64], read: u64) -> Result<O
     let at = columns(table).0[1];
     let sizes: Vec<String> = (0..).zip(sizes).map(|(chain, size): (u64, _)| format!("({chain}, {size})")).collect();
     let sizes = sizes.join(", ");
-    let mut found = Vec::new();
+    // Chain, rows up to its size, and the last position.
+    let mut found: Vec<(Option<i64>, i64, Option<i64>)> = Vec::new();
     // Rows of a table that is written anew meanwhile may be counted twice, or not.
     for _ in 0..3 {
-        let parts = parts(client, table, &begin)?;
+        let parts = parts_of(client, table, &begin)?;
         found.clear();
         for Part { name, blocks, by_blocks, .. } in &parts {
             for from in (0..(*blocks).max(1)).step_by(BLOCKS as usize) {
@@ -582,14 +583,11 @@ fn count(client: &mut Client, table: &str, sizes: &[u64], read: u64) -> Result<O
                 );
                 client.batch_execute(&begin)?;
                 let rows = client.query(&query, &[])?;
-                found.extend(rows.iter().map(|row| {
-                    let numbers: (Option<i64>, i64, Option<i64>) = (row.get(0), row.get(1), row.get(2));
-                    numbers
-                }));
+                found.extend(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))));
                 client.batch_execute("COMMIT")?;
             }
         }
-        if self::parts(client, table, &begin)?.iter().map(|part| part.file).eq(parts.iter().map(|part| part.file)) {
+        if parts_of(client, table, &begin)?.iter().map(|part| part.file).eq(parts.iter().map(|part| part.file)) {
             break;
         }
     }
@@ -625,7 +623,7 @@ struct Part {
     file: Option<u32>,
 }
 
-fn parts(client: &mut Client, table: &str, begin: &str) -> Result<Vec<Part>, postgres::Error> {
+fn parts_of(client: &mut Client, table: &str, begin: &str) -> Result<Vec<Part>, postgres::Error> {
     client.batch_execute(begin)?;
     let rows = client.query(PARTS, &[&format!("{SCHEMA}.{table}")])?;
     client.batch_execute("COMMIT")?;
