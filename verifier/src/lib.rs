@@ -13,6 +13,7 @@ mod export;
 mod external;
 mod finding;
 mod fold;
+mod frequent;
 mod html;
 pub mod legacy;
 #[cfg(feature = "postgres")]

@@ -13,6 +13,7 @@ mod states;
 mod walk;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use ledger_engine::adoption::Adopted;
@@ -31,6 +32,7 @@ pub(crate) use self::walk::Prepared;
 use self::walk::Walk;
 use crate::anchor::Anchor;
 use crate::export::{Export, channel, feed};
+use crate::frequent::FrequentKeys;
 use crate::report::{ChainReport, KeyReport};
 use crate::row::number;
 use crate::source::{Cursor, SourceError, Tables, columns, table_names};
@@ -78,6 +80,7 @@ pub(crate) struct Prover<'a> {
     pub(crate) ledger_id: Hash,
     pub(crate) genesis: &'a Genesis,
     pub(crate) registry: Registry,
+    keys: Arc<FrequentKeys>,
     /// `None` where the source has no tables that follow from the entries.
     key: Option<&'a RowKey>,
     sums: Sums,
@@ -204,6 +207,7 @@ impl<'a> Prover<'a> {
             ledger_id,
             genesis,
             registry,
+            keys: Arc::default(),
             key: None,
             sums: Sums::default(),
             listed: HashSet::new(),

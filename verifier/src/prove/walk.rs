@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use compact_str::CompactString;
@@ -305,8 +306,9 @@ impl<'p, 'a> Walk<'p, 'a> {
         let jobs = std::mem::take(&mut self.jobs);
         if !jobs.is_empty() {
             let (sender, receiver) = sync_channel(1);
+            let keys = Arc::clone(&self.prover.keys);
             rayon::spawn(move || {
-                let good = jobs.par_iter().all(|j| j.public_key.verify(&j.message, &j.signature));
+                let good = jobs.par_iter().all(|j| keys.verify(&j.public_key, &j.message, &j.signature));
                 // Nobody waits for it if the walk has stopped.
                 let _ = sender.send(good);
             });
