@@ -339,9 +339,8 @@ fn restored_before(store: &Arc<dyn Store>, export: &Export, into: &str) -> Resul
     Ok(Restored::Done(Box::new(Done { into, entries, private_withheld, resumed: true, fate: Fate::Continued })))
 }
 
-/// Nobody relies on it before it is renamed: one sync in the end is enough.
 fn embedded(dir: &Path) -> Result<SqliteStore, StoreError> {
-    SqliteStore::create(dir, SqliteOptions { synchronous: "OFF", ..SqliteOptions::default() })
+    SqliteStore::create(dir, SqliteOptions { draft: true, ..SqliteOptions::default() })
 }
 
 fn sync(path: &Path) -> Result<(), CliError> {

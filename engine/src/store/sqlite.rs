@@ -49,8 +49,9 @@ pub struct SqliteOptions {
     pub pages_max: Option<u64>,
     /// SQLite VFS to use instead of the default one.
     pub vfs: Option<String>,
-    /// `FULL` unless a test shows what happens otherwise.
-    pub synchronous: &'static str,
+    /// The file is worth nothing before it is closed, synced and renamed to where it is used, and is thrown away after any error: nothing is
+    /// written twice, and nothing synced.
+    pub draft: bool,
 }
 
 impl Default for SqliteOptions {
@@ -61,7 +62,7 @@ impl Default for SqliteOptions {
             checkpoint_pages: 8192,
             pages_max: None,
             vfs: None,
-            synchronous: "FULL",
+            draft: false,
         }
     }
 }
@@ -195,12 +196,9 @@ impl SqliteStore {
         let access = Access::of(&path);
         let conn = open_connection(&path, &options, access, OpenFlags::SQLITE_OPEN_READ_WRITE | extra)?;
         if access == Access::Write {
-            let mode: String = conn.pragma_update_and_check(None, "journal_mode", "WAL", |r| r.get(0)).map_err(sql)?;
-            if mode != "wal" {
-                return Err(StoreError::Unusable(format!("SQLite refuses WAL mode here (it says {mode:?})")));
-            }
+            set_journal(&conn, if options.draft { "off" } else { "wal" })?;
         }
-        conn.pragma_update(None, "synchronous", options.synchronous).map_err(sql)?;
+        conn.pragma_update(None, "synchronous", if options.draft { "OFF" } else { "FULL" }).map_err(sql)?;
         conn.pragma_update(None, "wal_autocheckpoint", options.checkpoint_pages).map_err(sql)?;
         // An erased private document must not survive in free pages.
         conn.pragma_update(None, "secure_delete", "ON").map_err(sql)?;
@@ -282,6 +280,14 @@ fn open_connection(
     conn.busy_timeout(options.busy_timeout).map_err(sql)?;
     conn.pragma_update(None, "cache_size", -options.cache_kib).map_err(sql)?;
     Ok(conn)
+}
+
+fn set_journal(conn: &Connection, wanted: &str) -> Result<(), StoreError> {
+    let mode: String = conn.pragma_update_and_check(None, "journal_mode", wanted, |r| r.get(0)).map_err(sql)?;
+    if mode == wanted {
+        return Ok(());
+    }
+    Err(StoreError::Unusable(format!("SQLite refuses the journal mode {wanted} here (it says {mode:?})")))
 }
 
 fn head_of(conn: &Connection, chain: u32) -> Result<Option<ChainHead>, StoreError> {
@@ -862,7 +868,11 @@ impl Store for SqliteStore {
         if self.access != Access::Write {
             return Ok(());
         }
-        lock(&self.writer).query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(sql)
+        let writer = lock(&self.writer);
+        if self.options.draft {
+            return set_journal(&writer, "wal");
+        }
+        writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(sql)
     }
 }
 
