@@ -102,7 +102,7 @@ pub fn database(dir: &Path) -> Connection {
     let conn = Connection::open(dir.join(DATABASE_FILE)).expect("a new file");
     let set = |name: &str, value: &dyn ToSql| conn.pragma_update(None, name, value).expect("a PRAGMA");
     conn.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(())).expect("WAL");
-    set("synchronous", &"FULL");
+    set("synchronous", &options.synchronous);
     set("wal_autocheckpoint", &options.checkpoint_pages);
     set("secure_delete", &"ON");
     set("cache_size", &-options.cache_kib);

@@ -19,8 +19,8 @@ use ledger_engine::stream::Stream;
 
 use crate::anchor::Anchor;
 use crate::collector::Collector;
-use crate::export::Export;
 use crate::export::batches::{Part, continuity, signatures};
+use crate::export::{Export, batches_in_words};
 use crate::finding::{Code, Finding};
 use crate::prove::batch::{ChainFacts, Facts, Held, Key, Later, Link, Tip, Writer, Written, prove_batch};
 use crate::prove::{HeadClaim, Stop};
@@ -121,7 +121,9 @@ fn summarize(
         }
         prove_batch(&batch, &known, demands, writer)
     };
-    let head = |outcome| Head::new(&part.manifest, export.to_string(), keys.as_deref().unwrap_or_default(), outcome);
+    let last = export.batches().last().unwrap_or(part);
+    let last = (last.batch().map_or(0, |b| b.sequence), last.digest);
+    let head = |outcome| Head::new(&part.manifest, last, keys.as_deref().unwrap_or_default(), outcome);
     match proved() {
         Ok((facts, records, digest)) => Ok(head(Outcome::Proved(facts)).with_records(records, digest)),
         // What is wrong is named by judging the archive as it was when this batch was the last.
@@ -166,9 +168,13 @@ fn join(name: &str, paths: &[PathBuf], numbers: Option<&RangeInclusive<u64>>, de
             let reason = format!("of ledger {}, and another summary is of {id}", other.part.manifest.ledger_id);
             return Err(SourceError::Unreadable { path: other.part.dir.clone(), reason });
         }
-        let described = last.head.described.clone();
-        let report = Joiner::begin(&summaries, numbers, demands)?.all(name, &summaries, demands)?;
-        Ok(report.of_export(described))
+        let files = summaries.iter().map(|s| s.part.manifest.files.len()).sum();
+        let described = batches_in_words(summaries.len(), files, &last.part.manifest);
+        let report = Joiner::begin(&summaries, numbers, demands)?.all(name, &summaries, demands)?.of_export(described);
+        Ok(match numbers {
+            Some(_) => report.of_kind("batches of an archive, each judged by itself".to_owned()),
+            None => report.of_kind("summaries of an archive's batches".to_owned()),
+        })
     };
     joined().unwrap_or_else(|e| Report::unreadable(name, &e.to_string()))
 }
@@ -179,6 +185,8 @@ struct Joiner {
     out: Collector,
     /// Number of the first batch.
     first: u64,
+    /// Others made the summaries.
+    apart: bool,
     states: Shelf<Key, Held>,
     tips: HashMap<(u32, Stream), Tip>,
     /// Of each chain's last entry and last commit: the time, and the registry size that it names.
@@ -208,6 +216,7 @@ impl Joiner {
             known: None,
             out: Collector::default(),
             first,
+            apart: numbers.is_none(),
             states: Shelf::new(HOT),
             tips: HashMap::new(),
             ends: HashMap::new(),
@@ -227,6 +236,21 @@ impl Joiner {
             if seen.insert((finding.code, finding.chain, finding.place.clone(), finding.evidence.clone())) {
                 joiner.out.add(finding);
             }
+        }
+        // Whoever judged a batch saw which one was the last.
+        let seen_last = summaries.iter().map(|s| s.head.last).max_by_key(|(number, _)| *number);
+        let joined_last = parts.last().map(|part| (sequence(part), part.digest));
+        if let (None, Some((number, digest)), Some((last, _))) = (numbers, seen_last, joined_last)
+            && number > last
+        {
+            joiner.out.add(Finding {
+                code: Code::ExportBatchMissing,
+                chain: None,
+                place: format!("batches/{}", last + 1),
+                evidence: format!(
+                    "no summary of it; the archive went on to number {number}, with a manifest of SHA-256 {digest}, when another one was made"
+                ),
+            });
         }
         for summary in summaries {
             if let Outcome::Open(what) = &summary.head.outcome {
@@ -273,7 +297,8 @@ impl Joiner {
         self.retired(&known);
         self.anchored(&known, demands.anchors, summaries);
         self.unchecked.extend(compromised(&known.registry, &self.reports));
-        let portion = (self.first > 1).then(|| self.portion(summaries));
+        let portion =
+            if self.first > 1 { Some(self.portion(summaries)) } else { self.apart.then(|| joined(summaries)) };
         let (id, origin) = (Some(known.ledger_id), Some(known.genesis.origin.clone()));
         let report = Report::new(name, id, origin, demands, self.out.complete()?, self.reports, self.unchecked);
         let report = report.with_keys(KeyReport::all(&known.registry)).with_adopted(self.adopted);
@@ -564,6 +589,22 @@ impl Joiner {
         }
         portion
     }
+}
+
+/// What was done where others judged the batches.
+fn joined(summaries: &[Summary]) -> Portion {
+    let mut portion = Portion::new("summaries");
+    let n = summaries.len();
+    portion.checked.push(format!(
+        "{n} summaries: the manifests' signatures, that each batch continues the tree, the keys, the orders and the SKUs of those before it, and \
+         what chains say of each other"
+    ));
+    portion.not_covered.push(
+        "entries, bodies and the signatures of commits were not read by this run: they are as whoever made the summaries found them, and a \
+         summary is worth what the machine is that made it"
+            .to_owned(),
+    );
+    portion
 }
 
 /// Adds what a later batch counts.

@@ -108,7 +108,7 @@ codes! {
     LegacyAdoptionMismatch "legacy_adoption_mismatch" "these are not the rows that the ledger adopted: one was changed in any column, deleted, inserted or moved since, or the entry never was true; compare with a backup from the time of the adoption";
     LegacyFieldsNotCovered "legacy_fields_not_covered" "this format hashes payload and link only; a head saved earlier or adoption into a ledger covers the rest";
     LegacyTailNotCovered "legacy_tail_not_covered" "nothing says that rows after the head were not deleted: give --anchor, and --save-anchor for next time";
-    LegacyRangeNotCovered "legacy_range_not_covered" "these rows were not judged: check the whole table from time to time";
+    LegacyRangeNotCovered "legacy_range_not_covered" "these rows were not judged: judge the whole chain from time to time";
     LegacySignaturesNotCovered "legacy_signatures_not_covered" "no registry of signers was given, so whose chain it is was not checked: give --signers";
     LegacyAdoptionAsOf "legacy_adoption_as_of" "adoption proves the columns as they were when the ledger adopted the rows, not what they were before, and no row written since: adopt again";
     LegacyAdoptionRegistry "legacy_adoption_registry" "the registry of signers is another file than at the adoption: compare the two";

@@ -253,6 +253,7 @@ pub(crate) fn page(report: &Report) -> String {
     let title = match report.part().map(|part| part.kind) {
         Some("proof") => "Audit of one entry, by its proof file",
         Some("stream") => "Audit of one history in a ledger",
+        Some("summaries") => "Audit of an archive, by summaries of its batches",
         Some("batches") => "Audit of some batches of an archive",
         Some(_) => "Audit of what came after an anchor",
         None => "Audit of a ledger",
@@ -402,7 +403,7 @@ mod tests {
             retired: None,
         };
         let native = Report::unreadable(hostile, hostile)
-            .of_kind(Some(hostile.into()))
+            .of_kind(hostile.into())
             .of_export(hostile.into())
             .with_keys(vec![key("ed25519", "00"), key("rsa-sha256", "30")]);
         let mut legacy = LegacyReport::unreadable(hostile, hostile, hostile);

@@ -49,7 +49,7 @@ use std::path::Path;
 use ledger_engine::export::MANIFEST_NAME;
 use ledger_engine::hash::Hash;
 
-/// Verifies a ledger's directory, a database by its `postgres://` URL, a backup file (`.db`) or a dump (`.json`). Without `trust`, a dump's own is used.
+/// Verifies a ledger's directory, a database by its `postgres://` URL, a backup file (`.db`), an export or a dump (`.json`).
 pub fn verify_path(path: &Path, trust: Option<Hash>) -> Report {
     verify_path_with(path, Demands { trust, ..Demands::default() })
 }
@@ -58,7 +58,7 @@ pub fn verify_path(path: &Path, trust: Option<Hash>) -> Report {
 pub fn verify_path_with(path: &Path, demands: Demands<'_>) -> Report {
     let name = name_of(&path.display().to_string());
     match open(path, &demands) {
-        Ok((tables, trust)) => verify(&name, &*tables, Demands { trust: demands.trust.or(trust), ..demands }),
+        Ok(tables) => verify(&name, &*tables, demands),
         Err(e) => Report::unreadable(&name, &e.to_string()),
     }
 }
@@ -88,23 +88,20 @@ pub fn is_bucket(source: &str) -> bool {
     source.starts_with("s3://")
 }
 
-/// Opens a source, and gives the ledger id that a dump names as trusted.
-fn open(path: &Path, demands: &Demands<'_>) -> Result<(Box<dyn Tables>, Option<Hash>), SourceError> {
+fn open(path: &Path, demands: &Demands<'_>) -> Result<Box<dyn Tables>, SourceError> {
     if let Some(url) = path.to_str().filter(|url| is_database(url)) {
-        return Ok((database(url)?, None));
+        return database(url);
     }
     if let Some(url) = path.to_str().filter(|url| is_bucket(url)) {
-        return Ok((Box::new(Export::open_bucket(url, demands.trust, demands.locks)?), None));
+        return Ok(Box::new(Export::open_bucket(url, demands.trust, demands.locks)?));
     }
     if path.file_name().is_none_or(|n| n != MANIFEST_NAME) && path.extension().is_some_and(|e| e == "json") {
-        let dump = Dump::read(path)?;
-        let trust = dump.trust;
-        return Ok((Box::new(dump), trust));
+        return Ok(Box::new(Dump::read(path)?));
     }
     if Export::is_at(path) {
-        return Ok((Box::new(Export::open(path, demands.trust)?), None));
+        return Ok(Box::new(Export::open(path, demands.trust)?));
     }
-    Ok((Box::new(Sqlite::open(path)?), None))
+    Ok(Box::new(Sqlite::open(path)?))
 }
 
 #[cfg(feature = "postgres")]

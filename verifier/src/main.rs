@@ -183,7 +183,7 @@ impl Outcome {
     fn save_anchor(&self, path: &Path) -> Result<(), String> {
         match self {
             Outcome::Native(report) => {
-                if report.part().is_some_and(|part| part.kind != "tail") {
+                if report.part().is_some_and(|part| !["tail", "summaries"].contains(&part.kind)) {
                     return Err("--save-anchor needs a whole ledger, or what came after an anchor".to_owned());
                 }
                 let text = report.anchor().ok_or(

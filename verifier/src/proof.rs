@@ -61,7 +61,10 @@ pub fn verify_proof_bytes(name: &str, bytes: &[u8], demands: Demands<'_>) -> Rep
 
 fn decode(name: &str, bytes: &[u8], held: Option<Held<'_>>, demands: Demands<'_>) -> Report {
     match Proof::decode(bytes) {
-        Ok(proof) => judge(name, &proof, held, &demands).with_digest(sha256(&[bytes])),
+        Ok(proof) => {
+            let report = judge(name, &proof, held, &demands).with_digest(sha256(&[bytes]));
+            report.of_kind("a proof file of one entry".to_owned())
+        }
         Err(e) => Report::unreadable(name, &format!("not a proof file: {e}")),
     }
 }

@@ -154,7 +154,7 @@ impl Part {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     source: String,
-    /// What the source is, where it says more of itself than its name.
+    /// What the source is, and what it says of itself; nothing where it could not be opened.
     kind: Option<String>,
     verdict: Verdict,
     reason: String,
@@ -280,8 +280,8 @@ impl Report {
         self
     }
 
-    pub(crate) fn of_kind(mut self, kind: Option<String>) -> Report {
-        self.kind = kind;
+    pub(crate) fn of_kind(mut self, kind: String) -> Report {
+        self.kind = Some(kind);
         self
     }
 

@@ -6,11 +6,13 @@ mod copy;
 mod postgres;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read as _;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use ledger_engine::domain::projection::{Cell, TABLES};
 use ledger_engine::hash::{Hash, from_hex};
+use rusqlite::limits::Limit;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _};
 
@@ -152,9 +154,7 @@ pub trait Tables {
     }
 
     /// What kind of source it is and what it says of itself, for the report.
-    fn kind(&self) -> Option<String> {
-        None
-    }
+    fn kind(&self) -> String;
 
     /// The export that this is. An export has no tables that follow from the entries, and a way of its own to be read fast.
     fn export(&self) -> Option<&Export> {
@@ -237,10 +237,20 @@ pub trait Tables {
 
 /// Rows read at a time.
 const PIECE: usize = 4096;
+/// Or so many bytes, and a row more.
+const PIECE_BYTES: usize = 2 << 20;
+/// Longest text or blob of a row that is looked at; bodies and documents end at half of it.
+const CELL_BYTES_MAX: usize = 128 << 10;
+/// Longest value that SQLite is to read: a file that has a longer one is not read further.
+const VALUE_BYTES_MAX: i32 = 16 << 20;
+/// Largest dump: they are for tests and for showing single faults.
+const DUMP_BYTES_MAX: u64 = 16 << 20;
 
 /// A ledger's SQLite file, read in one transaction: writers may go on.
 pub struct Sqlite {
     path: PathBuf,
+    /// It was named by the directory in which it is.
+    of_directory: bool,
     conn: Connection,
     present: BTreeMap<String, BTreeSet<String>>,
     /// Opened as a file that nobody writes; its length and time then.
@@ -279,6 +289,7 @@ impl Sqlite {
             conn.busy_timeout(std::time::Duration::from_secs(30))?;
             // The database is not ours: nothing in its schema is to run more than it must.
             conn.pragma_update(None, "trusted_schema", "OFF")?;
+            conn.set_limit(Limit::SQLITE_LIMIT_LENGTH, VALUE_BYTES_MAX)?;
             conn.execute_batch("BEGIN")?;
             for table in table_names() {
                 let mut s = conn.prepare("SELECT name FROM pragma_table_info(?1)")?;
@@ -320,7 +331,7 @@ impl Sqlite {
                 }
             }
         }
-        Ok(Sqlite { path: file, conn, present, unwritten })
+        Ok(Sqlite { path: file, of_directory: path.is_dir(), conn, present, unwritten })
     }
 
     fn fail(&self, e: &rusqlite::Error) -> SourceError {
@@ -352,11 +363,14 @@ impl Sqlite {
         let mut read = || -> rusqlite::Result<()> {
             let mut s = self.conn.prepare(&query)?;
             let mut rows = s.query([])?;
-            let mut piece = Vec::with_capacity(PIECE);
+            let (mut piece, mut bytes) = (Vec::with_capacity(PIECE), 0);
             while let Some(row) = rows.next()? {
-                piece.push(cells(columns(table).0, row)?);
-                if piece.len() == PIECE {
+                let row = cells(columns(table).0, row)?;
+                bytes += bytes_of(&row);
+                piece.push(row);
+                if piece.len() == PIECE || bytes >= PIECE_BYTES {
                     each(std::mem::replace(&mut piece, Vec::with_capacity(PIECE)));
+                    bytes = 0;
                 }
             }
             each(piece);
@@ -377,6 +391,15 @@ fn stamp(file: &Path) -> Option<(u64, std::time::SystemTime)> {
 }
 
 impl Tables for Sqlite {
+    fn kind(&self) -> String {
+        let what = if self.of_directory {
+            "the database of an embedded ledger"
+        } else {
+            "a database file of an embedded ledger"
+        };
+        format!("{what} (SQLite)")
+    }
+
     fn doubt(&self) -> Option<SourceError> {
         let changed = self.unwritten.is_some_and(|was| stamp(&self.path) != Some(was));
         changed.then(|| SourceError::Unreadable {
@@ -556,6 +579,16 @@ fn cells(columns: &[&str], row: &rusqlite::Row<'_>) -> rusqlite::Result<Vec<Cell
     columns.iter().enumerate().map(|(i, column)| row.get_ref(i).map(|value| cell(column, value))).collect()
 }
 
+/// How much the texts and blobs of a row take.
+pub(crate) fn bytes_of(row: &[Cell]) -> usize {
+    let cell = |cell: &Cell| match cell {
+        Cell::Text(text) => text.len(),
+        Cell::Blob(bytes) => bytes.len(),
+        _ => 0,
+    };
+    row.iter().map(cell).sum()
+}
+
 /// Stands for a value of no type of the format, such as a real or invalid text: of a type that the column does not have.
 fn misfit(column: &str) -> Cell {
     if BLOBS.contains(&column) { Cell::Text(String::new()) } else { Cell::Blob(Vec::new()) }
@@ -567,6 +600,8 @@ pub(crate) fn cell(column: &str, value: ValueRef<'_>) -> Cell {
         ValueRef::Null => Cell::Null,
         ValueRef::Integer(n) => Cell::Int(n),
         ValueRef::Real(_) => misfit(column),
+        // No value of the format is so long; what it is does not matter.
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) if bytes.len() > CELL_BYTES_MAX => misfit(column),
         ValueRef::Text(t) => String::from_utf8(t.to_vec()).map_or_else(|_| misfit(column), Cell::Text),
         ValueRef::Blob(b) => Cell::Blob(b.to_vec()),
     }
@@ -575,7 +610,7 @@ pub(crate) fn cell(column: &str, value: ValueRef<'_>) -> Cell {
 /// A dump (FORMAT.md 8).
 pub struct Dump {
     tables: BTreeMap<String, Vec<Vec<Cell>>>,
-    /// The ledger id that the dump names as trusted.
+    /// The ledger id by which the dump is to be judged in tests. It is the dump's own word: no verdict rests on it.
     pub trust: Option<Hash>,
     /// Exit status and sorted codes that a verifier must give.
     pub expect: Option<(u8, Vec<String>)>,
@@ -606,7 +641,13 @@ impl Dump {
     /// Reads a dump file.
     pub fn read(path: &Path) -> Result<Dump, SourceError> {
         let unreadable = |reason: String| SourceError::Unreadable { path: path.to_owned(), reason };
-        let bytes = std::fs::read(path).map_err(|e| unreadable(e.to_string()))?;
+        let mut bytes = Vec::new();
+        let read = std::fs::File::open(path).and_then(|f| f.take(DUMP_BYTES_MAX + 1).read_to_end(&mut bytes));
+        read.map_err(|e| unreadable(e.to_string()))?;
+        if bytes.len() as u64 > DUMP_BYTES_MAX {
+            let most = DUMP_BYTES_MAX >> 20;
+            return Err(unreadable(format!("a dump of more than {most} MiB; verify the ledger or an export instead")));
+        }
         Dump::parse(&bytes).map_err(unreadable)
     }
 
@@ -649,6 +690,10 @@ fn chain_of(table: &str, row: &[Cell]) -> Option<u64> {
 }
 
 impl Tables for Dump {
+    fn kind(&self) -> String {
+        "a dump of a ledger's tables (JSON)".to_owned()
+    }
+
     fn chains(&self, table: &str) -> Result<BTreeSet<Option<u64>>, SourceError> {
         let (columns, _) = columns(table);
         let rows = self.tables.get(table).filter(|_| columns.contains(&"chain")).map(Vec::as_slice).unwrap_or_default();

@@ -62,8 +62,7 @@ pub fn verify_stream(path: &Path, id: &str, demands: Demands<'_>) -> Report {
         return Report::unreadable(&name, &why);
     };
     match crate::open(path, &demands) {
-        Ok((tables, trust)) => {
-            let demands = Demands { trust: demands.trust.or(trust), ..demands };
+        Ok(tables) => {
             let judged = judge(&name, &*tables, subject, &demands);
             let judged = judged.unwrap_or_else(|e| Report::unreadable(&name, &e.to_string())).of_kind(tables.kind());
             let judged = match tables.export() {

@@ -1,7 +1,7 @@
 //! The summary of a batch, as a file: what was found of it by itself, and what is left to judge when it is joined to others.
 //!
 //! ```text
-//! ledger-partial/1\n ‖ length of the head, u32 little-endian ‖ head ‖ BLAKE3 of it ‖ records, gzip
+//! ledger-partial/2\n ‖ length of the head, u32 little-endian ‖ head ‖ BLAKE3 of it ‖ records, gzip
 //! ```
 //!
 //! Head and records are the tool's own (postcard); a summary is read by the version that wrote it, which its head says. The head holds the
@@ -25,7 +25,7 @@ use crate::prove::batch::{Facts, Written};
 use crate::report::TOOL;
 use crate::source::SourceError;
 
-const MAGIC: &[u8] = b"ledger-partial/1\n";
+const MAGIC: &[u8] = b"ledger-partial/2\n";
 /// Largest head, bytes: it holds a manifest and what streams without a state and listings need.
 const HEAD_BYTES_MAX: u32 = 1 << 30;
 /// Largest record, bytes: an order with all its deliveries.
@@ -47,8 +47,8 @@ pub(crate) enum Outcome {
 pub(crate) struct Head {
     pub(crate) tool: String,
     manifest: Vec<u8>,
-    /// What the archive says of itself.
-    pub(crate) described: String,
+    /// Number and manifest of the last batch that the archive had when this one was judged.
+    pub(crate) last: (u64, Hash),
     /// Header and body of the registry's entries up to the end of the batch.
     keys: Vec<(Vec<u8>, Vec<u8>)>,
     pub(crate) outcome: Outcome,
@@ -57,10 +57,10 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    pub(crate) fn new(manifest: &Manifest, described: String, keys: &[(Header, Vec<u8>)], outcome: Outcome) -> Head {
+    pub(crate) fn new(manifest: &Manifest, last: (u64, Hash), keys: &[(Header, Vec<u8>)], outcome: Outcome) -> Head {
         let keys = keys.iter().map(|(header, body)| (header.encode(), body.clone())).collect();
         let manifest = manifest.encode();
-        Head { tool: TOOL.to_owned(), manifest, described, keys, outcome, records: 0, digest: Hash::ZERO }
+        Head { tool: TOOL.to_owned(), manifest, last, keys, outcome, records: 0, digest: Hash::ZERO }
     }
 
     pub(crate) fn with_records(mut self, records: u64, digest: Hash) -> Head {

@@ -85,9 +85,10 @@ pub fn verify(name: &str, tables: &dyn Tables, demands: Demands<'_>) -> Report {
         }
         Err(Stop::Source(e)) => Report::unreadable(name, &e.to_string()),
     };
+    let report = report.of_kind(tables.kind());
     let report = match tables.export() {
         Some(export) => report.of_export(export.to_string()),
-        None => report.of_kind(tables.kind()),
+        None => report,
     };
     let held = !matches!(report.verdict(), Verdict::Broken | Verdict::NotChecked);
     // Looking at the whole file would cost what beginning at an anchor saves.

@@ -56,6 +56,11 @@ fn a_history_and_what_came_after_an_anchor() {
     let ledger = path.to_str().unwrap();
     let dump: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     let order = dump["tables"]["orders"][0]["order_id"].as_str().unwrap();
+    // What a file says of itself is no identity.
+    let (exit, said) = run(dir.path(), &[ledger]);
+    assert!(exit == 2 && said.contains("IDENTITY NOT PROVEN"), "{exit}: {said}");
+    let trust = ["--trust", dump["trust"].as_str().unwrap()];
+    let run = |dir: &Path, args: &[&str]| run(dir, &[args, &trust].concat());
     let (exit, said) = run(dir.path(), &[ledger, "--stream", order]);
     assert!(exit == 0 && said.contains("not covered: later revisions of these streams"), "{exit}: {said}");
     let (exit, said) = run(dir.path(), &[ledger, "--stream", "sku"]);
@@ -74,6 +79,43 @@ fn a_history_and_what_came_after_an_anchor() {
     assert_eq!(exit, 0, "{said}");
     let (exit, said) = run(dir.path(), &[ledger, "--since-anchor"]);
     assert!(exit == 2 && said.contains("--anchor"), "{exit}: {said}");
+}
+
+/// Rows that are far larger than any of the format's are judged in memory that does not grow with them.
+#[test]
+fn a_database_of_enormous_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("ledger.db");
+    let make = |bytes: u64, rows: u64| {
+        let _ = std::fs::remove_file(&file);
+        let db = rusqlite::Connection::open(&file).unwrap();
+        db.execute_batch(include_str!("../../migrations/sqlite/0001_ledger.sql")).unwrap();
+        db.execute_batch(&format!(
+            "INSERT INTO entries WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < {rows})
+             SELECT 0, i, zeroblob(32), 'ledger', 1, zeroblob(32), zeroblob(16), 'ledger.created', 1, 0, zeroblob(32), zeroblob(32),
+                 zeroblob(32), NULL, zeroblob({bytes}) FROM n"
+        ))
+        .unwrap();
+    };
+    let peak = "import resource, subprocess, sys\n\
+                code = subprocess.run(sys.argv[1:]).returncode\n\
+                print('peak', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10, 'exit', code)";
+    let python = std::env::var("LEDGER_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    for (bytes, rows, exit, say) in [
+        // Just beyond the longest value that is looked at, in many rows; longer ones; and too long a value to be read at all.
+        (130 << 10, 3000, 1, "entry_undecodable"),
+        (8 << 20, 48, 1, "entry_undecodable"),
+        (40 << 20, 2, 2, "too big"),
+    ] {
+        make(bytes, rows);
+        let output =
+            Command::new(&python).args(["-c", peak, env!("CARGO_BIN_EXE_audit-verify")]).arg(&file).output().unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        let (_, last) = said.rsplit_once("peak ").unwrap();
+        let (mib, code) = last.trim().split_once(" exit ").unwrap();
+        assert!(code == exit.to_string() && said.contains(say), "{said}");
+        assert!(mib.parse::<u64>().unwrap() < 256, "{bytes} bytes: {last}");
+    }
 }
 
 /// The page that auditors keep beside a report says of each code what the program says.

@@ -75,6 +75,7 @@ fn all_reports(dir: &Path) -> String {
     let streams = dump.to_string();
     let at = streams.find("\"order-").unwrap() + 1;
     all += &reports(&[text(&two), "--stream", &streams[at..at + 38]]);
+    all += &reports(&[text(&two), "--trust", dump["trust"].as_str().unwrap()]);
     all + &reports(&["/nonexistent"])
 }
 

@@ -49,6 +49,8 @@ pub struct SqliteOptions {
     pub pages_max: Option<u64>,
     /// SQLite VFS to use instead of the default one.
     pub vfs: Option<String>,
+    /// `FULL` unless a test shows what happens otherwise.
+    pub synchronous: &'static str,
     /// The file is worth nothing before it is closed, synced and renamed to where it is used, and is thrown away after any error: nothing is
     /// written twice, and nothing synced.
     pub draft: bool,
@@ -62,6 +64,7 @@ impl Default for SqliteOptions {
             checkpoint_pages: 8192,
             pages_max: None,
             vfs: None,
+            synchronous: "FULL",
             draft: false,
         }
     }
@@ -198,7 +201,8 @@ impl SqliteStore {
         if access == Access::Write {
             set_journal(&conn, if options.draft { "off" } else { "wal" })?;
         }
-        conn.pragma_update(None, "synchronous", if options.draft { "OFF" } else { "FULL" }).map_err(sql)?;
+        conn.pragma_update(None, "synchronous", if options.draft { "OFF" } else { options.synchronous })
+            .map_err(sql)?;
         conn.pragma_update(None, "wal_autocheckpoint", options.checkpoint_pages).map_err(sql)?;
         // An erased private document must not survive in free pages.
         conn.pragma_update(None, "secure_delete", "ON").map_err(sql)?;

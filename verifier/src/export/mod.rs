@@ -27,7 +27,7 @@ use self::copy::Copy;
 use crate::anchor::Anchor;
 use crate::finding::{Code, Finding};
 use crate::is_bucket;
-use crate::report::ChainReport;
+use crate::report::{ChainReport, counted};
 use crate::source::{LedgerAndGenesis, SourceError, Tables, Work};
 use crate::verify::Demands;
 
@@ -410,6 +410,15 @@ impl Lines {
     }
 }
 
+/// Batches by their manifests, of which `last` is the last, with so many files.
+pub(crate) fn batches_in_words(n: usize, files: usize, last: &Manifest) -> String {
+    let at = ledger_engine::time::rfc3339(last.exported_at_us);
+    let tool: String = last.tool.chars().filter(|c| !c.is_control()).take(100).collect();
+    let private = if last.private_withheld { ", private documents withheld" } else { "" };
+    let (batches, files) = (if n == 1 { "batch" } else { "batches" }, counted(files as u64, "file"));
+    format!("{n} {batches} with {files}, by their signed manifests, the last of {at} by {tool}{private}")
+}
+
 /// What the manifest says of the export, as claims.
 impl std::fmt::Display for Export {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -424,12 +433,7 @@ impl std::fmt::Display for Export {
                 files.len()
             );
         }
-        let n = self.parts.len();
-        write!(
-            f,
-            "{n} batches with {} files, by their signed manifests, the last of {at} by {tool}{private}",
-            files.len()
-        )?;
+        f.write_str(&batches_in_words(self.parts.len(), files.len(), &self.manifest))?;
         match self.unfinished.len() {
             0 => Ok(()),
             1 => write!(f, "; 1 more has no manifest yet and was not read: {}", printable(&self.unfinished[0])),
@@ -453,6 +457,12 @@ impl Tables for Export {
 
     fn scan(&self, table: &str, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError> {
         self.rows_of_lines()?.tables.scan(table, each)
+    }
+
+    fn kind(&self) -> String {
+        let place = if is_bucket(&self.root.to_string_lossy()) { "in S3" } else { "in a directory" };
+        let what = if self.is_archive() { "an archive of signed batches" } else { "an export (a copy, not signed)" };
+        format!("{what}, {place}")
     }
 
     fn export(&self) -> Option<&Export> {

@@ -13,7 +13,7 @@ use ledger_engine::hash::Hash;
 use memchr::memchr;
 
 use super::gauge::{Gauge, Unit};
-use super::row::{Member, ROW_BYTES_MAX, RawRow, RowFault, Rows};
+use super::row::{ROW_BYTES_MAX, RawRow, RowFault, Rows};
 use super::verify::{LegacyError, Source};
 
 /// Bytes and rows that are judged together.
@@ -21,6 +21,7 @@ const CHUNK_BYTES: usize = 8 << 20;
 const CHUNK_ROWS: usize = 16 * 1024;
 /// Enough to tell what a file is.
 const SNIFF_BYTES: u64 = 64 << 10;
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 /// Compressed input may expand so many times; an honest chain is mostly hashes and signatures and stays below 20.
 const EXPANSION_MAX: u64 = 100;
 /// No expansion is judged before so many bytes.
@@ -131,19 +132,19 @@ impl File {
 
     fn from_reader(
         name: String,
-        mut raw: Box<dyn Read + Send>,
+        raw: Box<dyn Read + Send>,
         gauge: Arc<Gauge>,
         format: Option<FileFormat>,
     ) -> Result<File, LegacyError> {
         let fail = |e: io::Error| unreadable(&name, &e);
-        let magic = sniff(&mut raw, 4).map_err(fail)?;
+        let (magic, raw) = sniff(raw, 4).map_err(fail)?;
         let packed = match magic.as_slice() {
             [0x1f, 0x8b, ..] => "gzip",
             [0x28, 0xb5, 0x2f, 0xfd] => "zstd",
             _ => "",
         };
-        let counted = Counted { inner: Cursor::new(magic).chain(raw), gauge: Arc::clone(&gauge) };
-        let mut plain: Box<dyn Read + Send> = match packed {
+        let counted = Counted { inner: raw, gauge: Arc::clone(&gauge) };
+        let plain: Box<dyn Read + Send> = match packed {
             "gzip" => {
                 let inner = MultiGzDecoder::new(BufReader::with_capacity(1 << 16, counted));
                 Box::new(Bounded { inner, gauge: Arc::clone(&gauge), given: 0 })
@@ -155,9 +156,12 @@ impl File {
             }
             _ => Box::new(counted),
         };
-        let head = sniff(&mut plain, SNIFF_BYTES).map_err(fail)?;
-        let format = format.unwrap_or_else(|| detect(&head));
-        let plain: Box<dyn Read + Send> = Box::new(Cursor::new(head).chain(plain));
+        let (head, mut plain) = sniff(plain, SNIFF_BYTES).map_err(fail)?;
+        if head.starts_with(BYTE_ORDER_MARK) {
+            // Some editors put one before UTF-8; it is no part of the first row.
+            plain.read_exact(&mut [0; BYTE_ORDER_MARK.len()]).map_err(fail)?;
+        }
+        let format = format.unwrap_or_else(|| detect(head.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&head)));
         let reader = match format {
             FileFormat::Envelope => Reader::Envelope(Box::new(Envelope::new(plain))),
             FileFormat::Directory => {
@@ -185,29 +189,68 @@ fn unreadable(name: &str, e: &io::Error) -> LegacyError {
     LegacyError::Source(format!("{name}: {e}"))
 }
 
-/// Reads up to `count` bytes.
-fn sniff(reader: &mut dyn Read, count: u64) -> io::Result<Vec<u8>> {
+/// Reads up to `count` bytes. Gives them, and the reader of all of them and what follows. An error after the first byte comes when that reader
+/// is there: decompressors give theirs once, and then an end.
+fn sniff<R: Read + Send + 'static>(mut reader: R, count: u64) -> io::Result<(Vec<u8>, Box<dyn Read + Send>)> {
     let mut head = Vec::new();
-    match reader.take(count).read_to_end(&mut head) {
-        // What is damaged further on is said when the reader comes there.
-        Err(_) if !head.is_empty() => Ok(head),
-        other => other.map(|_| head),
+    let failed = match reader.by_ref().take(count).read_to_end(&mut head) {
+        Err(e) if head.is_empty() => return Err(e),
+        read => read.err(),
+    };
+    let rest = Cursor::new(head.clone());
+    let rest: Box<dyn Read + Send> = match failed {
+        Some(e) => Box::new(rest.chain(Failing(Some(e)))),
+        None => Box::new(rest.chain(reader)),
+    };
+    Ok((head, rest))
+}
+
+/// Gives an error where a reader had one, and nothing after it.
+struct Failing(Option<io::Error>);
+
+impl Read for Failing {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        self.0.take().map_or(Ok(0), Err)
     }
 }
 
 fn detect(head: &[u8]) -> FileFormat {
-    let text = head.trim_ascii_start();
-    if text.starts_with(b"[") {
-        return FileFormat::Envelope;
-    }
-    let key = text.strip_prefix(b"{").map(<[u8]>::trim_ascii_start).and_then(|t| t.strip_prefix(b"\""));
-    let key = key.and_then(|k| k.split(|b| *b == b'"').next()).map(String::from_utf8_lossy);
-    match key {
-        Some(key) if Member::named(&key).is_none() && memchr::memmem::find(head, b"\"events\"").is_some() => {
-            FileFormat::Envelope
-        }
+    match head.trim_ascii_start().first() {
+        Some(b'[') => FileFormat::Envelope,
+        Some(b'{') if has_events(head) => FileFormat::Envelope,
         _ => FileFormat::Lines,
     }
+}
+
+/// Whether the text begins with an object that has an array `events`, as far as can be seen. A row has no such member.
+fn has_events(head: &[u8]) -> bool {
+    let (mut depth, mut at) = (0_u32, 0);
+    while let Some(byte) = head.get(at) {
+        match byte {
+            b'"' => {
+                let mut end = at + 1;
+                while head.get(end).is_some_and(|b| *b != b'"') {
+                    end += if head[end] == b'\\' { 2 } else { 1 };
+                }
+                let Some(text) = head.get(at..=end) else { return false };
+                let after = head[end + 1..].trim_ascii_start();
+                let array = after.strip_prefix(b":").is_some_and(|after| after.trim_ascii_start().starts_with(b"["));
+                if depth == 1 && array && serde_json::from_slice::<String>(text).is_ok_and(|name| name == "events") {
+                    return true;
+                }
+                at = end;
+            }
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => match depth {
+                // The first object ends.
+                0 | 1 => return false,
+                _ => depth -= 1,
+            },
+            _ => {}
+        }
+        at += 1;
+    }
+    false
 }
 
 /// Reads what may never come, in a thread of its own, so that a run can be stopped meanwhile.
@@ -347,6 +390,7 @@ impl Source for File {
     fn remarks(&self) -> Vec<String> {
         match self.passed_over {
             0 => Vec::new(),
+            1 => vec!["1 file of the directory is no .json file and was passed over".to_owned()],
             n => vec![format!("{n} files of the directory are no .json files and were passed over")],
         }
     }
@@ -441,6 +485,8 @@ impl LineReader {
 struct Envelope {
     input: BufReader<Box<dyn Read + Send>>,
     state: State,
+    /// The events were begun.
+    has_events: bool,
     stated: Option<u64>,
 }
 
@@ -458,7 +504,12 @@ enum State {
 
 impl Envelope {
     fn new(inner: Box<dyn Read + Send>) -> Envelope {
-        Envelope { input: BufReader::with_capacity(1 << 18, inner), state: State::Start, stated: None }
+        Envelope {
+            input: BufReader::with_capacity(1 << 18, inner),
+            state: State::Start,
+            has_events: false,
+            stated: None,
+        }
     }
 
     fn peek(&mut self) -> io::Result<Option<u8>> {
@@ -546,8 +597,16 @@ impl Envelope {
         Ok(())
     }
 
+    /// After a member's value.
+    fn next_member(&mut self) -> io::Result<()> {
+        if self.take(b',')? || self.peek()? == Some(b'}') { Ok(()) } else { Err(damaged("expected ',' or '}'")) }
+    }
+
     fn end(&mut self) -> io::Result<()> {
         self.state = State::End;
+        if !self.has_events {
+            return Err(damaged("it has no member \"events\""));
+        }
         if self.peek()?.is_some() { Err(damaged("text follows it")) } else { Ok(()) }
     }
 
@@ -555,7 +614,7 @@ impl Envelope {
         match self.state {
             State::Start => {
                 if self.take(b'[')? {
-                    self.state = State::Events { inside: false };
+                    (self.state, self.has_events) = (State::Events { inside: false }, true);
                 } else {
                     self.expect(b'{')?;
                     self.state = State::Members;
@@ -568,22 +627,36 @@ impl Envelope {
                 let (mut key, mut value) = (Vec::new(), Vec::new());
                 self.value(&mut key)?;
                 self.expect(b':')?;
-                if key == b"\"events\"" && self.take(b'[')? {
+                let key: String = serde_json::from_slice(&key).map_err(|_| damaged("a member's name is no string"))?;
+                // Of a member that comes twice, readers take one or the other.
+                let once = match key.as_str() {
+                    "events" => !std::mem::replace(&mut self.has_events, true),
+                    "count" => self.stated.is_none(),
+                    _ => true,
+                };
+                if !once {
+                    return Err(damaged(&format!("its member {key:?} comes twice")));
+                }
+                if key == "events" {
+                    if !self.take(b'[')? {
+                        return Err(damaged("its member \"events\" is no array"));
+                    }
                     self.state = State::Events { inside: true };
                     return Ok(());
                 }
                 self.value(&mut value)?;
-                if key == b"\"count\"" {
-                    self.stated = std::str::from_utf8(&value).ok().and_then(|v| v.trim().parse().ok());
+                if key == "count" {
+                    let count = std::str::from_utf8(&value).ok().and_then(|v| v.trim().parse().ok());
+                    self.stated = Some(count.ok_or_else(|| damaged("its member \"count\" is no count"))?);
                 }
-                self.take(b',')?;
+                self.next_member()?;
             }
             State::Events { inside } => {
                 if self.take(b']')? {
                     if !inside {
                         return self.end();
                     }
-                    self.take(b',')?;
+                    self.next_member()?;
                     self.state = State::Members;
                     return Ok(());
                 }
@@ -627,10 +700,16 @@ impl Walk {
             };
             self.gauge.check()?;
             self.gauge.add(1);
+            let event = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
             if kind.is_dir() {
                 self.open.push(list(&path)?);
-            } else if !kind.is_file() || path.extension().is_none_or(|e| e != "json") {
+            } else if !event && !kind.is_symlink() {
                 self.passed_over += 1;
+            } else if !kind.is_file() {
+                // It may lead anywhere, and around; passing it over would leave events out.
+                let what = if kind.is_symlink() { "a link" } else { "no regular file" };
+                let why = format!("{} is {what}: put the file itself there, or take it away", path.display());
+                return Err(io::Error::other(why));
             } else {
                 let start = texts.buffer.len();
                 let limit = ROW_BYTES_MAX as u64 + 1;

@@ -13,7 +13,7 @@ use super::anchor::Anchor;
 use super::time::print_time;
 use crate::collector::{Chainless, Findings};
 use crate::finding::{Code, Finding};
-use crate::report::Verdict;
+use crate::report::{Verdict, counted};
 
 /// A key of the registry and what it was used for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,7 +188,7 @@ impl LegacyReport {
             Verdict::Broken => {
                 let (n, first) = (self.faults(), self.findings().first());
                 let first = first.map(|f| format!("; the first is {} at {}", f.code.as_str(), f.place));
-                format!("Audit verification failed: {n} findings{}", first.unwrap_or_default())
+                format!("Audit verification failed: {}{}", counted(n, "finding"), first.unwrap_or_default())
             }
             Verdict::IdentityNotProven => {
                 "CONSISTENT, IDENTITY NOT PROVEN: no registry of signers was given".to_owned()
@@ -221,8 +221,15 @@ impl LegacyReport {
         }
         let signatures: u64 = self.keys.iter().map(|k| k.signatures).sum();
         line(format!(
-            "{} rows read, {} in the chain; {} stored hashes and {signatures} signatures compared",
-            self.rows, self.chain_rows, self.hashes_compared
+            "{} read, {} in the chain; {} and {} compared",
+            counted(self.rows, "row"),
+            self.chain_rows,
+            if self.hashes_compared == 1 {
+                "1 stored hash".to_owned()
+            } else {
+                format!("{} stored hashes", self.hashes_compared)
+            },
+            counted(signatures, "signature")
         ));
         if let Some(head) = self.head {
             line(format!("head {head} (id {})", self.head_id));
@@ -235,7 +242,8 @@ impl LegacyReport {
         }
         self.adoptions_in_words().into_iter().for_each(&mut line);
         if self.anchors > 0 {
-            line(format!("{} anchors hold", self.anchors));
+            let hold = if self.anchors == 1 { "holds" } else { "hold" };
+            line(format!("{} {hold}", counted(self.anchors, "anchor")));
         }
         if let (Some((first, _)), Some((last, _))) = (self.days.first_key_value(), self.days.last_key_value()) {
             line(format!("days {} to {} by the rows' own times", day(*first), day(*last)));
@@ -247,7 +255,7 @@ impl LegacyReport {
             };
             let from = k.valid_from.map(|t| format!(", from {}", print_time(t))).unwrap_or_default();
             let until = k.revoked_at.map(|t| format!(", revoked {}", print_time(t))).unwrap_or_default();
-            line(format!("key {}: {} rows, {key}{from}{until}", k.kid, k.signatures));
+            line(format!("key {}: {}, {key}{from}{until}", k.kid, counted(k.signatures, "row")));
         }
         if !self.notes.is_empty() {
             line("not covered, or for you to weigh:".into());
@@ -256,13 +264,13 @@ impl LegacyReport {
             line(n.to_string().replace('\n', "\n  "));
         }
         if self.findings.total > self.findings.first.len() as u64 {
-            line(format!("{} findings, by code:", self.findings.total));
+            line(format!("{}, by code:", counted(self.findings.total, "finding")));
             for (code, n) in &self.counts {
                 line(format!("  {n:>10} {}", code.as_str()));
             }
             line("one by one:".into());
         } else if self.findings.total > 0 {
-            line(format!("{} findings:", self.findings.total));
+            line(format!("{}:", counted(self.findings.total, "finding")));
         }
         out
     }

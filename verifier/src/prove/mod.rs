@@ -35,11 +35,13 @@ use crate::export::{Export, channel, feed};
 use crate::frequent::FrequentKeys;
 use crate::report::{ChainReport, KeyReport};
 use crate::row::number;
-use crate::source::{Cursor, SourceError, Tables, columns, table_names};
+use crate::source::{Cursor, SourceError, Tables, bytes_of, columns, table_names};
 use crate::verify::{Demands, Progress};
 
 /// Entries that are handed over at once.
 const PIECE: usize = 2048;
+/// Or so many bytes of them, and of their documents, and a row more of each.
+const PIECE_BYTES: usize = 4 << 20;
 /// Rows of another table that a piece can need: four signatures for each entry's commit. More are left for later pieces, where
 /// they do not fit.
 const ROWS_MAX: usize = 4 * PIECE + 1;
@@ -429,8 +431,10 @@ struct Ahead<'c, 'd> {
 impl Ahead<'_, '_> {
     /// Takes rows while their second column is at most `to`, or no number.
     fn take(&mut self, to: u64, out: &mut Vec<Vec<Cell>>) -> Result<(), SourceError> {
-        while out.len() < ROWS_MAX {
+        let mut bytes = 0;
+        while out.len() < ROWS_MAX && bytes < PIECE_BYTES {
             let Some(row) = self.next.take_if(|row| row.get(1).and_then(number).is_none_or(|n| n <= to)) else { break };
+            bytes += bytes_of(&row);
             out.push(row);
             self.next = self.cursor.next()?;
         }
@@ -450,17 +454,28 @@ fn read_pieces(
         let next = cursor.next()?;
         others.push(Ahead { cursor, next });
     }
+    // Entries that were read, whose documents did not fit any more.
+    let mut left: Vec<Vec<Cell>> = Vec::new();
+    let at = |row: &Vec<Cell>| row.get(1).and_then(number).unwrap_or(u64::MAX);
     loop {
-        let mut piece = Piece::default();
-        while piece.entries.len() < PIECE {
+        let mut piece = Piece { entries: std::mem::take(&mut left), ..Piece::default() };
+        let mut bytes: usize = piece.entries.iter().map(|row| bytes_of(row)).sum();
+        while piece.entries.len() < PIECE && bytes < PIECE_BYTES {
             let Some(row) = entries.next()? else { break };
+            bytes += bytes_of(&row);
             piece.entries.push(row);
         }
         let end = piece.entries.is_empty();
-        // Rows beyond the last entry come with an empty piece.
-        let to = piece.entries.last().map_or(u64::MAX, |row| row.get(1).and_then(number).unwrap_or(u64::MAX));
         let [documents, commits, signatures, checkpoints] = &mut others[..] else { return Ok(()) };
+        // Rows beyond the last entry come with an empty piece.
+        let mut to = piece.entries.last().map_or(u64::MAX, at);
         documents.take(to, &mut piece.documents)?;
+        if let Some(next) = documents.next.as_ref().map(at).filter(|next| !end && *next <= to) {
+            let fit = piece.entries.partition_point(|row| at(row) < next);
+            // At least one goes: its document is no part of it where it does not fit alone.
+            left = piece.entries.split_off(fit.max(1));
+            to = piece.entries.last().map_or(u64::MAX, at);
+        }
         commits.take(to, &mut piece.commits)?;
         signatures.take(to, &mut piece.signatures)?;
         // A checkpoint's size is one more than the index of the last entry it covers.

@@ -367,8 +367,8 @@ impl Postgres {
 }
 
 impl Tables for Postgres {
-    fn kind(&self) -> Option<String> {
-        Some(self.kind.clone())
+    fn kind(&self) -> String {
+        self.kind.clone()
     }
 
     /// Rows in order are found by an index, which is a second copy of each key: one that was made to leave rows out would hide them

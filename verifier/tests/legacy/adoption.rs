@@ -181,8 +181,11 @@ fn both_in_one_run() {
     let file = |name: &str| fixtures.join(name).display().to_string();
     let (ledger, chain) = (file("valid/legacy_adopted.json"), file("legacy/legacy-chain-ed25519.jsonl"));
     let signers = file("legacy/legacy-signers.json");
+    let dump: serde_json::Value = serde_json::from_slice(&std::fs::read(&ledger).unwrap()).unwrap();
+    let trust = ["--trust", dump["trust"].as_str().unwrap()];
     let run = |arguments: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_audit-verify")).args(arguments).output().unwrap();
+        let trust = if arguments.contains(&ledger.as_str()) { &trust[..] } else { &[] };
+        let output = Command::new(env!("CARGO_BIN_EXE_audit-verify")).args(arguments).args(trust).output().unwrap();
         let said = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
         (output.status.code().unwrap(), said)
     };

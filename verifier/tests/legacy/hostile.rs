@@ -43,6 +43,68 @@ fn damaged_archives_are_never_verified() {
     assert_ne!(judge_bytes((text + "x").as_bytes(), &[]).exit(), 0);
 }
 
+/// A decompressor says once that a sum is wrong; also where the whole text is seen before the first row is read.
+#[test]
+fn no_byte_of_a_gzip_trailer_can_be_changed() {
+    let rows = chain(24);
+    let (first, second) = (gzip(lines(&rows[..12]).as_bytes()), gzip(lines(&rows[12..]).as_bytes()));
+    assert_verified(&judge_bytes(&[&first[..], &second].concat(), &[]), 24);
+    for at in 1..=8 {
+        let mut damaged = first.clone();
+        let place = damaged.len() - at;
+        damaged[place] ^= 1;
+        for packed in [damaged.clone(), [&damaged[..], &second].concat()] {
+            let report = judge_bytes(&packed, &[]);
+            assert_eq!(report.exit(), 2, "{at}: {}", report.to_text());
+        }
+    }
+}
+
+/// Where readers of JSON would take one thing or another, or none, no verdict rests on one of them.
+#[test]
+fn envelopes_that_readers_read_differently() {
+    let rows = chain(24);
+    let (first, second) = (json!(rows[..12]), json!(rows[12..]));
+    for text in [
+        format!(r#"{{"events":{first},"events":{second}}}"#),
+        format!(r#"{{"events":{first},"\u0065vents":{second}}}"#),
+        format!(r#"{{"\u0065vents":{first},"events":{second}}}"#),
+        format!(r#"{{"count":24,"events":{first},"count":12}}"#),
+        format!(r#"{{"count":"24","events":{first}}}"#),
+        format!(r#"{{"events":{first},"count":24.0}}"#),
+        format!(r#"{{"events":{first},"count":null}}"#),
+        format!(r#"{{"events":{first} "count":12}}"#),
+    ] {
+        let report = judge_bytes(text.as_bytes(), &[]);
+        assert_eq!(report.exit(), 2, "{}: {}", &text[..40], report.to_text());
+    }
+    // Members of other names may come as they like; also names that rows have.
+    for text in [
+        format!(r#"{{"id":"exp1","payload":{{"events":1}},"count":12,"events":{first}}}"#),
+        format!(r#"{{"note":"\"events\":[","\u0065vents":{first},"note":"x"}}"#),
+        format!("\u{feff}{{\"events\":{first}}}"),
+        format!("\u{feff}{}", lines(&rows[..12])),
+    ] {
+        assert_verified(&judge_bytes(text.as_bytes(), &[]), 12);
+    }
+}
+
+#[test]
+fn no_event_of_a_directory_is_passed_over() {
+    let rows = chain(3);
+    let dir = tempfile::tempdir().unwrap();
+    let put = |name: &str, row: &serde_json::Value| std::fs::write(dir.path().join(name), row.to_string()).unwrap();
+    put("1.json", &rows[0]);
+    put("2.JSON", &rows[1]);
+    put("3.txt", &rows[2]);
+    let report = judge_file(dir.path(), Some(&signers()), &[]);
+    assert_verified(&report, 2);
+    assert!(report.to_text().contains("1 file of the directory is no .json file"), "{}", report.to_text());
+    std::os::unix::fs::symlink("3.txt", dir.path().join("3.json")).unwrap();
+    let report = judge_file(dir.path(), Some(&signers()), &[]);
+    assert!(report.exit() == 2 && report.reason.contains("is a link"), "{}", report.to_text());
+}
+
 #[test]
 fn archives_that_expand_without_end() {
     for (bomb, exit) in [

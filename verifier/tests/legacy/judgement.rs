@@ -359,7 +359,7 @@ fn every_container_gives_the_same_report() {
     let report = judge_file(directory.path(), Some(&signers()), &[]);
     assert_verified(&report, 300);
     assert_eq!(report.rows_digest, expected.rows_digest);
-    assert!(report.to_text().contains("1 files of the directory"));
+    assert!(report.to_text().contains("1 file of the directory"));
 }
 
 #[test]
