@@ -182,6 +182,17 @@ fn a_bucket_night_after_night_and_what_is_done_to_it() {
     }
     assert!(metadata.contains_key("version") && metadata.contains_key("export_ts"));
 
+    // Who got no answer puts the same bytes once more: nothing else lies there.
+    block(async {
+        let list = s3.list_objects_v2().bucket(&bucket).send().await.unwrap();
+        for key in list.contents().iter().filter_map(|object| object.key()) {
+            let bytes = s3.get_object().bucket(&bucket).key(key).send().await.unwrap().body.collect().await.unwrap();
+            s3.put_object().bucket(&bucket).key(key).body(ByteStream::from(bytes.into_bytes())).send().await.unwrap();
+        }
+    });
+    let (exit, said) = shop.verify(&source, "");
+    assert!(exit == 0 && said.contains("VERIFIED"), "{said}");
+
     // Somebody puts a forged manifest over the first, deletes the second's, and adds a file.
     block(async {
         let key = format!("{}/manifest.json", first["directory"].as_str().unwrap());
@@ -710,4 +721,140 @@ fn a_revoked_key_signs_no_more_exports() {
     std::fs::write(&manifest, forged).unwrap();
     let (exit, said) = shop.verify("archive", "");
     assert!(exit == 1 && said.contains("kid_not_valid"), "{said}");
+}
+
+/// A ledger goes on from an archive only if nothing says that more was signed: not where a batch lost its manifest, nor where a manifest is
+/// damaged, nor where a checkpoint is by a key that was lost with the entries before it.
+#[test]
+fn a_ledger_goes_on_only_with_all_that_was_signed() {
+    let shop = Shop::open();
+    exported(&shop);
+    let rotate = "keys rotate --purpose checkpoint --governance-key shop-governance.pem";
+    let (exit, said) = shop.run(rotate, &[]);
+    assert_eq!(exit, 0, "{said}");
+    shop.json("export --out archive", &[]);
+    shop.sell("second");
+    shop.json("export --out archive", &[]);
+    let restore = |n: &str, more: &[&str]| {
+        let sh = format!("rm -rf {n}; mkdir {n}; cp -r shop/keys {n}/keys");
+        shell(shop.dir.path(), &sh);
+        let line = format!("--json --dir {n} restore --from damaged --trust {} --newest-checkpoint none", shop.id);
+        let output = shop.command(Path::new(LEDGER), &line, &[]).args(more).output().unwrap();
+        (output.status.code().unwrap(), text(&output))
+    };
+    let closed = |n: &str| {
+        let (exit, said) = restore(n, &["--accept-loss", "the disk"]);
+        assert!(exit == 0 && said.contains(r#""fate":"closed""#), "{said}");
+        let (exit, said) = shop.verify(n, "");
+        assert_eq!(exit, 0, "{said}");
+        let line = format!("--dir {n} submit commands");
+        let said = text(&shop.command(Path::new(LEDGER), &line, &[]).output().unwrap());
+        assert!(said.contains("closed.json"), "{said}");
+        let line = format!("--dir {n}-next init --origin ledger.example/next --succeeds {n}/closed.json");
+        let output = shop.command(Path::new(LEDGER), &line, &[]).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+    };
+    // The last batch has no manifest: it was begun, and so checkpoints were signed for it.
+    shell(shop.dir.path(), "cp -r archive damaged; rm damaged/marketplace/*/*-00000004-*/manifest.json");
+    let (exit, said) = shop.verify("damaged", "");
+    assert!(exit == 0 && said.contains("1 more has no manifest yet"), "{said}");
+    let (exit, said) = restore("one", &[]);
+    assert!(exit == 2 && said.contains("-00000004-") && said.contains("two histories"), "{said}");
+    let (exit, said) = restore("one", &["--drill"]);
+    assert!(exit == 0 && said.contains(r#""fate":"drill""#), "{said}");
+    closed("one");
+    // Its manifest is damaged.
+    shell(
+        shop.dir.path(),
+        "rm -r damaged; cp -r archive damaged; for m in damaged/marketplace/*/*-00000004-*/manifest.json; do echo x >> $m; done",
+    );
+    let (exit, said) = restore("two", &[]);
+    assert!(exit == 1 && said.contains("export_file_unexpected"), "{said}");
+    closed("two");
+    // The entries with which a checkpoint key came are lost; what it signed since cannot be verified.
+    shell(shop.dir.path(), "rm -r damaged; cp -r archive damaged; rm damaged/marketplace/*/*-00000003-*/entries-*");
+    closed("three");
+    // Where all is there, it goes on, whatever else was damaged.
+    shell(shop.dir.path(), "rm -r damaged; cp -r archive damaged; echo x > damaged/marketplace/stranger");
+    let (exit, said) = restore("four", &[]);
+    assert!(exit == 1 && said.contains("export_file_unexpected"), "{said}");
+    let (exit, said) = restore("four", &["--accept-loss", "nothing"]);
+    assert!(exit == 0 && said.contains(r#""fate":"continued""#), "{said}");
+}
+
+/// Private documents may go, and everything else stands; none goes with another, and whoever restores hears how many are gone.
+#[test]
+fn private_documents_go_alone() {
+    let shop = Shop::open();
+    exported(&shop);
+    let documents = |db: &str| -> u64 {
+        let count = rows(&shop.path(db), "SELECT count(*) FROM private_documents");
+        count[0].trim_start_matches("Integer(").trim_end_matches(')').parse().unwrap()
+    };
+    let all = documents("shop/ledger.db");
+    shop.sell("second");
+    shop.json("export --out archive", &[]);
+    let late = documents("shop/ledger.db") - all;
+    assert!(all > 20 && late > 0, "{all} {late}");
+    let restore = |n: &str, more: &[&str]| {
+        shell(shop.dir.path(), &format!("mkdir {n}; cp -r shop/keys {n}/keys"));
+        let line = format!("--json --dir {n} restore --from damaged --trust {} --newest-checkpoint none", shop.id);
+        let output = shop.command(Path::new(LEDGER), &line, &[]).args(more).output().unwrap();
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        let said: Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
+        assert_eq!(said["fate"], "continued", "{said}");
+        said["private_absent"].as_u64().unwrap()
+    };
+    shell(shop.dir.path(), "cp -r archive damaged");
+    assert_eq!(restore("whole", &[]), 0);
+    // The time of one batch's documents is over.
+    shell(shop.dir.path(), "rm damaged/marketplace/*/*-00000001-*/private-*");
+    let (exit, said) = shop.verify("damaged", "");
+    assert!(exit == 0 && said.contains("1 of the files, with private documents, is not there"), "{said}");
+    let (exit, said) = shop.verify("damaged", " --batches 1 --partial parts");
+    assert_eq!(exit, 0, "{said}");
+    assert_eq!(restore("over", &[]), all);
+    assert_eq!(documents("over/ledger.db"), late);
+    let (exit, said) = shop.verify("over", "");
+    assert_eq!(exit, 0, "{said}");
+    // One of them was changed: it alone is lost.
+    let change = "rm -r damaged; cp -r archive damaged; for f in damaged/marketplace/*/*-00000001-*/private-*; do \
+                  gunzip -c $f > lines; awk 'NR == 3 { sub(/example/, \"examine\") } { print }' lines | gzip > $f; done";
+    shell(shop.dir.path(), change);
+    let (exit, said) = shop.verify("damaged", "");
+    assert!(exit == 1 && said.contains("export_digest_mismatch"), "{said}");
+    assert_eq!(restore("changed", &["--accept-loss", "one document"]), 1);
+    assert_eq!(documents("changed/ledger.db"), all + late - 1);
+    let (exit, said) = shop.verify("changed", "");
+    assert_eq!(exit, 0, "{said}");
+}
+
+/// Nothing is recorded as exported that is not there, and nobody's copy of a manifest stops the exports.
+#[test]
+fn what_is_taken_over_is_looked_at() {
+    let shop = Shop::open();
+    exported(&shop);
+    // A copy of the archive, whose record the ledger has by another name.
+    shell(shop.dir.path(), "cp -r archive copy; cp -r archive broken; rm broken/marketplace/*/*-00000002-*/entries-*");
+    let (exit, said) = shop.run("export --out broken", &[]);
+    assert!(exit == 2 && said.contains("MISSING") && said.contains("cannot be recorded"), "{said}");
+    let (exit, said) = shop.run("exports --of broken", &[]);
+    assert!(exit == 0 && said.contains("   1  ") && !said.contains("   2  "), "{said}");
+    assert_eq!(shop.json("export --out copy", &[])["sequence"].as_u64(), Some(3));
+    assert_eq!(shop.verify("copy", "").0, 0);
+    // What is asked for by another name is not passed over in silence.
+    for of in ["archive", "archive/", "./archive"] {
+        let (exit, said) = shop.run(&format!("exports --check --of {of}"), &[]);
+        assert!(exit == 0 && said.matches("all objects are").count() == 2, "{of}: {said}");
+    }
+    let (exit, said) = shop.run("exports --check --of nowhere", &[]);
+    assert!(exit == 2 && said.contains("nothing was exported there") && said.contains("/archive"), "{said}");
+    // Batch 1's manifest where batch 3 would be.
+    let replay = "id=$(basename archive/marketplace/*/*-00000001-* | cut -c1-16); d=$(dirname archive/marketplace/*/*-00000001-*); \
+                  mkdir $d/$id-00000003-000000; cp $d/$id-00000001-*/manifest.json $d/$id-00000003-000000/";
+    shell(shop.dir.path(), replay);
+    assert_eq!(shop.json("export --out archive", &[])["sequence"].as_u64(), Some(3));
+    let (exit, said) = shop.verify("archive", "");
+    assert!(exit == 1 && said.contains("export_file_unexpected"), "{said}");
 }

@@ -167,7 +167,7 @@ where
         "RequestTimeTooSkewed" => {
             BucketError::Unfit(format!("this machine's clock is not the server's ({said}); set the clocks (NTP)"))
         }
-        "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired" => {
+        code if CREDENTIALS.contains(&code) => {
             BucketError::Unfit(format!("the server does not take these credentials ({said}); renew them"))
         }
         "ObjectLockConfigurationNotFoundError" => BucketError::Unfit(
@@ -179,6 +179,10 @@ where
         _ => BucketError::Unfit(format!("the server refuses {action} ({said})")),
     }
 }
+
+/// Codes of answers to credentials that are not taken.
+const CREDENTIALS: [&str; 5] =
+    ["InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired"];
 
 fn file(e: std::io::Error) -> BucketError {
     BucketError::File(e.to_string())
@@ -383,8 +387,10 @@ impl Bucket {
                 let (mode, until) = (r.mode()?, r.retain_until_date()?);
                 Some(Retention { mode: mode.as_str().to_owned(), until_s: until.secs(), legal_hold })
             })),
-            Err(e) => match fault("s3:GetObjectRetention", &e) {
-                denied @ (BucketError::Denied(..) | BucketError::Failing(..)) => Err(denied),
+            Err(e) => match (fault("s3:GetObjectRetention", &e), e.code()) {
+                (denied @ (BucketError::Denied(..) | BucketError::Failing(..)), _) => Err(denied),
+                // Nothing was said of the object.
+                (unfit, Some(code)) if code == "RequestTimeTooSkewed" || CREDENTIALS.contains(&code) => Err(unfit),
                 // The object has none.
                 _ => Ok(None),
             },

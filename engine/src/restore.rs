@@ -112,6 +112,8 @@ pub struct Restorer {
     entries_waiting: usize,
     checkpoints: Vec<CheckpointRow>,
     storing: Storing,
+    /// One bit an entry: it names a private document that was neither there nor erased later.
+    absent: Vec<u64>,
 }
 
 impl Restorer {
@@ -130,6 +132,7 @@ impl Restorer {
             waiting: Vec::new(),
             entries_waiting: 0,
             checkpoints: Vec::new(),
+            absent: Vec::new(),
             head,
         })
     }
@@ -142,6 +145,23 @@ impl Restorer {
     /// Whether an entry of the archive is the last one that the store has.
     pub fn continues(&self, last: &Entry) -> bool {
         last.header.index + 1 == self.head.size() && last.entry_hash == self.head.hash
+    }
+
+    /// Of the entries that were taken, how many name a private document that was not with them, and that no later entry erased.
+    pub fn absent_documents(&self) -> u64 {
+        self.absent.iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
+    fn absent(&mut self, index: u64, is: bool) {
+        let (word, bit) = ((index / 64) as usize, 1 << (index % 64));
+        if is && self.absent.len() <= word {
+            self.absent.resize(word + 1, 0);
+        }
+        match self.absent.get_mut(word) {
+            Some(word) if is => *word |= bit,
+            Some(word) => *word &= !bit,
+            None => {}
+        }
     }
 
     /// Takes the next commit. It is stored with others, in time.
@@ -190,6 +210,9 @@ impl Restorer {
             {
                 rows.push(idempotency_row(self.chain, &meta.idem, h.index));
             }
+            if body.private_sha256.is_some() && private.binary_search_by_key(&h.index, |(index, _)| *index).is_err() {
+                self.absent(h.index, true);
+            }
             if h.event_type == "subject.erased" {
                 let erased = body.payload.value("entries").and_then(Value::as_array).unwrap_or_default();
                 erase.extend(erased.iter().filter_map(count));
@@ -199,6 +222,7 @@ impl Restorer {
             push_tile(&mut self.partial, 0, h.index, leaf, &mut tiles);
             leaves.push(leaf);
         }
+        erase.iter().for_each(|index| self.absent(*index, false));
         touched_rows(self.chain, &self.cases, &touched, &mut rows);
         let runs = completed_runs(&self.ledger_id, self.chain, before.size(), self.head.size());
         let statement = Statement {

@@ -629,6 +629,8 @@ async fn strangers_do_not_stop_an_export_and_another_history_does() {
     let far = next.replace("-00000004-", "-00000009-");
     let mut manifest = batches.manifest(3);
     manifest.chains[0].root = Hash([1; 32]);
+    let name = far.trim_end_matches('/').rsplit('/').next().unwrap().to_owned();
+    manifest.batch.as_mut().unwrap().name = name;
     sign(&mut manifest, Purpose::Export, EXPORT);
     std::fs::create_dir_all(root.join(&far)).unwrap();
     std::fs::write(root.join(&far).join(MANIFEST_NAME), manifest.encode()).unwrap();

@@ -142,6 +142,14 @@ impl Anchor {
         Some(TreeHead { chain, size: self.size, root: self.root, checkpoint: note })
     }
 
+    /// Whether it says that a chain of the ledger that a report is of had more entries than the report has; whoever signed it.
+    pub fn is_beyond(&self, report: &Report) -> bool {
+        let (Some(ledger_id), Some(origin)) = (report.ledger_id(), report.origin()) else { return false };
+        let chain = self.chain(origin, &ledger_id, report.chains().len() as u32);
+        let of_chain = report.chains().iter().find(|c| chain.is_some_and(|k| u64::from(k) == c.chain));
+        of_chain.is_some_and(|c| self.size > c.entries)
+    }
+
     /// The chain it is of, if it is of this ledger.
     pub(crate) fn chain(&self, base: &str, ledger_id: &Hash, chains: u32) -> Option<u32> {
         match &self.of {

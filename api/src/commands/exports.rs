@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ledger_engine::archive::ExportError;
@@ -14,13 +14,14 @@ use crate::{CliError, archives, output};
 /// List what was exported, and how its archives keep it now
 ///
 /// With --check every object is looked at and read: whatever is not as it was exported is named, by GAP, MISSING, HIDDEN (by a delete marker),
-/// SHADOWED (by another version), UNLOCKED, SHORTENED or ALTERED, and the exit status is 1.
+/// SHADOWED (by another version), UNLOCKED, SHORTENED or ALTERED, and the exit status is 1. It is 2 where not everything could be looked at, where a
+/// batch was begun and not completed, and where nothing was exported.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Look at every object and read it
     #[arg(long)]
     check: bool,
-    /// Only of this archive, as the record names it
+    /// Only of this archive: its directory or URL, or what the record calls it
     #[arg(long, value_name = "DIR|URL")]
     of: Option<String>,
 }
@@ -39,10 +40,7 @@ fn look(archive: &dyn Archive, done: Completed, whole: bool) -> Looked {
     let lock = check::lock_now(archive, &done).map_err(|e| reason(&e));
     let (mut faults, mut trouble) = (Vec::new(), None);
     if whole {
-        match check::batch(archive, &done) {
-            Ok(found) => faults = found,
-            Err(e) => trouble = Some(reason(&e)),
-        }
+        trouble = check::batch(archive, &done, &mut faults).err().map(|e| reason(&e));
     }
     Looked { done, lock, faults, trouble }
 }
@@ -68,7 +66,10 @@ fn say_restored(json: bool, restored: &Restored) -> Result<(), CliError> {
 pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
     let (ledger, _) = directory::reader(place).await?;
     let events = ledger.exports().await?;
+    let of = args.of.as_ref().map(|of| archives::location(of, None)).transpose()?;
+    let meant = |location: &String| of.as_ref().is_none_or(|of| of == location) || args.of.as_ref() == Some(location);
     let mut archives: BTreeMap<String, ArchiveRecord> = BTreeMap::new();
+    let mut known: BTreeSet<&str> = BTreeSet::new();
     for event in &events {
         let location = match event {
             ExportEvent::Restored(restored) => {
@@ -78,15 +79,23 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
             ExportEvent::Started(plan) => &plan.location,
             ExportEvent::Completed(completed) => &completed.plan.location,
         };
-        if args.of.as_ref().is_none_or(|of| of == location) && !archives.contains_key(location) {
+        known.insert(location);
+        if meant(location) && !archives.contains_key(location) {
             archives.insert(location.clone(), ArchiveRecord::of(location, &events));
         }
+    }
+    if let (true, Some(of)) = (archives.is_empty(), &args.of) {
+        let known: Vec<_> = known.into_iter().collect();
+        return Err(CliError::Usage(match known.as_slice() {
+            [] => format!("--of {of}: nothing was exported; `ledger export --out …` does it"),
+            known => format!("--of {of}: nothing was exported there; the ledger's record has {}", known.join(", ")),
+        }));
     }
     if archives.is_empty() {
         if !json {
             output::line("nothing was exported; `ledger export --out …` does it")?;
         }
-        return Ok(0);
+        return Ok(if args.check { 2 } else { 0 });
     }
     let mut exit = 0;
     for (location, record) in archives {
@@ -111,6 +120,9 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
             say(json, args.check, &looked)?;
         }
         if let Some(open) = record.open {
+            if args.check && exit == 0 {
+                exit = 2;
+            }
             let text = format!(
                 "  {:>4}  begun {} and not completed; run the export again",
                 open.sequence,
@@ -160,7 +172,8 @@ fn say(json: bool, checked: bool, looked: &Looked) -> Result<(), CliError> {
         return output::line(&object.to_string());
     }
     let state = match (&looked.trouble, looked.faults.len(), checked) {
-        (Some(why), ..) => format!("; could not be checked: {why}"),
+        (Some(why), 0, _) => format!("; could not be checked: {why}"),
+        (Some(why), n, _) => format!("; {n} faults, and not all could be checked: {why}"),
         (None, 0, true) => "; all objects are as they were exported".to_owned(),
         (None, 0, false) => String::new(),
         (None, 1, _) => "; one fault".to_owned(),

@@ -5,9 +5,10 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use audit_verify::{
     Anchor, Code, Demands, Export, Lines, Report, SourceError, Verdict, is_bucket, verify, verify_path,
 };
+use ledger_engine::body::Body;
 use ledger_engine::export::record::{ExportEvent, Restored as Recorded};
 use ledger_engine::export::{ChainRange, CheckpointLine, FileKind, Line};
-use ledger_engine::hash::{Hash, to_hex};
+use ledger_engine::hash::{Hash, sha256, to_hex};
 use ledger_engine::reader::Reader;
 use ledger_engine::restore::{ArchivedCommit, Restorer, entry_of};
 use ledger_engine::store::postgres::{PostgresOptions, PostgresStore};
@@ -128,17 +129,19 @@ struct Done {
     into: String,
     entries: u64,
     private_withheld: bool,
+    /// How many private documents are missing that no entry erased; nothing of a run that went on with another's.
+    private_absent: Option<u64>,
     resumed: bool,
     fate: Fate,
 }
 
 impl Done {
     fn say(&self, json: bool, trust: Hash) -> Result<(), CliError> {
-        let Done { into, entries, private_withheld, resumed, fate } = self;
+        let Done { into, entries, private_withheld, private_absent, resumed, fate } = self;
         if json {
             let mut object = serde_json::json!({
                 "ok": true, "ledger_id": trust.to_hex(), "into": into, "entries": entries, "resumed": resumed,
-                "private_withheld": private_withheld,
+                "private_withheld": private_withheld, "private_absent": private_absent,
                 "fate": match fate { Fate::Continued => "continued", Fate::Drill => "drill", Fate::Closed(..) => "closed" },
             });
             if let Fate::Closed(file, succession) = fate {
@@ -149,8 +152,20 @@ impl Done {
         }
         let earlier = if *resumed { "; an earlier run had begun it" } else { "" };
         output::line(&format!("restored {entries} entries into {into}{earlier}"))?;
-        if *private_withheld {
-            output::line("private documents were not in the archive: they are as if they were erased")?;
+        match private_absent {
+            Some(0) => {}
+            Some(1) => {
+                output::line("the private document of 1 entry is not in the archive: it is as if it were erased")?
+            }
+            Some(n) => {
+                output::line(&format!(
+                    "private documents of {n} entries are not in the archive: they are as if they were erased"
+                ))?;
+            }
+            None if *private_withheld => {
+                output::line("private documents were not in the archive: they are as if they were erased")?;
+            }
+            None => {}
         }
         output::line(&format!("prove it with: audit-verify {into} --trust {trust}"))?;
         match fate {
@@ -159,6 +174,9 @@ impl Done {
                 output::line("this was a drill: leave the ledger's keys away from it, or it would have two histories")
             }
             Fate::Closed(file, succession) => {
+                if succession.lost.is_empty() {
+                    output::line("more had been signed than was restored; nothing that can be believed says how much")?;
+                }
                 for lost in &succession.lost {
                     let (k, from, last) = (lost.chain, lost.from, lost.to - 1);
                     output::line(&format!("lost of chain {k}: entries {from} to {last} at least"))?;
@@ -185,6 +203,15 @@ fn restore(place: &Place, url: Option<&str>, wanted: &Wanted) -> Result<Restored
     let demands = Demands { trust: Some(wanted.trust), anchors: &wanted.anchors, ..Demands::default() };
     let report = verify(&wanted.from, &export, demands);
     let good = report.verdict() == Verdict::Verified && report.exit() == 0;
+    let doubtful = export.doubtful();
+    if good && !doubtful.is_empty() && !wanted.drill && wanted.accept_loss.is_none() {
+        return Err(wrong(format!(
+            "the ledger had begun to export more than the archive holds, and had signed it: {} has no manifest. This ledger must not go on without it, \
+             since it would have two histories. Get the batch from where it is kept, or take it away if it is not the ledger's; if it is lost, \
+             --accept-loss restores what there is and closes the ledger; --drill only tries it",
+            output::safe(&doubtful.join(", "))
+        )));
+    }
     if !good && (wanted.accept_loss.is_none() || report.verdict() != Verdict::Broken) {
         return Ok(Restored::Refused(Box::new(report)));
     }
@@ -250,7 +277,8 @@ fn build(
         }
         None => (Arc::new(embedded(building)?), false),
     };
-    let entries = fill(&store, export, wanted.trust, limits)?.iter().sum();
+    let Filled { sizes, absent } = fill(&store, export, wanted.trust, limits)?;
+    let entries = sizes.iter().sum();
     let fate = match succession {
         Some(succession) => Fate::Closed(directory::close(&place.dir, &succession)?, succession),
         None if wanted.drill => Fate::Drill,
@@ -272,7 +300,8 @@ fn build(
     // Only once it is where it stays: an entry that was signed for a ledger which is made again would be a second history.
     end(place, store, &fate, || record(export, wanted, &report))?;
     let private_withheld = export.manifest().private_withheld;
-    Ok(Restored::Done(Box::new(Done { into, entries, private_withheld, resumed, fate })))
+    let private_absent = (!resumed).then_some(absent);
+    Ok(Restored::Done(Box::new(Done { into, entries, private_withheld, private_absent, resumed, fate })))
 }
 
 /// Lets the ledger go on, if that is its fate, and closes the store.
@@ -318,7 +347,7 @@ fn there_already(place: &Place, wanted: &Wanted, export: &Export, report: &Repor
     end(place, store, &fate, || record(export, wanted, report))?;
     let (entries, private_withheld) =
         (export.manifest().chains.iter().map(|c| c.to).sum(), export.manifest().private_withheld);
-    Ok(Restored::Done(Box::new(Done { into, entries, private_withheld, resumed: true, fate })))
+    Ok(Restored::Done(Box::new(Done { into, entries, private_withheld, private_absent: None, resumed: true, fate })))
 }
 
 /// The answer again, of a restore that came to its end; or why a database that goes beyond the archive is left alone.
@@ -336,7 +365,14 @@ fn restored_before(store: &Arc<dyn Store>, export: &Export, into: &str) -> Resul
     }
     let (into, private_withheld) = (into.to_owned(), export.manifest().private_withheld);
     let entries = sizes.iter().sum();
-    Ok(Restored::Done(Box::new(Done { into, entries, private_withheld, resumed: true, fate: Fate::Continued })))
+    Ok(Restored::Done(Box::new(Done {
+        into,
+        entries,
+        private_withheld,
+        private_absent: None,
+        resumed: true,
+        fate: Fate::Continued,
+    })))
 }
 
 fn embedded(dir: &Path) -> Result<SqliteStore, StoreError> {
@@ -366,7 +402,7 @@ fn newest_of_each(heads: impl Iterator<Item = TreeHead>) -> Vec<TreeHead> {
     newest
 }
 
-/// What the successor's genesis says. `None`: nothing that was signed is lost.
+/// What the successor's genesis says. `None`: nothing that was signed is lost, for all that is known.
 fn succession(
     export: &Export,
     report: &Report,
@@ -388,13 +424,19 @@ fn succession(
         })?);
     }
     known.extend(claimed.iter().filter_map(|anchor| anchor.tree_head(report)));
+    // More was signed, though nothing that can be believed says how much: a ledger goes on only if it has all of it.
+    let short =
+        |range: &ChainRange| report.chains().iter().any(|c| c.chain == u64::from(range.chain) && c.entries < range.to);
+    let more = claimed.iter().any(|anchor| anchor.is_beyond(report))
+        || export.manifest().chains.iter().any(short)
+        || !export.doubtful().is_empty();
     let restored_to = |chain| restored.iter().find(|r| r.chain == chain).map_or(0, |r: &TreeHead| r.size);
     known.retain(|head| head.size > restored_to(head.chain));
     let newest = newest_of_each(known.into_iter());
     let lost = Succession::lost_between(&restored, &newest);
     let origin = report.origin().unwrap_or_default().to_owned();
     let statement = statement.to_owned();
-    Ok((!lost.is_empty()).then_some(Succession { ledger_id: trust, origin, restored, newest, lost, statement }))
+    Ok((more || !lost.is_empty()).then_some(Succession { ledger_id: trust, origin, restored, newest, lost, statement }))
 }
 
 /// How much of each chain is good, with the report on it: what there is is restored and judged, and cut off where a fault is, until none is
@@ -408,7 +450,7 @@ fn salvage(export: &Export, trust: Hash, dir: &Path) -> Result<Option<(Report, V
         }
         std::fs::create_dir_all(&scratch).map_err(io(&scratch))?;
         let store: Arc<dyn Store> = Arc::new(embedded(&scratch)?);
-        let sizes = fill(&store, export, trust, Some(&limits))?;
+        let sizes = fill(&store, export, trust, Some(&limits))?.sizes;
         store.close()?;
         drop(store);
         let report = verify_path(&scratch, Some(trust));
@@ -444,9 +486,18 @@ fn cut_before(place: &str) -> Option<u64> {
     }
 }
 
-/// Restores each chain; gives their sizes. `limits`: sizes that are not exceeded, and what comes after a damaged line is left out.
-fn fill(store: &Arc<dyn Store>, export: &Export, trust: Hash, limits: Option<&[u64]>) -> Result<Vec<u64>, CliError> {
-    let mut sizes = Vec::new();
+/// What was restored.
+#[derive(Default)]
+struct Filled {
+    /// Of each chain.
+    sizes: Vec<u64>,
+    /// How many entries name a private document that the archive does not have and no entry erased.
+    absent: u64,
+}
+
+/// Restores each chain. `limits`: sizes that are not exceeded, and what comes after a damaged line is left out, private documents one by one.
+fn fill(store: &Arc<dyn Store>, export: &Export, trust: Hash, limits: Option<&[u64]>) -> Result<Filled, CliError> {
+    let mut filled = Filled::default();
     for range in &export.manifest().chains {
         let mut restorer = Restorer::new(Arc::clone(store), trust, range.chain)?;
         let there = restorer.size();
@@ -456,36 +507,42 @@ fn fill(store: &Arc<dyn Store>, export: &Export, trust: Hash, limits: Option<&[u
         std::thread::scope(|scope| {
             let ((documents, private), (archived, commits)) = (sync_channel(AHEAD), sync_channel(COMMITS_AHEAD));
             let reading_private = scope.spawn(move || {
-                private_lines.read(&mut |line| match line {
+                let mut send = |line: Line<'_>| match line {
                     Line::Private(p) => documents.send((p.index, p.document.to_vec())).is_ok(),
                     _ => true,
-                })
+                };
+                if limit.is_some() {
+                    private_lines.read_what_there_is(&mut send);
+                    return Ok(());
+                }
+                private_lines.read(&mut send)
             });
-            let reading = scope.spawn(move || read(&entry_lines, there, &private, &archived));
+            let reading = scope.spawn(move || read(&entry_lines, there, &private, limit.is_some(), &archived));
             let within = |item: &Archived| limit.is_none_or(|limit| item.end() <= limit);
-            let mut filled = commits.iter().take_while(within).try_for_each(|item| take(&mut restorer, item));
+            let mut taken = commits.iter().take_while(within).try_for_each(|item| take(&mut restorer, item));
             // Readers that wait for somebody to take what they have must not wait forever.
             drop(commits);
-            if limit.is_some() && matches!(filled, Err(CliError::Store(StoreError::Corrupt(_)))) {
-                filled = Ok(());
+            if limit.is_some() && matches!(taken, Err(CliError::Store(StoreError::Corrupt(_)))) {
+                taken = Ok(());
             }
             for thread in [reading, reading_private] {
                 let read = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                if filled.is_ok() && limit.is_none() {
+                if taken.is_ok() && limit.is_none() {
                     read.map_err(wrong)?;
                 }
             }
-            filled
+            taken
         })?;
         restorer.flush()?;
+        filled.absent += restorer.absent_documents();
         let size = store.heads()?.iter().find(|h| h.chain == range.chain).map_or(0, ChainHead::size);
         if limit.is_none() && size != range.to {
             let why = format!("chain {} has {size} entries, the archive {}", range.chain, range.to);
             return Err(StoreError::Corrupt(why).into());
         }
-        sizes.push(size);
+        filled.sizes.push(size);
     }
-    Ok(sizes)
+    Ok(filled)
 }
 
 /// What is read of a chain, in order.
@@ -518,11 +575,13 @@ fn take(restorer: &mut Restorer, item: Archived) -> Result<(), CliError> {
     }
 }
 
-/// Reads what comes after the first `there` entries of a chain, and the last of these.
+/// Reads what comes after the first `there` entries of a chain, and the last of these. Of what was not verified, `doubtful`, a document counts if it
+/// is the one that its entry names.
 fn read(
     lines: &Lines,
     there: u64,
     documents: &Receiver<(u64, Vec<u8>)>,
+    doubtful: bool,
     out: &SyncSender<Archived>,
 ) -> Result<(), SourceError> {
     let mut next_private: Option<(u64, Vec<u8>)> = None;
@@ -543,7 +602,12 @@ fn read(
                     next_private = documents.recv().ok();
                 }
                 match next_private.take_if(|(i, _)| *i <= index) {
-                    Some(document) if document.0 == index => reading.private.push(document),
+                    Some(document) if document.0 == index => {
+                        let named = || Body::decode(line.body).ok().and_then(|body| body.private_sha256);
+                        if !doubtful || named() == Some(sha256(&[&document.1])) {
+                            reading.private.push(document);
+                        }
+                    }
                     Some(_) => {}
                     None => break,
                 }

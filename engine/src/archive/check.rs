@@ -6,7 +6,7 @@ use std::io::sink;
 use super::ExportError;
 use super::job::directory_of;
 use super::place::Archive;
-use crate::export::record::{Completed, Retention};
+use crate::export::record::{Completed, ObjectLock, Retention};
 use crate::export::{FileKind, MANIFEST_BYTES_MAX, MANIFEST_NAME, Manifest};
 
 /// What can be wrong with an archive. The texts are stable.
@@ -85,36 +85,45 @@ pub fn lock_now(archive: &dyn Archive, done: &Completed) -> Result<Option<Retent
     Ok(archive.state(&key, done.manifest_version.as_deref())?.retention)
 }
 
-/// Looks at every object of a batch, and reads it.
-pub fn batch(archive: &dyn Archive, done: &Completed) -> Result<Vec<ArchiveFault>, ExportError> {
-    let mut faults = Vec::new();
+/// Looks at every object of a batch, and reads it. Faults are added to `faults`, also where an error says that not all could be looked at.
+pub fn batch(archive: &dyn Archive, done: &Completed, faults: &mut Vec<ArchiveFault>) -> Result<(), ExportError> {
     let dir = directory_of(&done.plan);
     let key = format!("{dir}/{MANIFEST_NAME}");
     let version = done.manifest_version.as_deref();
-    if !state(archive, &key, version, done, false, &mut faults)? {
-        return Ok(faults);
+    if !state(archive, &key, version, done, false, faults)? {
+        return Ok(());
     }
     let mut bytes = Vec::new();
     let (found, _) = archive.read(&key, version, MANIFEST_BYTES_MAX, &mut bytes)?;
     if found != done.manifest_sha256 {
         let what = format!("SHA-256 is {found}; {} was recorded", done.manifest_sha256);
         faults.push(ArchiveFault { fault: Fault::Altered, place: key, what });
-        return Ok(faults);
+        return Ok(());
     }
     let manifest = Manifest::decode(&bytes);
     let Some((manifest, batch)) = manifest.ok().and_then(|m| m.batch.clone().map(|b| (m, b))) else {
         let what = "it is no manifest of a batch, though it is what was recorded".to_owned();
         faults.push(ArchiveFault { fault: Fault::Altered, place: key, what });
-        return Ok(faults);
+        return Ok(());
     };
     let lines = manifest.files.iter().zip(&batch.stored).map(|(file, stored)| (stored, file.kind == FileKind::Private));
+    let mut trouble = None;
     for (stored, private) in lines.chain(batch.tables.iter().map(|table| (&table.stored, false))) {
         let key = format!("{dir}/{}", stored.name);
         let version = stored.version.as_deref();
-        if !state(archive, &key, version, done, private, &mut faults)? {
-            continue;
-        }
-        let found = archive.read(&key, version, stored.bytes, &mut sink())?;
+        let found = match state(archive, &key, version, done, private, faults) {
+            Ok(false) => continue,
+            Ok(true) => archive.read(&key, version, stored.bytes, &mut sink()),
+            Err(e) => Err(e),
+        };
+        let found = match found {
+            Ok(found) => found,
+            // The others are looked at all the same.
+            Err(e) => {
+                trouble.get_or_insert(e);
+                continue;
+            }
+        };
         if found != (stored.sha256, stored.bytes) {
             let what = format!(
                 "{} bytes with SHA-256 {}; the manifest has {} with {}",
@@ -123,7 +132,7 @@ pub fn batch(archive: &dyn Archive, done: &Completed) -> Result<Vec<ArchiveFault
             faults.push(ArchiveFault { fault: Fault::Altered, place: key, what });
         }
     }
-    Ok(faults)
+    trouble.map_or(Ok(()), Err)
 }
 
 /// Whether the object is there to be read.
@@ -139,6 +148,12 @@ fn state(
     let mut report = |fault, what: String| faults.push(ArchiveFault { fault, place: key.to_owned(), what });
     let shown = version.map_or_else(String::new, |id| format!(" (version {id})"));
     if !state.there {
+        let now_s = std::time::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs() as i64);
+        let over = |lock: &ObjectLock| !lock.legal_hold && lock.of(true).until_s <= now_s;
+        if private && done.lock.as_ref().is_some_and(over) {
+            // Documents are kept for a time of their own, and it is over.
+            return Ok(false);
+        }
         report(Fault::Missing, format!("what was exported{shown} is not there"));
         return Ok(false);
     }

@@ -11,6 +11,7 @@
 use std::sync::Arc;
 
 use super::ExportError;
+use super::check::{self, Fault};
 use super::lines::{ChainExport, Finished};
 use super::place::{Archive, BatchTerms, Kept, Metadata, NewObject, Spool};
 use crate::body::Body;
@@ -74,7 +75,11 @@ pub struct Done {
 
 /// Which directory of an archive a batch has.
 pub fn directory_of(plan: &Plan) -> String {
-    format!("{SERVICE}/{}/{}", &rfc3339(plan.exported_at_us)[..10], plan.batch)
+    directory(plan.exported_at_us, &plan.batch)
+}
+
+fn directory(exported_at_us: i64, batch: &str) -> String {
+    format!("{SERVICE}/{}/{batch}", &rfc3339(exported_at_us)[..10])
 }
 
 /// The batches of one archive, as the ledger's record has them.
@@ -280,6 +285,8 @@ impl Ledger {
         let (looking, known) = (Arc::clone(archive), record.completed.last().cloned());
         let found = in_thread(move || unrecorded(&*store, &*looking, &registry, id, known)).await?;
         for completed in found {
+            let (looking, done) = (Arc::clone(archive), completed.clone());
+            in_thread(move || whole(&*looking, &done)).await?;
             self.append_export(&ExportEvent::Completed(completed.clone())).await?;
             record.completed.push(completed);
             record.open = None;
@@ -374,6 +381,11 @@ fn unrecorded(
         let Some(manifest) = Manifest::decode(&bytes).ok().filter(is_ours) else {
             continue;
         };
+        // Nor is a copy of one of ours, put where another one would be.
+        let place = manifest.batch.as_ref().map(|batch| directory(manifest.exported_at_us, &batch.name));
+        if place.map(|dir| format!("{dir}/{MANIFEST_NAME}")) != Some(key.clone()) {
+            continue;
+        }
         let digest = sha256(&[&bytes]);
         let completed = take(store, archive.location(), &manifest, last.as_ref())?.map_err(unfit)?;
         let completed = Completed { manifest_sha256: digest, manifest_version: version, ..completed };
@@ -381,6 +393,25 @@ fn unrecorded(
         taken.push(completed);
     }
     Ok(taken)
+}
+
+/// That everything of a batch is there, as its manifest says and locked as it says: nothing else is recorded as done.
+fn whole(archive: &dyn Archive, done: &Completed) -> Result<(), ExportError> {
+    let mut faults = Vec::new();
+    check::batch(archive, done, &mut faults)?;
+    // Over another version it is there all the same.
+    faults.retain(|f| !matches!(f.fault, Fault::Hidden | Fault::Shadowed));
+    let Some(first) = faults.first() else { return Ok(()) };
+    let why = format!(
+        "batch {} is not in the ledger's record, and cannot be recorded: {} faults, the first is {} {}: {}; put back what is missing, or export to \
+         another place",
+        done.plan.sequence,
+        faults.len(),
+        first.fault.as_str(),
+        first.place,
+        first.what
+    );
+    Err(ExportError::Unfit(archive.location().to_owned(), why))
 }
 
 /// What is recorded of a signed batch that is the next after `last`, and of this very history; or why it is not.

@@ -2,7 +2,7 @@
 //!
 //! Whoever may put objects can put a version over what was exported, and whoever may delete can hide it. So the first version of a manifest
 //! counts, or the one that the next manifest names, and of every other object the version that its manifest names; what lies over them is a
-//! finding.
+//! finding. The same bytes once more are none: who got no answer puts an object again.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
@@ -16,7 +16,7 @@ use ledger_engine::bucket::{Bucket, BucketError, Version};
 use ledger_engine::export::batch::SERVICE;
 use ledger_engine::export::record::Retention;
 use ledger_engine::export::{FileKind, MANIFEST_BYTES_MAX, MANIFEST_NAME, Manifest};
-use ledger_engine::hash::Hash;
+use ledger_engine::hash::{Hash, sha256};
 
 use super::Export;
 use super::batches::printable;
@@ -107,7 +107,7 @@ impl Fetch<'_> {
             let Some(manifest) = &candidate.manifest else { continue };
             let batch = manifest.batch.as_ref();
             let lock = |private| batch.and_then(|b| b.lock.as_ref()).filter(|_| locks).map(|lock| lock.of(private));
-            self.over(&candidate.key, &candidate.version);
+            self.over(&candidate.key, &candidate.version, (sha256(&[&candidate.bytes]), candidate.bytes.len() as u64))?;
             self.locked(&candidate.key, Some(&candidate.version), lock(false))?;
             let sequence = batch.map_or(0, |b| b.sequence);
             let lines = manifest.files.iter().zip(batch.map(|b| b.stored.as_slice()).unwrap_or_default());
@@ -122,7 +122,7 @@ impl Fetch<'_> {
                     continue;
                 }
                 if let Some(version) = &stored.version {
-                    self.over(&key, version);
+                    self.over(&key, version, (stored.sha256, stored.bytes))?;
                 }
                 let lock = lock(file.is_some_and(|f| f.kind == FileKind::Private));
                 wanted.push(Wanted { key, version: stored.version.clone(), bytes: stored.bytes, lock });
@@ -177,9 +177,18 @@ impl Fetch<'_> {
         Ok(all.into_values().filter_map(choose).collect())
     }
 
-    /// What lies over a version.
-    fn over(&mut self, key: &str, version: &str) {
-        let Some(versions) = self.versions.get(key) else { return };
+    /// What lies over a version with this SHA-256 and length.
+    fn over(&mut self, key: &str, version: &str, what: (Hash, u64)) -> Result<(), SourceError> {
+        let Some(versions) = self.versions.get(key) else { return Ok(()) };
+        let mut shadowed = false;
+        // The newest first.
+        for other in versions.iter().take_while(|v| v.id != version).filter(|v| !v.marker) {
+            let found = self.bucket.get(key, Some(&other.id), what.1, &mut std::io::sink());
+            shadowed = found.map_err(|e| self.failed(&e))? != what;
+            if shadowed {
+                break;
+            }
+        }
         let mut report = |code, evidence: &str| {
             let place = format!("objects/{}", printable(key));
             self.findings.push(Finding { code, chain: None, place, evidence: evidence.to_owned() });
@@ -187,9 +196,10 @@ impl Fetch<'_> {
         if versions.iter().any(|v| v.latest && v.marker) {
             report(Code::ExportObjectHidden, "a delete marker lies over it; the version that was exported was read");
         }
-        if versions.iter().find(|v| !v.marker).is_some_and(|newest| newest.id != version) {
+        if shadowed {
             report(Code::ExportObjectShadowed, "another version lies over it; the version that was exported was read");
         }
+        Ok(())
     }
 
     fn locked(&mut self, key: &str, version: Option<&str>, wanted: Option<Retention>) -> Result<(), SourceError> {

@@ -128,6 +128,7 @@ impl Reading<'_> {
         let path = self.export.path_of(file);
         let mut input = match open(&path) {
             Ok(input) => input,
+            Err(e) if e.kind() == io::ErrorKind::NotFound && self.export.is_withheld(file) => return Ok(()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let evidence = format!("entries {} to {} of the chain", file.from, file.to.saturating_sub(1));
                 self.report(Code::ExportFileMissing, place, evidence);

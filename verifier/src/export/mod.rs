@@ -14,6 +14,7 @@ use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 
 use ledger_engine::domain::projection::Cell;
+use ledger_engine::export::record::ObjectLock;
 use ledger_engine::export::{ChainRange, ExportFile, FileKind, Line, MANIFEST_NAME, Manifest};
 use ledger_engine::hash::Hash;
 use ledger_engine::header::Header;
@@ -170,7 +171,8 @@ impl Export {
 
     /// The lines of one chain and kind.
     pub fn lines(&self, chain: u32, kind: FileKind) -> Lines {
-        let files = self.files(chain, kind).into_iter().map(|file| (self.path_of(file), file.blake3)).collect();
+        let there = self.files(chain, kind).into_iter().filter(|file| !self.is_withheld(file));
+        let files = there.map(|file| (self.path_of(file), file.blake3)).collect();
         Lines { files, ledger_id: self.manifest.ledger_id }
     }
 
@@ -197,17 +199,44 @@ impl Export {
         self.manifest.files.iter().filter(|f| f.chain == chain && f.kind == kind).collect()
     }
 
+    /// Whether a file with private documents is not there, and need not be: documents are erased by and by, and nothing that is hashed is in them.
+    /// One that is locked until later is missing.
+    pub(crate) fn is_withheld(&self, file: &ExportFile) -> bool {
+        if file.kind != FileKind::Private || self.path_of(file).exists() {
+            return false;
+        }
+        let of = |part: &&Part| part.manifest.files.iter().any(|f| f.name == file.name);
+        let batch = self.parts.iter().find(of).and_then(Part::batch);
+        let now_s = std::time::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs() as i64);
+        let kept = |lock: &ObjectLock| lock.legal_hold || lock.of(true).until_s > now_s;
+        !batch.and_then(|b| b.lock.as_ref()).is_some_and(kept)
+    }
+
     /// Where the files of one chain and kind are, in order, and with which entry hash each must end, where a manifest says so.
     pub(crate) fn located(&self, chain: u32, kind: FileKind) -> Vec<Located<'_>> {
         let ends: HashMap<u64, Hash> =
             self.seams().filter(|(r, _)| r.chain == chain).map(|(r, _)| (r.to, r.last_hash)).collect();
         let located = |file| Located { path: self.path_of(file), file, end: ends.get(&file.to).copied() };
-        self.files(chain, kind).into_iter().map(located).collect()
+        self.files(chain, kind).into_iter().filter(|file| !self.is_withheld(file)).map(located).collect()
     }
 
     /// The batches of an archive, by sequence; of a copy the copy.
     pub(crate) fn batches(&self) -> &[Part] {
         &self.parts
+    }
+
+    /// Batches of the ledger that may have more of it than the manifests say: the directories of those that were begun after the last one that has
+    /// a manifest, and manifests that cannot be read. Whoever begins a batch has signed checkpoints for it.
+    pub fn doubtful(&self) -> Vec<String> {
+        let last = self.parts.iter().filter_map(Part::batch).map(|b| b.sequence).max().unwrap_or(0);
+        let number = |shown: &&String| {
+            let name = shown.rsplit('/').next().unwrap_or_default();
+            // A name that says no number may be of any.
+            name.split('-').nth(1).and_then(|n| n.parse().ok()).unwrap_or(u64::MAX)
+        };
+        let begun = self.unfinished.iter().filter(|shown| number(shown) > last);
+        let manifests = self.strangers.iter().filter(|shown| shown.ends_with(&format!("/{MANIFEST_NAME}")));
+        begun.chain(manifests).map(|shown| printable(shown)).collect()
     }
 
     /// SHA-256 of the bytes of the last manifest.
@@ -383,30 +412,51 @@ impl Lines {
     /// Reads them in order, until `each` wants no more. For an export that was verified: an error if a file is not the same any more, when
     /// its lines were handed over.
     pub fn read(&self, each: &mut dyn FnMut(Line<'_>) -> bool) -> Result<(), SourceError> {
-        for (path, digest) in &self.files {
-            let mut blake3 = blake3::Hasher::new();
-            let changed = |why: String| SourceError::Unreadable {
-                path: path.clone(),
-                reason: format!("{why}; it was changed since it was verified"),
-            };
-            let mut blocks = Blocks::open(path).map_err(|e| changed(e.to_string()))?;
-            while let Some(block) = blocks.next(Vec::new()).map_err(|e| changed(e.to_string()))? {
-                let plain = block.into_lines().map_err(&changed)?;
-                blake3.update(&plain);
-                let mut from = 0;
-                for end in memchr::memchr_iter(b'\n', &plain) {
-                    let line = Line::parse(&plain[from..end], &self.ledger_id);
-                    if !each(line.map_err(|e| changed(e.to_string()))?) {
-                        return Ok(());
-                    }
-                    from = end + 1;
-                }
-            }
-            if Hash(*blake3.finalize().as_bytes()) != *digest {
-                return Err(changed("it has other lines".to_owned()));
+        for file in &self.files {
+            if !self.read_file(file, each)? {
+                break;
             }
         }
         Ok(())
+    }
+
+    /// Reads of each file what can be read; what its lines say is as doubtful as the file.
+    pub fn read_what_there_is(&self, each: &mut dyn FnMut(Line<'_>) -> bool) {
+        for file in &self.files {
+            if matches!(self.read_file(file, each), Ok(false)) {
+                break;
+            }
+        }
+    }
+
+    /// Whether more is wanted.
+    fn read_file(
+        &self,
+        (path, digest): &(PathBuf, Hash),
+        each: &mut dyn FnMut(Line<'_>) -> bool,
+    ) -> Result<bool, SourceError> {
+        let mut blake3 = blake3::Hasher::new();
+        let changed = |why: String| SourceError::Unreadable {
+            path: path.clone(),
+            reason: format!("{why}; it was changed since it was verified"),
+        };
+        let mut blocks = Blocks::open(path).map_err(|e| changed(e.to_string()))?;
+        while let Some(block) = blocks.next(Vec::new()).map_err(|e| changed(e.to_string()))? {
+            let plain = block.into_lines().map_err(&changed)?;
+            blake3.update(&plain);
+            let mut from = 0;
+            for end in memchr::memchr_iter(b'\n', &plain) {
+                let line = Line::parse(&plain[from..end], &self.ledger_id);
+                if !each(line.map_err(|e| changed(e.to_string()))?) {
+                    return Ok(false);
+                }
+                from = end + 1;
+            }
+        }
+        if Hash(*blake3.finalize().as_bytes()) != *digest {
+            return Err(changed("it has other lines".to_owned()));
+        }
+        Ok(true)
     }
 }
 
@@ -434,6 +484,11 @@ impl std::fmt::Display for Export {
             );
         }
         f.write_str(&batches_in_words(self.parts.len(), files.len(), &self.manifest))?;
+        match files.iter().filter(|file| self.is_withheld(file)).count() {
+            0 => {}
+            1 => f.write_str("; 1 of the files, with private documents, is not there")?,
+            n => write!(f, "; {n} of the files, with private documents, are not there")?,
+        }
         match self.unfinished.len() {
             0 => Ok(()),
             1 => write!(f, "; 1 more has no manifest yet and was not read: {}", printable(&self.unfinished[0])),
