@@ -51,6 +51,8 @@ const PSEUDONYM_KEY: &str = "keys/pseudonym.key";
 
 /// In the directory of a ledger that was restored with a loss, and must not be written to again.
 const CLOSED: &str = "closed.json";
+/// Why nobody is to open an embedded ledger for writing; in PostgreSQL the database says it.
+const HELD: &str = "held.txt";
 
 /// Where a ledger is unless it is said.
 pub(crate) const DIRECTORY: &str = "ledger-data";
@@ -375,6 +377,27 @@ pub(crate) fn close(dir: &Path, succession: &Succession) -> Result<PathBuf, CliE
     Ok(path)
 }
 
+/// Says in a ledger's directory why nobody is to open it for writing.
+pub(crate) fn hold(dir: &Path, why: &str) -> Result<(), CliError> {
+    let path = dir.join(HELD);
+    let write = || {
+        let mut file = fs::File::create(&path)?;
+        file.write_all(why.as_bytes())?;
+        file.sync_all()
+    };
+    write().map_err(io(&path))?;
+    sync_directory(dir)
+}
+
+/// Lets it be opened again.
+pub(crate) fn release(dir: &Path) -> Result<(), CliError> {
+    let path = dir.join(HELD);
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io(&path)(e)),
+        _ => sync_directory(dir),
+    }
+}
+
 /// Opens a ledger to change its keys: one that is not enrolled yet must not stand in the way.
 pub(crate) async fn open_for_keys(place: &Place) -> Result<Ledger, CliError> {
     Ok(Ledger::open(config(&place.dir, &place.signing, store(place)?)?).await?)
@@ -487,9 +510,12 @@ fn store(place: &Place) -> Result<Arc<dyn Store>, CliError> {
         );
         return Err(StoreError::Unusable(text).into());
     }
-    match place.url()? {
-        Some(url) => Ok(Arc::new(PostgresStore::open(PostgresOptions::new(url))?)),
-        None => embedded(&place.dir),
+    if let Some(url) = place.url()? {
+        return Ok(Arc::new(PostgresStore::open(PostgresOptions::new(url))?));
+    }
+    match fs::read_to_string(place.dir.join(HELD)) {
+        Ok(why) => Err(StoreError::Unusable(format!("the ledger in {place} is held: {why}")).into()),
+        Err(_) => embedded(&place.dir),
     }
 }
 

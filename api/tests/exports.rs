@@ -319,7 +319,22 @@ fn a_ledger_is_restored_from_its_archive_alone() {
     assert!(exit == 0 && said.contains("restored") && said.contains("drill"), "{said}");
     let (exit, said) = shop.verify("new", "");
     assert!(exit == 0 && said.contains("projection rows"), "{said}");
-    assert_eq!(std::fs::read_dir(shop.path("new")).unwrap().count(), 1, "the database alone");
+    // The database alone, and why nobody is to write to it, not even who has its keys.
+    assert_eq!(std::fs::read_dir(shop.path("new")).unwrap().count(), 2);
+    shell(shop.dir.path(), "cp -r new tried; cp -r shop/keys tried/keys");
+    for line in ["submit commands", "checkpoint", "export --out elsewhere"] {
+        let output = shop.command(Path::new(LEDGER), &format!("--dir tried {line}"), &[]).output().unwrap();
+        let said = text(&output);
+        assert!(
+            output.status.code() == Some(2) && said.contains("a drill") && said.contains("ledger restore"),
+            "{said}"
+        );
+    }
+    // Unless the day has come.
+    let (exit, said) = restore("tried", "none");
+    assert!(exit == 0 && said.contains("the ledger goes on"), "{said}");
+    let said = text(&shop.command(Path::new(LEDGER), "--dir tried submit commands", &[]).output().unwrap());
+    assert!(said.contains("0 accepted"), "{said}");
     // Row by row what was exported; what follows from it was just verified.
     let within = |column: &str, chain: usize, end: u64| format!("chain = {chain} AND {column} <= {end}");
     for (table, column, key) in [
@@ -620,6 +635,10 @@ fn a_restore_that_was_killed_goes_on_and_a_bad_archive_is_refused() {
         killed += u32::from(!child.wait().unwrap().success());
     }
     assert!(killed > 3, "{killed}");
+    // Until it is complete nobody writes to it, on whatever machine.
+    let submit = format!("--database {url} --dir served submit commands");
+    let output = shop.command(Path::new(LEDGER), &submit, &[]).output().unwrap();
+    assert!(text(&output).contains("has begun and not ended"), "{}", text(&output));
     let output = shop.command(Path::new(LEDGER), &line, &[]).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     let (exit, said) = shop.verify(&url, "");
@@ -637,6 +656,23 @@ fn a_restore_that_was_killed_goes_on_and_a_bad_archive_is_refused() {
     assert!(output.status.success() && text(&output).contains("earlier run had begun it"), "{}", text(&output));
     let restored = "SELECT count(*) FROM ledger.entries WHERE event_type = 'ledger.restored'";
     assert_eq!(counts(restored), "1", "whoever asks again gets the same answer");
+    let said = text(&shop.command(Path::new(LEDGER), &submit, &[]).output().unwrap());
+    assert!(said.contains("0 accepted"), "{said}");
+
+    // Closed, it is closed for whoever has its keys and the database.
+    let other = server.database();
+    let (exit, said) = shop.run(&format!("--database {other} migrate"), &[]);
+    assert_eq!(exit, 0, "{said}");
+    shell(shop.dir.path(), "cp -r archive short; rm short/marketplace/*/*-00000002-*/manifest.json");
+    let line =
+        format!("--dir lost --database {other} restore --from short --trust {} --newest-checkpoint none", shop.id);
+    let output =
+        shop.command(Path::new(LEDGER), &line, &[]).args(["--accept-loss", "the second night"]).output().unwrap();
+    assert!(output.status.success() && text(&output).contains("the ledger is closed"), "{}", text(&output));
+    let submit = format!("--database {other} --dir served submit commands");
+    let output = shop.command(Path::new(LEDGER), &submit, &[]).output().unwrap();
+    assert!(output.status.code() == Some(2) && text(&output).contains("its successor"), "{}", text(&output));
+    assert_eq!(shop.verify(&other, "").0, 0);
     let line =
         format!("--dir served --database {url} --json export --out kept --location {}", shop.path("archive").display());
     let output = shop.command(Path::new(LEDGER), &line, &[]).output().unwrap();

@@ -263,15 +263,19 @@ fn build(
         directory::check_keys(place)?;
     }
     let limits = limits.as_deref();
+    let mut held = Held { dir: &place.dir, postgres: None };
     let (store, resumed): (Arc<dyn Store>, bool) = match url {
         Some(url) => {
-            let store: Arc<dyn Store> = Arc::new(PostgresStore::open(PostgresOptions::new(url))?);
+            let store = Arc::new(PostgresStore::open_held(PostgresOptions::new(url))?);
+            held.postgres = Some(Arc::clone(&store));
+            let store: Arc<dyn Store> = store;
             if store.ledger_id()?.is_some_and(|id| id != wanted.trust) {
                 return Err(wrong("the database holds another ledger; restore into an empty one"));
             }
             if goes_beyond(&*store, export)? {
-                return restored_before(&store, export, "the database");
+                return restored_before(&store, export, "the database", &held);
             }
+            held.hold(INCOMPLETE)?;
             let begun = store.heads()?.iter().any(|head| head.size() > 0);
             (store, begun)
         }
@@ -280,7 +284,11 @@ fn build(
     let Filled { sizes, absent } = fill(&store, export, wanted.trust, limits)?;
     let entries = sizes.iter().sum();
     let fate = match succession {
-        Some(succession) => Fate::Closed(directory::close(&place.dir, &succession)?, succession),
+        Some(succession) => {
+            // Wherever else somebody has the keys and the database's URL.
+            held.postgres.as_ref().map_or(Ok(()), |_| held.hold(CLOSED))?;
+            Fate::Closed(directory::close(&place.dir, &succession)?, succession)
+        }
         None if wanted.drill => Fate::Drill,
         None => Fate::Continued,
     };
@@ -291,6 +299,9 @@ fn build(
             drop(store);
             let (made, target) = (building.join(DATABASE_FILE), place.dir.join(DATABASE_FILE));
             sync(&made)?;
+            if !matches!(fate, Fate::Closed(..)) {
+                held.hold(if wanted.drill { DRILL } else { INCOMPLETE })?;
+            }
             std::fs::rename(&made, &target).map_err(io(&target))?;
             sync(&place.dir)?;
             let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&place.dir, SqliteOptions::default())?);
@@ -298,18 +309,56 @@ fn build(
         }
     };
     // Only once it is where it stays: an entry that was signed for a ledger which is made again would be a second history.
-    end(place, store, &fate, || record(export, wanted, &report))?;
+    end(place, store, &fate, &held, || record(export, wanted, &report))?;
     let private_withheld = export.manifest().private_withheld;
     let private_absent = (!resumed).then_some(absent);
     Ok(Restored::Done(Box::new(Done { into, entries, private_withheld, private_absent, resumed, fate })))
 }
 
+/// What keeps others from writing to a ledger that must not go on, or not yet.
+const INCOMPLETE: &str = "a restore of it from an archive has begun and not ended; run `ledger restore` again";
+const DRILL: &str = "it was restored as a drill, and would be a second history of the ledger; to go on from it, run `ledger restore` without --drill";
+const CLOSED: &str = "it was restored without all that it had signed, and closed; what is new belongs into its successor (`ledger init --succeeds`)";
+
+/// Where it is said.
+struct Held<'a> {
+    /// Of an embedded ledger.
+    dir: &'a Path,
+    postgres: Option<Arc<PostgresStore>>,
+}
+
+impl Held<'_> {
+    fn hold(&self, why: &str) -> Result<(), CliError> {
+        match &self.postgres {
+            Some(store) => Ok(store.hold(Some(why))?),
+            None => directory::hold(self.dir, why),
+        }
+    }
+
+    fn release(&self) -> Result<(), CliError> {
+        match &self.postgres {
+            Some(store) => Ok(store.hold(None)?),
+            None => directory::release(self.dir),
+        }
+    }
+}
+
 /// Lets the ledger go on, if that is its fate, and closes the store.
-fn end(place: &Place, store: Arc<dyn Store>, fate: &Fate, restored: impl FnOnce() -> Recorded) -> Result<(), CliError> {
+fn end(
+    place: &Place,
+    store: Arc<dyn Store>,
+    fate: &Fate,
+    held: &Held<'_>,
+    restored: impl FnOnce() -> Recorded,
+) -> Result<(), CliError> {
+    if matches!(fate, Fate::Drill) && held.postgres.is_some() {
+        held.hold(DRILL)?;
+    }
     if !matches!(fate, Fate::Continued) {
         return Ok(store.close()?);
     }
-    tokio::runtime::Handle::current().block_on(directory::go_on(place, store, restored()))
+    tokio::runtime::Handle::current().block_on(directory::go_on(place, store, restored()))?;
+    held.release()
 }
 
 /// Whether a store has more entries than the archive.
@@ -340,24 +389,29 @@ fn there_already(place: &Place, wanted: &Wanted, export: &Export, report: &Repor
         return Err(foreign());
     }
     let into = place.dir.display().to_string();
+    let held = Held { dir: &place.dir, postgres: None };
     if goes_beyond(&*store, export)? {
-        return restored_before(&store, export, &into);
+        return restored_before(&store, export, &into, &held);
     }
     let fate = if wanted.drill { Fate::Drill } else { Fate::Continued };
-    end(place, store, &fate, || record(export, wanted, report))?;
+    end(place, store, &fate, &held, || record(export, wanted, report))?;
     let (entries, private_withheld) =
         (export.manifest().chains.iter().map(|c| c.to).sum(), export.manifest().private_withheld);
     Ok(Restored::Done(Box::new(Done { into, entries, private_withheld, private_absent: None, resumed: true, fate })))
 }
 
 /// The answer again, of a restore that came to its end; or why a database that goes beyond the archive is left alone.
-fn restored_before(store: &Arc<dyn Store>, export: &Export, into: &str) -> Result<Restored, CliError> {
+fn restored_before(store: &Arc<dyn Store>, export: &Export, into: &str, held: &Held<'_>) -> Result<Restored, CliError> {
     let runtime = tokio::runtime::Handle::current();
     let (reader, _) = runtime.block_on(Reader::open(Arc::clone(store)))?;
     let events = runtime.block_on(reader.exports())?;
     let sizes: Vec<u64> = export.manifest().chains.iter().map(|c| c.to).collect();
     let recorded = |event: &ExportEvent| matches!(event, ExportEvent::Restored(restored) if restored.sizes == sizes);
     let same = events.iter().any(recorded) && begins_with(&**store, export)?;
+    if same {
+        // A run that was killed there had come to its end.
+        held.release()?;
+    }
     store.close()?;
     if !same {
         let why = "holds this ledger with other or more entries than the archive; a ledger is never written over";

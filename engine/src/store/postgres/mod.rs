@@ -38,6 +38,9 @@ use crate::domain::projection::{Row, Table};
 use crate::hash::{EventId, Hash};
 use crate::runs::{RUN_ENTRIES, find_in_run};
 
+/// What the schema's comment begins with while the ledger is held.
+const HELD: &str = "held: ";
+
 /// The store in PostgreSQL.
 pub struct PostgresStore {
     sessions: Sessions,
@@ -48,7 +51,18 @@ pub struct PostgresStore {
 impl PostgresStore {
     /// Opens the schema for writing. Every connection goes to a server that accepts writes. Refuses server settings without which an
     /// answer would not mean durable, and a schema without the triggers and rights that keep entries from being rewritten.
+    ///
+    /// Refuses a ledger that is held ([`PostgresStore::hold`]) too.
     pub fn open(options: PostgresOptions) -> Result<PostgresStore, StoreError> {
+        let store = PostgresStore::open_held(options)?;
+        match store.sessions.run(read::held)? {
+            Some(why) => Err(StoreError::Unusable(why)),
+            None => Ok(store),
+        }
+    }
+
+    /// Like [`PostgresStore::open`], for whoever holds it.
+    pub fn open_held(options: PostgresOptions) -> Result<PostgresStore, StoreError> {
         let store = PostgresStore { sessions: Sessions::new(options, true)?, ledger_id: OnceLock::new() };
         store.sessions.run(async |s| {
             migrate::check_schema(s).await?;
@@ -56,6 +70,14 @@ impl PostgresStore {
             migrate::check_server(s).await
         })?;
         Ok(store)
+    }
+
+    /// From now on nobody opens the ledger for writing, and is told `why`; until `None` lets it go. The comment of the schema says it, so that
+    /// every machine sees it, and only the schema's owner can.
+    pub fn hold(&self, why: Option<&str>) -> Result<(), StoreError> {
+        let text = why.map_or_else(|| "NULL".to_owned(), |why| format!("'{HELD}{}'", why.replace('\'', "''")));
+        let text = format!("SET standard_conforming_strings = on; COMMENT ON SCHEMA ledger IS {text}");
+        self.sessions.write(async |session| session.batch_execute(&text).await.map_err(session::failed))
     }
 
     /// Opens the schema for reading, on a replica too. The role of auditors may do it.

@@ -43,6 +43,13 @@ pub(super) async fn heads(session: &Session) -> Result<Vec<ChainHead>, StoreErro
     ask(session, &queries::HEADS, &[]).await?.iter().map(head_of_row).collect()
 }
 
+/// Why nobody is to open the ledger for writing.
+pub(super) async fn held(s: &Session) -> Result<Option<String>, StoreError> {
+    let text = "SELECT obj_description('ledger'::regnamespace, 'pg_namespace')";
+    let comment: Option<String> = s.query_one(text, &[]).await.map_err(failed)?.get(0);
+    Ok(comment.and_then(|comment| comment.strip_prefix(super::HELD).map(str::to_owned)))
+}
+
 pub(super) async fn ledger_id(session: &Session) -> Result<Option<Hash>, StoreError> {
     let rows = ask(session, &queries::LEDGER_ID, &[]).await?;
     rows.first().map(|row| hash(row, 0)).transpose()
