@@ -9,6 +9,7 @@ use ledger_engine::note::{Checkpoint, NOTE_BYTES_MAX, Note, NoteKey};
 use ledger_engine::registry::{Purpose, Registry};
 use ledger_engine::succession::TreeHead;
 
+use crate::bounded;
 use crate::report::{KeyReport, Report};
 
 /// Largest anchor file, bytes: a checkpoint of each of 1,024 chains.
@@ -55,10 +56,8 @@ impl Anchor {
             return Anchor::read(&manifest);
         }
         if !path.is_dir() {
-            if std::fs::metadata(path).map_err(unreadable)?.len() > FILE_BYTES_MAX {
-                return Err(unreadable(std::io::Error::other("too large for checkpoints")));
-            }
-            let text = std::fs::read_to_string(path).map_err(unreadable)?;
+            let bytes = bounded::read(path, FILE_BYTES_MAX, "checkpoints").map_err(unreadable)?;
+            let text = String::from_utf8(bytes).map_err(|e| unreadable(std::io::Error::other(e)))?;
             return Anchor::parse(&path.display().to_string(), &text);
         }
         let names = std::fs::read_dir(path).and_then(|list| list.map(|e| Ok(e?.path())).collect());

@@ -4,6 +4,7 @@
 //! the bytes and the pinned ledger id only.
 
 mod anchor;
+mod bounded;
 mod chain;
 mod collector;
 mod combine;

@@ -15,6 +15,7 @@ use ledger_engine::registry::Purpose;
 use ledger_engine::stream::Stream;
 use ledger_engine::time::rfc3339;
 
+use crate::bounded;
 use crate::collector::Collector;
 use crate::finding::Code;
 use crate::report::{KeyReport, Part, Report};
@@ -42,15 +43,9 @@ pub fn verify_proof_and(path: &Path, held: Held<'_>, demands: Demands<'_>) -> Re
 
 fn read(path: &Path, held: Option<Held<'_>>, demands: Demands<'_>) -> Report {
     let name = path.display().to_string();
-    let unreadable = |why: &str| Report::unreadable(&name, why);
-    match std::fs::metadata(path) {
-        Ok(meta) if meta.len() > PROOF_BYTES_MAX as u64 => return unreadable("too large for a proof file, over 4 MiB"),
-        Ok(_) => {}
-        Err(e) => return unreadable(&format!("{e}; check the path")),
-    }
-    match std::fs::read(path) {
+    match bounded::read(path, PROOF_BYTES_MAX as u64, "a proof file") {
         Ok(bytes) => decode(&name, &bytes, held, demands),
-        Err(e) => unreadable(&format!("{e}; check the path")),
+        Err(e) => Report::unreadable(&name, &format!("{e}; check the path")),
     }
 }
 

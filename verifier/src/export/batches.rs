@@ -13,6 +13,7 @@ use ledger_engine::note::{Note, NoteKey};
 use ledger_engine::registry::Registry;
 use sha2::{Digest as _, Sha256};
 
+use crate::bounded;
 use crate::finding::{Code, Finding};
 use crate::single::key_code;
 use crate::source::SourceError;
@@ -57,10 +58,11 @@ impl Part {
     fn try_read(dir: &Path) -> Result<Result<Part, SourceError>, SourceError> {
         let file = dir.join(MANIFEST_NAME);
         let failed = |e: std::io::Error| unreadable(&file, format!("{e}; check the path"));
-        if std::fs::metadata(&file).map_err(failed)?.len() > MANIFEST_BYTES_MAX {
-            return Ok(Err(unreadable(&file, "too large for the manifest of an export".to_owned())));
-        }
-        let bytes = std::fs::read(&file).map_err(failed)?;
+        let bytes = match bounded::read(&file, MANIFEST_BYTES_MAX, "the manifest of an export") {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::Other => return Ok(Err(unreadable(&file, e.to_string()))),
+            Err(e) => return Err(failed(e)),
+        };
         let manifest = match Manifest::decode(&bytes) {
             Ok(manifest) => manifest,
             Err(e) => {

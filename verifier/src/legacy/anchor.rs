@@ -5,6 +5,8 @@ use std::path::Path;
 use ledger_engine::hash::Hash;
 use serde_json::json;
 
+use crate::bounded;
+
 /// The member `format` of the file.
 const FORMAT: &str = "legacy-head/1";
 /// The largest file, bytes.
@@ -52,11 +54,8 @@ impl Anchor {
 
     fn read_file(path: &Path) -> Result<Anchor, AnchorError> {
         let name = path.display().to_string();
-        let read = std::fs::metadata(path).and_then(|meta| match meta.len() {
-            0..=BYTES_MAX => std::fs::read(path),
-            _ => Err(std::io::Error::other("too large for an anchor")),
-        });
-        let bytes = read.map_err(|e| AnchorError::Unreadable(name.clone(), e))?;
+        let bytes =
+            bounded::read(path, BYTES_MAX, "an anchor").map_err(|e| AnchorError::Unreadable(name.clone(), e))?;
         let value: serde_json::Value =
             serde_json::from_slice(&bytes).map_err(|_| AnchorError::Shape(name.clone(), "not JSON"))?;
         if value["format"] != FORMAT {

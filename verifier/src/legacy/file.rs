@@ -1,5 +1,6 @@
 //! Legacy chains in files: JSON lines, an export envelope, a directory of events; plain, gzip or zstd.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::ops::Range;
@@ -677,32 +678,41 @@ fn damaged(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("the envelope is damaged: {what}"))
 }
 
+/// Most names of one directory, which are sorted in memory.
+const NAMES_MAX: usize = 1_000_000;
+
+/// Names of a directory with what they are, in order.
+type Listing = std::vec::IntoIter<(OsString, fs::FileType)>;
+
 /// Walks a directory by name, one listing at each depth in memory.
 struct Walk {
     root: PathBuf,
-    open: Vec<std::vec::IntoIter<(PathBuf, fs::FileType)>>,
+    /// With its path.
+    open: Vec<(PathBuf, Listing)>,
     passed_over: u64,
     gauge: Arc<Gauge>,
 }
 
 impl Walk {
     fn new(root: &Path, gauge: Arc<Gauge>) -> io::Result<Walk> {
-        Ok(Walk { root: root.to_owned(), open: vec![list(root)?], passed_over: 0, gauge })
+        Ok(Walk { root: root.to_owned(), open: vec![(root.to_owned(), list(root)?)], passed_over: 0, gauge })
     }
 
     fn read(&mut self, texts: &mut Texts) -> io::Result<()> {
         while !texts.full()
-            && let Some(listing) = self.open.last_mut()
+            && let Some((directory, listing)) = self.open.last_mut()
         {
-            let Some((path, kind)) = listing.next() else {
+            let Some((name, kind)) = listing.next() else {
                 self.open.pop();
                 continue;
             };
+            let path = directory.join(name);
             self.gauge.check()?;
             self.gauge.add(1);
             let event = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
             if kind.is_dir() {
-                self.open.push(list(&path)?);
+                let listing = list(&path)?;
+                self.open.push((path, listing));
             } else if !event && !kind.is_symlink() {
                 self.passed_over += 1;
             } else if !kind.is_file() {
@@ -728,9 +738,16 @@ impl Walk {
     }
 }
 
-fn list(directory: &Path) -> io::Result<std::vec::IntoIter<(PathBuf, fs::FileType)>> {
-    let entry = |e: io::Result<fs::DirEntry>| e.and_then(|e| Ok((e.path(), e.file_type()?)));
-    let mut all: Vec<_> = fs::read_dir(directory)?.map(entry).collect::<io::Result<_>>()?;
+fn list(directory: &Path) -> io::Result<Listing> {
+    let entry = |e: io::Result<fs::DirEntry>| e.and_then(|e| Ok((e.file_name(), e.file_type()?)));
+    let mut all: Vec<_> = fs::read_dir(directory)?.take(NAMES_MAX + 1).map(entry).collect::<io::Result<_>>()?;
+    if all.len() > NAMES_MAX {
+        let why = format!(
+            "{} has more than {NAMES_MAX} files: spread them over directories, or write them into one file as JSON lines",
+            directory.display()
+        );
+        return Err(io::Error::other(why));
+    }
     all.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(all.into_iter())
 }

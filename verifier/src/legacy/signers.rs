@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::judge::shown;
 use super::time::parse_time;
+use crate::bounded;
 
 /// SPKI of an Ed25519 key (RFC 8410) up to the 32 bytes of the key.
 const ED25519_SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
@@ -118,11 +119,7 @@ impl Signers {
     /// Reads a registry file.
     pub fn read(path: &std::path::Path) -> Result<Signers, SignersError> {
         let unreadable = |e| SignersError::Unreadable(path.display().to_string(), e);
-        let size = std::fs::metadata(path).map_err(unreadable)?.len();
-        if size > REGISTRY_BYTES_MAX {
-            return Err(SignersError::Shape(format!("the file has {size} bytes, more than {REGISTRY_BYTES_MAX}")));
-        }
-        Signers::parse(&std::fs::read(path).map_err(unreadable)?)
+        Signers::parse(&bounded::read(path, REGISTRY_BYTES_MAX, "a registry of signers").map_err(unreadable)?)
     }
 
     /// Whether the file says which ledger's registry it is.

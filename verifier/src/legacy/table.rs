@@ -22,8 +22,10 @@ use crate::postgres::{connect, explain};
 const RANGE_ROWS: u64 = 16 * 1024;
 /// A statement is left early after so many bytes of rows, and the rest of the rows of the last key.
 const RANGE_BYTES: usize = 32 << 20;
-/// Bytes of one statement, at most: rows of one key cannot be read in parts.
-const SAME_KEY_BYTES: usize = 1 << 30;
+/// Bytes of one statement, at most, in memory: rows of one key cannot be read in parts.
+const SAME_KEY_BYTES: usize = 96 << 20;
+/// What a row takes besides its values, about.
+const ROW_BYTES: usize = 400;
 /// Bytes of rows that are judged together, at most; and rows.
 const CHUNK_BYTES: usize = 8 << 20;
 const CHUNK_ROWS: usize = 8192;
@@ -306,7 +308,8 @@ impl Table {
             }
             if all_bytes > SAME_KEY_BYTES {
                 return Err(LegacyError::Source(format!(
-                    "over {SAME_KEY_BYTES} bytes of rows have one id, {}: export the table and verify the file",
+                    "over {} MiB of rows have one id, {}: export the table and verify the file",
+                    SAME_KEY_BYTES >> 20,
                     shown(id.unwrap_or_default())
                 )));
             }
@@ -315,7 +318,7 @@ impl Table {
             count += 1;
             self.gauge.add(1);
             bytes += row.raw_size_bytes();
-            all_bytes += row.raw_size_bytes();
+            all_bytes += row.raw_size_bytes() + ROW_BYTES;
             piece.rows.push(row);
             if bytes > CHUNK_BYTES || piece.rows.len() == CHUNK_ROWS {
                 self.pending.push_back(std::mem::replace(&mut piece, Piece { rows: Vec::new() }));

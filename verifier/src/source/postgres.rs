@@ -66,6 +66,8 @@ const GROWING: [&str; 5] = ["entries", "private_documents", "commits", "commit_s
 /// Rows, and bytes of them, that are read in one transaction and handed over at once. The next page is read meanwhile.
 const PAGE_ROWS: usize = 1 << 12;
 const PAGE_BYTES: usize = 2 << 20;
+/// More rows than that at one place are no ledger's: they are not read to their end.
+const POSITION_ROWS_MAX: usize = 32_768;
 /// Blocks whose rows are counted in one transaction: 256 MiB.
 const BLOCKS: i64 = 1 << 15;
 
@@ -785,6 +787,10 @@ impl Pages {
                 let position = |row: &Vec<Cell>| row.get(1).and_then(signed);
                 let last = page.last().and_then(position);
                 let whole = page.partition_point(|row| position(row) < last);
+                if whole == 0 && most > POSITION_ROWS_MAX {
+                    let why = format!("over {most} rows of {} are at one place; a ledger has four at most", self.table);
+                    return Err(PageError::Table(why));
+                }
                 if whole == 0 {
                     most = most.saturating_mul(2);
                     continue;
