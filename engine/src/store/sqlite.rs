@@ -52,7 +52,7 @@ pub struct SqliteOptions {
     /// `FULL` unless a test shows what happens otherwise.
     pub synchronous: &'static str,
     /// The file is worth nothing before it is closed, synced and renamed to where it is used, and is thrown away after any error: nothing is
-    /// written twice, and nothing synced.
+    /// written twice and nothing synced, and commits wait until somebody reads.
     pub draft: bool,
 }
 
@@ -213,7 +213,17 @@ impl SqliteStore {
         Ok(SqliteStore { path, options, access, writer: Mutex::new(conn), readers: Mutex::new(Vec::new()) })
     }
 
+    /// Ends the transaction that collects what is appended to a draft, so that other connections see it.
+    fn end_draft(&self) -> Result<(), StoreError> {
+        if !self.options.draft {
+            return Ok(());
+        }
+        let conn = lock(&self.writer);
+        if conn.is_autocommit() { Ok(()) } else { conn.execute_batch("COMMIT").map_err(sql) }
+    }
+
     fn read<T>(&self, f: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.end_draft()?;
         let pooled = lock(&self.readers).pop();
         let conn = match pooled {
             Some(conn) => conn,
@@ -427,7 +437,7 @@ fn write_rows(tx: &Connection, rows: &[Row]) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn write_batch(tx: &Transaction<'_>, batch: &CommitBatch) -> rusqlite::Result<()> {
+fn write_batch(tx: &Connection, batch: &CommitBatch) -> rusqlite::Result<()> {
     let chain = batch.before.chain;
     if batch.before.size() == 0 && chain == 0 {
         tx.execute("INSERT INTO ledger VALUES (?1)", [&batch.statement.ledger_id.0[..]])?;
@@ -570,14 +580,24 @@ impl Store for SqliteStore {
 
     fn append_verified(&self, batches: &[CommitBatch]) -> Result<(), StoreError> {
         let mut conn = lock(&self.writer);
-        let tx = begin(&mut conn)?;
-        for batch in batches {
-            let head = head_of(&tx, batch.before.chain)?.unwrap_or_else(|| empty_head(batch.before.chain));
-            if head != batch.before {
-                return Err(StoreError::HeadMoved(Box::new(head)));
+        let write = |conn: &Connection| {
+            for batch in batches {
+                let head = head_of(conn, batch.before.chain)?.unwrap_or_else(|| empty_head(batch.before.chain));
+                if head != batch.before {
+                    return Err(StoreError::HeadMoved(Box::new(head)));
+                }
+                write_batch(conn, batch).map_err(sql)?;
             }
-            write_batch(&tx, batch).map_err(sql)?;
+            Ok(())
+        };
+        if self.options.draft {
+            if conn.is_autocommit() {
+                conn.execute_batch("BEGIN").map_err(sql)?;
+            }
+            return write(&conn);
         }
+        let tx = begin(&mut conn)?;
+        write(&tx)?;
         commit_in(tx)
     }
 
@@ -872,6 +892,7 @@ impl Store for SqliteStore {
         if self.access != Access::Write {
             return Ok(());
         }
+        self.end_draft()?;
         let writer = lock(&self.writer);
         if self.options.draft {
             return set_journal(&writer, "wal");
