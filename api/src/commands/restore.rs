@@ -170,9 +170,9 @@ impl Done {
         output::line(&format!("prove it with: audit-verify {into} --trust {trust}"))?;
         match fate {
             Fate::Continued => output::line("an entry says so (ledger.restored); the ledger goes on"),
-            Fate::Drill => {
-                output::line("this was a drill: leave the ledger's keys away from it, or it would have two histories")
-            }
+            Fate::Drill => output::line(
+                "this was a drill: it would be a second history of the ledger, and nothing writes to it; leave the ledger's keys away from it",
+            ),
             Fate::Closed(file, succession) => {
                 if succession.lost.is_empty() {
                     output::line("more had been signed than was restored; nothing that can be believed says how much")?;

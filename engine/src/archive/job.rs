@@ -402,11 +402,13 @@ fn whole(archive: &dyn Archive, done: &Completed) -> Result<(), ExportError> {
     // Over another version it is there all the same.
     faults.retain(|f| !matches!(f.fault, Fault::Hidden | Fault::Shadowed));
     let Some(first) = faults.first() else { return Ok(()) };
+    let more = match faults.len() - 1 {
+        0 => String::new(),
+        n => format!(", and {n} more such objects"),
+    };
     let why = format!(
-        "batch {} is not in the ledger's record, and cannot be recorded: {} faults, the first is {} {}: {}; put back what is missing, or export to \
-         another place",
+        "batch {} is not in the ledger's record, and cannot be recorded: {} {}: {}{more}; put back what is missing, or export to another place",
         done.plan.sequence,
-        faults.len(),
         first.fault.as_str(),
         first.place,
         first.what
