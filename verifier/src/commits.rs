@@ -18,6 +18,7 @@ use crate::chain::Chain;
 use crate::collector::Collector;
 use crate::finding::Code;
 use crate::fold::Folded;
+use crate::report::or_none;
 use crate::row::{blob, hash, number, text};
 use crate::seen::Seen;
 use crate::single::{document_code, document_evidence, key_code};
@@ -550,7 +551,7 @@ impl CheckpointJudge<'_> {
             return fail(Code::CheckpointBeyondTail, &format!("the chain ends at {}", known_end));
         }
         if size <= intact && root_at(size) != Some(root) {
-            return fail(Code::CheckpointRootMismatch, &format!("expected {root}, found {:?}", root_at(size)));
+            return fail(Code::CheckpointRootMismatch, &format!("expected {root}, found {}", or_none(root_at(size))));
         }
         let Some((_, note)) = note else { return Ok(None) };
         let mut known = false;

@@ -20,7 +20,7 @@ use rayon::prelude::*;
 use crate::chain::{Chain, Listings, Named, Unit, case_of, gap_of};
 use crate::collector::Collector;
 use crate::finding::Code;
-use crate::report::ChainReport;
+use crate::report::{ChainReport, or_none};
 use crate::row::{EntryRow, read_entry};
 use crate::seen::{Document, Seen};
 use crate::source::{SourceError, Tables, watched};
@@ -184,7 +184,8 @@ impl Context<'_> {
         }
         let home = stream.as_ref().and_then(|s| self.home(s));
         if self.genesis.is_some() && home != Some(chain.number) {
-            return Some((Code::RoutingMismatch, format!("stream {} belongs on chain {home:?}", h.stream)));
+            let home = home.map_or_else(|| "no chain".to_owned(), |home| format!("chain {home}"));
+            return Some((Code::RoutingMismatch, format!("stream {} belongs on {home}", h.stream)));
         }
         let (judged, tainted) = units.with(&case_of(&h.stream), |unit| {
             let judged = self.transition(chain, unit, place, &body, registry, folded);
@@ -210,7 +211,7 @@ impl Context<'_> {
         };
         folded.private_present += 1;
         let found = document.sha256;
-        (found != Some(named)).then(|| (Code::PrivateMismatch, format!("expected {named}, found {found:?}")))
+        (found != Some(named)).then(|| (Code::PrivateMismatch, format!("expected {named}, found {}", or_none(found))))
     }
 
     fn transition(

@@ -289,7 +289,11 @@ pub(crate) fn page(report: &Report) -> String {
         let rows = report.keys().iter().map(|k| {
             let retired = k.retired.as_ref().map_or_else(
                 || "valid".to_owned(),
-                |(size, cut)| format!("retired by registry entry {size}, for entries up to {cut:?}"),
+                |(size, cut)| {
+                    let cut = cut.iter().enumerate().map(|(chain, end)| format!("{end} entries of chain {chain}"));
+                    let cut = cut.collect::<Vec<_>>().join(", ");
+                    format!("retired by registry entry {size}; its signatures stand for the first {cut}")
+                },
             );
             let fingerprint = from_hex(&k.public_key).map_or_else(String::new, |key| code(&sha256(&[&key]).to_hex()));
             let kid = code(&k.kid);

@@ -633,6 +633,11 @@ pub(crate) fn counted(n: u64, thing: &str) -> String {
     format!("{n} {thing}{plural}")
 }
 
+/// A value in evidence, where there may be none.
+pub(crate) fn or_none(value: Option<impl std::fmt::Display>) -> String {
+    value.map_or_else(|| "none".to_owned(), |value| value.to_string())
+}
+
 fn adoption_in_words(adopted: &Adopted) -> String {
     let Adopted { index, recorded_at_us, adoption } = adopted;
     let known = match &adoption.findings {

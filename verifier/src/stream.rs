@@ -21,7 +21,7 @@ use crate::anchor::Anchor;
 use crate::collector::Collector;
 use crate::commits::Commit;
 use crate::finding::Code;
-use crate::report::{KeyReport, Part, Report};
+use crate::report::{KeyReport, Part, Report, or_none};
 use crate::row::{blob, hash, number, read_entry, text};
 use crate::single::{Fault, Known, Own, fault, included, private_document};
 use crate::source::{SourceError, Tables};
@@ -484,7 +484,7 @@ fn self_judged(
     let (index, revision, hash) =
         parent.map_or((None, 0, Hash::ZERO), |(index, revision, hash)| (Some(index), revision, hash));
     let link = if row.parent_index != index {
-        Some((Code::ParentIndexMismatch, format!("expected {index:?}, found {:?}", row.parent_index)))
+        Some((Code::ParentIndexMismatch, format!("expected {}, found {}", or_none(index), or_none(row.parent_index))))
     } else if h.revision != revision + 1 {
         Some((Code::RevisionMismatch, format!("expected {}, found {}", revision + 1, h.revision)))
     } else if h.parent_hash != hash.0 {
@@ -557,13 +557,14 @@ fn proven(whole: &Whole, index: u64) -> Result<ProvenCommit, Fault> {
 fn head_row(stored: &StoredChain<'_>, stream: &str, last: &Read, out: &mut Collector) -> Result<(), SourceError> {
     let rows = stored.tables.keyed("stream_heads", &[stored.chain.into(), stream.into()])?;
     let h = &last.row.header;
-    let expected = (Some(h.revision), Some(last.row.digests.hash), Some(h.index));
+    let (revision, head, index) = (h.revision, last.row.digests.hash, h.index);
     let found = rows
         .first()
         .map(|cells| (cells.get(2).and_then(number), cells.get(3).and_then(hash), cells.get(4).and_then(number)));
-    if found != Some(expected) || rows.len() != 1 {
+    if found != Some((Some(revision), Some(head), Some(index))) || rows.len() != 1 {
         let place = format!("stream_heads/{}/{stream}", stored.chain);
-        out.report(Code::StreamHeadMismatch, Some(stored.chain.into()), place, format!("expected {expected:?}"));
+        let evidence = format!("expected one row with revision {revision}, hash {head}, index {index}");
+        out.report(Code::StreamHeadMismatch, Some(stored.chain.into()), place, evidence);
     }
     Ok(())
 }

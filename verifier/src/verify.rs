@@ -17,7 +17,7 @@ use crate::derived::Derived;
 use crate::finding::Code;
 use crate::fold::Context;
 use crate::prove::{Stop, claimed_size, prove};
-use crate::report::{ChainReport, KeyReport, Part, Report, Verdict};
+use crate::report::{ChainReport, KeyReport, Part, Report, Verdict, or_none};
 use crate::row::{blob, hash, number};
 use crate::seen::{Document, Documents};
 use crate::source::{SourceError, Tables, table_names};
@@ -335,7 +335,8 @@ fn anchors(
             let text = format!("{} covers {size} entries, the chain ends at {}", anchor.name, chain.known_end);
             out.report(Code::AnchorBeyondTail, Some(k.into()), place, text);
         } else if size <= chain.intact && chain.root(size) != Some(anchor.root()) {
-            let text = format!("{} has the root {}, found {:?}", anchor.name, anchor.root(), chain.root(size));
+            let found = or_none(chain.root(size));
+            let text = format!("{} has the root {}, found {found}", anchor.name, anchor.root());
             out.report(Code::AnchorMismatch, Some(k.into()), place, text);
         } else if size <= chain.intact {
             report.anchored = report.anchored.max(Some(size));

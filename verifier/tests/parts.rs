@@ -81,6 +81,37 @@ fn a_history_and_what_came_after_an_anchor() {
     assert!(exit == 2 && said.contains("--anchor"), "{exit}: {said}");
 }
 
+/// Faults against what was kept, or is given, beside a source: a folder each, with the arguments and what must be found.
+#[test]
+fn what_lies_beside_a_source() {
+    let mut judged = 0;
+    for folder in std::fs::read_dir(fixture("broken/beside")).unwrap().map(|f| f.unwrap().path()) {
+        let expect: Value = serde_json::from_slice(&std::fs::read(folder.join("expect.json")).unwrap()).unwrap();
+        let texts = |name: &str| -> Vec<String> {
+            expect[name].as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
+        };
+        let arguments = texts("arguments");
+        let run = |more: &[&str]| {
+            run(&folder, &[&arguments.iter().map(String::as_str).collect::<Vec<_>>()[..], more].concat())
+        };
+        let (exit, said) = run(&["--json"]);
+        let report: Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
+        let mut codes: Vec<&str> =
+            report["findings"].as_array().unwrap().iter().map(|f| f["code"].as_str().unwrap()).collect();
+        codes.sort_unstable();
+        assert_eq!(
+            (Some(i64::from(exit)), codes),
+            (expect["exit"].as_i64(), texts("findings").iter().map(String::as_str).collect()),
+            "{said}"
+        );
+        // Evidence is for people.
+        let said = run(&[]).1;
+        assert!(!said.contains("Some(") && !said.contains("None"), "{said}");
+        judged += 1;
+    }
+    assert_eq!(judged, 4);
+}
+
 /// Rows that are far larger than any of the format's are judged in memory that does not grow with them.
 #[test]
 fn a_database_of_enormous_rows() {

@@ -147,9 +147,14 @@ impl Table {
                 id_type = if kind == "character" { "bpchar".to_owned() } else { kind };
             }
         }
-        for needed in [Member::Id, Member::Payload, Member::PrevHash, Member::Signature] {
+        for (needed, shown) in [
+            (Member::Id, "id"),
+            (Member::Payload, "payload"),
+            (Member::PrevHash, "prev_hash"),
+            (Member::Signature, "signature"),
+        ] {
             if columns[needed as usize].is_none() {
-                return Err(LegacyError::Source(format!("{name} has no column for {needed:?}: it is no audit_events")));
+                return Err(LegacyError::Source(format!("{name} has no column {shown}: it is no audit_events")));
             }
         }
         let mut remarks = Vec::new();
