@@ -10,6 +10,7 @@ use std::io::Read as _;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use ledger_engine::commit::COMMIT_BYTES_MAX;
 use ledger_engine::domain::projection::{Cell, TABLES};
 use ledger_engine::hash::{Hash, from_hex};
 use rusqlite::limits::Limit;
@@ -113,9 +114,10 @@ pub(crate) fn watched(
         let [rows] = cursors else { return Ok(()) };
         let mut read = 0;
         loop {
-            let mut piece = Vec::with_capacity(PIECE);
-            while piece.len() < PIECE {
+            let (mut piece, mut bytes) = (Vec::with_capacity(PIECE), 0);
+            while piece.len() < PIECE && bytes < PIECE_BYTES {
                 let Some(row) = rows.next()? else { break };
+                bytes += bytes_of(&row);
                 piece.push(row);
             }
             if piece.is_empty() {
@@ -239,10 +241,10 @@ pub trait Tables {
 const PIECE: usize = 4096;
 /// Or so many bytes, and a row more.
 const PIECE_BYTES: usize = 2 << 20;
-/// Longest text or blob of a row that is looked at; bodies and documents end at half of it.
-const CELL_BYTES_MAX: usize = 128 << 10;
+/// Longest text or blob of a row that is looked at: what is cut off there is too long for a whole commit still, and no text of the format is so long.
+const CELL_BYTES_MAX: usize = COMMIT_BYTES_MAX + 1;
 /// Longest value that SQLite is to read: a file that has a longer one is not read further.
-const VALUE_BYTES_MAX: i32 = 16 << 20;
+const VALUE_BYTES_MAX: i32 = 32 << 20;
 /// Largest dump: they are for tests and for showing single faults.
 const DUMP_BYTES_MAX: u64 = 16 << 20;
 
@@ -600,10 +602,9 @@ pub(crate) fn cell(column: &str, value: ValueRef<'_>) -> Cell {
         ValueRef::Null => Cell::Null,
         ValueRef::Integer(n) => Cell::Int(n),
         ValueRef::Real(_) => misfit(column),
-        // No value of the format is so long; what it is does not matter.
-        ValueRef::Text(bytes) | ValueRef::Blob(bytes) if bytes.len() > CELL_BYTES_MAX => misfit(column),
+        ValueRef::Text(text) if text.len() > CELL_BYTES_MAX => misfit(column),
         ValueRef::Text(t) => String::from_utf8(t.to_vec()).map_or_else(|_| misfit(column), Cell::Text),
-        ValueRef::Blob(b) => Cell::Blob(b.to_vec()),
+        ValueRef::Blob(b) => Cell::Blob(b[..b.len().min(CELL_BYTES_MAX)].to_vec()),
     }
 }
 

@@ -133,9 +133,10 @@ fn a_database_of_enormous_rows() {
                 print('peak', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10, 'exit', code)";
     let python = std::env::var("LEDGER_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     for (bytes, rows, exit, say) in [
-        // Just beyond the longest value that is looked at, in many rows; longer ones; and too long a value to be read at all.
-        (130 << 10, 3000, 1, "entry_undecodable"),
-        (8 << 20, 48, 1, "entry_undecodable"),
+        // Just beyond the longest body, in many rows; longer ones; one that is cut; and too long a value to be read at all.
+        (70 << 10, 5000, 1, "entries/4999"),
+        (8 << 20, 48, 1, "entries/47"),
+        (20 << 20, 12, 1, "entries/11"),
         (40 << 20, 2, 2, "too big"),
     ] {
         make(bytes, rows);
