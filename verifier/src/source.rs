@@ -581,12 +581,12 @@ fn cells(columns: &[&str], row: &rusqlite::Row<'_>) -> rusqlite::Result<Vec<Cell
     columns.iter().enumerate().map(|(i, column)| row.get_ref(i).map(|value| cell(column, value))).collect()
 }
 
-/// How much the texts and blobs of a row take.
+/// How much the cells of a row take, about.
 pub(crate) fn bytes_of(row: &[Cell]) -> usize {
     let cell = |cell: &Cell| match cell {
-        Cell::Text(text) => text.len(),
-        Cell::Blob(bytes) => bytes.len(),
-        _ => 0,
+        Cell::Null | Cell::Int(_) => 8,
+        Cell::Text(text) => 24 + text.len(),
+        Cell::Blob(bytes) => 24 + bytes.len(),
     };
     row.iter().map(cell).sum()
 }

@@ -284,14 +284,17 @@ fn build(
     let Filled { sizes, absent } = fill(&store, export, wanted.trust, limits)?;
     let entries = sizes.iter().sum();
     let fate = match succession {
-        Some(succession) => {
-            // Wherever else somebody has the keys and the database's URL.
-            held.postgres.as_ref().map_or(Ok(()), |_| held.hold(CLOSED))?;
-            Fate::Closed(directory::close(&place.dir, &succession)?, succession)
-        }
+        Some(succession) => Fate::Closed(directory::close(&place.dir, &succession)?, succession),
         None if wanted.drill => Fate::Drill,
         None => Fate::Continued,
     };
+    // Before it is where it stays, and wherever else somebody has the keys and the database's URL.
+    match &fate {
+        Fate::Closed(..) if held.postgres.is_none() => {}
+        Fate::Closed(..) => held.hold(CLOSED)?,
+        Fate::Drill => held.hold(DRILL)?,
+        Fate::Continued => held.hold(INCOMPLETE)?,
+    }
     let (store, into) = match url {
         Some(_) => (store, "the database".to_owned()),
         None => {
@@ -299,9 +302,6 @@ fn build(
             drop(store);
             let (made, target) = (building.join(DATABASE_FILE), place.dir.join(DATABASE_FILE));
             sync(&made)?;
-            if !matches!(fate, Fate::Closed(..)) {
-                held.hold(if wanted.drill { DRILL } else { INCOMPLETE })?;
-            }
             std::fs::rename(&made, &target).map_err(io(&target))?;
             sync(&place.dir)?;
             let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&place.dir, SqliteOptions::default())?);
@@ -351,9 +351,6 @@ fn end(
     held: &Held<'_>,
     restored: impl FnOnce() -> Recorded,
 ) -> Result<(), CliError> {
-    if matches!(fate, Fate::Drill) && held.postgres.is_some() {
-        held.hold(DRILL)?;
-    }
     if !matches!(fate, Fate::Continued) {
         return Ok(store.close()?);
     }

@@ -6,7 +6,7 @@ use std::io::sink;
 use super::ExportError;
 use super::job::directory_of;
 use super::place::Archive;
-use crate::export::record::{Completed, ObjectLock, Retention};
+use crate::export::record::{Completed, Retention};
 use crate::export::{FileKind, MANIFEST_BYTES_MAX, MANIFEST_NAME, Manifest};
 
 /// What can be wrong with an archive. The texts are stable.
@@ -148,9 +148,7 @@ fn state(
     let mut report = |fault, what: String| faults.push(ArchiveFault { fault, place: key.to_owned(), what });
     let shown = version.map_or_else(String::new, |id| format!(" (version {id})"));
     if !state.there {
-        let now_s = std::time::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs() as i64);
-        let over = |lock: &ObjectLock| !lock.legal_hold && lock.of(true).until_s <= now_s;
-        if private && done.lock.as_ref().is_some_and(over) {
+        if private && done.lock.as_ref().is_some_and(|lock| !lock.keeps(true)) {
             // Documents are kept for a time of their own, and it is over.
             return Ok(false);
         }

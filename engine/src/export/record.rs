@@ -210,6 +210,12 @@ impl ObjectLock {
         Retention { mode: self.mode.clone(), until_s: until_us.div_euclid(1_000_000), legal_hold: self.legal_hold }
     }
 
+    /// Whether an object with private documents, or one without, must still be there.
+    pub fn keeps(&self, private: bool) -> bool {
+        let now_s = std::time::UNIX_EPOCH.elapsed().map_or(0, |now| now.as_secs() as i64);
+        self.legal_hold || self.of(private).until_s > now_s
+    }
+
     /// As it is recorded, here and in manifests.
     pub fn to_object(&self) -> Object {
         Object::new()

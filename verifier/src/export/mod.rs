@@ -14,7 +14,6 @@ use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 
 use ledger_engine::domain::projection::Cell;
-use ledger_engine::export::record::ObjectLock;
 use ledger_engine::export::{ChainRange, ExportFile, FileKind, Line, MANIFEST_NAME, Manifest};
 use ledger_engine::hash::Hash;
 use ledger_engine::header::Header;
@@ -207,9 +206,7 @@ impl Export {
         }
         let of = |part: &&Part| part.manifest.files.iter().any(|f| f.name == file.name);
         let batch = self.parts.iter().find(of).and_then(Part::batch);
-        let now_s = std::time::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs() as i64);
-        let kept = |lock: &ObjectLock| lock.legal_hold || lock.of(true).until_s > now_s;
-        !batch.and_then(|b| b.lock.as_ref()).is_some_and(kept)
+        !batch.and_then(|b| b.lock.as_ref()).is_some_and(|lock| lock.keeps(true))
     }
 
     /// Where the files of one chain and kind are, in order, and with which entry hash each must end, where a manifest says so.

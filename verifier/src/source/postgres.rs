@@ -20,7 +20,7 @@ use postgres::types::ToSql;
 use postgres::{CancelToken, Client, CopyOutReader, Statement};
 
 use super::copy::{Column, Copied, Kind, Raw};
-use super::{Cursor, LedgerAndGenesis, PIECE, SourceError, Tables, Work, columns, table_names};
+use super::{Cursor, LedgerAndGenesis, PIECE, SourceError, Tables, Work, bytes_of, columns, table_names};
 use crate::postgres::{connect, explain};
 use crate::row::blob;
 
@@ -819,7 +819,7 @@ impl Pages {
         let (mut page, mut bytes) = (Vec::new(), 0);
         let ended = loop {
             let Some(cells) = rows.next().map_err(PageError::Copy)? else { break page.len() < most };
-            bytes += cells.iter().map(bytes_of).sum::<usize>();
+            bytes += bytes_of(&cells);
             page.push(cells);
             // What else was asked for is passed over. One position is read whole, however large it is.
             if bytes > PAGE_BYTES && page.len() > 1 && most <= self.rows {
@@ -835,14 +835,6 @@ impl Pages {
 /// A number as it is stored.
 fn signed(cell: &Cell) -> Option<i64> {
     if let Cell::Int(n) = cell { Some(*n) } else { None }
-}
-
-fn bytes_of(cell: &Cell) -> usize {
-    match cell {
-        Cell::Null | Cell::Int(_) => 8,
-        Cell::Text(t) => 24 + t.len(),
-        Cell::Blob(b) => 24 + b.len(),
-    }
 }
 
 /// Rows that a thread reads by pages.
