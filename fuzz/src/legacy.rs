@@ -256,7 +256,9 @@ pub(crate) fn file(bytes: &[u8]) {
         }
         let packed = bytes.starts_with(&[0x1f, 0x8b]) || bytes.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]);
         if !packed && format == Some(FileFormat::Lines) {
-            let lines = bytes.split(|b| *b == b'\n').filter(|line| !line.trim_ascii().is_empty()).count();
+            // A byte order mark is no part of the first line.
+            let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+            let lines = text.split(|b| *b == b'\n').filter(|line| !line.trim_ascii().is_empty()).count();
             assert_eq!(report.rows, lines as u64);
         }
         let outside = serde_json::from_slice::<serde_json::Value>(bytes);
