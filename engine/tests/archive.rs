@@ -20,7 +20,7 @@ use ledger_engine::archive::place::{Archive, BatchTerms, DirectoryArchive, Kept,
 use ledger_engine::export::batch::ManifestSignature;
 use ledger_engine::export::record::ObjectLock;
 use ledger_engine::export::{MANIFEST_NAME, Manifest};
-use ledger_engine::hash::Hash;
+use ledger_engine::hash::{Hash, sha256};
 use ledger_engine::ledger::Ledger;
 use ledger_engine::registry::{Key, Purpose};
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
@@ -530,8 +530,14 @@ async fn a_job_that_is_cut_off_anywhere_goes_on() {
             assert_eq!(before.completed.len(), 1, "step {at}");
             // More is written meanwhile: it belongs to the next batch, if this one was planned already.
             create_order(&ledger, "c", "s").await;
-            let done = export(&ledger, &good).await.unwrap();
+            // By another version of the program, under another policy: a manifest that is there already stays the only one.
+            let signed: Vec<_> = contents(&root).into_iter().filter(|(name, _)| name.contains(MANIFEST_NAME)).collect();
+            let other = BatchOptions { pii_policy: "2".into(), tool: "another".into(), ..batch_options() };
+            let done = ledger.export_batch(Arc::clone(&good), other, Box::new(|_| {})).await.unwrap();
             assert_eq!((done.resumed, done.completed.plan.sequence), (before.open.is_some(), 2));
+            let now = contents(&root);
+            assert!(signed.iter().all(|(name, bytes)| now[name] == *bytes), "step {at}");
+            assert_eq!(now.values().filter(|bytes| sha256(&[bytes]) == done.completed.manifest_sha256).count(), 1);
             assert!(before.open.is_none_or(|plan| plan == done.completed.plan));
             export(&ledger, &good).await.unwrap();
             let report = verify_path(&root, Some(ledger.id()));

@@ -226,9 +226,13 @@ impl Ledger {
         in_thread(move || fit.terms(now_us)).await?;
 
         let mut record = ArchiveRecord::of(archive.location(), &self.exports().await?);
-        // A batch that is given up may be there, and lack only its record: then it is none that can be planned anew.
-        if record.open.is_none() || options.restart {
-            self.take_over(&archive, &mut record).await?;
+        let begun = record.open.as_ref().map(|plan| plan.batch.clone());
+        let taken_over = self.take_over(&archive, &mut record).await?;
+        // A batch that was begun may be there, and lack only its record: then it is none that can be made or planned anew.
+        if let Some((completed, manifest)) = taken_over.filter(|(done, _)| Some(&done.plan.batch) == begun.as_ref())
+            && !options.restart
+        {
+            return Ok(Done { completed, manifest, resumed: true });
         }
         // Another second, so that what was given up is in another directory.
         let now_us = now_us.max(record.open.as_ref().map_or(0, |given_up| given_up.exported_at_us + 1_000_000));
@@ -278,20 +282,36 @@ impl Ledger {
         Ok(Done { completed, manifest, resumed })
     }
 
-    /// Records batches that the archive has and the ledger's record has not: of a ledger that was restored from the archive, which ends
-    /// before the record of its last batch, or of an archive that was moved. A batch of another history stops the export.
-    async fn take_over(&self, archive: &Arc<dyn Archive>, record: &mut ArchiveRecord) -> Result<(), ExportError> {
+    /// Records batches that the archive has and the ledger's record has not: one whose job was killed before it was recorded, those of a ledger
+    /// that was restored from the archive, which ends before the record of its last batch, or of an archive that was moved. A batch of another
+    /// history stops the export. Returns the last of them.
+    async fn take_over(
+        &self,
+        archive: &Arc<dyn Archive>,
+        record: &mut ArchiveRecord,
+    ) -> Result<Option<(Completed, Manifest)>, ExportError> {
         let (store, registry, id) = (Arc::clone(self.store()), self.registry(), self.id());
         let (looking, known) = (Arc::clone(archive), record.completed.last().cloned());
         let found = in_thread(move || unrecorded(&*store, &*looking, &registry, id, known)).await?;
-        for completed in found {
+        let mut last = None;
+        for (mut completed, manifest) in found {
+            let begun = record.open.as_ref().filter(|plan| plan.batch == completed.plan.batch);
+            let is_begun = begun.is_some();
+            // As it was planned, also where there was nothing to make a table of.
+            completed.plan = begun.cloned().unwrap_or(completed.plan);
             let (looking, done) = (Arc::clone(archive), completed.clone());
-            in_thread(move || whole(&*looking, &done)).await?;
+            match in_thread(move || whole(&*looking, &done)).await? {
+                Ok(()) => {}
+                // What is missing of it is made again.
+                Err(_) if is_begun => break,
+                Err(why) => return Err(ExportError::Unfit(archive.location().to_owned(), why)),
+            }
             self.append_export(&ExportEvent::Completed(completed.clone())).await?;
-            record.completed.push(completed);
+            record.completed.push(completed.clone());
             record.open = None;
+            last = Some((completed, manifest));
         }
-        Ok(())
+        Ok(last)
     }
 
     /// The registry as the batch's own entries have it: whoever reads the archive up to there can judge the signature.
@@ -348,14 +368,14 @@ async fn in_thread<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(died)?
 }
 
-/// The batches that an archive has after the last one that is recorded.
+/// The batches that an archive has after the last one that is recorded, with their manifests.
 fn unrecorded(
     store: &dyn Store,
     archive: &dyn Archive,
     registry: &Registry,
     ledger_id: Hash,
     mut last: Option<Completed>,
-) -> Result<Vec<Completed>, ExportError> {
+) -> Result<Vec<(Completed, Manifest)>, ExportError> {
     let prefix = format!("{}-", &ledger_id.to_hex()[..16]);
     let number = |key: &str| {
         let name = key.rsplit('/').nth(1)?;
@@ -390,18 +410,18 @@ fn unrecorded(
         let completed = take(store, archive.location(), &manifest, last.as_ref())?.map_err(unfit)?;
         let completed = Completed { manifest_sha256: digest, manifest_version: version, ..completed };
         last = Some(completed.clone());
-        taken.push(completed);
+        taken.push((completed, manifest));
     }
     Ok(taken)
 }
 
 /// That everything of a batch is there, as its manifest says and locked as it says: nothing else is recorded as done.
-fn whole(archive: &dyn Archive, done: &Completed) -> Result<(), ExportError> {
+fn whole(archive: &dyn Archive, done: &Completed) -> Result<Result<(), String>, ExportError> {
     let mut faults = Vec::new();
     check::batch(archive, done, &mut faults)?;
     // Over another version it is there all the same.
     faults.retain(|f| !matches!(f.fault, Fault::Hidden | Fault::Shadowed));
-    let Some(first) = faults.first() else { return Ok(()) };
+    let Some(first) = faults.first() else { return Ok(Ok(())) };
     let more = match faults.len() - 1 {
         0 => String::new(),
         n => format!(", and {n} more such objects"),
@@ -413,7 +433,7 @@ fn whole(archive: &dyn Archive, done: &Completed) -> Result<(), ExportError> {
         first.place,
         first.what
     );
-    Err(ExportError::Unfit(archive.location().to_owned(), why))
+    Ok(Err(why))
 }
 
 /// What is recorded of a signed batch that is the next after `last`, and of this very history; or why it is not.
