@@ -183,8 +183,12 @@ fn join(name: &str, paths: &[PathBuf], numbers: Option<&RangeInclusive<u64>>, de
 struct Joiner {
     known: Option<Known>,
     out: Collector,
-    /// Number of the first batch.
+    /// Number of the first batch that was asked for.
     first: u64,
+    /// Number of the last batch that was seen, if it is not among those that were asked for.
+    goes_on: Option<u64>,
+    /// What was asked for and is not there.
+    absent: Option<String>,
     /// Others made the summaries.
     apart: bool,
     states: Shelf<Key, Held>,
@@ -211,11 +215,13 @@ impl Joiner {
     ) -> Result<Joiner, SourceError> {
         let parts: Vec<Part> = summaries.iter().map(|s| s.part.clone()).collect();
         let sequence = |part: &Part| part.batch().map_or(0, |b| b.sequence);
-        let first = numbers.map_or(1, |_| parts.first().map_or(1, sequence));
+        let first = numbers.map_or(1, |numbers| (*numbers.start()).max(1));
         let mut joiner = Joiner {
             known: None,
             out: Collector::default(),
             first,
+            goes_on: None,
+            absent: None,
             apart: numbers.is_none(),
             states: Shelf::new(HOT),
             tips: HashMap::new(),
@@ -251,6 +257,27 @@ impl Joiner {
                     "no summary of it; the archive went on to number {number}, with a manifest of SHA-256 {digest}, when another one was made"
                 ),
             });
+        }
+        let seen_last = seen_last.map(|(number, _)| number);
+        joiner.goes_on =
+            numbers.and(seen_last.zip(joined_last)).filter(|(seen, (last, _))| seen > last).map(|(n, _)| n);
+        if let Some((end, last)) = numbers.map(|numbers| *numbers.end()).zip(joined_last.map(|(last, _)| last))
+            && end != u64::MAX
+            && end > last
+        {
+            // Whoever names a last one knows that it was made.
+            match joiner.goes_on {
+                Some(goes_on) => joiner.out.add(Finding {
+                    code: Code::ExportBatchMissing,
+                    chain: None,
+                    place: format!("batches/{}", last + 1),
+                    evidence: format!("it is not there; the archive goes on to number {goes_on}"),
+                }),
+                None => {
+                    let absent = shown(&(last + 1..=end));
+                    joiner.absent = Some(format!("{absent}: not there, the last one here is number {last}"));
+                }
+            }
         }
         for summary in summaries {
             if let Outcome::Open(what) = &summary.head.outcome {
@@ -297,8 +324,11 @@ impl Joiner {
         self.retired(&known);
         self.anchored(&known, demands.anchors, summaries);
         self.unchecked.extend(compromised(&known.registry, &self.reports));
-        let portion =
-            if self.first > 1 { Some(self.portion(summaries)) } else { self.apart.then(|| joined(summaries)) };
+        self.unchecked.extend(self.absent.take());
+        let portion = match self.first > 1 || self.goes_on.is_some() {
+            true => Some(self.portion(summaries)),
+            false => self.apart.then(|| joined(summaries)),
+        };
         let (id, origin) = (Some(known.ledger_id), Some(known.genesis.origin.clone()));
         let report = Report::new(name, id, origin, demands, self.out.complete()?, self.reports, self.unchecked);
         let report = report.with_keys(KeyReport::all(&known.registry)).with_adopted(self.adopted);
@@ -577,10 +607,15 @@ impl Joiner {
                 .iter()
                 .map(|r| format!("chain {}: entries {} to {}", r.chain, r.from, r.entries.saturating_sub(1))),
         );
-        portion.not_covered.push(format!(
-            "batches before number {}, and that what was judged continues them: `audit-verify combine` joins summaries of all (--partial)",
-            self.first
-        ));
+        if self.first > 1 {
+            portion.not_covered.push(format!(
+                "batches before number {}, and that what was judged continues them: `audit-verify combine` joins summaries of all (--partial)",
+                self.first
+            ));
+        }
+        if let Some(goes_on) = self.goes_on {
+            portion.not_covered.push(format!("{}, which the archive has too", shown(&(last + 1..=goes_on))));
+        }
         if self.earlier > 0 {
             portion.not_covered.push(format!(
                 "whether what rests on orders, SKUs or listings from before was allowed: {}",

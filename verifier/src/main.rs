@@ -14,7 +14,7 @@ use audit_verify::legacy::{
 #[cfg(feature = "postgres")]
 use audit_verify::legacy::{Table, Window};
 use audit_verify::{
-    Anchor, Code, Demands, Export, Held, Report, combine, is_bucket, is_database, name_of, verify_batches,
+    Anchor, Code, Demands, Export, Held, Report, combine, is_bucket, is_database, name_of, replace, verify_batches,
     verify_path_with, verify_proof, verify_proof_and, verify_stream,
 };
 use clap::{Parser, ValueEnum};
@@ -189,7 +189,8 @@ impl Outcome {
                 let text = report.anchor().ok_or(
                     "--save-anchor: a chain has no checkpoint yet; `ledger checkpoint` makes one, or anchor the ledger another day",
                 )?;
-                std::fs::write(path, text).map_err(|e| format!("--save-anchor {}: {e}; check the path", path.display()))
+                replace(path, text.as_bytes())
+                    .map_err(|e| format!("--save-anchor {}: {e}; check the path", path.display()))
             }
             Outcome::Legacy(report) => {
                 let anchor =
@@ -209,11 +210,16 @@ fn parse_batches(text: &str) -> Result<RangeInclusive<u64>, String> {
     range.ok_or_else(|| "batches are counted from 1: A, A-B, or A- for all from A on".to_owned())
 }
 
+/// More than any file with a ledger's id has.
+const TRUST_BYTES_MAX: u64 = 64 << 10;
+
 fn read_trust(text: &str) -> Result<Hash, String> {
     if let Some(id) = Hash::from_hex(text) {
         return Ok(id);
     }
-    let file = std::fs::read_to_string(Path::new(text))
+    let mut file = String::new();
+    std::fs::File::open(Path::new(text))
+        .and_then(|f| f.take(TRUST_BYTES_MAX).read_to_string(&mut file))
         .map_err(|e| format!("--trust {text}: neither 64 hex characters nor a readable file ({e})"))?;
     let json: serde_json::Value = serde_json::from_str(&file).unwrap_or_default();
     let id = json["ledger_id"].as_str().unwrap_or_else(|| file.trim());
@@ -264,10 +270,9 @@ fn detect(source: &str) -> Option<Format> {
         return path.join("ledger.db").exists().then_some(Format::Native);
     }
     let mut head = Vec::new();
-    if source != "-" {
-        let file = std::fs::File::open(path);
-        // What cannot be read is reported by the reader.
-        let _ = file.map(|f| f.take(4096).read_to_end(&mut head));
+    // What a pipe gives is given once, to whoever judges it; what cannot be read is reported by the reader.
+    if path.is_file() {
+        let _ = std::fs::File::open(path).map(|f| f.take(4096).read_to_end(&mut head));
     }
     let dump =
         path.extension().is_some_and(|e| e == "json") && head.windows(DUMP_FORMAT.len()).any(|w| w == DUMP_FORMAT);
@@ -406,6 +411,10 @@ fn anchors(cli: &Cli) -> Result<(Vec<Anchor>, Vec<LegacyAnchor>), String> {
             if Export::is_at(&file) {
                 native.extend(Anchor::read(&file).map_err(|e| e.to_string())?);
                 continue;
+            }
+            if !file.is_file() && file.exists() {
+                // It is read twice.
+                return Err(format!("--anchor {}: a pipe or a device; save it in a file first", file.display()));
             }
             let mut head = Vec::new();
             std::fs::File::open(&file).and_then(|f| f.take(4096).read_to_end(&mut head)).map_err(fail)?;
@@ -564,7 +573,9 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Result<u8, String> {
                 fail(&mut exits, &format!("--report {}: {e}; check the path", path.display()));
             }
         }
-        if let Some(path) = cli.save_anchor.as_ref().filter(|_| outcome.exit() == 0)
+        // Only where the run has nothing to say against it: also that the report is where it was asked for.
+        let good = exits.iter().all(|exit| *exit == 0);
+        if let Some(path) = cli.save_anchor.as_ref().filter(|_| good)
             && let Err(e) = outcome.save_anchor(path)
         {
             fail(&mut exits, &e);

@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::collector::Findings;
 use crate::finding::Finding;
+use crate::legacy::{OTHER_TYPES, TYPES_MAX};
 use crate::verify::Demands;
 
 /// What judges, in reports.
@@ -92,9 +93,12 @@ pub struct ChainReport {
 impl ChainReport {
     /// Counts an entry.
     pub(crate) fn count(&mut self, event_type: &str, recorded_at_us: i64) {
-        match self.by_type.get_mut(event_type) {
-            Some(n) => *n += 1,
-            None => drop(self.by_type.insert(event_type.to_owned(), 1)),
+        if let Some(n) = self.by_type.get_mut(event_type) {
+            *n += 1;
+        } else {
+            // Honest entries are of few types.
+            let name = if self.by_type.len() < TYPES_MAX { event_type } else { OTHER_TYPES };
+            *self.by_type.entry(name.to_owned()).or_default() += 1;
         }
         *self.by_day.entry(recorded_at_us.div_euclid(DAY_US)).or_default() += 1;
     }

@@ -165,7 +165,7 @@ pub trait Tables {
 
     /// The rows of the table `ledger`, and the entry (0, 0) with a body, if it is there.
     fn ledger_and_genesis(&self) -> Result<LedgerAndGenesis, SourceError> {
-        let ledger = self.all("ledger", None)?;
+        let ledger = few_ledgers(self)?;
         let mut genesis = None;
         self.side_by_side(0, &["entries"], &mut |cursors| {
             // Rows come by index: those below 0 and those that are no number are first.
@@ -237,6 +237,16 @@ pub trait Tables {
     }
 }
 
+/// Rows of the table `ledger` that are looked at; a ledger has one.
+pub(crate) const LEDGER_ROWS: usize = 4;
+
+/// The first rows of the table `ledger`.
+fn few_ledgers(tables: &(impl Tables + ?Sized)) -> Result<Vec<Vec<Cell>>, SourceError> {
+    let mut few = Vec::new();
+    tables.rows("ledger", None, &mut |rows| few.extend(rows.into_iter().take(LEDGER_ROWS - few.len())))?;
+    Ok(few)
+}
+
 /// Rows read at a time.
 const PIECE: usize = 4096;
 /// Or so many bytes, and a row more.
@@ -245,8 +255,9 @@ const PIECE_BYTES: usize = 2 << 20;
 const CELL_BYTES_MAX: usize = COMMIT_BYTES_MAX + 1;
 /// Longest value that SQLite is to read: a file that has a longer one is not read further.
 const VALUE_BYTES_MAX: i32 = 32 << 20;
-/// Largest dump: they are for tests and for showing single faults.
-const DUMP_BYTES_MAX: u64 = 16 << 20;
+/// Largest dump, and most rows of one: they are for tests and for showing single faults.
+const DUMP_BYTES_MAX: u64 = 4 << 20;
+const DUMP_ROWS_MAX: usize = 1 << 16;
 
 /// A ledger's SQLite file, read in one transaction: writers may go on.
 pub struct Sqlite {
@@ -659,9 +670,17 @@ impl Dump {
             return Err("not a dump: member format is not \"ledger-dump/1\"".into());
         }
         let mut tables = BTreeMap::new();
+        let mut all = 0;
         for name in table_names() {
             let (columns, _) = columns(name);
             let rows = json["tables"][name].as_array().map(Vec::as_slice).unwrap_or_default();
+            all += rows.len();
+            if all > DUMP_ROWS_MAX {
+                return Err(format!("a dump of over {DUMP_ROWS_MAX} rows; verify the ledger or an export instead"));
+            }
+            if rows.iter().any(|row| !row.is_object()) {
+                return Err(format!("not a dump: a row of {name} is no object"));
+            }
             let rows = rows.iter().map(|row| columns.iter().map(|c| json_cell(c, &row[*c])).collect()).collect();
             tables.insert(name.to_owned(), rows);
         }

@@ -20,7 +20,7 @@ use crate::prove::{Stop, claimed_size, prove};
 use crate::report::{ChainReport, KeyReport, Part, Report, Verdict, or_none};
 use crate::row::{blob, hash, number};
 use crate::seen::{Document, Documents};
-use crate::source::{SourceError, Tables, table_names};
+use crate::source::{LEDGER_ROWS, SourceError, Tables, table_names};
 use crate::spill::{Log, Trouble};
 
 /// Told how many entries were judged, and how many the source says that it has; `false` stops the run.
@@ -155,7 +155,9 @@ fn identity(tables: &dyn Tables, trust: Option<Hash>, out: &mut Collector) -> Re
     if claims != [Some(id)] || trust.is_some_and(|t| t != id) {
         let shown: Vec<String> = claims.iter().map(|c| c.map_or_else(|| "unreadable".into(), Hash::to_hex)).collect();
         let pinned = trust.map_or_else(|| "nothing".to_owned(), Hash::to_hex);
-        let evidence = format!("genesis gives {id}; the ledger table holds {}; pinned is {pinned}", shown.join(", "));
+        let more = if claims.len() == LEDGER_ROWS { " (and perhaps more)" } else { "" };
+        let shown = shown.join(", ");
+        let evidence = format!("genesis gives {id}; the ledger table holds {shown}{more}; pinned is {pinned}");
         out.report(Code::LedgerIdMismatch, None, "ledger".into(), evidence);
     }
     let genesis = body.filter(|_| authentic).and_then(|b| Body::decode(b).ok());

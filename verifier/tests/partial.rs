@@ -138,3 +138,34 @@ fn what_cannot_be_asked_is_said() {
         assert!(text(&output).contains(says), "{args:?}: {}", text(&output));
     }
 }
+
+/// Batches that were asked for by number are there, or the verdict says so; and it is of no others.
+#[test]
+fn batches_that_are_not_there_are_no_part_of_a_verdict() {
+    let (source, trust) = archive("valid/archives/whole");
+    let dir = tempfile::tempdir().unwrap();
+    let without = |number: u64| {
+        let to = dir.path().join(number.to_string());
+        assert!(Command::new("cp").args(["-r", &source]).arg(&to).status().unwrap().success());
+        let path = to.join(manifest(&source, number));
+        std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+        to.to_str().unwrap().to_owned()
+    };
+    let (first, second, third) = (without(1), without(2), without(3));
+    for (source, batches, exit, says) in [
+        (&source, "1-3", 0, "VERIFIED"),
+        (&source, "1-", 0, "VERIFIED"),
+        (&source, "1-2", 0, "batch 3, which the archive has too"),
+        (&source, "2", 0, "batches before number 2"),
+        (&source, "1-9", 2, "batches 4 to 9: not there, the last one here is number 3"),
+        (&first, "1-2", 1, "export_batch_missing"),
+        (&second, "1-2", 1, "export_batch_missing batches/2"),
+        (&second, "2-3", 1, "export_batch_missing"),
+        (&third, "1-3", 2, "batch 3: not there, the last one here is number 2"),
+        (&third, "2-3", 2, "batch 3: not there, the last one here is number 2"),
+    ] {
+        let output = audit_verify(&[source, "--batches", batches, "--trust", &trust]).output().unwrap();
+        assert_eq!(output.status.code(), Some(exit), "{source} {batches}: {}", text(&output));
+        assert!(text(&output).contains(says), "{source} {batches}: {}", text(&output));
+    }
+}

@@ -163,3 +163,50 @@ fn the_page_of_findings_has_every_code() {
     let expected: Vec<String> = audit_verify::Code::ALL.iter().map(row).collect();
     assert_eq!(said, expected, "verifier/FINDINGS.md, row by row:\n{}", expected.join("\n"));
 }
+
+/// An anchor is what the next run rests on: none is written by a run that has something to say against it.
+#[test]
+fn an_anchor_is_saved_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let trust = |source: &Path| {
+        let vector: Value = serde_json::from_slice(&std::fs::read(source).unwrap()).unwrap();
+        vector["trust"].as_str().unwrap().to_owned()
+    };
+    let source = fixture("valid/one_chain.json");
+    let (id, source) = (trust(&source), source.to_str().unwrap().to_owned());
+    std::fs::write(dir.path().join("kept"), "an older one").unwrap();
+    let kept = |args: &[&str]| {
+        let (exit, said) = run(dir.path(), &[&[&*source, "--trust", &id, "--save-anchor", "kept"][..], args].concat());
+        (exit, std::fs::read_to_string(dir.path().join("kept")).unwrap(), said)
+    };
+    for args in [&["--report", "nowhere/page.html"][..], &["--locks"]] {
+        let (exit, text, said) = kept(args);
+        assert_eq!((exit, &*text), (2, "an older one"), "{said}");
+    }
+    let (exit, text, said) = kept(&[]);
+    assert!(exit == 0 && text.contains("\u{2014} "), "{said} {text}");
+    // A file with the ledger's id that has no end.
+    let (exit, said) = run(dir.path(), &[&source, "--trust", "/dev/zero"]);
+    assert!(exit == 2 && said.contains("no ledger id in this file"), "{said}");
+    let (exit, said) = run(dir.path(), &[&source, "--trust", &id, "--anchor", "/dev/null"]);
+    assert!(exit == 2 && said.contains("save it in a file first"), "{said}");
+}
+
+/// A dump is small, and what it stands for too.
+#[test]
+fn a_dump_of_very_many_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = |row: &str, n: usize| {
+        let rows = vec![row; n].join(",");
+        format!(r#"{{"format":"ledger-dump/1","tables":{{"entries":[{rows}]}}}}"#)
+    };
+    for (text, says) in [
+        (rows("0", 10), "a row of entries is no object"),
+        (rows("{}", 70_000), "a dump of over 65536 rows"),
+        (rows("{}", 2_000_000), "a dump of more than 4 MiB"),
+    ] {
+        std::fs::write(dir.path().join("many.json"), text).unwrap();
+        let (exit, said) = run(dir.path(), &["many.json"]);
+        assert!(exit == 2 && said.contains(says), "{said}");
+    }
+}

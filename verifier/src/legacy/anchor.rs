@@ -5,7 +5,7 @@ use std::path::Path;
 use ledger_engine::hash::Hash;
 use serde_json::json;
 
-use crate::bounded;
+use crate::{bounded, replace};
 
 /// The member `format` of the file.
 const FORMAT: &str = "legacy-head/1";
@@ -69,20 +69,13 @@ impl Anchor {
         Ok(Anchor { rows, head_hash, rows_digest })
     }
 
-    /// Writes the file: beside it first, then in its place, so that an old one is never half overwritten.
+    /// Writes the file, and never half over an old one.
     pub fn save(&self, path: &Path) -> Result<(), AnchorError> {
         let json = json!({
             "format": FORMAT, "rows": self.rows, "head_hash": self.head_hash.to_hex(),
             "rows_digest": self.rows_digest.to_hex(),
         });
-        let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let write = || {
-            let mut file = tempfile::NamedTempFile::new_in(directory)?;
-            std::io::Write::write_all(&mut file, format!("{json:#}\n").as_bytes())?;
-            file.as_file().sync_all()?;
-            file.persist(path).map_err(|e| e.error)?;
-            Ok(())
-        };
-        write().map_err(|e| AnchorError::Unreadable(path.display().to_string(), e))
+        let text = format!("{json:#}\n");
+        replace(path, text.as_bytes()).map_err(|e| AnchorError::Unreadable(path.display().to_string(), e))
     }
 }

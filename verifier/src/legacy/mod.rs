@@ -17,6 +17,7 @@ mod verify;
 pub use anchor::{Anchor, AnchorError};
 pub use file::{File, FileFormat};
 pub use gauge::{Gauge, Unit};
+pub(crate) use judge::{OTHER_TYPES, TYPES_MAX};
 pub use report::{AdoptionReport, KeyReport, LegacyReport};
 pub use row::ROW_BYTES_MAX;
 pub use signers::{Signers, SignersError};

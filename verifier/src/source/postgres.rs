@@ -20,7 +20,7 @@ use postgres::types::ToSql;
 use postgres::{CancelToken, Client, CopyOutReader, Statement};
 
 use super::copy::{Column, Copied, Kind, Raw};
-use super::{Cursor, LedgerAndGenesis, PIECE, SourceError, Tables, Work, bytes_of, columns, table_names};
+use super::{Cursor, LedgerAndGenesis, PIECE, SourceError, Tables, Work, bytes_of, columns, few_ledgers, table_names};
 use crate::postgres::{connect, explain};
 use crate::row::blob;
 
@@ -508,7 +508,7 @@ impl Tables for Postgres {
 
     fn ledger_and_genesis(&self) -> Result<LedgerAndGenesis, SourceError> {
         let genesis = self.keyed("entries", &[Cell::Int(0), Cell::Int(0)])?;
-        Ok((self.all("ledger", None)?, genesis.into_iter().find(|cells| blob(&cells[14]).is_some())))
+        Ok((few_ledgers(self)?, genesis.into_iter().find(|cells| blob(&cells[14]).is_some())))
     }
 
     fn keyed(&self, table: &str, key: &[Cell]) -> Result<Vec<Vec<Cell>>, SourceError> {

@@ -1,6 +1,8 @@
 //! Inputs made to crash, hang, exhaust or fool the verifier.
 
 use std::io::{Read, Write};
+use std::path::Path;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -265,4 +267,32 @@ fn one_rule_for_single_and_batch() {
     rows[20] = chain(30)[20].clone();
     rows[11]["signature"] = json!(crate::chain::base64(&[commitment.0.to_vec(), more].concat()));
     assert_found(&judge(&rows), &["signature_invalid 12"]);
+}
+
+/// What a pipe gave is gone: whoever looks at it to see what it is must judge it too.
+#[test]
+fn a_pipe_by_its_path_is_judged_from_its_first_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/legacy").join(name);
+    let chain = std::fs::read_to_string(fixture("legacy-chain-ed25519.jsonl")).unwrap();
+    // A forged row that is as long as what is looked at.
+    let forged = r#"{"id":"forged","event_type":"order.created","payload":{"amount":1},"prev_hash":"","signature":"AA==","signer_kid":"x"}"#;
+    let forged = format!("{forged}{}\n{chain}", " ".repeat(4095 - forged.len()));
+    let verify = env!("CARGO_BIN_EXE_audit-verify");
+    let signers = fixture("legacy-signers.json");
+    for (name, text, exit) in [("honest", &chain, 0), ("forged", &forged, 1)] {
+        std::fs::write(dir.path().join(name), text).unwrap();
+        let signers = signers.display();
+        for script in [
+            format!("{verify} {name} -s {signers}"),
+            format!("cat {name} | {verify} - -s {signers}"),
+            format!("cat {name} | {verify} /dev/stdin -s {signers}"),
+            format!("{verify} /dev/stdin -s {signers} < {name}"),
+            format!("mkfifo {name}.fifo; cat {name} > {name}.fifo & exec {verify} {name}.fifo -s {signers}"),
+        ] {
+            let output = Command::new("sh").args(["-c", &script]).current_dir(dir.path()).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert_eq!(output.status.code(), Some(exit), "{script}: {said}");
+        }
+    }
 }
