@@ -14,7 +14,7 @@ use ledger_engine::document::DocumentPlace;
 use ledger_engine::hash::Hash;
 use ledger_engine::header::Header;
 use ledger_engine::json::{self, Value};
-use ledger_engine::registry::cut_of;
+use ledger_engine::registry::{Purpose, cut_of};
 use ledger_engine::stream::Stream;
 
 use crate::anchor::Anchor;
@@ -553,7 +553,11 @@ impl Joiner {
                 let cut = cut_of(&retired.cut, chain);
                 if end > cut {
                     let evidence = format!("kid {kid} was retired at size {cut} and signed up to {end}");
-                    self.report(Code::KidNotValid, chain, format!("entries/{}", end - 1), evidence);
+                    let place = match record.key.purpose {
+                        Purpose::Checkpoint => format!("checkpoints/{end}"),
+                        _ => format!("entries/{}", end.saturating_sub(1)),
+                    };
+                    self.report(Code::KidNotValid, chain, place, evidence);
                 }
             }
         }
@@ -682,6 +686,19 @@ fn misplaced(link: &Link, tip: Option<&Tip>) -> Option<(Code, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A later batch may retire any of them with a smaller size than they signed.
+    #[test]
+    fn a_batch_says_who_signed_what_in_it() {
+        judged(|batches| {
+            for batch in batches {
+                let signers = &batch.chain().signers;
+                let by = |purpose: &str| signers.iter().find(|(kid, _)| kid.starts_with(purpose)).map(|(_, end)| *end);
+                // A batch ends at a checkpoint.
+                assert!(by("checkpoint").is_some() && by("checkpoint") == by("commit"), "{signers:?}");
+            }
+        });
+    }
 
     /// A batch as its summary has it.
     struct Batch {

@@ -11,7 +11,7 @@ use ledger_engine::genesis::Genesis;
 use ledger_engine::hash::Hash;
 use ledger_engine::merkle;
 use ledger_engine::note::{Checkpoint, Note, NoteKey};
-use ledger_engine::registry::{KeyFault, Registry, cut_of};
+use ledger_engine::registry::{KeyFault, KeyRecord, Registry, cut_of};
 use rayon::prelude::*;
 
 use crate::chain::Chain;
@@ -521,6 +521,18 @@ pub(crate) struct CheckpointJudge<'a> {
 }
 
 impl CheckpointJudge<'_> {
+    /// Which checkpoint keys of the registry a row's note has lines of.
+    pub(crate) fn signers(&self, cells: &[Cell]) -> Vec<String> {
+        let note = cells.get(3).and_then(text).and_then(|t| Note::parse(t.as_bytes()).ok());
+        let origin = Checkpoint::origin_of(self.origin, &self.ledger_id, self.chain);
+        let signed = |record: &&KeyRecord| {
+            let key = record.key.public_key.ed25519().map(|public_key| NoteKey { name: origin.clone(), public_key });
+            let lines = note.iter().flat_map(|note| &note.signatures);
+            key.is_some_and(|key| lines.clone().any(|l| l.name == origin && l.key_id == key.key_id()))
+        };
+        self.registry.checkpoint_keys().filter(signed).map(|record| record.key.kid.clone()).collect()
+    }
+
     /// Judges a row. The chain ends at `known_end`, and is certain below `intact`. Returns its size if it is signed and holds.
     pub(crate) fn judge(
         &self,
