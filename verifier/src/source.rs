@@ -4,6 +4,7 @@
 mod copy;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod replica;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
@@ -19,6 +20,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _};
 
 #[cfg(feature = "postgres")]
 pub use self::postgres::Postgres;
+pub(crate) use self::replica::{Replica, Replicated};
 use crate::export::Export;
 use crate::row::{blob, number};
 
@@ -146,12 +148,14 @@ pub trait Tables {
 
     /// From here on only rows below these sizes, one for each chain, of tables to which rows are only added are asked for, side by side: what was
     /// seen of other tables stays seen. A source that others write need not hold one moment any longer.
-    fn settle(&self, _sizes: &[u64]) -> Result<(), SourceError> {
+    ///
+    /// Where rows are copied for that, `told` hears how many were, and may stop it.
+    fn settle(&self, _sizes: &[u64], _told: &dyn Fn(u64) -> bool) -> Result<(), SourceError> {
         Ok(())
     }
 
     /// Everything is asked for again, as it is at one moment.
-    fn begin_again(&self) -> Result<(), SourceError> {
+    fn begin_again(&self, _told: &dyn Fn(u64) -> bool) -> Result<(), SourceError> {
         Ok(())
     }
 

@@ -66,7 +66,8 @@ pub fn verify(name: &str, tables: &dyn Tables, demands: Demands<'_>) -> Report {
     let report = match proved() {
         Ok(report) => report,
         Err(Stop::Suspect(what) | Stop::Spill(what)) => {
-            match tables.begin_again().and_then(|()| judge(name, tables, &demands)) {
+            let copied = |rows: u64| demands.progress.is_none_or(|told| told(rows, 0));
+            match tables.begin_again(&copied).and_then(|()| judge(name, tables, &demands)) {
                 Ok(report) => report.judged_again_for(&what),
                 Err(SourceError::Stopped) => {
                     let why = format!(

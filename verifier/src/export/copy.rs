@@ -9,12 +9,10 @@ use flate2::read::MultiGzDecoder;
 use ledger_engine::domain::projection::Cell;
 use ledger_engine::export::{ExportFile, FileKind, LINE_BYTES_MAX, Line};
 use ledger_engine::hash::Hash;
-use rusqlite::types::Value;
-use rusqlite::{Connection, params_from_iter};
 
 use super::{Export, rows};
 use crate::finding::{Code, Finding};
-use crate::source::{SourceError, Sqlite, columns};
+use crate::source::{Replica, Replicated, SourceError};
 
 /// Tables that lines can have rows of.
 const TABLES: [&str; 6] = ["ledger", "entries", "private_documents", "commits", "commit_signatures", "checkpoints"];
@@ -23,93 +21,43 @@ const LISTED_MAX: u64 = 1000;
 
 /// The rows, and what is wrong with the files.
 pub(super) struct Copy {
-    pub(super) tables: Sqlite,
+    pub(super) rows: Replicated,
     pub(super) findings: Vec<Finding>,
-    /// Removes the database.
-    _dir: tempfile::TempDir,
 }
 
 impl Copy {
     pub(super) fn make(export: &Export) -> Result<Copy, SourceError> {
-        let failed = |what: String| SourceError::Unreadable {
-            path: export.root.clone(),
-            reason: format!(
-                "a temporary copy is needed to judge it and cannot be made: {what}; set TMPDIR to a directory with room for twice its size"
-            ),
-        };
-        let dir = tempfile::tempdir().map_err(|e| failed(e.to_string()))?;
-        let path = dir.path().join("export.db");
-        let mut conn = Connection::open(&path).map_err(|e| failed(e.to_string()))?;
+        let replica = Replica::begin(&export.root, TABLES.to_vec())?;
         let mut findings = Vec::new();
-        let mut fill = || -> Result<(), Fill> {
-            conn.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")?;
-            let tx = conn.transaction()?;
-            for table in TABLES {
-                tx.execute_batch(&format!("CREATE TABLE {table} ({})", columns(table).0.join(", ")))?;
+        replica.insert("ledger", &[Cell::Blob(export.manifest.ledger_id.0.to_vec())])?;
+        let mut read = BTreeSet::new();
+        // One that is named twice is a finding of its own, and its rows are not there twice.
+        for file in export.manifest.files.iter().filter(|f| read.insert(&f.name)) {
+            Reading {
+                export,
+                file,
+                replica: &replica,
+                findings: &mut findings,
+                line: 0,
+                last: None,
+                misplaced: 0,
+                undecodable: 0,
             }
-            let id = Cell::Blob(export.manifest.ledger_id.0.to_vec());
-            insert(&tx, "ledger", vec![id])?;
-            let mut read = BTreeSet::new();
-            // One that is named twice is a finding of its own, and its rows are not there twice.
-            for file in export.manifest.files.iter().filter(|f| read.insert(&f.name)) {
-                Reading {
-                    export,
-                    file,
-                    conn: &tx,
-                    findings: &mut findings,
-                    line: 0,
-                    last: None,
-                    misplaced: 0,
-                    undecodable: 0,
-                }
-                .all()?;
-            }
-            for table in &TABLES[1..] {
-                let (columns, key) = columns(table);
-                tx.execute_batch(&format!("CREATE INDEX {table}_key ON {table} ({})", columns[..key].join(", ")))?;
-            }
-            tx.commit()?;
-            Ok(())
-        };
-        match fill() {
-            Ok(()) => {}
-            Err(Fill::Database(e)) => return Err(failed(e.to_string())),
-            Err(Fill::File(path, e)) => {
-                return Err(SourceError::Unreadable { path, reason: format!("{e}; check the medium and try again") });
-            }
+            .all()?;
         }
-        drop(conn);
-        Ok(Copy { tables: Sqlite::open(&path)?, findings, _dir: dir })
+        Ok(Copy { rows: replica.finish()?, findings })
     }
 }
 
-enum Fill {
-    Database(rusqlite::Error),
-    File(std::path::PathBuf, io::Error),
-}
-
-impl From<rusqlite::Error> for Fill {
-    fn from(e: rusqlite::Error) -> Fill {
-        Fill::Database(e)
-    }
-}
-
-fn insert(conn: &Connection, table: &str, cells: Vec<Cell>) -> rusqlite::Result<()> {
-    let marks = vec!["?"; cells.len()].join(", ");
-    let values = cells.into_iter().map(|cell| match cell {
-        Cell::Null => Value::Null,
-        Cell::Int(n) => Value::Integer(n),
-        Cell::Text(t) => Value::Text(t),
-        Cell::Blob(b) => Value::Blob(b),
-    });
-    conn.prepare_cached(&format!("INSERT INTO {table} VALUES ({marks})"))?.execute(params_from_iter(values)).map(drop)
+fn unreadable(path: std::path::PathBuf, e: &io::Error) -> SourceError {
+    SourceError::Unreadable { path, reason: format!("{e}; check the medium and try again") }
 }
 
 /// One file on its way into the database.
 struct Reading<'a> {
     export: &'a Export,
     file: &'a ExportFile,
-    conn: &'a Connection,
+    replica: &'a Replica,
     findings: &'a mut Vec<Finding>,
     line: u64,
     /// Where in the chain the last line was: the smallest place that may follow.
@@ -123,7 +71,7 @@ impl Reading<'_> {
         self.findings.push(Finding { code, chain: Some(self.file.chain.into()), place, evidence });
     }
 
-    fn all(mut self) -> Result<(), Fill> {
+    fn all(mut self) -> Result<(), SourceError> {
         let (file, place) = (self.file, format!("files/{}", self.file.name));
         let path = self.export.path_of(file);
         let mut input = match open(&path) {
@@ -134,7 +82,7 @@ impl Reading<'_> {
                 self.report(Code::ExportFileMissing, place, evidence);
                 return Ok(());
             }
-            Err(e) => return Err(Fill::File(path, e)),
+            Err(e) => return Err(unreadable(path, &e)),
         };
         let (mut blake3, mut bytes) = (blake3::Hasher::new(), 0u64);
         let mut cut = None;
@@ -155,7 +103,7 @@ impl Reading<'_> {
                     cut = Some(format!("what is compressed cannot be read beyond line {}: {e}", self.line));
                     break;
                 }
-                Err(e) => return Err(Fill::File(path, e)),
+                Err(e) => return Err(unreadable(path, &e)),
             }
             bytes += line.len() as u64;
             blake3.update(&line);
@@ -194,7 +142,7 @@ impl Reading<'_> {
         Ok(())
     }
 
-    fn take(&mut self, line: &[u8]) -> Result<(), Fill> {
+    fn take(&mut self, line: &[u8]) -> Result<(), SourceError> {
         let whole = line.strip_suffix(b"\n");
         let parsed = whole.map(|line| Line::parse(line, &self.export.manifest.ledger_id));
         let parsed = match parsed {
@@ -225,20 +173,20 @@ impl Reading<'_> {
         }
         self.last = Some(if ahead { after } else { self.last.unwrap_or_default() });
         match &parsed {
-            Line::Entry(e) => insert(self.conn, "entries", rows::entry(e))?,
+            Line::Entry(e) => self.replica.insert("entries", &rows::entry(e))?,
             Line::Commit(c) => {
-                insert(self.conn, "commits", rows::commit(c))?;
+                self.replica.insert("commits", &rows::commit(c))?;
                 for row in rows::signatures(c) {
-                    insert(self.conn, "commit_signatures", row)?;
+                    self.replica.insert("commit_signatures", &row)?;
                 }
             }
-            Line::Checkpoint(c) => insert(self.conn, "checkpoints", rows::checkpoint(c))?,
-            Line::Private(p) => insert(self.conn, "private_documents", rows::private(p))?,
+            Line::Checkpoint(c) => self.replica.insert("checkpoints", &rows::checkpoint(c))?,
+            Line::Private(p) => self.replica.insert("private_documents", &rows::private(p))?,
         }
         Ok(())
     }
 
-    fn undecodable(&mut self, why: String) -> Result<(), Fill> {
+    fn undecodable(&mut self, why: String) -> Result<(), SourceError> {
         self.undecodable += 1;
         if self.undecodable <= LISTED_MAX {
             let place = format!("files/{}/{}", self.file.name, self.line);

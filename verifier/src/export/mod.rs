@@ -496,19 +496,19 @@ impl std::fmt::Display for Export {
 
 impl Tables for Export {
     fn chains(&self, table: &str) -> Result<BTreeSet<Option<u64>>, SourceError> {
-        self.rows_of_lines()?.tables.chains(table)
+        self.rows_of_lines()?.rows.tables.chains(table)
     }
 
     fn rows(&self, table: &str, chain: Option<u64>, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError> {
-        self.rows_of_lines()?.tables.rows(table, chain, each)
+        self.rows_of_lines()?.rows.tables.rows(table, chain, each)
     }
 
     fn side_by_side(&self, chain: u64, tables: &[&str], work: &mut Work<'_>) -> Result<(), SourceError> {
-        self.rows_of_lines()?.tables.side_by_side(chain, tables, work)
+        self.rows_of_lines()?.rows.tables.side_by_side(chain, tables, work)
     }
 
     fn scan(&self, table: &str, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError> {
-        self.rows_of_lines()?.tables.scan(table, each)
+        self.rows_of_lines()?.rows.tables.scan(table, each)
     }
 
     fn kind(&self) -> String {
@@ -531,19 +531,19 @@ impl Tables for Export {
                 };
                 Ok(range.map(row).into_iter().collect())
             }
-            ("stream_heads", [chain, stream]) => self.rows_of_lines()?.tables.stream_head(chain, stream),
+            ("stream_heads", [chain, stream]) => self.rows_of_lines()?.rows.tables.stream_head(chain, stream),
             // A tile that is not stored is computed from the entries.
             ("tiles", _) => Ok(Vec::new()),
-            _ => self.rows_of_lines()?.tables.keyed(table, key),
+            _ => self.rows_of_lines()?.rows.tables.keyed(table, key),
         }
     }
 
     fn span(&self, table: &str, chain: u64, range: Range<u64>) -> Result<Vec<Vec<Cell>>, SourceError> {
-        self.rows_of_lines()?.tables.span(table, chain, range)
+        self.rows_of_lines()?.rows.tables.span(table, chain, range)
     }
 
     fn last(&self, table: &str, chain: u64, to: u64) -> Result<Option<Vec<Cell>>, SourceError> {
-        self.rows_of_lines()?.tables.last(table, chain, to)
+        self.rows_of_lines()?.rows.tables.last(table, chain, to)
     }
 
     /// The first entry's line, if the first file begins as it should.
@@ -561,7 +561,7 @@ impl Tables for Export {
         match first() {
             Some(cells) => Ok((ledger, Some(cells))),
             // The long way finds it wherever it lies.
-            None => self.rows_of_lines()?.tables.ledger_and_genesis(),
+            None => self.rows_of_lines()?.rows.tables.ledger_and_genesis(),
         }
     }
 }

@@ -269,7 +269,8 @@ impl<'a> Prover<'a> {
                 stored.push((table, stored_sum(tables, key, table)?));
             }
             if let Some(sizes) = sizes(tables, self.genesis.chains)? {
-                tables.settle(&sizes)?;
+                let told = self.progress;
+                tables.settle(&sizes, &|copied| told.is_none_or(|told| told(copied, 0)))?;
             }
         }
         let mut reports = Vec::new();

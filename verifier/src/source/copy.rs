@@ -13,6 +13,9 @@ const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 /// Signature, flags, and the length of an extension that there is not.
 const HEADER_BYTES: usize = SIGNATURE.len() + 8;
 
+/// Rows of a ledger are shorter, by far.
+const ROW_BYTES_MAX: usize = 64 << 20;
+
 /// What values of a column are, by its type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -122,6 +125,9 @@ impl<R: BufRead> Copied<R> {
         self.at = 0;
         let read = self.reader.fill_buf()?;
         let length = read.len();
+        if self.buffer.len() > ROW_BYTES_MAX {
+            return Err(other("a row of more than 64 MiB, which no ledger has; find out who wrote it"));
+        }
         if length == 0 {
             return Err(other("the copy ended before its last row"));
         }

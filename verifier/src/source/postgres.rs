@@ -5,12 +5,14 @@
 //! takes, before the snapshot is, so that no TRUNCATE and no change of the schema falls into it. A snapshot that is held keeps the
 //! server from clearing away old versions of rows, though, and a chain's head has a new one with each commit. So it is given up once the tables
 //! that change were read (`settle`): the others are read page by page along their index below the heads of that moment, each page in a
-//! transaction of its own. Where something does not fit, everything is read again in one snapshot, so that the report is of one moment.
+//! transaction of its own. Where something does not fit, everything is copied into a temporary database once, in the same way, and judged there:
+//! whoever names faults asks many times. Tables that cannot be read by pages, because they lost their keys or have rows beyond the heads, are copied in
+//! one snapshot, which is given up then.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use ledger_engine::connect::MakeRustlsConnect;
@@ -20,9 +22,12 @@ use postgres::types::ToSql;
 use postgres::{CancelToken, Client, CopyOutReader, Statement};
 
 use super::copy::{Column, Copied, Kind, Raw};
-use super::{Cursor, LedgerAndGenesis, PIECE, SourceError, Tables, Work, bytes_of, columns, few_ledgers, table_names};
+use super::{
+    Cursor, LedgerAndGenesis, PIECE, PIECE_BYTES, Replica, Replicated, SourceError, Tables, Work, bytes_of, columns,
+    few_ledgers, table_names,
+};
 use crate::postgres::{connect, explain};
-use crate::row::blob;
+use crate::row::{blob, number};
 
 /// The schema of the ledger's tables.
 const SCHEMA: &str = "ledger";
@@ -109,6 +114,10 @@ pub struct Postgres {
     idle: RefCell<Vec<Lane>>,
     /// How many rows of a table on a chain were read, where they were read to the end.
     read: RefCell<BTreeMap<(&'static str, u64), u64>>,
+    /// Once everything was copied, the rows.
+    copied: OnceCell<Replicated>,
+    /// What was wrong with the indexes of tables that were copied in one snapshot.
+    copied_flaw: RefCell<Option<String>>,
 }
 
 type Present = BTreeMap<String, BTreeMap<String, (Kind, bool)>>;
@@ -148,6 +157,8 @@ impl Postgres {
             first,
             idle: RefCell::default(),
             read: RefCell::default(),
+            copied: OnceCell::new(),
+            copied_flaw: RefCell::default(),
         })
     }
 
@@ -192,13 +203,158 @@ impl Postgres {
 
     /// Takes the snapshot again where it was given up.
     fn held(&self) -> Result<(), SourceError> {
-        if self.settled.borrow().is_some() { self.begin_again() } else { Ok(()) }
+        if self.settled.borrow().is_some() { self.take_again() } else { Ok(()) }
+    }
+
+    /// Takes another snapshot.
+    fn take_again(&self) -> Result<(), SourceError> {
+        if self.settled.take().is_none() {
+            return Ok(());
+        }
+        self.idle.borrow_mut().clear();
+        self.read.borrow_mut().clear();
+        let held = hold(&mut self.first.borrow_mut().client).map_err(|e| self.failed(&e))?;
+        let (about, present) = held.map_err(|why| self.unreadable(why))?;
+        if present != self.present {
+            return Err(self.unreadable("somebody changed the ledger's schema while it was read: run again".to_owned()));
+        }
+        self.snapshot.replace(snapshot_name(&about));
+        Ok(())
+    }
+
+    /// Copies all rows: of tables that change in the snapshot, of others by pages if they can be read so, else in the snapshot too.
+    fn copy_all(&self, told: &dyn Fn(u64) -> bool) -> Result<Replicated, SourceError> {
+        // A table of entries that has none of their columns has none of their rows.
+        let there = |name: &&'static str| self.present.contains_key(*name) || *name == "entries";
+        let tables: Vec<&'static str> = table_names().filter(there).collect();
+        let replica = Replica::begin(Path::new(&self.shown), tables.clone())?;
+        let mut copied = 0;
+        let mut take = |table: &str, row: Vec<Cell>| {
+            replica.insert(table, &row)?;
+            copied += 1;
+            let goes_on = copied % PIECE as u64 > 0 || told(copied);
+            if goes_on { Ok(()) } else { Err(SourceError::Stopped) }
+        };
+        let growing: Vec<&'static str> = tables.iter().copied().filter(|table| GROWING.contains(table)).collect();
+        for table in tables.iter().filter(|table| !GROWING.contains(table)) {
+            self.read_rows(table, "", &[], None, &mut |row| take(table, row))?;
+        }
+        let sizes = self.sizes(&growing)?;
+        let by_pages = match &sizes {
+            Some(sizes) => self.can_settle(sizes).map_err(|e| self.failed(&e))?,
+            None => false,
+        };
+        if let (Some(sizes), true) = (sizes, by_pages) {
+            self.give_up(&sizes)?;
+            for (chain, size) in (0..).zip(&sizes) {
+                for table in &growing {
+                    self.by_pages(chain, *size, &[table], &mut |cursors| {
+                        for cursor in cursors {
+                            while let Some(row) = cursor.next()? {
+                                take(table, row)?;
+                            }
+                        }
+                        Ok(())
+                    })?;
+                }
+            }
+        } else {
+            for table in &growing {
+                let (names, key) = columns(table);
+                for chain in self.chains(table)? {
+                    let filter = self.filter(table, chain);
+                    self.read_rows(table, &filter, &names[..key], chain, &mut |row| take(table, row))?;
+                }
+            }
+            let flaw = self.misled().map_err(|e| self.failed(&e))?;
+            self.copied_flaw.replace(flaw);
+            self.give_up(&[])?;
+        }
+        replica.finish()
+    }
+
+    /// Which rows of a table are of a chain, or of none.
+    fn filter(&self, table: &str, chain: Option<u64>) -> String {
+        match chain {
+            _ if !columns(table).0.contains(&"chain") => String::new(),
+            Some(n) => self.of_chain(table, n),
+            None if !self.has_chains(table) => String::new(),
+            None => "WHERE chain IS NULL OR chain < 0".to_owned(),
+        }
+    }
+
+    /// The sizes that the heads claim, if there is one for each chain that has rows, from 0 on.
+    fn sizes(&self, growing: &[&'static str]) -> Result<Option<Vec<u64>>, SourceError> {
+        let mut heads = BTreeMap::new();
+        let mut whole = true;
+        for row in self.all("chain_heads", None)?.iter().chain(&self.all_of_chains("chain_heads")?) {
+            let head = row.first().and_then(number).zip(row.get(1).and_then(number));
+            whole &= head.is_some_and(|(chain, size)| heads.insert(chain, size).is_none());
+        }
+        whole &= heads.keys().copied().eq(0..heads.len() as u64);
+        for table in growing {
+            whole &= self.chains(table)?.iter().all(|chain| chain.is_some_and(|n| heads.contains_key(&n)));
+        }
+        Ok(whole.then(|| heads.into_values().collect()))
+    }
+
+    /// The rows that have a chain.
+    fn all_of_chains(&self, table: &str) -> Result<Vec<Vec<Cell>>, SourceError> {
+        let mut rows = Vec::new();
+        for chain in self.chains(table)?.into_iter().flatten() {
+            rows.extend(self.all(table, Some(chain))?);
+        }
+        Ok(rows)
+    }
+
+    /// Gives the snapshot up.
+    fn give_up(&self, sizes: &[u64]) -> Result<(), SourceError> {
+        let missing = GROWING.len().saturating_sub(self.idle.borrow().len());
+        let more: Vec<Lane> = (0..missing).map(|_| self.new_lane()).collect::<Result<_, _>>()?;
+        let mut idle = self.idle.borrow_mut();
+        idle.extend(more);
+        for client in idle.iter_mut().map(|lane| &mut lane.client).chain([&mut self.first.borrow_mut().client]) {
+            client.batch_execute(&format!("{OUTSIDE}; COMMIT")).map_err(|e| self.failed(&e))?;
+        }
+        self.settled.replace(Some(sizes.to_vec()));
+        Ok(())
+    }
+
+    /// In the snapshot: whether the index of a table that was read leads to other rows than it has.
+    fn misled(&self) -> Result<Option<String>, postgres::Error> {
+        let mut first = self.first.borrow_mut();
+        first.client.batch_execute(
+            "SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off; SET LOCAL enable_bitmapscan = off",
+        )?;
+        for (table, read) in self.rows_read().into_iter().filter(|(table, _)| self.present.contains_key(*table)) {
+            let count: i64 = first.client.query_one(&format!("SELECT count(*) FROM {SCHEMA}.{table}"), &[])?.get(0);
+            let count = u64::try_from(count).unwrap_or_default();
+            if count != read {
+                return Ok(Some(unled(table, count, read)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// How many rows of each table were read.
+    fn rows_read(&self) -> BTreeMap<&'static str, u64> {
+        let mut tables = BTreeMap::new();
+        for ((table, _), rows) in self.read.borrow().iter() {
+            *tables.entry(*table).or_default() += rows;
+        }
+        tables
     }
 
     /// Whether the snapshot was given up, for tests.
     #[doc(hidden)]
     pub fn is_settled(&self) -> bool {
         self.settled.borrow().is_some()
+    }
+
+    /// Whether everything was copied, for tests.
+    #[doc(hidden)]
+    pub fn is_copied(&self) -> bool {
+        self.copied.get().is_some()
     }
 
     /// Reads few rows at a time, for tests.
@@ -284,7 +440,27 @@ impl Postgres {
         Ok(CopyCursor { source: self, rows, is_busy, counted, count: 0 })
     }
 
-    /// Reads one table on a connection of its own.
+    /// Reads one table on a connection of its own, until `each` fails.
+    fn read_rows(
+        &self,
+        table: &str,
+        filter: &str,
+        order: &[&'static str],
+        whole: Option<u64>,
+        each: &mut dyn FnMut(Vec<Cell>) -> Result<(), SourceError>,
+    ) -> Result<(), SourceError> {
+        let Some(query) = self.query(table, filter, order) else { return Ok(()) };
+        self.held()?;
+        let mut lane = self.lane()?;
+        let mut cursor = self.copy(&mut lane, &query, table, whole)?;
+        while let Some(cells) = cursor.next()? {
+            each(cells)?;
+        }
+        drop(cursor);
+        self.idle.borrow_mut().push(lane);
+        Ok(())
+    }
+
     fn read_pieces(
         &self,
         table: &str,
@@ -293,20 +469,17 @@ impl Postgres {
         whole: Option<u64>,
         each: &mut dyn FnMut(Vec<Vec<Cell>>),
     ) -> Result<(), SourceError> {
-        let Some(query) = self.query(table, filter, order) else { return Ok(()) };
-        self.held()?;
-        let mut lane = self.lane()?;
-        let mut cursor = self.copy(&mut lane, &query, table, whole)?;
-        let mut piece = Vec::with_capacity(PIECE);
-        while let Some(cells) = cursor.next()? {
+        let (mut piece, mut bytes) = (Vec::with_capacity(PIECE), 0);
+        self.read_rows(table, filter, order, whole, &mut |cells| {
+            bytes += bytes_of(&cells);
             piece.push(cells);
-            if piece.len() == PIECE {
+            if piece.len() == PIECE || bytes >= PIECE_BYTES {
                 each(std::mem::replace(&mut piece, Vec::with_capacity(PIECE)));
+                bytes = 0;
             }
-        }
+            Ok(())
+        })?;
         each(piece);
-        drop(cursor);
-        self.idle.borrow_mut().push(lane);
         Ok(())
     }
 
@@ -376,32 +549,21 @@ impl Tables for Postgres {
     /// Rows in order are found by an index, which is a second copy of each key: one that was made to leave rows out would hide them
     /// here and nowhere else. So the tables are counted without it.
     fn flaw(&self) -> Option<SourceError> {
-        let mut tables: BTreeMap<&str, u64> = BTreeMap::new();
-        for ((table, _), rows) in self.read.borrow().iter() {
-            *tables.entry(table).or_default() += rows;
-        }
-        let settled = self.settled.borrow();
-        let mut first = self.first.borrow_mut();
-        let mut compare = || -> Result<Option<String>, postgres::Error> {
-            if let Some(sizes) = settled.as_ref() {
-                // Of the other two, rows go and come; they were counted in the snapshot.
-                for table in ["entries", "commits", "commit_signatures"] {
-                    let read = tables.get(table).copied().unwrap_or_default();
-                    let why = count(&mut first.client, table, sizes, read)?;
-                    if why.is_some() {
-                        return Ok(why);
-                    }
-                }
-                return Ok(None);
+        let compare = || -> Result<Option<String>, postgres::Error> {
+            let settled = self.settled.borrow();
+            // Of a copy that was made in one snapshot it was asked there.
+            if self.copied_flaw.borrow().is_some() || settled.as_ref().is_some_and(Vec::is_empty) {
+                return Ok(self.copied_flaw.borrow().clone());
             }
-            first.client.batch_execute(
-                "SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off; SET LOCAL enable_bitmapscan = off",
-            )?;
-            for (table, read) in tables.iter().filter(|(table, _)| self.present.contains_key(**table)) {
-                let count: i64 = first.client.query_one(&format!("SELECT count(*) FROM {SCHEMA}.{table}"), &[])?.get(0);
-                let count = u64::try_from(count).unwrap_or_default();
-                if count != *read {
-                    return Ok(Some(unled(table, count, *read)));
+            let Some(sizes) = settled.as_ref() else { return self.misled() };
+            let tables = self.rows_read();
+            let mut first = self.first.borrow_mut();
+            // Of the other two, rows go and come; they were counted in the snapshot.
+            for table in ["entries", "commits", "commit_signatures"] {
+                let read = tables.get(table).copied().unwrap_or_default();
+                let why = count(&mut first.client, table, sizes, read)?;
+                if why.is_some() {
+                    return Ok(why);
                 }
             }
             Ok(None)
@@ -414,6 +576,9 @@ impl Tables for Postgres {
 
     /// By the index, from one chain to the next.
     fn chains(&self, table: &str) -> Result<BTreeSet<Option<u64>>, SourceError> {
+        if let Some(copied) = self.copied.get() {
+            return copied.tables.chains(table);
+        }
         if !columns(table).0.contains(&"chain") {
             return Ok(BTreeSet::new());
         }
@@ -436,47 +601,38 @@ impl Tables for Postgres {
     }
 
     fn rows(&self, table: &str, chain: Option<u64>, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError> {
+        if let Some(copied) = self.copied.get() {
+            return copied.tables.rows(table, chain, each);
+        }
         let (names, key) = columns(table);
-        let filter = match chain {
-            _ if !names.contains(&"chain") => String::new(),
-            Some(n) => self.of_chain(table, n),
-            None if !self.has_chains(table) => String::new(),
-            None => "WHERE chain IS NULL OR chain < 0".to_owned(),
-        };
+        let filter = self.filter(table, chain);
         self.read_pieces(table, &filter, &names[..key], chain, each)
     }
 
-    fn settle(&self, sizes: &[u64]) -> Result<(), SourceError> {
-        if !self.can_settle(sizes).map_err(|e| self.failed(&e))? {
-            return Ok(());
+    fn settle(&self, sizes: &[u64], told: &dyn Fn(u64) -> bool) -> Result<(), SourceError> {
+        if self.can_settle(sizes).map_err(|e| self.failed(&e))? {
+            return self.give_up(sizes);
         }
-        let missing = GROWING.len().saturating_sub(self.idle.borrow().len());
-        let more: Vec<Lane> = (0..missing).map(|_| self.new_lane()).collect::<Result<_, _>>()?;
-        let mut idle = self.idle.borrow_mut();
-        idle.extend(more);
-        for client in idle.iter_mut().map(|lane| &mut lane.client).chain([&mut self.first.borrow_mut().client]) {
-            client.batch_execute(&format!("{OUTSIDE}; COMMIT")).map_err(|e| self.failed(&e))?;
-        }
-        self.settled.replace(Some(sizes.to_vec()));
+        let copied = self.copy_all(told)?;
+        // Nobody else sets it meanwhile.
+        let _ = self.copied.set(copied);
         Ok(())
     }
 
-    fn begin_again(&self) -> Result<(), SourceError> {
-        if self.settled.take().is_none() {
+    fn begin_again(&self, told: &dyn Fn(u64) -> bool) -> Result<(), SourceError> {
+        if self.copied.get().is_some() {
             return Ok(());
         }
-        self.idle.borrow_mut().clear();
-        self.read.borrow_mut().clear();
-        let held = hold(&mut self.first.borrow_mut().client).map_err(|e| self.failed(&e))?;
-        let (about, present) = held.map_err(|why| self.unreadable(why))?;
-        if present != self.present {
-            return Err(self.unreadable("somebody changed the ledger's schema while it was read: run again".to_owned()));
-        }
-        self.snapshot.replace(snapshot_name(&about));
+        self.take_again()?;
+        let copied = self.copy_all(told)?;
+        let _ = self.copied.set(copied);
         Ok(())
     }
 
     fn side_by_side(&self, chain: u64, tables: &[&str], work: &mut Work<'_>) -> Result<(), SourceError> {
+        if let Some(copied) = self.copied.get() {
+            return copied.tables.side_by_side(chain, tables, work);
+        }
         let size = self.settled.borrow().as_ref().and_then(|sizes| sizes.get(usize::try_from(chain).ok()?).copied());
         if let Some(size) = size.filter(|_| tables.iter().all(|table| GROWING.contains(table))) {
             return self.by_pages(chain, size, tables, work);
@@ -491,6 +647,9 @@ impl Tables for Postgres {
         tables: &[&str],
         work: &mut Work<'_>,
     ) -> Result<(), SourceError> {
+        if let Some(copied) = self.copied.get() {
+            return copied.tables.side_by_side_from(chain, from, tables, work);
+        }
         let filter = |table: &str| {
             let (filter, at) = (self.of_chain(table, chain), columns(table).0[1]);
             match self.kind_of(table, at) {
@@ -503,20 +662,32 @@ impl Tables for Postgres {
     }
 
     fn scan(&self, table: &str, each: &mut dyn FnMut(Vec<Vec<Cell>>)) -> Result<(), SourceError> {
+        if let Some(copied) = self.copied.get() {
+            return copied.tables.scan(table, each);
+        }
         self.read_pieces(table, "", &[], None, each)
     }
 
     fn ledger_and_genesis(&self) -> Result<LedgerAndGenesis, SourceError> {
+        if let Some(copied) = self.copied.get() {
+            return copied.tables.ledger_and_genesis();
+        }
         let genesis = self.keyed("entries", &[Cell::Int(0), Cell::Int(0)])?;
         Ok((few_ledgers(self)?, genesis.into_iter().find(|cells| blob(&cells[14]).is_some())))
     }
 
     fn keyed(&self, table: &str, key: &[Cell]) -> Result<Vec<Vec<Cell>>, SourceError> {
+        if let Some(copied) = self.copied.get() {
+            return copied.tables.keyed(table, key);
+        }
         let names = &columns(table).0[..key.len()];
         self.select(table, names, &self.equal(table, names), "", key)
     }
 
     fn span(&self, table: &str, chain: u64, range: Range<u64>) -> Result<Vec<Vec<Cell>>, SourceError> {
+        if let Some(copied) = self.copied.get() {
+            return copied.tables.span(table, chain, range);
+        }
         let (names, at) = (&columns(table).0[..2], columns(table).0[1]);
         let key = [chain, range.start, range.end].map(|n| Cell::Int(i64::try_from(n).unwrap_or(i64::MAX)));
         let condition = format!("chain = $1::bigint AND {at} >= $2::bigint AND {at} < $3::bigint");
@@ -524,6 +695,9 @@ impl Tables for Postgres {
     }
 
     fn last(&self, table: &str, chain: u64, to: u64) -> Result<Option<Vec<Cell>>, SourceError> {
+        if let Some(copied) = self.copied.get() {
+            return copied.tables.last(table, chain, to);
+        }
         let (names, at) = (&columns(table).0[..2], columns(table).0[1]);
         let key = [chain, to].map(|n| Cell::Int(i64::try_from(n).unwrap_or(i64::MAX)));
         let condition = format!("chain = $1::bigint AND {at} <= $2::bigint");

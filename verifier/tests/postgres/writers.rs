@@ -64,14 +64,37 @@ fn the_snapshot_is_given_up_before_entries_are_read() {
     let report = verify("test", &source, Demands { trust, progress: Some(&told), ..Demands::default() });
     assert_eq!((report.exit(), source.is_settled()), (0, true), "{}", report.to_text());
 
-    let source = Postgres::open(&database.url()).unwrap();
+    // What does not fit is copied, and while it is judged there is no transaction at all.
     database.execute("UPDATE ledger.entries SET recorded_at_us = recorded_at_us + 1 WHERE chain = 0 AND idx = 4");
+    a_copy_is_judged_without_a_transaction(&mut database, trust, "entry_hash_mismatch");
+    // Nor where a table lost its key, so that it cannot be read by pages.
+    database.execute("ALTER TABLE ledger.commit_signatures DROP CONSTRAINT commit_signatures_pkey");
+    a_copy_is_judged_without_a_transaction(&mut database, trust, "entry_hash_mismatch");
+    let source = Postgres::open(&database.url()).unwrap();
     let report = verify("test", &source, Demands { trust, ..Demands::default() });
-    assert_eq!((report.exit(), source.is_settled()), (1, false), "{}", report.to_text());
     assert!(report.codes().contains(&"entry_hash_mismatch".to_owned()), "{}", report.to_text());
     // Nothing of the run is left waiting.
     drop(source);
     assert_eq!(audit_verify::verify_path(Path::new(&database.url()), trust).codes(), report.codes());
+}
+
+fn a_copy_is_judged_without_a_transaction(database: &mut Database, trust: Option<Hash>, code: &str) {
+    let source = Postgres::open(&database.url()).unwrap();
+    // The client, and how many transactions there were whenever the run told how far it was.
+    let seen = std::sync::Mutex::new((&mut database.client, Vec::<i64>::new()));
+    let told = |_: u64, _: u64| {
+        let open = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'auditor' AND xact_start IS NOT NULL";
+        let mut seen = seen.lock().unwrap();
+        let now = seen.0.query_one(open, &[]).unwrap().get(0);
+        seen.1.push(now);
+        true
+    };
+    let report = verify("test", &source, Demands { trust, progress: Some(&told), ..Demands::default() });
+    assert_eq!((report.exit(), source.is_copied()), (1, true), "{}", report.to_text());
+    assert!(report.codes().contains(&code.to_owned()), "{}", report.to_text());
+    let (_, seen) = seen.into_inner().unwrap();
+    // Naming faults is the last that it does.
+    assert!(seen.ends_with(&[0, 0]), "{seen:?}");
 }
 
 /// A page ends after some megabytes: what else was on its way is passed over, and comes with the next one.
@@ -86,7 +109,7 @@ fn large_rows_come_page_by_page() {
     let source = Postgres::open(&database.url()).unwrap();
     let whole = source.all("private_documents", Some(0)).unwrap();
     assert_eq!(whole.len(), 9);
-    source.settle(&[10, 15]).unwrap();
+    source.settle(&[10, 15], &|_| true).unwrap();
     assert!(source.is_settled());
     for _ in 0..2 {
         let mut rows = Vec::new();
