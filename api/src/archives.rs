@@ -60,6 +60,9 @@ pub(crate) async fn open(
     locking: &Locking,
 ) -> Result<Arc<dyn Archive>, CliError> {
     if !is_bucket(place) {
+        if location.as_deref().is_some_and(is_bucket) {
+            return Err(CliError::Usage("--location is what a directory is called: the URL of a bucket is not".into()));
+        }
         return Ok(Arc::new(DirectoryArchive::open(Path::new(place), location)?));
     }
     if location.is_some() {

@@ -307,7 +307,7 @@ fn config(dir: &Path, signing: &Signing, store: Arc<dyn Store>) -> Result<Config
 pub(crate) async fn reader(place: &Place) -> Result<(Reader, Registry), CliError> {
     let store: Arc<dyn Store> = match place.url()? {
         Some(url) => Arc::new(PostgresStore::open_read_only(PostgresOptions::new(url))?),
-        None => embedded(&place.dir)?,
+        None => Arc::new(embedded(&place.dir)?),
     };
     Ok(Reader::open(store).await?)
 }
@@ -391,6 +391,7 @@ pub(crate) fn hold(dir: &Path, why: &str) -> Result<(), CliError> {
 
 /// Lets it be opened again.
 pub(crate) fn release(dir: &Path) -> Result<(), CliError> {
+    SqliteStore::hold(dir, false)?;
     let path = dir.join(HELD);
     match fs::remove_file(&path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io(&path)(e)),
@@ -513,13 +514,22 @@ fn store(place: &Place) -> Result<Arc<dyn Store>, CliError> {
     if let Some(url) = place.url()? {
         return Ok(Arc::new(PostgresStore::open(PostgresOptions::new(url))?));
     }
-    match fs::read_to_string(place.dir.join(HELD)) {
-        Ok(why) => Err(StoreError::Unusable(format!("the ledger in {place} is held: {why}")).into()),
-        Err(_) => embedded(&place.dir),
+    let held = |why: &str| StoreError::Unusable(format!("the ledger in {place} is held: {why}"));
+    if let Ok(why) = fs::read_to_string(place.dir.join(HELD)) {
+        return Err(held(&why).into());
     }
+    let store = embedded(&place.dir)?;
+    if store.is_held()? {
+        // A copy of such a file, which lies alone.
+        return Err(held(
+            "its file is of a ledger that was restored as a drill or closed, or whose restore has not ended; it can be read, and nothing is to be written to it",
+        )
+        .into());
+    }
+    Ok(Arc::new(store))
 }
 
-fn embedded(dir: &Path) -> Result<Arc<dyn Store>, CliError> {
+fn embedded(dir: &Path) -> Result<SqliteStore, CliError> {
     if !dir.join(DATABASE_FILE).exists() && dir.join("keys").is_dir() {
         let text = format!(
             "{} holds keys but no ledger: if it lives in PostgreSQL, name it with --database or DATABASE_URL",
@@ -531,7 +541,7 @@ fn embedded(dir: &Path) -> Result<Arc<dyn Store>, CliError> {
         let text = format!("there is no ledger in {}; make one with `ledger init --dir {0}`", dir.display());
         return Err(StoreError::Unusable(text).into());
     }
-    Ok(Arc::new(SqliteStore::open(dir, SqliteOptions::default())?))
+    Ok(SqliteStore::open(dir, SqliteOptions::default())?)
 }
 
 /// Where `init` puts the governance key unless told otherwise: beside the directory.

@@ -52,6 +52,12 @@ impl Shop {
         (output.status.code().unwrap(), text(&output))
     }
 
+    /// The same with another ledger's directory.
+    fn run_in(&self, dir: &str, line: &str) -> (i32, String) {
+        let output = self.command(Path::new(LEDGER), &format!("--dir {dir} {line}"), &[]).output().unwrap();
+        (output.status.code().unwrap(), text(&output))
+    }
+
     fn json(&self, line: &str, environment: &[(&str, String)]) -> Value {
         let (exit, said) = self.run(&format!("--json {line}"), environment);
         assert_eq!(exit, 0, "{line}: {said}");
@@ -900,4 +906,90 @@ fn what_is_taken_over_is_looked_at() {
     assert_eq!(shop.json("export --out archive", &[])["sequence"].as_u64(), Some(3));
     let (exit, said) = shop.verify("archive", "");
     assert!(exit == 1 && said.contains("export_file_unexpected"), "{said}");
+}
+
+/// What keeps others from writing to a restored ledger is in the database's file, and goes with it; and what is restored is what was signed also where
+/// an earlier run made it.
+#[test]
+fn a_drill_stays_one_in_its_backups() {
+    let shop = Shop::open();
+    exported(&shop);
+    let restore = |into: &str, more: &str| {
+        shop.run_in(into, &format!("restore --from archive --trust {} --newest-checkpoint none {more}", shop.id))
+    };
+    let (exit, said) = restore("drill", "--drill");
+    assert_eq!(exit, 0, "{said}");
+    shell(
+        shop.dir.path(),
+        "mkdir moved copied; cp -r shop/keys moved; cp -r shop/keys copied; cp drill/ledger.db copied",
+    );
+    let (exit, said) = shop.run_in("drill", "backup moved/ledger.db");
+    assert_eq!(exit, 0, "{said}");
+    for dir in ["moved", "copied"] {
+        let (exit, said) = shop.run_in(dir, "checkpoint");
+        assert!(exit != 0 && said.contains("is held"), "{dir}: {said}");
+        let (exit, said) = shop.verify(dir, "");
+        assert_eq!(exit, 0, "{said}");
+    }
+    // Somebody changed it meanwhile: nothing is signed on top of it.
+    shell(shop.dir.path(), "cp -r drill altered; cp -r shop/keys altered; cp -r shop/keys drill");
+    let db = rusqlite::Connection::open(shop.path("altered/ledger.db")).unwrap();
+    let triggers: Vec<String> = {
+        let mut s = db.prepare("SELECT name FROM sqlite_schema WHERE type = 'trigger'").unwrap();
+        s.query_map([], |r| r.get(0)).unwrap().map(Result::unwrap).collect()
+    };
+    triggers.iter().for_each(|name| db.execute_batch(&format!("DROP TRIGGER \"{name}\"")).unwrap());
+    db.execute("UPDATE entries SET body = body || x'00' WHERE chain = 0 AND idx = 3", []).unwrap();
+    drop(db);
+    let (exit, said) = restore("altered", "");
+    assert!(exit == 2 && said.contains("was changed since (body_hash_mismatch"), "{said}");
+    let (exit, said) = restore("drill", "");
+    assert!(exit == 0 && said.contains("the ledger goes on"), "{said}");
+    let (exit, said) = shop.run_in("drill", "checkpoint");
+    assert_eq!(exit, 0, "{said}");
+    // A checkpoint of another ledger says nothing of this archive.
+    shell(shop.dir.path(), "mkdir other");
+    assert_eq!(shop.run_in("other", "init --origin other.example.org").0, 0);
+    let (exit, said) = shop.run_in("other", "checkpoint");
+    assert_eq!(exit, 0, "{said}");
+    std::fs::write(shop.path("other.txt"), said).unwrap();
+    let (exit, said) = shop
+        .run_in("none", &format!("restore --from archive --trust {} --newest-checkpoint other.txt --drill", shop.id));
+    assert!(exit == 2 && said.contains("is of another ledger") && !said.contains("--accept-loss"), "{said}");
+}
+
+/// A place without the batches before is not where the next one belongs; and nobody else reads private documents.
+#[test]
+fn an_archive_that_is_not_there_gets_no_further_batch() {
+    let shop = Shop::open();
+    exported(&shop);
+    let modes = shell(shop.dir.path(), "find archive -name 'private-*' -printf '%m '");
+    assert!(!modes.is_empty() && modes.split_whitespace().all(|mode| mode == "600"), "{modes}");
+    shell(shop.dir.path(), "mv archive elsewhere");
+    let (exit, said) = shop.run("export --out archive", &[]);
+    assert!(exit == 2 && said.contains("the 2 batches before are not here"), "{said}");
+    shell(shop.dir.path(), "rm -r archive; mv elsewhere archive");
+    assert_eq!(shop.json("export --out archive", &[])["sequence"].as_u64(), Some(3));
+    assert_eq!(shop.verify("archive", "").0, 0);
+    let (exit, said) = shop.run("export --out archive --location s3://bucket", &[]);
+    assert!(exit == 2 && said.contains("--location"), "{said}");
+}
+
+/// An archive that was made in a directory and copied into a bucket is not locked there: it is neither recorded nor called locked.
+#[test]
+fn what_was_copied_into_a_bucket_is_not_locked() {
+    let shop = Shop::open();
+    exported(&shop);
+    let bucket = block(S3::shared().make_bucket(true));
+    let client = S3::shared().client();
+    let files = shell(&shop.path("archive"), "find marketplace -type f");
+    for key in files.lines() {
+        let bytes = std::fs::read(shop.path("archive").join(key)).unwrap();
+        block(client.put_object().bucket(&bucket).key(key).body(bytes.into()).send()).unwrap();
+    }
+    let (exit, said) = shop.run(&format!("export --out s3://{bucket} --retain-days 1"), &[]);
+    assert!(exit == 2 && said.contains("UNLOCKED") && said.contains("cannot be recorded"), "{said}");
+    let (exit, said) = shop.verify(&format!("s3://{bucket}"), " --locks");
+    assert!(exit == 1 && said.contains("export_object_unlocked"), "{said}");
+    assert_eq!(shop.verify(&format!("s3://{bucket}"), "").0, 0);
 }

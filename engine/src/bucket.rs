@@ -287,7 +287,8 @@ impl Bucket {
             let rule = config.and_then(|c| c.rule()).and_then(|r| r.default_retention());
             let read = |r: &DefaultRetention| DefaultRule {
                 mode: r.mode().map_or_else(String::new, |m| m.as_str().to_owned()),
-                days: i64::from(r.days().unwrap_or(0)) + 365 * i64::from(r.years().unwrap_or(0)),
+                // No year is longer.
+                days: i64::from(r.days().unwrap_or(0)) + 366 * i64::from(r.years().unwrap_or(0)),
             };
             Ok(rule.map(read))
         })

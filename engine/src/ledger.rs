@@ -613,20 +613,25 @@ impl Ledger {
     /// Stops the writers after all queued commands are answered, issues a checkpoint, and closes the store.
     pub async fn shutdown(&self) -> Result<Vec<Note>, CheckpointError> {
         let notes = self.checkpoint().await;
+        let closed = self.close().await;
+        let notes = notes?;
+        closed?;
+        Ok(notes)
+    }
+
+    /// Stops the writers after all queued commands are answered, and closes the store; no checkpoint is signed.
+    pub async fn close(&self) -> Result<(), StoreError> {
         self.stop_writers();
         let writers = std::mem::take(&mut *self.writers.lock().unwrap_or_else(PoisonError::into_inner));
         let store = Arc::clone(&self.shared.store);
-        let closed = blocking(move || {
+        blocking(move || {
             for writer in writers {
                 // A writer that panicked has answered nobody with success.
                 let _ = writer.join();
             }
             store.close()
         })
-        .await;
-        let notes = notes?;
-        closed?;
-        Ok(notes)
+        .await
     }
 }
 

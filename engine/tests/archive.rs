@@ -490,6 +490,10 @@ impl Archive for Failing {
         self.strike(|| self.archive.manifests(prefix, after))
     }
 
+    fn locks(&self) -> bool {
+        self.archive.locks()
+    }
+
     fn state(&self, key: &str, version: Option<&str>) -> Result<ObjectState, ExportError> {
         self.archive.state(key, version)
     }
@@ -645,4 +649,25 @@ async fn strangers_do_not_stop_an_export_and_another_history_does() {
         error.contains("does not follow the last one that is recorded") && error.contains("another place"),
         "{error}"
     );
+}
+
+/// What was begun is finished as it was begun, or not at all: documents that are to be left out are not put in.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_was_begun_with_documents_is_not_finished_without_a_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("archive");
+    let ledger = exporting(&dir.path().join("ledger"), 1).await;
+    let good = archive(&root);
+    // At the spool, which is after the plan.
+    let failing = Failing { archive: Arc::clone(&good), calls: AtomicUsize::new(0), at: 3, after: false };
+    assert!(export(&ledger, &(Arc::new(failing) as Arc<dyn Archive>)).await.is_err());
+    let record = ArchiveRecord::of(LOCATION, &ledger.exports().await.unwrap());
+    assert!(record.open.as_ref().is_some_and(|plan| plan.private), "{record:?}");
+    let without = BatchOptions { private: false, ..batch_options() };
+    let refused = ledger.export_batch(Arc::clone(&good), without.clone(), Box::new(|_| {})).await.unwrap_err();
+    assert!(refused.to_string().contains("--restart"), "{refused}");
+    assert!(!contents(&root).keys().any(|name| name.contains("private")));
+    let anew = BatchOptions { restart: true, ..without };
+    ledger.export_batch(Arc::clone(&good), anew, Box::new(|_| {})).await.unwrap();
+    assert_eq!(verify_path(&root, Some(ledger.id())).exit(), 0);
 }

@@ -95,6 +95,12 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
                 output::line(&serde_json::json!({ "ok": false, "report": report.to_json() }).to_string())?;
             } else {
                 output::line(report.to_text().trim_end())?;
+                if report.verdict() != Verdict::Broken {
+                    output::line(
+                        "nothing was restored: the archive could not be judged for what is said above. Nothing says that it is damaged: mend that, and run this again",
+                    )?;
+                    return Ok(report.exit().max(2));
+                }
                 let short = report.codes().iter().any(|c| c == Code::AnchorBeyondTail.as_str());
                 output::line(if short {
                     "nothing was restored: the ledger had signed more than the archive holds. Look for what is missing (the database's own backups, other \
@@ -105,7 +111,7 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
                      last good commit and closes the ledger"
                 })?;
             }
-            Ok(1)
+            Ok(report.exit().max(1))
         }
     }
 }
@@ -282,6 +288,10 @@ fn build(
         None => (Arc::new(embedded(building)?), false),
     };
     let Filled { sizes, absent } = fill(&store, export, wanted.trust, limits)?;
+    if let Some(url) = url.filter(|_| resumed) {
+        // What was there before this run was not compared with the archive.
+        unchanged(url, wanted.trust, "the database")?;
+    }
     let entries = sizes.iter().sum();
     let fate = match succession {
         Some(succession) => Fate::Closed(directory::close(&place.dir, &succession)?, succession),
@@ -300,6 +310,8 @@ fn build(
         None => {
             store.close()?;
             drop(store);
+            // In the file itself, so that its copies and backups say it too.
+            SqliteStore::hold(building, true)?;
             let (made, target) = (building.join(DATABASE_FILE), place.dir.join(DATABASE_FILE));
             sync(&made)?;
             std::fs::rename(&made, &target).map_err(io(&target))?;
@@ -390,11 +402,25 @@ fn there_already(place: &Place, wanted: &Wanted, export: &Export, report: &Repor
     if goes_beyond(&*store, export)? {
         return restored_before(&store, export, &into, &held);
     }
+    unchanged(&into, wanted.trust, &into)?;
     let fate = if wanted.drill { Fate::Drill } else { Fate::Continued };
     end(place, store, &fate, &held, || record(export, wanted, report))?;
     let (entries, private_withheld) =
         (export.manifest().chains.iter().map(|c| c.to).sum(), export.manifest().private_withheld);
     Ok(Restored::Done(Box::new(Done { into, entries, private_withheld, private_absent: None, resumed: true, fate })))
+}
+
+/// That what an earlier run left, or somebody since, is what was signed: nothing is signed on top of anything else.
+fn unchanged(source: &str, trust: Hash, shown: &str) -> Result<(), CliError> {
+    let report = verify_path(Path::new(source), Some(trust));
+    if report.exit() == 0 {
+        return Ok(());
+    }
+    let codes = report.codes().join(", ");
+    let what = if codes.is_empty() { report.unchecked().join(", ") } else { codes };
+    Err(wrong(format!(
+        "what an earlier run made in {shown} was changed since ({what}); see it with audit-verify, take it away, and restore into an empty place"
+    )))
 }
 
 /// The answer again, of a restore that came to its end; or why a database that goes beyond the archive is left alone.

@@ -161,6 +161,9 @@ fn state(
     if state.shadowed {
         report(Fault::Shadowed, format!("another version was put over what was exported{shown}, which is still there"));
     }
+    if done.lock.is_none() && archive.locks() {
+        report(Fault::Unlocked, "its batch was made for a place without locks".to_owned());
+    }
     if let Some(lock) = &done.lock {
         let wanted = lock.of(private);
         match (Retention::shortfall(state.retention.as_ref(), &wanted), &state.retention) {

@@ -238,6 +238,15 @@ impl Ledger {
         let now_us = now_us.max(record.open.as_ref().map_or(0, |given_up| given_up.exported_at_us + 1_000_000));
         let open = record.open.take().filter(|_| !options.restart);
         let resumed = open.is_some();
+        if open.as_ref().is_some_and(|plan| plan.private && !options.private) {
+            let why = "a batch with private documents was begun and not completed, and this run is to leave them out: finish it as it was begun, or \
+                       give it up with --restart";
+            return Err(ExportError::Unfit(archive.location().to_owned(), why.to_owned()));
+        }
+        if let Some(last) = record.completed.last().cloned() {
+            let looking = Arc::clone(&archive);
+            in_thread(move || there(&*looking, &last)).await?;
+        }
         let plan = match open {
             Some(plan) => plan,
             None => {
@@ -413,6 +422,20 @@ fn unrecorded(
         taken.push((completed, manifest));
     }
     Ok(taken)
+}
+
+/// That the archive is where it was: a batch is of no use without those before it.
+fn there(archive: &dyn Archive, last: &Completed) -> Result<(), ExportError> {
+    let key = format!("{}/{MANIFEST_NAME}", directory_of(&last.plan));
+    if archive.state(&key, last.manifest_version.as_deref())?.there {
+        return Ok(());
+    }
+    let why = format!(
+        "the {} batches before are not here, {key} is missing: is it mounted, and is it the right server? put them back, or export to another place, \
+         which begins with all entries",
+        last.plan.sequence
+    );
+    Err(ExportError::Unfit(archive.location().to_owned(), why))
 }
 
 /// That everything of a batch is there, as its manifest says and locked as it says: nothing else is recorded as done.

@@ -234,7 +234,13 @@ impl OpenFile {
     fn create(dir: &Path, kind: FileKind, chain: u32, from: u64, gzip: bool) -> std::io::Result<OpenFile> {
         let name = ExportFile::name_of(kind, chain, from, gzip);
         let path = dir.join(&name);
-        let out = BufWriter::new(File::create(&path)?);
+        let mut options = File::options();
+        options.write(true).create(true).truncate(true);
+        #[cfg(unix)]
+        if kind == FileKind::Private {
+            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        }
+        let out = BufWriter::new(options.open(&path)?);
         let (lines, bytes, none) = (0, 0, Hash::ZERO);
         let file = ExportFile { name, kind, chain, from, to: from, lines, bytes, blake3: none, sha256: none };
         let (blake3, sha256, stored) = (blake3::Hasher::new(), Sha256::new(), (Sha256::new(), 0));

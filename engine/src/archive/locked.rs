@@ -55,6 +55,10 @@ impl Archive for LockedArchive {
         &self.location
     }
 
+    fn locks(&self) -> bool {
+        true
+    }
+
     fn terms(&self, exported_at_us: i64) -> Result<Option<ObjectLock>, ExportError> {
         let unfit = |why: String| ExportError::Unfit(self.location.clone(), why);
         let rule = self.bucket.lock_rule().map_err(|e| unfit(e.to_string()))?;

@@ -75,6 +75,8 @@ pub trait Archive: Send + Sync {
     /// Keys of the manifests of batches whose names begin so, with the version that came first, in no order. Those that sort before
     /// `after`, a batch's directory, may be left out.
     fn manifests(&self, prefix: &str, after: Option<&str>) -> Result<Vec<(String, Option<String>)>, ExportError>;
+    /// Whether it locks what is put there.
+    fn locks(&self) -> bool;
     /// How a version of an object is kept now.
     fn state(&self, key: &str, version: Option<&str>) -> Result<ObjectState, ExportError>;
     /// Reads a version of an object into `out`: SHA-256 and length. One of more than `most` bytes is not read to its end, and has another
@@ -187,6 +189,10 @@ impl Archive for DirectoryArchive {
 
     fn terms(&self, _: i64) -> Result<Option<ObjectLock>, ExportError> {
         Ok(None)
+    }
+
+    fn locks(&self) -> bool {
+        false
     }
 
     fn spool(&self, name: &str) -> Result<Spool, ExportError> {

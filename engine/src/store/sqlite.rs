@@ -35,6 +35,8 @@ const EXPORT_LOCK_FILE: &str = "export.lock";
 pub const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/sqlite/0001_ledger.sql")];
 /// `PRAGMA application_id`: "OLgr".
 const APPLICATION_ID: i32 = 0x4f4c_6772;
+/// "OLgh": nobody is to write to it, wherever it is copied to.
+const HELD_ID: i32 = 0x4f4c_6768;
 
 /// Settings of the embedded store.
 #[derive(Clone, Debug)]
@@ -174,7 +176,7 @@ impl SqliteStore {
                 store.path.display()
             )));
         }
-        if id != i64::from(APPLICATION_ID) {
+        if ![APPLICATION_ID, HELD_ID].map(i64::from).contains(&id) {
             return Err(StoreError::Unusable(format!("{} is not a ledger's database", store.path.display())));
         }
         if version != MIGRATIONS.len() as i64 {
@@ -185,6 +187,21 @@ impl SqliteStore {
             )));
         }
         Ok(store)
+    }
+
+    /// Marks the database file in `dir`, with all copies that are made of it, as one that nobody is to write to; or takes the mark away. Nobody
+    /// else may have it open.
+    pub fn hold(dir: &Path, held: bool) -> Result<(), StoreError> {
+        let store = Self::open(dir, SqliteOptions::default())?;
+        let id = if held { HELD_ID } else { APPLICATION_ID };
+        lock(&store.writer).pragma_update(None, "application_id", id).map_err(sql)?;
+        store.close()
+    }
+
+    /// Whether the file is marked so.
+    pub fn is_held(&self) -> Result<bool, StoreError> {
+        let id = lock(&self.writer).pragma_query_value(None, "application_id", |r| r.get::<_, i64>(0)).map_err(sql)?;
+        Ok(id == i64::from(HELD_ID))
     }
 
     /// Whether the file has no table at all.

@@ -107,6 +107,15 @@ impl Fetch<'_> {
             let Some(manifest) = &candidate.manifest else { continue };
             let batch = manifest.batch.as_ref();
             let lock = |private| batch.and_then(|b| b.lock.as_ref()).filter(|_| locks).map(|lock| lock.of(private));
+            if locks && batch.is_some_and(|b| b.lock.is_none()) {
+                self.findings.push(Finding {
+                    code: Code::ExportObjectUnlocked,
+                    chain: None,
+                    place: format!("objects/{}", printable(&candidate.key)),
+                    evidence: "its manifest names no lock: the batch was made for a place without locks, and put here"
+                        .to_owned(),
+                });
+            }
             self.over(&candidate.key, &candidate.version, (sha256(&[&candidate.bytes]), candidate.bytes.len() as u64))?;
             self.locked(&candidate.key, Some(&candidate.version), lock(false))?;
             let sequence = batch.map_or(0, |b| b.sequence);
