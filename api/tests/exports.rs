@@ -939,7 +939,7 @@ fn a_drill_stays_one_in_its_backups() {
         s.query_map([], |r| r.get(0)).unwrap().map(Result::unwrap).collect()
     };
     triggers.iter().for_each(|name| db.execute_batch(&format!("DROP TRIGGER \"{name}\"")).unwrap());
-    db.execute("UPDATE entries SET body = body || x'00' WHERE chain = 0 AND idx = 3", []).unwrap();
+    db.execute("UPDATE entries SET body = CAST(body || x'00' AS BLOB) WHERE chain = 0 AND idx = 3", []).unwrap();
     drop(db);
     let (exit, said) = restore("altered", "");
     assert!(exit == 2 && said.contains("was changed since (body_hash_mismatch"), "{said}");
