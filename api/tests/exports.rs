@@ -54,7 +54,7 @@ impl Shop {
 
     /// The same with another ledger's directory.
     fn run_in(&self, dir: &str, line: &str) -> (i32, String) {
-        let output = self.command(Path::new(LEDGER), &format!("--dir {dir} {line}"), &[]).output().unwrap();
+        let output = self.command(Path::new(LEDGER), format!("--dir {dir} {line}").trim_end(), &[]).output().unwrap();
         (output.status.code().unwrap(), text(&output))
     }
 
