@@ -207,6 +207,9 @@ fn check(log: &str, filled: bool) {
     }
 }
 
+/// Tables to which rows are only added.
+const GROWING: [&str; 5] = ["entries", "private_documents", "commits", "commit_signatures", "checkpoints"];
+
 /// The verifier reads tables whole and in the order of their keys; what it looks up besides, by an index.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_verifier_looks_rows_up_by_an_index() {
@@ -240,8 +243,9 @@ async fn the_verifier_looks_rows_up_by_an_index() {
         let large: Vec<_> =
             read.iter().filter(|table| !SMALL.contains(&&table[..]) && !table.ends_with("Join")).collect();
         lookups += u32::from(text.contains("$1"));
-        // Counting without indexes is meant to.
-        let meant = text.contains("count(*)");
+        // Counting without indexes is meant to, and so is copying what follows from the entries.
+        let copies = text.starts_with("COPY (SELECT") && !text.contains(" WHERE ");
+        let meant = text.contains("count(*)") || copies && large.iter().all(|table| !GROWING.contains(&&table[..]));
         assert!(large.is_empty() || meant, "reads all of {large:?}: {text}");
     }
     assert!(lookups > 10, "{lookups}");
