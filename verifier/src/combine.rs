@@ -249,14 +249,9 @@ impl Joiner {
         if let (None, Some((number, digest)), Some((last, _))) = (numbers, seen_last, joined_last)
             && number > last
         {
-            joiner.out.add(Finding {
-                code: Code::ExportBatchMissing,
-                chain: None,
-                place: format!("batches/{}", last + 1),
-                evidence: format!(
-                    "no summary of it; the archive went on to number {number}, with a manifest of SHA-256 {digest}, when another one was made"
-                ),
-            });
+            joiner.missing(last + 1, format!(
+                "no summary of it; the archive went on to number {number}, with a manifest of SHA-256 {digest}, when another one was made"
+            ));
         }
         let seen_last = seen_last.map(|(number, _)| number);
         joiner.goes_on =
@@ -267,12 +262,9 @@ impl Joiner {
         {
             // Whoever names a last one knows that it was made.
             match joiner.goes_on {
-                Some(goes_on) => joiner.out.add(Finding {
-                    code: Code::ExportBatchMissing,
-                    chain: None,
-                    place: format!("batches/{}", last + 1),
-                    evidence: format!("it is not there; the archive goes on to number {goes_on}"),
-                }),
+                Some(goes_on) => {
+                    joiner.missing(last + 1, format!("it is not there; the archive goes on to number {goes_on}"));
+                }
                 None => {
                     let absent = shown(&(last + 1..=end));
                     joiner.absent = Some(format!("{absent}: not there, the last one here is number {last}"));
@@ -337,6 +329,10 @@ impl Joiner {
             Some(portion) => report.of_part(portion),
             None => report,
         })
+    }
+
+    fn missing(&mut self, number: u64, evidence: String) {
+        self.out.report(Code::ExportBatchMissing, None, format!("batches/{number}"), evidence);
     }
 
     fn report(&mut self, code: Code, chain: u32, place: String, evidence: impl Into<String>) {

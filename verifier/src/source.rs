@@ -241,6 +241,18 @@ pub trait Tables {
     }
 }
 
+/// The sizes that the head rows claim, one for each chain from 0 on; `None` where they are other rows than that.
+pub(crate) fn sizes(tables: &dyn Tables) -> Result<Option<Vec<u64>>, SourceError> {
+    let mut rows = Vec::new();
+    tables.scan("chain_heads", &mut |piece| {
+        rows.extend(piece.iter().map(|cells| Some((number(cells.first()?)?, number(cells.get(1)?)?))));
+    })?;
+    let Some(mut rows) = rows.into_iter().collect::<Option<Vec<_>>>() else { return Ok(None) };
+    rows.sort_unstable();
+    let all = rows.iter().map(|(chain, _)| *chain).eq(0..rows.len() as u64);
+    Ok(all.then(|| rows.into_iter().map(|(_, size)| size).collect()))
+}
+
 /// Rows of the table `ledger` that are looked at; a ledger has one.
 pub(crate) const LEDGER_ROWS: usize = 4;
 

@@ -35,7 +35,7 @@ use crate::export::{Export, channel, feed};
 use crate::frequent::FrequentKeys;
 use crate::report::{ChainReport, KeyReport};
 use crate::row::number;
-use crate::source::{Cursor, SourceError, Tables, bytes_of, columns, table_names};
+use crate::source::{Cursor, SourceError, Tables, bytes_of, columns, sizes, table_names};
 use crate::verify::{Demands, Progress};
 
 /// Entries that are handed over at once.
@@ -175,17 +175,6 @@ fn stored_sum(tables: &dyn Tables, key: &RowKey, table: &str) -> Result<Sum, Sou
     Ok(stored)
 }
 
-/// The sizes that the head rows claim, one for each chain; `None` where they are other rows than that.
-fn sizes(tables: &dyn Tables, chains: u32) -> Result<Option<Vec<u64>>, SourceError> {
-    let mut rows = Vec::new();
-    tables.scan("chain_heads", &mut |piece| {
-        rows.extend(piece.iter().filter_map(|cells| Some((number(cells.first()?)?, number(cells.get(1)?)?))));
-    })?;
-    rows.sort_unstable();
-    let all = rows.iter().map(|(chain, _)| *chain).eq(0..u64::from(chains));
-    Ok(all.then(|| rows.into_iter().map(|(_, size)| size).collect()))
-}
-
 /// What an entry `chain.heads` says of another chain.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct HeadClaim {
@@ -268,7 +257,7 @@ impl<'a> Prover<'a> {
             for table in DERIVED.into_iter().chain(TABLES.iter().map(|t| t.name)) {
                 stored.push((table, stored_sum(tables, key, table)?));
             }
-            if let Some(sizes) = sizes(tables, self.genesis.chains)? {
+            if let Some(sizes) = sizes(tables)?.filter(|sizes| sizes.len() == self.genesis.chains as usize) {
                 let told = self.progress;
                 tables.settle(&sizes, &|copied| told.is_none_or(|told| told(copied, 0)))?;
             }

@@ -24,10 +24,10 @@ use postgres::{CancelToken, Client, CopyOutReader, Statement};
 use super::copy::{Column, Copied, Kind, Raw};
 use super::{
     Cursor, LedgerAndGenesis, PIECE, PIECE_BYTES, Replica, Replicated, SourceError, Tables, Work, bytes_of, columns,
-    few_ledgers, table_names,
+    few_ledgers, sizes, table_names,
 };
 use crate::postgres::{connect, explain};
-use crate::row::{blob, number};
+use crate::row::blob;
 
 /// The schema of the ledger's tables.
 const SCHEMA: &str = "ledger";
@@ -283,28 +283,16 @@ impl Postgres {
         }
     }
 
-    /// The sizes that the heads claim, if there is one for each chain that has rows, from 0 on.
+    /// The sizes that the heads claim, if each chain that has rows has one.
     fn sizes(&self, growing: &[&'static str]) -> Result<Option<Vec<u64>>, SourceError> {
-        let mut heads = BTreeMap::new();
-        let mut whole = true;
-        for row in self.all("chain_heads", None)?.iter().chain(&self.all_of_chains("chain_heads")?) {
-            let head = row.first().and_then(number).zip(row.get(1).and_then(number));
-            whole &= head.is_some_and(|(chain, size)| heads.insert(chain, size).is_none());
-        }
-        whole &= heads.keys().copied().eq(0..heads.len() as u64);
+        let Some(sizes) = sizes(self)? else { return Ok(None) };
+        let known = |chain: &Option<u64>| chain.is_some_and(|n| n < sizes.len() as u64);
         for table in growing {
-            whole &= self.chains(table)?.iter().all(|chain| chain.is_some_and(|n| heads.contains_key(&n)));
+            if !self.chains(table)?.iter().all(known) {
+                return Ok(None);
+            }
         }
-        Ok(whole.then(|| heads.into_values().collect()))
-    }
-
-    /// The rows that have a chain.
-    fn all_of_chains(&self, table: &str) -> Result<Vec<Vec<Cell>>, SourceError> {
-        let mut rows = Vec::new();
-        for chain in self.chains(table)?.into_iter().flatten() {
-            rows.extend(self.all(table, Some(chain))?);
-        }
-        Ok(rows)
+        Ok(Some(sizes))
     }
 
     /// Gives the snapshot up.
