@@ -271,14 +271,147 @@ async fn a_view_in_place_of_a_table_is_not_verified() {
     assert_eq!(audit_verify::verify_path(made.0.path(), Some(made.1)).exit(), 0);
 }
 
+fn without_triggers(file: &Path) -> rusqlite::Connection {
+    let db = rusqlite::Connection::open(file).unwrap();
+    let triggers = "SELECT group_concat('DROP TRIGGER ' || name, ';') FROM sqlite_schema WHERE type = 'trigger'";
+    let drop_all: String = db.query_row(triggers, [], |r| r.get(0)).unwrap();
+    db.execute_batch(&drop_all).unwrap();
+    db
+}
+
+/// The status of all orders, and how to set it.
+const STATUS: &str = "SELECT group_concat(status) FROM orders";
+const REFUND: &str = "UPDATE orders SET status = 'refunded' WHERE rowid = (SELECT min(rowid) FROM orders)";
+
+/// What SQLite would read beside the database is read: the WAL of the file that a link leads to.
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_to_the_database_hides_nothing() {
+    let (dir, id) = sample_directory().await;
+    let (real, named) = (dir.path().join(DATABASE_FILE), dir.path().join("named"));
+    std::fs::create_dir(&named).unwrap();
+    std::os::unix::fs::symlink(&real, named.join(DATABASE_FILE)).unwrap();
+    assert_eq!(audit_verify::verify_path(&named, Some(id)).exit(), 0);
+    let db = without_triggers(&real);
+    db.execute_batch("PRAGMA journal_mode = wal; PRAGMA wal_autocheckpoint = 0").unwrap();
+    db.execute_batch(REFUND).unwrap();
+    for path in [dir.path(), &named] {
+        let report = audit_verify::verify_path(path, Some(id));
+        assert_eq!(report.codes(), ["projection_mismatch"], "{}", report.to_text());
+    }
+}
+
+/// A change that was begun and not ended is undone by whoever opens the file: what stands in the file until then is not what the ledger is.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unfinished_change_is_not_taken_for_the_ledger() {
+    let (dir, id) = sample_directory().await;
+    let (work, hot) = (dir.path().join(DATABASE_FILE), dir.path().join("hot"));
+    let honest: String = rusqlite::Connection::open(&work).unwrap().query_row(STATUS, [], |r| r.get(0)).unwrap();
+    let db = without_triggers(&work);
+    db.execute_batch("PRAGMA journal_mode = delete; PRAGMA cache_size = 1; CREATE TABLE kept AS SELECT rowid AS n, status FROM orders").unwrap();
+    db.execute_batch(REFUND).unwrap();
+    db.execute_batch(
+        "BEGIN IMMEDIATE; UPDATE orders SET status = (SELECT k.status FROM kept k WHERE k.n = orders.rowid)",
+    )
+    .unwrap();
+    // More pages than fit: they are written, and what they were lies in the journal.
+    db.execute_batch("UPDATE tiles SET hashes = hashes; UPDATE entries SET revision = revision").unwrap();
+    std::fs::create_dir(&hot).unwrap();
+    for suffix in ["", "-journal"] {
+        let name = format!("{DATABASE_FILE}{suffix}");
+        std::fs::copy(dir.path().join(&name), hot.join(&name)).unwrap();
+    }
+    db.execute_batch("ROLLBACK").unwrap();
+    let uri = format!("file:{}?immutable=1", hot.join(DATABASE_FILE).display());
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY | rusqlite::OpenFlags::SQLITE_OPEN_URI;
+    let shown = rusqlite::Connection::open_with_flags(uri, flags).unwrap();
+    assert_eq!(shown.query_row(STATUS, [], |r| r.get::<_, String>(0)).unwrap(), honest, "the file alone looks honest");
+    drop(shown);
+    let report = audit_verify::verify_path(&hot, Some(id));
+    assert!(report.exit() == 2 && report.reason().contains("-journal"), "{}", report.to_text());
+    // Its owner opens it, and what the ledger is comes out.
+    drop(rusqlite::Connection::open(hot.join(DATABASE_FILE)).unwrap().execute_batch("PRAGMA user_version"));
+    let ended: String =
+        rusqlite::Connection::open(hot.join(DATABASE_FILE)).unwrap().query_row(STATUS, [], |r| r.get(0)).unwrap();
+    assert_ne!(ended, honest);
+    let report = audit_verify::verify_path(&hot, Some(id));
+    assert_eq!(report.codes(), ["projection_mismatch"], "{}", report.to_text());
+}
+
+/// Whatever the text of the schema says of it, a table whose rows a module makes up is none of a ledger's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_virtual_table_is_no_table() {
+    let (dir, id) = sample_directory().await;
+    let db = without_triggers(&dir.path().join(DATABASE_FILE));
+    db.execute_batch(
+        "PRAGMA journal_mode = delete; CREATE TABLE kept AS SELECT projection, chain, size FROM cursors; DROP TABLE cursors;
+         CREATE VIRTUAL TABLE cursors USING fts5(projection UNINDEXED, chain UNINDEXED, size UNINDEXED);
+         INSERT INTO cursors SELECT projection, chain, size FROM kept; PRAGMA writable_schema = on;
+         UPDATE sqlite_schema SET sql = 'CREATE  ' || substr(sql, 8) WHERE name = 'cursors'",
+    )
+    .unwrap();
+    drop(db);
+    let report = audit_verify::verify_path(dir.path(), Some(id));
+    assert!(
+        report.exit() == 2 && report.reason().contains("cursors is a view or a virtual table"),
+        "{}",
+        report.to_text()
+    );
+}
+
+/// What somebody wrote into a row does nothing to the terminal of whoever reads the report.
+#[tokio::test(flavor = "multi_thread")]
+async fn text_of_rows_is_shown_and_not_obeyed() {
+    let (dir, id) = sample_directory().await;
+    let db = without_triggers(&dir.path().join(DATABASE_FILE));
+    let name = "x\u{1b}[2J\nVERIFIED  shop";
+    db.execute("UPDATE entries SET stream = ?1, body = CAST(body || ' ' AS BLOB) WHERE idx = 2", [name]).unwrap();
+    drop(db);
+    let report = audit_verify::verify_path(dir.path(), Some(id));
+    let text = report.to_text();
+    assert_eq!(report.exit(), 1, "{text}");
+    assert!(!text.contains('\u{1b}') && text.lines().all(|line| !line.trim().starts_with("VERIFIED")), "{text}");
+    assert!(text.contains("\\u{1b}"), "{text}");
+}
+
+/// What is known of each stretch: it is verified before the first fault, broken to the last, and after that it rests on what is broken. Each form says so, and
+/// names the rows that were found so.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_stretch_has_its_standing() {
+    use audit_verify::Standing::{Broken, NotCovered, Verified};
+    let (dir, id) = sample_directory().await;
+    let standing = |report: &audit_verify::Report| -> Vec<_> {
+        report.ranges(&report.chains()[0]).iter().map(|r| (r.from, r.to, r.standing)).collect()
+    };
+    let report = audit_verify::verify_path(dir.path(), Some(id));
+    let (end, covered) = (report.chains()[0].entries, report.chains()[0].covered.unwrap());
+    assert_eq!(standing(&report), [(0, covered, Verified), (covered, end, NotCovered)]);
+    assert!(report.digest().is_some() && report.rows_digest().is_none());
+    assert_eq!(standing(&audit_verify::verify_path(dir.path(), None)), [(0, end, NotCovered)]);
+    let db = without_triggers(&dir.path().join(DATABASE_FILE));
+    db.execute_batch("UPDATE entries SET body = CAST(body || ' ' AS BLOB) WHERE idx IN (4, 7)").unwrap();
+    let report = audit_verify::verify_path(dir.path(), Some(id));
+    assert_eq!(standing(&report), [(0, 4, Verified), (4, 8, Broken), (8, end, NotCovered)]);
+    let (text, json, page) = (report.to_text(), report.to_json(), report.to_html());
+    assert!(text.contains("verified: entries 0 to 3\n") && text.contains("broken: entries 4 to 7, "), "{text}");
+    assert_eq!(
+        json["chains"][0]["ranges"][1],
+        serde_json::json!({ "from": 4, "to": 8, "standing": "broken", "why": "from the first entry with a fault to the last" })
+    );
+    assert!(page.contains("<td>broken</td>"), "{page}");
+    // The same rows have the same name, and others have another.
+    let rows = report.rows_digest().unwrap();
+    assert!(report.digest().is_none() && text.contains(&rows.to_hex()) && page.contains(&rows.to_hex()));
+    assert_eq!(audit_verify::verify_path(dir.path(), Some(id)).rows_digest(), Some(rows));
+    db.execute_batch("UPDATE entries SET body = CAST(body || ' ' AS BLOB) WHERE idx = 4").unwrap();
+    assert_ne!(audit_verify::verify_path(dir.path(), Some(id)).rows_digest(), Some(rows));
+}
+
 /// Rows can be larger than anything that a commit may hold.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_over_the_limit_is_found() {
     let (dir, id) = sample_directory().await;
-    let db = rusqlite::Connection::open(dir.path().join(DATABASE_FILE)).unwrap();
-    let triggers = "SELECT group_concat('DROP TRIGGER ' || name, ';') FROM sqlite_schema WHERE type = 'trigger'";
-    let drop_all: String = db.query_row(triggers, [], |r| r.get(0)).unwrap();
-    db.execute_batch(&drop_all).unwrap();
+    let db = without_triggers(&dir.path().join(DATABASE_FILE));
     let one = "rowid = (SELECT min(rowid) FROM private_documents)";
     db.execute_batch(&format!("UPDATE private_documents SET document = zeroblob({}) WHERE {one}", 17 << 20)).unwrap();
     drop(db);

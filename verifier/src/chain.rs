@@ -9,10 +9,11 @@ use ledger_engine::domain::projection::Cell;
 use ledger_engine::domain::sku::Said;
 use ledger_engine::domain::sku::Sku;
 use ledger_engine::hash::Hash;
-use ledger_engine::stream::Stream;
+use ledger_engine::stream::{LEDGER_STREAM, Stream};
 use rayon::prelude::*;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use crate::finding::Code;
 use crate::row::{BodyRow, EntryRow, number, read_entry};
@@ -23,6 +24,9 @@ use crate::tree::Tree;
 
 /// Values of one kind in memory; one takes up to a kilobyte.
 const HOT: usize = 16_384;
+
+/// Rows of the key registry that are remembered, of which somebody may have written more: no ledger has so many changes of keys.
+const REGISTRY_ROWS: usize = 1 << 18;
 
 /// The last usable entry of a stream.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -93,6 +97,8 @@ pub(crate) struct Chain {
     /// `end`, or where the commits end if the tail is missing.
     pub(crate) known_end: u64,
     pub(crate) rows: u64,
+    /// Over the rows as they were read.
+    digest: Sha256,
     pub(crate) seen: SeenLog,
     /// The entry that was taken last, not in the log yet.
     last: Option<Seen>,
@@ -115,6 +121,8 @@ pub(crate) struct Chain {
     pub(crate) documents: Documents,
     pub(crate) sku_states: BTreeMap<String, Option<Sku>>,
     pub(crate) sku_refused: HashMap<u64, String>,
+    /// Rows of the stream `ledger` that are remembered.
+    registry_rows: usize,
     /// Revisions of the key registry with their entry hashes.
     pub(crate) registry: HashMap<u64, Vec<Hash>>,
 }
@@ -128,6 +136,11 @@ impl Chain {
     /// Recomputed hash of the last entry.
     pub(crate) fn head(&self) -> Option<Hash> {
         self.seen.at(self.end.checked_sub(1)?).map(|seen| seen.hash)
+    }
+
+    /// SHA-256 over the rows of entries in order: of each its cells, each with type and length (FORMAT.md 10).
+    pub(crate) fn rows_digest(&self) -> Hash {
+        Hash(self.digest.clone().finalize().into())
     }
 
     fn damaged(&mut self, index: u64) {
@@ -187,6 +200,25 @@ pub(crate) fn case_of(stream: &str) -> String {
     }
 }
 
+/// SHA-256 of a row as it is.
+fn row_digest(cells: &[Cell]) -> Hash {
+    let mut sha256 = Sha256::new();
+    for cell in cells {
+        let mut put = |tag: u8, content: &[u8]| {
+            sha256.update([tag]);
+            sha256.update((content.len() as u64).to_le_bytes());
+            sha256.update(content);
+        };
+        match cell {
+            Cell::Null => put(1, &[]),
+            Cell::Int(n) => put(2, &n.to_le_bytes()),
+            Cell::Text(text) => put(3, text.as_bytes()),
+            Cell::Blob(bytes) => put(4, bytes),
+        }
+    }
+    Hash(sha256.finalize().into())
+}
+
 /// The index of a row, where it has one.
 fn place(cells: &[Cell]) -> Option<u64> {
     cells.get(1).and_then(number)
@@ -217,9 +249,10 @@ impl Reader<'_> {
         };
         let id = self.ledger_id;
         watched(tables, "entries", chain_number, self.told, &mut |piece| {
-            let rows: Vec<(Option<u64>, Option<BodyRow<'_>>)> =
-                piece.par_iter().map(|cells| (place(cells), read_entry(cells, &id))).collect();
-            for (idx, row) in rows {
+            let rows: Vec<(Hash, Option<u64>, Option<BodyRow<'_>>)> =
+                piece.par_iter().map(|cells| (row_digest(cells), place(cells), read_entry(cells, &id))).collect();
+            for (digest, idx, row) in rows {
+                chain.digest.update(digest.0);
                 self.take(&mut chain, idx, row);
             }
         })?;
@@ -271,7 +304,8 @@ impl Reader<'_> {
                 chain.tainted_streams.insert(stream.clone());
             }
         }
-        if stream == "ledger" {
+        if stream == LEDGER_STREAM && chain.registry_rows < REGISTRY_ROWS {
+            chain.registry_rows += 1;
             let heads = chain.registry.entry(row.header.revision).or_default();
             heads.extend([row.entry_hash, row.digests.hash]);
         }
@@ -301,7 +335,7 @@ impl Reader<'_> {
             stream_fault,
             spoiled: damage.is_some(),
             bytes: u32::try_from(row.digests.header_len + body.len()).unwrap_or(u32::MAX),
-            registry_revision: (row.header.stream == "ledger").then_some(row.header.revision),
+            registry_revision: (row.header.stream == LEDGER_STREAM).then_some(row.header.revision),
         });
     }
 

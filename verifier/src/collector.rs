@@ -1,6 +1,6 @@
 //! Findings, as they are made and as they are listed. However many there are, few are in memory.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write as _};
 use std::os::unix::fs::FileExt as _;
@@ -26,8 +26,20 @@ pub(crate) struct Collector {
     more: More,
     /// Chains of which something is wrong besides the digest of a file.
     faulty: BTreeSet<Option<u64>>,
+    extents: BTreeMap<u64, Extent>,
+    counts: BTreeMap<Code, u64>,
     trouble: Trouble,
 }
+
+/// From the first entry with a fault to behind the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+}
+
+/// Chains of which an extent is kept: those of a ledger, and not every one that somebody names.
+const CHAINS: u64 = ledger_engine::genesis::CHAINS_MAX as u64;
 
 /// Findings in a file, one after another.
 #[derive(Debug, Default)]
@@ -61,6 +73,11 @@ impl Collector {
     pub(crate) fn add(&mut self, finding: Finding) {
         if finding.code != Code::ExportDigestMismatch {
             self.faulty.insert(finding.chain);
+        }
+        *self.counts.entry(finding.code).or_default() += 1;
+        if let (Some(chain), Some((from, to))) = (finding.chain.filter(|c| *c < CHAINS), finding.entries()) {
+            let extent = self.extents.entry(chain).or_insert(Extent { from, to });
+            *extent = Extent { from: extent.from.min(from), to: extent.to.max(to) };
         }
         if self.held.len() < HELD && self.more.count == 0 {
             self.held.push(finding);
@@ -99,8 +116,14 @@ impl Collector {
         self.more.runs.sort_by_key(|run| run.chain);
         self.trouble.check()?;
         let more = Arc::new(self.more.sealed());
-        let mut findings =
-            Findings { total: self.held.len() as u64 + more.count, first: Vec::new(), held: self.held, more };
+        let mut findings = Findings {
+            total: self.held.len() as u64 + more.count,
+            first: Vec::new(),
+            held: self.held,
+            more,
+            extents: self.extents,
+            counts: self.counts,
+        };
         if findings.more.count == 0 {
             findings.first = std::mem::take(&mut findings.held);
             return Ok(findings);
@@ -208,6 +231,10 @@ pub(crate) struct Findings {
     /// Where there are more, the ones that are not in the file.
     held: Vec<Finding>,
     more: Arc<More>,
+    /// Where the entries with faults are, by chain.
+    pub(crate) extents: BTreeMap<u64, Extent>,
+    /// All faults, by code.
+    pub(crate) counts: BTreeMap<Code, u64>,
 }
 
 /// Reports are compared by what they hold in memory.
@@ -223,6 +250,7 @@ impl Findings {
     /// Puts findings of no chain before the others.
     pub(crate) fn lead(&mut self, found: Vec<Finding>) {
         self.total += found.len() as u64;
+        found.iter().for_each(|finding| *self.counts.entry(finding.code).or_default() += 1);
         if self.more.count > 0 {
             self.held.splice(0..0, found.iter().cloned());
         }

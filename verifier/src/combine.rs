@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use ledger_engine::adoption::{Adopted, Adoption};
 use ledger_engine::document::DocumentPlace;
+use ledger_engine::export::ChainRange;
 use ledger_engine::hash::Hash;
 use ledger_engine::header::Header;
 use ledger_engine::json::{self, Value};
@@ -20,7 +21,7 @@ use ledger_engine::stream::Stream;
 use crate::anchor::Anchor;
 use crate::collector::Collector;
 use crate::export::batches::{Part, continuity, signatures};
-use crate::export::{Export, batches_in_words};
+use crate::export::{Export, batches_in_words, is_of};
 use crate::finding::{Code, Finding};
 use crate::prove::batch::{ChainFacts, Facts, Held, Key, Later, Link, Tip, Writer, Written, prove_batch};
 use crate::prove::{HeadClaim, Stop};
@@ -315,7 +316,7 @@ impl Joiner {
         self.heads(summaries);
         self.retired(&known);
         self.anchored(&known, demands.anchors, summaries);
-        self.unchecked.extend(compromised(&known.registry, &self.reports));
+        self.unchecked.extend(compromised(&known.registry, &mut self.reports));
         self.unchecked.extend(self.absent.take());
         let portion = match self.first > 1 || self.goes_on.is_some() {
             true => Some(self.portion(summaries)),
@@ -341,6 +342,15 @@ impl Joiner {
 
     fn batch(&mut self, summary: &Summary, known: &Known) -> Result<(), SourceError> {
         let Outcome::Proved(facts) = &summary.head.outcome else { return Ok(()) };
+        // Whoever wrote it vouches for what it says, but not for what it leaves out.
+        let ranges = &summary.part.manifest.chains;
+        let same = |(facts, range): (&ChainFacts, &ChainRange)| {
+            (facts.chain, facts.from) == (range.chain, range.from) && is_of(&facts.report, range)
+        };
+        let whole = facts.chains.len() == known.genesis.chains as usize && facts.chains.len() == ranges.len();
+        if !whole || !facts.chains.iter().zip(ranges).all(same) {
+            return Err(summary.damaged());
+        }
         for now in &facts.chains {
             self.chain(now);
         }

@@ -1,5 +1,6 @@
 //! Findings and their codes.
 
+use std::borrow::Cow;
 use std::fmt;
 
 macro_rules! codes {
@@ -128,15 +129,50 @@ pub struct Finding {
     pub evidence: String,
 }
 
+impl Finding {
+    /// The entries that it puts in doubt, from the first to behind the last; `None` where it is of no entries.
+    pub(crate) fn entries(&self) -> Option<(u64, u64)> {
+        let mut parts = self.place.split('/');
+        let table = parts.next()?;
+        let number: u64 = parts.next()?.parse().ok()?;
+        match (table, self.code) {
+            ("entries", Code::EntryMissing) => Some((number, parts.next()?.parse().ok()?)),
+            ("entries" | "private_documents" | "commits" | "commit_signatures", _) => {
+                Some((number, number.checked_add(1)?))
+            }
+            // What is missing follows on the last that is there.
+            ("checkpoints", Code::AnchorBeyondTail) => Some((number.saturating_sub(1), number)),
+            // Somewhere before its size something is other than it was.
+            ("checkpoints", Code::AnchorMismatch) => Some((0, number)),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a character would turn, hide or move what stands beside it.
+pub(crate) fn is_unseen(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// Text for a terminal, whoever wrote it: what would not be seen there, or do something, becomes visible.
+pub(crate) fn visible(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(is_unseen) {
+        return Cow::Borrowed(text);
+    }
+    let each = |c: char| if is_unseen(c) { c.escape_unicode().collect() } else { vec![c] };
+    Cow::Owned(text.chars().flat_map(each).collect())
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.code.as_str())?;
         if let Some(chain) = self.chain {
             write!(f, " chain {chain}")?;
         }
-        write!(f, " {}", self.place)?;
+        write!(f, " {}", visible(&self.place))?;
         if !self.evidence.is_empty() {
-            write!(f, "\n    {}", self.evidence)?;
+            write!(f, "\n    {}", visible(&self.evidence))?;
         }
         write!(f, "\n    {}", self.code.meaning())
     }

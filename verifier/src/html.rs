@@ -8,7 +8,7 @@ use indicatif::HumanCount;
 
 use ledger_engine::hash::{from_hex, sha256};
 
-use crate::finding::Finding;
+use crate::finding::{Finding, is_unseen};
 use crate::legacy::{LegacyReport, print_time};
 use crate::report::{ChainReport, Report, Verdict, date};
 
@@ -38,10 +38,7 @@ fn escape(text: &str) -> String {
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
-            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' => {
-                let _ = write!(out, "\\u{{{:x}}}", c as u32);
-            }
-            c if c.is_control() && c != '\n' => {
+            c if is_unseen(c) && c != '\n' => {
                 let _ = write!(out, "\\u{{{:x}}}", c as u32);
             }
             c => out.push(c),
@@ -266,6 +263,7 @@ pub(crate) fn page(report: &Report) -> String {
         ("origin", report.origin().map(code)),
         ("export", report.export().map(escape)),
         ("digest of what was judged", report.digest().map(|d| code(&d.to_hex()))),
+        ("digest of the entries as read", report.rows_digest().map(|d| code(&d.to_hex()))),
         ("exit status", Some(format!("{} ({})", report.exit(), exit_in_words(report.exit())))),
         ("judged by", tool()),
         ("note", Some(escape(report.reason())).filter(|r| !r.is_empty())),
@@ -281,8 +279,13 @@ pub(crate) fn page(report: &Report) -> String {
     for chain in report.chains() {
         let types = chain.by_type.iter().map(|(t, n)| vec![code(t), count(*n)]);
         let facts = table("facts", &["", ""], chain_facts(report, chain));
+        let ranges = report.ranges(chain).into_iter().map(|r| {
+            let last = (r.to - 1).to_string();
+            vec![r.from.to_string(), last, r.standing.as_str().to_owned(), r.why.to_owned()]
+        });
+        let ranges = table("ranges", &["from entry", "to entry", "standing", "why"], ranges);
         let types = table("counts", &["event", "entries"], types);
-        let _ = writeln!(out, "<h2>Chain {}</h2>\n{facts}{}{types}", chain.chain, chart(&chain.by_day));
+        let _ = writeln!(out, "<h2>Chain {}</h2>\n{facts}{ranges}{}{types}", chain.chain, chart(&chain.by_day));
     }
     if !report.keys().is_empty() {
         out.push_str("<h2>Keys</h2>\n");

@@ -21,6 +21,7 @@ pub mod legacy;
 mod postgres;
 mod proof;
 mod prove;
+mod ranges;
 mod replace;
 mod report;
 mod row;
@@ -39,6 +40,7 @@ pub use combine::{combine, verify_batches};
 pub use export::{Export, Lines};
 pub use finding::{Code, Finding};
 pub use proof::{Held, verify_proof, verify_proof_and, verify_proof_bytes};
+pub use ranges::{Range, Standing};
 pub use replace::replace;
 pub use report::{ChainReport, KeyReport, Part, Report, Verdict};
 #[cfg(feature = "postgres")]

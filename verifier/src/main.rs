@@ -147,6 +147,17 @@ enum Outcome {
 }
 
 impl Outcome {
+    /// Says what else was to be compared and could not be read.
+    fn without(mut self, unreadable: &[String]) -> Outcome {
+        for why in unreadable {
+            self = match self {
+                Outcome::Native(report) => Outcome::Native(Box::new(report.with_unchecked(why.clone()))),
+                Outcome::Legacy(report) => Outcome::Legacy(Box::new(report.with_unchecked(why))),
+            };
+        }
+        self
+    }
+
     fn exit(&self) -> u8 {
         match self {
             Outcome::Native(report) => report.exit(),
@@ -393,40 +404,70 @@ fn beside_page(path: &Path) -> PathBuf {
 const LEGACY_HEAD: &[u8] = b"legacy-head/";
 
 /// Anchors by what they are of: checkpoints are signed notes, legacy heads are JSON.
-fn anchors(cli: &Cli) -> Result<(Vec<Anchor>, Vec<LegacyAnchor>), String> {
-    let (mut native, mut legacy) = (Vec::new(), Vec::new());
-    for path in &cli.anchor {
-        let fail = |e: std::io::Error| format!("--anchor {}: {e}; check the path", path.display());
-        let mut files = vec![path.clone()];
-        if path.is_dir() && !Export::is_at(path) {
-            let all = std::fs::read_dir(path).and_then(|list| list.map(|e| Ok(e?.path())).collect());
-            files = all.map_err(fail)?;
-            files.retain(|p| p.is_file());
-            files.sort();
-            if files.is_empty() {
-                return Err(format!("--anchor {}: the directory has no files", path.display()));
+#[derive(Default)]
+struct Anchors {
+    native: Vec<Anchor>,
+    legacy: Vec<LegacyAnchor>,
+    /// Why others cannot be read. The sources are judged all the same.
+    unreadable: Vec<String>,
+}
+
+impl Anchors {
+    fn read(cli: &Cli) -> Anchors {
+        let mut anchors = Anchors::default();
+        for path in &cli.anchor {
+            match anchor_files(path) {
+                Ok(files) => files.iter().for_each(|file| {
+                    let read = anchors.add(file);
+                    anchors.unreadable.extend(read.err());
+                }),
+                Err(why) => anchors.unreadable.push(why),
             }
         }
-        for file in files {
-            if Export::is_at(&file) {
-                native.extend(Anchor::read(&file).map_err(|e| e.to_string())?);
-                continue;
-            }
-            if !file.is_file() && file.exists() {
-                // It is read twice.
-                return Err(format!("--anchor {}: a pipe or a device; save it in a file first", file.display()));
-            }
-            let mut head = Vec::new();
-            std::fs::File::open(&file).and_then(|f| f.take(4096).read_to_end(&mut head)).map_err(fail)?;
-            // A manifest says so at its end, and a saved head of a legacy chain at its beginning.
-            if head.starts_with(b"{") && head.windows(LEGACY_HEAD.len()).any(|w| w == LEGACY_HEAD) {
-                legacy.extend(LegacyAnchor::read(&file).map_err(|e| e.to_string())?);
-            } else {
-                native.extend(Anchor::read(&file).map_err(|e| e.to_string())?);
-            }
-        }
+        anchors
     }
-    Ok((native, legacy))
+
+    fn add(&mut self, file: &Path) -> Result<(), String> {
+        let native = |file: &Path| Anchor::read(file).map_err(|e| e.to_string());
+        if Export::is_at(file) {
+            self.native.extend(native(file)?);
+            return Ok(());
+        }
+        if !file.is_file() && file.exists() {
+            // It is read twice.
+            return Err(format!("--anchor {}: a pipe or a device; save it in a file first", file.display()));
+        }
+        let mut head = Vec::new();
+        let read = std::fs::File::open(file).and_then(|f| f.take(4096).read_to_end(&mut head));
+        read.map_err(|e| anchor_lost(file, &e))?;
+        // A manifest says so at its end, and a saved head of a legacy chain at its beginning.
+        if head.starts_with(b"{") && head.windows(LEGACY_HEAD.len()).any(|w| w == LEGACY_HEAD) {
+            self.legacy.extend(LegacyAnchor::read(file).map_err(|e| e.to_string())?);
+        } else {
+            self.native.extend(native(file)?);
+        }
+        Ok(())
+    }
+}
+
+fn anchor_lost(path: &Path, e: &std::io::Error) -> String {
+    format!("--anchor {}: {e}; check the path", path.display())
+}
+
+/// The files that are meant: those of a directory, unless it is an export.
+fn anchor_files(path: &Path) -> Result<Vec<PathBuf>, String> {
+    if !path.is_dir() || Export::is_at(path) {
+        return Ok(vec![path.to_owned()]);
+    }
+    let all: std::io::Result<Vec<PathBuf>> =
+        std::fs::read_dir(path).and_then(|list| list.map(|e| Ok(e?.path())).collect());
+    let mut files = all.map_err(|e| anchor_lost(path, &e))?;
+    files.retain(|p| p.is_file());
+    files.sort();
+    if files.is_empty() {
+        return Err(format!("--anchor {}: the directory has no files", path.display()));
+    }
+    Ok(files)
 }
 
 /// Set by the first Ctrl-C: the run ends at the next piece and says how far it came.
@@ -444,6 +485,9 @@ fn check_options(cli: &Cli, sources: &[(String, Option<Format>)]) -> Result<(), 
                     files and ledgers are verified as a whole: leave them away"
             .to_owned());
     }
+    if cli.signers.is_some() && (cli.batches.is_some() || cli.partial.is_some()) {
+        return Err("--signers is compared with the registry of a whole archive: without --batches and --partial, or by `combine`".to_owned());
+    }
     if cli.signers.is_some() && sources.iter().all(|(_, format)| *format == Some(Format::Proof)) {
         return Err("--signers is for ledgers and legacy chains; a proof file brings its ledger's registry".to_owned());
     }
@@ -459,7 +503,10 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Result<u8, String> {
     let trust = cli.trust.as_deref().map(read_trust).transpose()?;
     let mut sources = sources(cli)?;
     check_options(cli, &sources)?;
-    let (native, legacy) = anchors(cli)?;
+    let Anchors { native, legacy, unreadable } = Anchors::read(cli);
+    if cli.since_anchor && native.is_empty() && !unreadable.is_empty() {
+        return Err(format!("--since-anchor: there is no anchor to begin at: {}", unreadable.join("; ")));
+    }
     let of = |native: bool| sources.iter().any(|(_, format)| format.is_some_and(Format::is_native) == native);
     if !native.is_empty() && !of(true) || !legacy.is_empty() && !of(false) {
         return Err(
@@ -518,7 +565,15 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Result<u8, String> {
             })),
             Some(Format::Summaries) => {
                 let files: Vec<PathBuf> = cli.source[1..].iter().map(PathBuf::from).collect();
-                Outcome::Native(Box::new(combine(&files, demands)))
+                let report = combine(&files, demands);
+                Outcome::Native(Box::new(match &legacy.signers {
+                    // What is enrolled in a batch that is not among them would seem to be of no registry.
+                    Some(_) if report.part().is_some_and(|part| part.kind == "batches") => report.with_unchecked(
+                        "the registry of signers that was given: these are not all batches of the archive".to_owned(),
+                    ),
+                    Some(signers) => report.with_external_registry(signers),
+                    None => report,
+                }))
             }
             Some(Format::Native) if cli.batches.is_some() || cli.partial.is_some() => {
                 READING.store(true, Ordering::Relaxed);
@@ -552,6 +607,7 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Result<u8, String> {
             }
             format => Outcome::Legacy(Box::new(legacy.verify(source, *format, &adopted, &bar))),
         };
+        let outcome = outcome.without(&unreadable);
         drop(bar);
         match outcome.print(cli, out).and_then(|()| out.flush()) {
             Ok(()) => {}

@@ -12,8 +12,9 @@ use serde::{Serialize, Serializer as _};
 use serde_json::json;
 
 use crate::collector::Findings;
-use crate::finding::Finding;
+use crate::finding::{Code, Finding};
 use crate::legacy::{OTHER_TYPES, TYPES_MAX};
+use crate::ranges::{Owner, Range, ranges};
 use crate::verify::Demands;
 
 /// What judges, in reports.
@@ -88,6 +89,18 @@ pub struct ChainReport {
     pub private_redacted: u64,
     /// `None`: not judged, because the history is damaged.
     pub projection_rows: Option<u64>,
+    /// Index after the last row, where rows may be missing.
+    #[serde(skip)]
+    pub end: u64,
+    /// SHA-256 over the rows of entries as they were read, where not all of them are certain (FORMAT.md 10).
+    #[serde(skip)]
+    pub rows_digest: Option<Hash>,
+    /// Entries that rest on a key while it was in other hands: from, and behind the last.
+    #[serde(skip)]
+    pub doubtful: Vec<(u64, u64)>,
+    /// The keys are on another chain, and what is known of them is not certain.
+    #[serde(skip)]
+    pub registry_doubtful: bool,
 }
 
 impl ChainReport {
@@ -178,6 +191,8 @@ pub struct Report {
     /// What the export says of itself, where the source is one.
     export: Option<String>,
     part: Option<Part>,
+    /// The caller said which ledger it must be.
+    pinned: bool,
 }
 
 /// Writes the members of a report as one object, with its findings.
@@ -241,6 +256,7 @@ impl Report {
             succeeds: None,
             export: None,
             part: None,
+            pinned: demands.trust.is_some(),
         }
     }
 
@@ -263,6 +279,7 @@ impl Report {
             succeeds: None,
             export: None,
             part: None,
+            pinned: false,
         }
     }
 
@@ -276,7 +293,8 @@ impl Report {
     }
 
     /// Adds what was asked for and could not be checked.
-    pub(crate) fn with_unchecked(mut self, what: String) -> Report {
+    #[must_use]
+    pub fn with_unchecked(mut self, what: String) -> Report {
         if self.verdict == Verdict::Verified {
             self.verdict = Verdict::NotAllChecked;
         }
@@ -298,6 +316,16 @@ impl Report {
     pub(crate) fn of_part(mut self, part: Part) -> Report {
         self.part = Some(part);
         self
+    }
+
+    /// What is known of each stretch of a chain, in order.
+    pub fn ranges(&self, chain: &ChainReport) -> Vec<Range> {
+        let owner = match (self.faults_of(Code::LedgerIdMismatch) > 0, self.pinned) {
+            (true, _) => Owner::Another,
+            (false, true) => Owner::Pinned,
+            (false, false) => Owner::Unknown,
+        };
+        ranges(chain, self.findings.extents.get(&chain.chain).copied(), owner)
     }
 
     pub(crate) fn with_digest(mut self, digest: Hash) -> Report {
@@ -425,6 +453,21 @@ impl Report {
         Some(sha256(&[&bytes]))
     }
 
+    /// Where there is no [`Report::digest`], because entries are missing or damaged: SHA-256 over the ledger id and, for each chain, how many
+    /// rows of entries were read and the SHA-256 of these rows as they are (FORMAT.md 10). Names the source that was found broken.
+    pub fn rows_digest(&self) -> Option<Hash> {
+        if self.chains.is_empty() || self.digest().is_some() {
+            return None;
+        }
+        let mut bytes = b"ledger/source-rows/v1\0".to_vec();
+        bytes.extend_from_slice(&self.ledger_id?.0);
+        for chain in &self.chains {
+            bytes.extend_from_slice(&chain.entries.to_le_bytes());
+            bytes.extend_from_slice(&chain.rows_digest?.0);
+        }
+        Some(sha256(&[&bytes]))
+    }
+
     /// The checkpoints to keep as anchors for next time, one of each chain: only of a verified ledger that has them.
     pub fn anchor(&self) -> Option<String> {
         let notes: Option<Vec<&str>> = self.chains.iter().map(|c| c.checkpoint.as_deref()).collect();
@@ -449,6 +492,11 @@ impl Report {
     /// How many faults there are.
     pub fn faults(&self) -> u64 {
         self.findings.total
+    }
+
+    /// How many faults are of a code, listed in [`Report::findings`] or not.
+    pub fn faults_of(&self, code: Code) -> u64 {
+        self.findings.counts.get(&code).copied().unwrap_or(0)
     }
 
     /// What was checked, by chain.
@@ -500,6 +548,9 @@ impl Report {
         if let Some(digest) = self.digest() {
             line(format!("digest    {digest} (of what was judged)"));
         }
+        if let Some(digest) = self.rows_digest() {
+            line(format!("rows      {digest} (digest of the entries as they were read, not all of which are certain)"));
+        }
         if let Some(export) = &self.export {
             line(format!("export    {export}"));
         }
@@ -522,14 +573,17 @@ impl Report {
                 c.private_present,
                 c.private_redacted
             ));
-            let size = c.anchored.or(c.covered).unwrap_or(0);
-            let (end, tail) = match c.anchored {
-                Some(_) => ("anchor", ""),
-                None => ("last checkpoint", "; no anchor was given, so what was cut off behind it is not missed"),
-            };
-            line(match c.entries.saturating_sub(size) {
-                0 => format!("  every entry is before the {end} (size {size}){tail}"),
-                n => format!("  not covered: entries after the {end} (size {size}): {n}{tail}"),
+            self.ranges(c).iter().for_each(|range| line(format!("  {}", range.in_words())));
+            let last = c.entries.max(c.end).saturating_sub(1);
+            line(match (c.anchored, c.covered) {
+                (Some(size), _) => format!("  the anchor has the first {size} entries"),
+                (None, Some(size)) => format!(
+                    "  not covered: what came after entry {last} and was cut off, if anything was: the last checkpoint is of {size} entries, and no \
+                     anchor was given"
+                ),
+                (None, None) => format!(
+                    "  not covered: what came after entry {last} and was cut off, if anything was: there is no checkpoint, and no anchor was given"
+                ),
             });
         }
         if let Some(part) = &self.part {
@@ -612,6 +666,7 @@ impl Report {
                     "anchored": c.anchored, "private_checked": c.private_present, "private_redacted": c.private_redacted,
                     "projection_rows": c.projection_rows, "head": c.head.map(Hash::to_hex), "root": c.root.map(Hash::to_hex),
                     "by_type": c.by_type, "by_day": by_day(c),
+                    "ranges": self.ranges(c).iter().map(Range::to_json).collect::<Vec<_>>(),
                 })
             })
             .collect();
@@ -620,7 +675,7 @@ impl Report {
         json!({
             "format": "audit-report/1", "source": self.source, "kind": self.kind, "exit": self.exit(), "verdict": self.verdict.as_str(),
             "reason": self.reason, "ledger_id": self.ledger_id.map(Hash::to_hex), "origin": self.origin,
-            "tool": TOOL, "digest": self.digest().map(Hash::to_hex),
+            "tool": TOOL, "digest": self.digest().map(Hash::to_hex), "rows_digest": self.rows_digest().map(Hash::to_hex),
             "export": self.export, "part": part, "keys": keys, "chains": chains, "findings": [], "unchecked": self.unchecked,
             "adoptions": self.adopted.iter().map(adoption_to_json).collect::<Vec<_>>(),
             "succeeds": self.succeeds.as_ref().map(|s| {

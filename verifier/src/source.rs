@@ -296,10 +296,13 @@ impl Sqlite {
                 "there is no ledger here; name a ledger's directory, a backup (.db) or a dump (.json)".into(),
             ));
         }
-        let wal_bytes = PathBuf::from(format!("{}-wal", file.display())).metadata().map_or(0, |m| m.len());
-        // Without a WAL nobody writes, and a file on read-only media can be opened only so. One that holds nothing is left
+        // SQLite keeps what is not in the file yet beside the file itself, wherever links to it are.
+        let file = file.canonicalize().map_err(|e| unreadable(e.to_string()))?;
+        let unreadable = |reason: String| SourceError::Unreadable { path: file.clone(), reason };
+        let (wal_bytes, journal_bytes) = (beside(&file, "-wal"), beside(&file, "-journal"));
+        // Without a WAL or a journal nobody writes, and a file on read-only media can be opened only so. One that holds nothing is left
         // by a copy, or by a writer that has not begun; `doubt` sees whether it did.
-        let unwritten = if wal_bytes > 0 { None } else { stamp(&file) };
+        let unwritten = if wal_bytes > 0 || journal_bytes > 0 { None } else { stamp(&file) };
         let immutable = if unwritten.is_none() { "" } else { "&immutable=1" };
         let name: String = file
             .display()
@@ -336,6 +339,11 @@ impl Sqlite {
                     "{e}; commits that are not in the file yet lie in the -wal beside it, and reading them needs a -shm, which cannot \
                      be made here: copy the database and its -wal to a directory that you may write, and verify the copy"
                 )
+            } else if journal_bytes > 0 {
+                format!(
+                    "{e}; a change that was begun and not ended lies in the -journal beside it, which whoever opens the database undoes: let its \
+                     owner open it, and verify it then"
+                )
             } else {
                 format!("{e}; is it a ledger's database? restore it from a backup if it is damaged")
             })
@@ -345,7 +353,8 @@ impl Sqlite {
         }
         for table in table_names() {
             let kind = conn.query_row(
-                "SELECT type, coalesce(sql, '') LIKE 'create virtual%' FROM sqlite_schema WHERE name = ?1 COLLATE NOCASE",
+                // A virtual table has no pages, whatever its text says.
+                "SELECT type, coalesce(rootpage, 0) <= 0 FROM sqlite_schema WHERE name = ?1 COLLATE NOCASE",
                 [table],
                 |r| Ok((r.get::<_, String>(0)?, r.get::<_, bool>(1)?)),
             );
@@ -413,6 +422,13 @@ impl Sqlite {
     }
 }
 
+/// Bytes of what SQLite keeps beside a database.
+fn beside(file: &Path, what: &str) -> u64 {
+    let mut name = file.as_os_str().to_owned();
+    name.push(what);
+    Path::new(&name).metadata().map_or(0, |m| m.len())
+}
+
 /// Length and time of last change.
 fn stamp(file: &Path) -> Option<(u64, std::time::SystemTime)> {
     let meta = file.metadata().ok()?;
@@ -430,7 +446,9 @@ impl Tables for Sqlite {
     }
 
     fn doubt(&self) -> Option<SourceError> {
-        let changed = self.unwritten.is_some_and(|was| stamp(&self.path) != Some(was));
+        let now =
+            || stamp(&self.path).filter(|_| beside(&self.path, "-wal") == 0 && beside(&self.path, "-journal") == 0);
+        let changed = self.unwritten.is_some_and(|was| now() != Some(was));
         changed.then(|| SourceError::Unreadable {
             path: self.path.clone(),
             reason: "somebody began to write the ledger while it was read without a lock; run again".into(),

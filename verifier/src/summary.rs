@@ -151,9 +151,20 @@ impl Summary {
         let manifest = Some(&head.manifest).filter(|bytes| bytes.len() as u64 <= MANIFEST_BYTES_MAX);
         let manifest = manifest.and_then(|bytes| Manifest::decode(bytes).ok()).filter(|m| m.batch.is_some());
         let Some(manifest) = manifest else { return Err(unreadable(path, DAMAGED)) };
-        let part = Part { dir: path.to_owned(), digest: sha256(&[&head.manifest]), manifest, extra: Vec::new() };
+        let part = Part {
+            dir: path.to_owned(),
+            digest: sha256(&[&head.manifest]),
+            manifest,
+            extra: Vec::new(),
+            tables_matter: true,
+        };
         let records_at = (MAGIC.len() + 4 + 32) as u64 + u64::from(len);
         Ok(Summary { path: path.to_owned(), head, part, records_at })
+    }
+
+    /// That it is not what `--partial` writes.
+    pub(crate) fn damaged(&self) -> SourceError {
+        unreadable(&self.path, DAMAGED)
     }
 
     /// Gives the records in order. What they are is certain only when this has ended well.

@@ -3,11 +3,13 @@
 use std::cell::Cell as Counter;
 use std::collections::BTreeSet;
 
+use ledger_engine::adoption::Adopted;
 use ledger_engine::body::{BODY_BYTES_MAX, Body};
 use ledger_engine::domain::projection::{Cell, TABLES};
 use ledger_engine::genesis::{CHAINS_MAX, Genesis};
 use ledger_engine::hash::{Hash, body_hash, sha256};
 use ledger_engine::registry::{Registry, cut_of};
+use ledger_engine::stream::LEDGER_STREAM;
 
 use crate::anchor::Anchor;
 use crate::chain::{Chain, Listings, Reader, gap_of};
@@ -174,12 +176,38 @@ pub(crate) fn distinct_keys(genesis: &Genesis) -> bool {
     kids.len() == 3 && public.len() == 3
 }
 
+/// What the long way learns, besides its findings.
+struct Judged {
+    id: Hash,
+    genesis: Option<Genesis>,
+    registry: Option<Registry>,
+    adopted: Vec<Adopted>,
+    chains: Vec<ChainReport>,
+    unchecked: Vec<String>,
+}
+
 fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Report, SourceError> {
     let mut out = Collector::default();
+    let judged = match judge_all(tables, demands, &mut out) {
+        // What was found stays found.
+        Err(SourceError::Stopped) if !out.is_empty() => {
+            let what = "what else is wrong: stopped when asked to, before all faults were named".to_owned();
+            return Ok(Report::new(name, None, None, demands, out.complete()?, Vec::new(), vec![what]));
+        }
+        judged => judged?,
+    };
+    let Judged { id, genesis, registry, adopted, chains, unchecked } = judged;
+    let (origin, succeeds) = genesis.map(|g| (g.origin, g.succeeds)).unzip();
+    let keys = registry.as_ref().map(KeyReport::all).unwrap_or_default();
+    let report = Report::new(name, Some(id), origin, demands, out.complete()?, chains, unchecked);
+    Ok(report.with_keys(keys).with_adopted(adopted).with_succession(succeeds.flatten()))
+}
+
+fn judge_all(tables: &dyn Tables, demands: &Demands<'_>, out: &mut Collector) -> Result<Judged, SourceError> {
     if let Some(export) = tables.export() {
         export.findings()?.into_iter().for_each(|finding| out.add(finding));
     }
-    let identity = identity(tables, demands.trust, &mut out)?;
+    let identity = identity(tables, demands.trust, out)?;
     let mut numbers: BTreeSet<u64> = BTreeSet::new();
     let mut largest = 0;
     for table in table_names() {
@@ -189,7 +217,7 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
                     numbers.insert(n);
                     largest = if table == "entries" && n < u64::from(CHAINS_MAX) { largest.max(n) } else { largest };
                 }
-                None => unplaced(tables, table, &mut out)?,
+                None => unplaced(tables, table, out)?,
             }
         }
     }
@@ -232,11 +260,15 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
     let mut registry = identity.genesis.as_ref().map(|g| Registry::new(g.chains, g.keys(), identity.hash));
     let mut folds = Vec::new();
     for (chain, units) in chains.iter().zip(&mut units) {
-        folds.push(context.judge(tables, chain, units, &mut registry, &mut out)?);
+        folds.push(context.judge(tables, chain, units, &mut registry, out)?);
         before.set(before.get() + chain.rows);
-        private_rows(tables, chain, &trouble, &mut out)?;
+        private_rows(tables, chain, &trouble, out)?;
     }
     let adopted = folds.first().map(|folded| folded.adopted.clone()).unwrap_or_default();
+    // Where an entry of the registry is damaged, or may be missing, other chains rest on keys that nobody can be sure of.
+    let registry_certain = registry.is_some()
+        && chains.first().is_some_and(|c| !c.tainted && !c.tainted_streams.contains(LEDGER_STREAM))
+        && folds.first().is_some_and(|folded| folded.faulty.is_empty());
     let mut reports = Vec::new();
     for ((chain, mut folded), units) in chains.iter().zip(folds).zip(units) {
         let mut report = ChainReport {
@@ -245,6 +277,9 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
             streams: chain.streams,
             private_present: folded.private_present,
             private_redacted: folded.private_redacted,
+            end: chain.known_end,
+            rows_digest: Some(chain.rows_digest()),
+            registry_doubtful: chain.number > 0 && !registry_certain,
             head: chain.head().filter(|_| !chain.tainted),
             root: chain.root(chain.end).filter(|_| chain.intact == chain.end),
             by_type: folded.counted.by_type.clone(),
@@ -253,8 +288,8 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
         };
         if let (Some(genesis), Some(registry)) = (&identity.genesis, &registry) {
             let keys = Keys { ledger_id: identity.id, genesis, registry, first: &chains[0], trouble: &trouble };
-            (report.commits, report.signatures) = keys.commits(tables, chain, &mut folded, &mut out)?;
-            (report.checkpoints, report.covered) = keys.checkpoints(tables, chain, &mut out)?;
+            (report.commits, report.signatures) = keys.commits(tables, chain, &mut folded, out)?;
+            (report.checkpoints, report.covered) = keys.checkpoints(tables, chain, out)?;
         }
         if let Some(export) = tables.export() {
             for (range, place) in export.seams().filter(|(r, _)| u64::from(r.chain) == chain.number && !chain.tainted) {
@@ -274,7 +309,7 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
             }
         } else if !chain.tainted {
             let derived = Derived { tables, chain, units, id: &identity.id, trouble: &trouble };
-            report.projection_rows = Some(derived.compare(folded, &mut out)?);
+            report.projection_rows = Some(derived.compare(folded, out)?);
         }
         reports.push(report);
     }
@@ -285,30 +320,29 @@ fn judge(name: &str, tables: &dyn Tables, demands: &Demands<'_>) -> Result<Repor
     }
     let unchecked = match (&identity.genesis, &registry) {
         (Some(genesis), Some(registry)) => {
-            let mut open = anchors(demands.anchors, genesis, &identity.id, registry, &chains, &mut reports, &mut out);
-            open.extend(compromised(registry, &reports));
+            let mut open = anchors(demands.anchors, genesis, &identity.id, registry, &chains, &mut reports, out);
+            open.extend(compromised(registry, &mut reports));
             open
         }
         _ => Vec::new(),
     };
-    let (origin, succeeds) = identity.genesis.map(|g| (g.origin, g.succeeds)).unzip();
     trouble.check()?;
-    let keys = registry.as_ref().map(KeyReport::all).unwrap_or_default();
-    let report = Report::new(name, Some(identity.id), origin, demands, out.complete()?, reports, unchecked);
-    Ok(report.with_keys(keys).with_adopted(adopted).with_succession(succeeds.flatten()))
+    let Identity { id, genesis, .. } = identity;
+    Ok(Judged { id, genesis, registry, adopted, chains: reports, unchecked })
 }
 
 /// Entries that rest on a key while it was in other hands, and that no anchor covers (FORMAT.md 6).
-pub(crate) fn compromised(registry: &Registry, chains: &[ChainReport]) -> Vec<String> {
+pub(crate) fn compromised(registry: &Registry, chains: &mut [ChainReport]) -> Vec<String> {
     let mut open = Vec::new();
     for record in registry.records() {
         let Some(retired) = &record.retired else { continue };
-        for (since, chain) in retired.compromised_since.iter().flatten().zip(chains) {
+        for (since, chain) in retired.compromised_since.iter().flatten().zip(&mut *chains) {
             let from = chain.anchored.unwrap_or(0).max(*since);
             let to = cut_of(&retired.cut, chain.chain as u32).min(chain.entries);
             if from < to {
                 let (kid, k, last) = (&record.key.kid, chain.chain, to - 1);
                 open.push(format!("chain {k}: entries {from} to {last} rest on {kid}, which was in other hands then"));
+                chain.doubtful.push((from, to));
             }
         }
     }

@@ -66,6 +66,21 @@ fn three_processes_and_one_that_joins_them() {
     combined(&summaries, &["--trust", &trust, "--save-anchor", one.to_str().unwrap()]);
     audit_verify(&[&source, "--trust", &trust, "--save-anchor", other.to_str().unwrap()]).output().unwrap();
     assert_eq!(std::fs::read(one).unwrap(), std::fs::read(other).unwrap());
+    // A registry of signers is compared where all is there to be compared with.
+    let signers = dir.path().join("signers.json");
+    std::fs::write(
+        &signers,
+        r#"{"signers":[{"id":"nobody","publicKey":"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc="}]}"#,
+    )
+    .unwrap();
+    let signers = signers.to_str().unwrap();
+    let output = combined(&summaries, &["--trust", &trust, "-s", signers]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("registry_external_mismatch signers/nobody"), "{}", text(&output));
+    let output = combined(&summaries[..2], &["--trust", &trust, "-s", signers]);
+    assert!(text(&output).contains("could not check: the registry of signers"), "{}", text(&output));
+    let output = audit_verify(&[&source, "--trust", &trust, "-s", signers, "--batches", "1"]).output().unwrap();
+    assert!(output.status.code() == Some(2) && text(&output).contains("--signers is compared"), "{}", text(&output));
     // Without all of them it is not the whole.
     let output = combined(&summaries[..2], &["--trust", &trust]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
@@ -167,5 +182,24 @@ fn batches_that_are_not_there_are_no_part_of_a_verdict() {
         let output = audit_verify(&[source, "--batches", batches, "--trust", &trust]).output().unwrap();
         assert_eq!(output.status.code(), Some(exit), "{source} {batches}: {}", text(&output));
         assert!(text(&output).contains(says), "{source} {batches}: {}", text(&output));
+    }
+}
+
+/// What is no file where one should be is named; nobody waits for what never comes.
+#[cfg(unix)]
+#[test]
+fn pipes_in_an_archive_are_not_waited_for() {
+    let (source, trust) = archive("valid/archives/whole");
+    let no_file = "a pipe, a device";
+    // A manifest that cannot be read is none, and its batch is not there.
+    for (name, said) in [("manifest", "export_batch_missing"), ("entries-", no_file), ("private-", no_file)] {
+        let dir = tempfile::tempdir().unwrap();
+        let copy = dir.path().join("archive");
+        let script = r#"cp -r "$0" "$1"; f=$(find "$1" -name "$2*" | sort | head -1); [ -n "$f" ] || exit 9; rm "$f"; mkfifo "$f""#;
+        let made = Command::new("sh").args(["-ec", script, &source]).arg(&copy).arg(name).status().unwrap();
+        assert!(made.success(), "{made}");
+        let output = audit_verify(&[copy.to_str().unwrap(), "--trust", &trust]).output().unwrap();
+        assert_ne!(output.status.code(), Some(0), "{}", text(&output));
+        assert!(text(&output).contains(said), "{name}: {}", text(&output));
     }
 }

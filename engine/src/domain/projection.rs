@@ -1,12 +1,14 @@
 //! Projections: read models whose rows are a pure function of the entries (FORMAT.md 9).
 
+use serde::{Deserialize, Serialize};
+
 use super::case::{Case, Touched, license_id};
 use super::sku::Sku;
 use crate::hash::Hash;
 use crate::stream::{CaseId, Stream};
 
 /// One value of a row.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Cell {
     /// SQL NULL.
     Null,

@@ -1,7 +1,6 @@
 //! The batches of an archive: where they lie, whether each continues the one before it, and who signed them (FORMAT.md 13).
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +10,7 @@ use ledger_engine::export::{FileKind, MANIFEST_BYTES_MAX, MANIFEST_NAME, Manifes
 use ledger_engine::hash::{Hash, sha256};
 use ledger_engine::note::{Note, NoteKey};
 use ledger_engine::registry::Registry;
+use ledger_engine::time::rfc3339;
 use sha2::{Digest as _, Sha256};
 
 use crate::bounded;
@@ -27,6 +27,8 @@ pub(crate) struct Part {
     pub(crate) digest: Hash,
     /// Files in the directory that the manifest does not name.
     pub(crate) extra: Vec<String>,
+    /// Whether tables are judged.
+    pub(crate) tables_matter: bool,
 }
 
 /// Where an archive's batches are, if this is an archive.
@@ -58,7 +60,8 @@ impl Part {
     fn try_read(dir: &Path) -> Result<Result<Part, SourceError>, SourceError> {
         let file = dir.join(MANIFEST_NAME);
         let failed = |e: std::io::Error| unreadable(&file, format!("{e}; check the path"));
-        let bytes = match bounded::read(&file, MANIFEST_BYTES_MAX, "the manifest of an export") {
+        let opened = bounded::open(&file).map(drop);
+        let bytes = match opened.and_then(|()| bounded::read(&file, MANIFEST_BYTES_MAX, "the manifest of an export")) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::Other => return Ok(Err(unreadable(&file, e.to_string()))),
             Err(e) => return Err(failed(e)),
@@ -76,7 +79,7 @@ impl Part {
             let named = manifest.files.iter().any(|f| f.name == *name) || tables().any(|t| t.stored.name == *name);
             name != MANIFEST_NAME && !named
         });
-        Ok(Ok(Part { dir: dir.to_owned(), digest: sha256(&[&bytes]), manifest, extra }))
+        Ok(Ok(Part { dir: dir.to_owned(), digest: sha256(&[&bytes]), manifest, extra, tables_matter: true }))
     }
 
     /// Reads the manifest in a directory.
@@ -87,11 +90,11 @@ impl Part {
     /// What is wrong with tables: whether they are there, and as they were made. What is in them follows from the lines.
     pub(super) fn tables(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
-        for table in self.batch().iter().flat_map(|batch| &batch.tables) {
+        for table in self.batch().iter().filter(|_| self.tables_matter).flat_map(|batch| &batch.tables) {
             let stored = &table.stored;
             let place = format!("files/{}", stored.name);
             let mut report = |code, evidence| findings.push(finding(code, None, place.clone(), evidence));
-            let read = digest_of(&self.dir.join(&stored.name));
+            let read = digest_of(&self.dir.join(&stored.name), stored.bytes);
             match read {
                 Ok((bytes, found)) => {
                     if (bytes, found) != (stored.bytes, stored.sha256) {
@@ -137,9 +140,10 @@ impl Part {
     }
 }
 
-/// Length and SHA-256 of a file.
-fn digest_of(path: &Path) -> std::io::Result<(u64, Hash)> {
-    let (mut file, mut sha256, mut bytes) = (File::open(path)?, Sha256::new(), 0);
+/// Length and SHA-256 of a file. One of more than `most` bytes is not read to its end, and has another digest.
+fn digest_of(path: &Path, most: u64) -> std::io::Result<(u64, Hash)> {
+    let mut file = bounded::open(path)?.take(most.saturating_add(1));
+    let (mut sha256, mut bytes) = (Sha256::new(), 0);
     let mut block = vec![0; 1 << 18];
     loop {
         match file.read(&mut block)? {
@@ -189,7 +193,8 @@ pub(super) fn find(top: &Path, trust: Option<Hash>) -> Result<Found, SourceError
                     damaged.push(format!("{shown}/{MANIFEST_NAME}"));
                     continue;
                 };
-                if part.batch().is_none_or(|batch| batch.name != name) {
+                let exported = rfc3339(part.manifest.exported_at_us);
+                if part.batch().is_none_or(|batch| batch.name != name) || exported[..10] != day {
                     strangers.push(shown);
                 }
                 ledgers.entry(part.manifest.ledger_id).or_default().push(part);

@@ -69,7 +69,7 @@ pub(super) enum Blocks {
 impl Blocks {
     /// Opens a file, which is compressed if its name says so.
     pub(super) fn open(path: &Path) -> io::Result<Blocks> {
-        let mut file = File::open(path)?;
+        let mut file = crate::bounded::open(path)?;
         if path.extension().is_none_or(|e| e != "gz") {
             return Ok(Blocks::Stream(Box::new(file), Vec::new()));
         }

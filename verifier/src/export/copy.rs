@@ -197,7 +197,7 @@ impl Reading<'_> {
 }
 
 fn open(path: &Path) -> io::Result<BufReader<Box<dyn Read>>> {
-    let file = std::fs::File::open(path)?;
+    let file = crate::bounded::open(path)?;
     let gzip = path.extension().is_some_and(|e| e == "gz");
     let input: Box<dyn Read> = if gzip { Box::new(MultiGzDecoder::new(BufReader::new(file))) } else { Box::new(file) };
     Ok(BufReader::with_capacity(1 << 20, input))

@@ -9,7 +9,7 @@ mod feed;
 mod rows;
 
 use std::cell::OnceCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 
@@ -56,6 +56,13 @@ pub struct Export {
     /// Removes what was fetched.
     _fetched: Option<tempfile::TempDir>,
     copy: OnceCell<Copy>,
+}
+
+/// Whether what was found of a chain is what a manifest says of it.
+pub(crate) fn is_of(report: &ChainReport, range: &ChainRange) -> bool {
+    let ChainRange { chain, to, last_hash, root, commits, checkpoints, .. } = range;
+    let found = (report.chain, report.entries, report.head, report.root, report.commits, report.checkpoints);
+    found == (u64::from(*chain), *to, Some(*last_hash), Some(*root), *commits, *checkpoints)
 }
 
 impl Export {
@@ -161,6 +168,21 @@ impl Export {
     /// Where a file is.
     pub(crate) fn path_of(&self, file: &ExportFile) -> PathBuf {
         self.places.get(&file.name).unwrap_or(&self.root).join(&file.name)
+    }
+
+    /// Without judging the tables beside the lines, from which they follow: for whoever needs the lines alone.
+    #[must_use]
+    pub fn without_tables(mut self) -> Export {
+        self.parts.iter_mut().for_each(|part| part.tables_matter = false);
+        let batches = self.parts.iter().filter_map(Part::batch);
+        let names: HashSet<&str> = batches.flat_map(|b| &b.tables).map(|table| table.stored.name.as_str()).collect();
+        self.objects.retain(|finding| finding.place.rsplit('/').next().is_none_or(|name| !names.contains(name)));
+        self
+    }
+
+    /// Whether it is one batch by itself, of an archive that may have others.
+    pub fn is_lone_batch(&self) -> bool {
+        self.is_archive() && self.parts.len() == 1 && self.parts[0].dir == self.root
     }
 
     /// Whether it is of an archive.
@@ -355,11 +377,10 @@ impl Export {
     pub(crate) fn describes(&self, report: &ChainReport) -> Result<(), String> {
         let range = self.manifest.chains.iter().find(|c| u64::from(c.chain) == report.chain);
         let range = range.ok_or("the manifest does not name the chain")?;
-        let ChainRange { to, last_hash, root, commits, checkpoints, .. } = range;
-        let found = (report.entries, report.head, report.root, report.commits, report.checkpoints);
-        if found == (*to, Some(*last_hash), Some(*root), *commits, *checkpoints) {
+        if is_of(report, range) {
             return Ok(());
         }
+        let ChainRange { to, last_hash, root, commits, checkpoints, .. } = range;
         let hex = |hash: Option<Hash>| hash.map_or_else(|| "none".to_owned(), Hash::to_hex);
         Err(format!(
             "the manifest says {to} entries, head {last_hash}, root {root}, {commits} commits, {checkpoints} checkpoints; found {}, {}, {}, \

@@ -164,6 +164,17 @@ impl LegacyReport {
         self
     }
 
+    /// Says what was asked for and could not be checked.
+    #[must_use]
+    pub fn with_unchecked(mut self, why: &str) -> LegacyReport {
+        if matches!(self.verdict, Verdict::Verified | Verdict::IdentityNotProven) {
+            self.verdict = Verdict::NotAllChecked;
+        }
+        let before = std::mem::take(&mut self.reason);
+        self.reason = if before.is_empty() { why.to_owned() } else { format!("{before}; {why}") };
+        self
+    }
+
     /// What adoptions show, for people.
     pub(crate) fn adoptions_in_words(&self) -> Vec<String> {
         let word = |a: &AdoptionReport| {

@@ -25,7 +25,7 @@ use ledger_engine::registry::Registry;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use self::multiset::Sums;
+use self::multiset::{Kept, Sums};
 pub(crate) use self::multiset::{RowKey, Sum};
 use self::since::{Earlier, Loader, Start};
 pub(crate) use self::walk::Prepared;
@@ -275,7 +275,7 @@ impl<'a> Prover<'a> {
 
     /// Judges what came after the anchors. Rows of derived tables are compared one by one, as far as new entries touch them.
     fn run_since(&mut self, tables: &dyn Tables, mut loader: Loader<'_>) -> Result<(Vec<ChainReport>, u64), Stop> {
-        self.sums.kept = Some(HashMap::new());
+        self.sums.kept = Some(Kept::new());
         self.adopted = loader.adoptions()?;
         let mut reports = Vec::new();
         for chain in 0..self.genesis.chains {
@@ -295,10 +295,11 @@ impl<'a> Prover<'a> {
             reports.push(self.chain_since(tables, chain, start, &mut loader)?);
         }
         self.prices()?;
-        for (table, cells) in self.sums.kept.take().unwrap_or_default().into_values() {
-            let (_, key) = columns(table);
-            let stored = tables.keyed(table, &cells[..key])?;
-            check(stored == [cells], table)?;
+        if let Some(kept) = self.sums.kept.take() {
+            kept.each(|table, cells| {
+                let (_, key) = columns(table);
+                check(tables.keyed(table, &cells[..key])? == [cells], table)
+            })?;
         }
         Ok((reports, loader.proven))
     }

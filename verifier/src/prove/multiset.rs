@@ -4,10 +4,13 @@
 //! were written before the key was drawn, so unequal multisets give equal sums with a probability below 2^-90 even for
 //! rows repeated a trillion times: a sum of independent random vectors with small coefficients, not all zero.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use ledger_engine::domain::projection::Cell;
 use ledger_engine::hash::Hash;
+
+use crate::source::SourceError;
+use crate::spill::{Shelf, Trouble};
 
 /// The run's key.
 #[derive(Clone)]
@@ -79,8 +82,50 @@ impl Sum {
 #[derive(Default)]
 pub(crate) struct Sums {
     pub(crate) by_table: BTreeMap<&'static str, Sum>,
-    /// The rows themselves by their digests, where they are looked up one by one instead of comparing whole tables.
-    pub(crate) kept: Option<HashMap<Hash, (&'static str, Vec<Cell>)>>,
+    /// The rows themselves, where they are looked up one by one instead of comparing whole tables.
+    pub(crate) kept: Option<Kept>,
+}
+
+/// Rows in memory.
+const KEPT: usize = 1 << 14;
+
+/// Rows by their digests, most of them in a temporary file.
+pub(crate) struct Kept {
+    rows: Shelf<[u8; 32], (String, Vec<Cell>)>,
+    trouble: Trouble,
+}
+
+impl Kept {
+    pub(crate) fn new() -> Kept {
+        Kept { rows: Shelf::new(KEPT), trouble: Trouble::default() }
+    }
+
+    fn insert(&mut self, digest: &Hash, table: &str, cells: Vec<Cell>) {
+        if !self.rows.has(&digest.0) {
+            self.trouble.or_default(self.rows.insert(digest.0, Box::new((table.to_owned(), cells))));
+        }
+    }
+
+    fn remove(&mut self, digest: &Hash) {
+        self.trouble.or_default(self.rows.take(&digest.0));
+    }
+
+    /// Gives each row with its table, in no order, until `give` fails.
+    pub(crate) fn each<E: From<SourceError>>(
+        self,
+        mut give: impl FnMut(&str, &[Cell]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.trouble.check()?;
+        let mut given = Ok(());
+        let read = self.rows.each(|_, (table, cells)| {
+            if given.is_ok() {
+                given = give(table, cells);
+            }
+        });
+        self.trouble.or_default(read);
+        self.trouble.check()?;
+        given
+    }
 }
 
 impl Sums {
@@ -98,7 +143,7 @@ impl Sums {
     pub(crate) fn add_digest(&mut self, table: &'static str, digest: Hash, cells: Option<Vec<Cell>>) {
         self.of(table).add(&digest);
         if let (Some(kept), Some(cells)) = (&mut self.kept, cells) {
-            kept.insert(digest, (table, cells));
+            kept.insert(&digest, table, cells);
         }
     }
 

@@ -1,0 +1,154 @@
+//! What a report says of each stretch of a chain: verified, broken, or not covered and why.
+
+use serde_json::json;
+
+use crate::collector::Extent;
+use crate::report::ChainReport;
+
+/// What is known of a stretch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Its entries are what was signed, by keys of the ledger that was asked for.
+    Verified,
+    /// It begins at the first entry with a fault, or that is missing, and ends after the last.
+    Broken,
+    /// Nothing speaks against it, and something is missing that would speak for it.
+    NotCovered,
+}
+
+impl Standing {
+    /// The words.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Standing::Verified => "verified",
+            Standing::Broken => "broken",
+            Standing::NotCovered => "not covered",
+        }
+    }
+}
+
+/// Neighbouring entries of which the same is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// Index of the first.
+    pub from: u64,
+    /// Index after the last.
+    pub to: u64,
+    /// What is known of them.
+    pub standing: Standing,
+    /// Why it is no more; empty where they are verified.
+    pub why: &'static str,
+}
+
+impl Range {
+    /// For people.
+    pub(crate) fn in_words(&self) -> String {
+        let Range { from, to, standing, why } = self;
+        let which = match to - from {
+            1 => format!("entry {from}"),
+            _ => format!("entries {from} to {}", to - 1),
+        };
+        let why = if why.is_empty() { String::new() } else { format!(", {why}") };
+        format!("{}: {which}{why}", standing.as_str())
+    }
+
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        json!({ "from": self.from, "to": self.to, "standing": self.standing.as_str(), "why": self.why })
+    }
+}
+
+/// Of which ledger a chain is, for all that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    Pinned,
+    Unknown,
+    Another,
+}
+
+/// The stretches of a chain, in order, without gaps.
+pub(crate) fn ranges(chain: &ChainReport, faults: Option<Extent>, owner: Owner) -> Vec<Range> {
+    let kept = chain.anchored.or(chain.covered).unwrap_or(0);
+    // What an anchor has and the chain has not is missing from its end on.
+    let end = chain.entries.max(chain.end);
+    let faults = faults.map(|e| (e.from.min(end), e.to));
+    let end = end.max(faults.map_or(0, |(_, to)| to));
+    let of = |index: u64| match faults {
+        _ if index < chain.from => (Standing::NotCovered, "which were not read"),
+        Some((from, to)) if (from..to).contains(&index) => {
+            (Standing::Broken, "from the first entry with a fault to the last")
+        }
+        Some((_, to)) if index >= to => (Standing::NotCovered, "which rest on what is broken"),
+        _ if owner == Owner::Another => (Standing::NotCovered, "which are not of the ledger that was asked for"),
+        _ if owner == Owner::Unknown => (Standing::NotCovered, "which hold together, and nothing says whose they are"),
+        _ if chain.registry_doubtful => (Standing::NotCovered, "whose keys are on chain 0, which is damaged"),
+        _ if chain.doubtful.iter().any(|(from, to)| (*from..*to).contains(&index)) => {
+            (Standing::NotCovered, "which rest on a key that was in other hands then")
+        }
+        _ if index < kept => (Standing::Verified, ""),
+        _ if chain.anchored.is_some() => {
+            (Standing::NotCovered, "which hold together and are signed, and which no anchor covers")
+        }
+        _ => (Standing::NotCovered, "which hold together and are signed, and which no checkpoint covers yet"),
+    };
+    let mut bounds = vec![chain.from, kept, end];
+    bounds.extend(faults.iter().flat_map(|(from, to)| [*from, *to]));
+    bounds.extend(chain.doubtful.iter().flat_map(|(from, to)| [*from, *to]));
+    bounds.retain(|bound| (1..=end).contains(bound));
+    bounds.sort_unstable();
+    bounds.dedup();
+    let mut ranges: Vec<Range> = Vec::new();
+    let mut from = 0;
+    for to in bounds {
+        let (standing, why) = of(from);
+        match ranges.last_mut().filter(|last| (last.standing, last.why) == (standing, why)) {
+            Some(last) => last.to = to,
+            None => ranges.push(Range { from, to, standing, why }),
+        }
+        from = to;
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(chain: &ChainReport, faults: Option<(u64, u64)>, owner: Owner) -> Vec<(u64, u64, Standing)> {
+        let ranges = ranges(chain, faults.map(|(from, to)| Extent { from, to }), owner);
+        ranges.iter().map(|r| (r.from, r.to, r.standing)).collect()
+    }
+
+    /// Ranges follow on one another from the first entry to the last, whatever is known of them.
+    #[test]
+    fn each_entry_is_in_one_range() {
+        use Standing::{Broken, NotCovered, Verified};
+        let chain = |entries, from, covered, anchored| ChainReport {
+            entries,
+            from,
+            covered,
+            anchored,
+            ..ChainReport::default()
+        };
+        let whole = chain(100, 0, Some(90), None);
+        assert_eq!(said(&whole, None, Owner::Pinned), [(0, 90, Verified), (90, 100, NotCovered)]);
+        assert_eq!(said(&whole, None, Owner::Unknown), [(0, 100, NotCovered)]);
+        assert_eq!(said(&whole, None, Owner::Another), [(0, 100, NotCovered)]);
+        let faulty = [(0, 40, Verified), (40, 51, Broken), (51, 100, NotCovered)];
+        assert_eq!(said(&whole, Some((40, 51)), Owner::Pinned), faulty);
+        assert_eq!(said(&whole, Some((0, 100)), Owner::Pinned), [(0, 100, Broken)]);
+        // What was not read, and what an anchor proves to be missing.
+        let tail = chain(100, 30, Some(100), Some(60));
+        assert_eq!(said(&tail, None, Owner::Pinned), [(0, 30, NotCovered), (30, 60, Verified), (60, 100, NotCovered)]);
+        assert_eq!(said(&whole, Some((119, 120)), Owner::Pinned).last(), Some(&(100, 120, Broken)));
+        // Where rows are missing there are fewer than places.
+        let gap = ChainReport { end: 100, ..chain(98, 0, Some(100), None) };
+        assert_eq!(
+            said(&gap, Some((10, 12)), Owner::Pinned),
+            [(0, 10, Verified), (10, 12, Broken), (12, 100, NotCovered)]
+        );
+        let doubt = ChainReport { doubtful: vec![(20, 30)], ..chain(40, 0, Some(40), None) };
+        let expected = [(0, 20, Verified), (20, 30, NotCovered), (30, 40, Verified)];
+        assert_eq!(said(&doubt, None, Owner::Pinned), expected);
+        assert_eq!(said(&chain(0, 0, None, None), None, Owner::Pinned), []);
+    }
+}
