@@ -78,14 +78,14 @@ pub(crate) async fn open(
     Ok(Arc::new(LockedArchive::new(bucket, policy, std::env::temp_dir())))
 }
 
-/// Opens the archive that a ledger's record names, for looking at it.
-pub(crate) async fn recorded(location: &str) -> Result<Arc<dyn Archive>, CliError> {
-    if !is_bucket(location) {
-        return Ok(Arc::new(DirectoryArchive::recorded(location)));
+/// Opens the archive that a ledger's record names so, for looking at it where it is now.
+pub(crate) async fn recorded(location: &str, at: &str) -> Result<Arc<dyn Archive>, CliError> {
+    if !is_bucket(at) {
+        return Ok(Arc::new(DirectoryArchive::recorded(at.into(), location)));
     }
     // Nothing is put, so that how it would be locked does not matter.
     let policy = LockPolicy { mode: String::new(), retain_days: 0, private_retain_days: 0, legal_hold: false };
-    Ok(Arc::new(LockedArchive::new(bucket(location).await?, policy, std::env::temp_dir())))
+    Ok(Arc::new(LockedArchive::new(bucket(at).await?, policy, std::env::temp_dir())))
 }
 
 /// Opens a bucket. It has a runtime of its own, which must not be waited for in this one.

@@ -364,6 +364,11 @@ pub(crate) async fn go_on(place: &Place, store: Arc<dyn Store>, restored: Restor
     Ok(())
 }
 
+/// Whether a ledger's directory says that it must not be written to again.
+pub(crate) fn is_closed(dir: &Path) -> bool {
+    dir.join(CLOSED).exists()
+}
+
 /// Says in a ledger's directory that it must not be written to again.
 pub(crate) fn close(dir: &Path, succession: &Succession) -> Result<PathBuf, CliError> {
     let path = dir.join(CLOSED);

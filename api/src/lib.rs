@@ -9,6 +9,7 @@ mod error;
 mod output;
 mod serve;
 mod signers;
+mod weighed;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

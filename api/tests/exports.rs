@@ -102,6 +102,48 @@ impl Shop {
     }
 }
 
+/// Exit status of a command, what it said, and how many MiB it had at most.
+fn peak(command: &Command) -> (i32, String, u64) {
+    let script = "import resource, subprocess, sys\n\
+                  code = subprocess.run(sys.argv[1:]).returncode\n\
+                  print('peak', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10, 'exit', code)";
+    let python = std::env::var("LEDGER_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let mut measured = Command::new(python);
+    measured.args(["-c", script]).arg(command.get_program()).args(command.get_args());
+    measured.current_dir(command.get_current_dir().unwrap());
+    let said = text(&measured.output().unwrap());
+    let (before, last) = said.rsplit_once("peak ").unwrap();
+    let (mib, code) = last.split_once('\n').unwrap().0.split_once(" exit ").unwrap();
+    (code.parse().unwrap(), before.to_owned(), mib.parse().unwrap())
+}
+
+/// Documents and entries of the largest size pass through an export and a restore in memory that does not grow with them.
+#[test]
+fn large_entries_need_no_more_memory() {
+    let shop = Shop::open();
+    let orders: Vec<String> = (0..6000)
+        .map(|n| {
+            let note = format!("{n:06}").repeat(10_000);
+            format!(
+                r#"{{"command":"order.create","actor":"a@example.org","idempotency_key":"k{n}","sku_id":"first","delivery_mode":"marketplace-managed","private":{{"note":"{note}"}}}}"#
+            )
+        })
+        .collect();
+    std::fs::write(shop.path("commands"), orders.join("\n") + "\n").unwrap();
+    let (exit, said) = shop.run("submit commands", &[]);
+    assert_eq!(exit, 0, "{said}");
+    let run = |line: &str| {
+        let (exit, said, mib) = peak(&shop.command(Path::new(LEDGER), line, &[]));
+        assert_eq!(exit, 0, "{line}: {said}");
+        assert!(mib < 256, "{line}: {mib} MiB");
+        mib
+    };
+    let export = run("--dir shop export --out archive --pii include");
+    let restore =
+        run(&format!("--dir new restore --from archive --trust {} --newest-checkpoint none --drill", shop.id));
+    println!("export {export} MiB, restore {restore} MiB");
+}
+
 fn block<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
@@ -116,6 +158,11 @@ fn a_directory_night_after_night() {
     let (exit, said) = shop.run("export --out archive --dry-run", &[]);
     assert!(exit == 0 && said.contains("batch 1") && said.contains("nothing was written"), "{said}");
     assert!(!shop.path("archive").exists());
+    // What a run would refuse, a dry one refuses.
+    for (line, said) in [("--to 2001-01-01", "a later --to"), ("--from 2999-01-01", "later than now")] {
+        let (exit, found) = shop.run(&format!("export --out archive --dry-run {line}"), &[]);
+        assert!(exit == 2 && found.contains(said), "{line}: {found}");
+    }
     let first = shop.json("export --out archive --env prod --metrics export.prom", &[]);
     assert_eq!((first["sequence"].as_u64(), first["resumed"].as_bool()), (Some(1), Some(false)));
     shop.sell("second");
@@ -382,7 +429,28 @@ fn a_ledger_is_restored_from_its_archive_alone() {
     let (exit, said) = shop.run("log --type ledger.restored --json", &[]);
     assert!(exit == 0 && said.contains("ledger.restored"), "{said}");
     let (exit, said) = shop.run("exports", &[]);
-    assert!(exit == 0 && said.contains("the ledger was restored from archive when it had"), "{said}");
+    assert!(exit == 0 && said.contains("/archive when it had"), "{said}");
+    // The last batch came after what it holds of the record, and is looked at all the same; where the archive is now is for whoever asks to say.
+    let (exit, said) = shop.run("exports --check", &[]);
+    assert!(exit == 0 && said.matches("all objects are as").count() == 2, "{said}");
+    assert_eq!(said.matches("not in the ledger's record yet").count(), 1, "{said}");
+    let last = shop.path("archive/marketplace").join(shop.batch_path(2));
+    let last = std::fs::read_dir(last.parent().unwrap())
+        .unwrap()
+        .map(|f| f.unwrap().path())
+        .find(|f| f.extension().is_some_and(|e| e == "gz"));
+    let last = last.unwrap();
+    let bytes = std::fs::read(&last).unwrap();
+    std::fs::write(&last, &bytes[1..]).unwrap();
+    let (exit, said) = shop.run("exports --check", &[]);
+    assert!(exit == 1 && said.contains("ALTERED"), "{said}");
+    std::fs::write(&last, &bytes).unwrap();
+    shell(shop.dir.path(), "mv archive moved");
+    let (exit, said) = shop.run("exports --check", &[]);
+    assert!(exit != 0 && said.contains("MISSING"), "{said}");
+    let (exit, said) = shop.run("exports --check --at moved", &[]);
+    assert!(exit == 0 && said.matches("all objects are as").count() == 2, "{said}");
+    shell(shop.dir.path(), "mv moved archive");
     shop.sell("after");
     let next = shop.json("export --out archive", &[]);
     assert_eq!(next["sequence"].as_u64(), Some(3), "the record of the second batch came after it, and was taken over");
@@ -612,6 +680,117 @@ fn a_ledger_that_lost_entries_is_closed_and_succeeded() {
     let of_one = closed["lost"].as_array().unwrap().iter().find(|l| l["chain"] == 1).unwrap();
     assert_eq!(of_one["to"].as_u64(), Some(ends[1]), "the archive's own checkpoints say what there was");
     assert_eq!(sizes[1], format!("Integer({})", of_one["from"]));
+}
+
+/// A ledger that was closed stays closed, and one of which two histories were signed does not go on with either.
+#[test]
+fn what_was_closed_or_is_contradicted_does_not_go_on() {
+    let shop = Shop::open();
+    exported(&shop);
+    let restore = |dir: &str, from: &str, newest: &str, more: &[&str]| {
+        let line = format!("--dir {dir} restore --from {from} --trust {} --newest-checkpoint {newest}", shop.id);
+        let output = shop.command(Path::new(LEDGER), &line, &[]).args(more).output().unwrap();
+        (output.status.code().unwrap(), text(&output))
+    };
+    // Two histories: of the same beginning, both signed by the ledger's key.
+    shell(shop.dir.path(), "cp -r shop forked; cp -r archive forked-archive");
+    std::fs::write(shop.path("other"), std::fs::read_to_string(shop.path("commands")).unwrap().replace("first", "x"))
+        .unwrap();
+    let (exit, said) = shop.run_in("forked", "submit other");
+    assert_eq!(exit, 0, "{said}");
+    let (exit, said) = shop.run_in("forked", "checkpoint");
+    assert_eq!(exit, 0, "{said}");
+    std::fs::write(shop.path("known"), said).unwrap();
+    shop.sell("y");
+    shop.json("export --out archive", &[]);
+    shop.sell("z");
+    shop.json("export --out archive", &[]);
+    shell(shop.dir.path(), "mkdir new; cp -r shop/keys new/keys");
+    for more in [&[][..], &["--accept-loss", "x"]] {
+        let (exit, said) = restore("new", "archive", "known", more);
+        assert!(exit == 1 && said.contains("anchor_mismatch") && said.contains("two histories"), "{said}");
+        assert!(!said.contains("--accept-loss restores") && !shop.path("new/ledger.db").exists(), "{said}");
+    }
+    // Also where the archive is damaged, and restored as far as it goes.
+    shell(shop.dir.path(), "cp -r archive damaged; rm damaged/marketplace/*/*-00000004-*/entries-*");
+    let (exit, said) = restore("new", "damaged", "known", &["--accept-loss", "x"]);
+    assert!(exit == 1 && said.contains("anchor_mismatch") && !shop.path("new/ledger.db").exists(), "{said}");
+
+    // What a run that was killed has left is taken away, unless it still runs.
+    shell(
+        shop.dir.path(),
+        "mkdir -p looked/.restoring-0badcafe looked/.restoring-1badcafe; touch looked/.restoring-0badcafe/lock looked/.restoring-1badcafe/lock",
+    );
+    let running = std::fs::File::open(shop.path("looked/.restoring-1badcafe/lock")).unwrap();
+    running.lock().unwrap();
+    // One batch is not the archive, though it begins with the first entry.
+    let first = shop.path("archive/marketplace").join(shop.batch_path(1));
+    let first = first.parent().unwrap().display().to_string();
+    let (exit, said) = restore("new", &first, "none", &[]);
+    assert!(exit == 2 && said.contains("one batch of an archive"), "{said}");
+    let (exit, said) = restore("looked", &first, "none", &["--drill"]);
+    assert_eq!(exit, 0, "{said}");
+    assert!(!shop.path("looked/.restoring-0badcafe").exists() && shop.path("looked/.restoring-1badcafe").exists());
+
+    // Tables follow from the lines: without them the archive is not whole, and is restored all the same.
+    shop.json("export --out tables --parquet", &[]);
+    shell(shop.dir.path(), "rm tables/marketplace/*/*/*.parquet");
+    let (exit, said) = shop.verify("tables", "");
+    assert!(exit == 1 && said.contains("export_file_missing"), "{said}");
+    let (exit, said) = restore("again", "tables", "none", &["--drill"]);
+    assert_eq!(exit, 0, "{said}");
+
+    // Closed by what was lost, and then it is found.
+    shell(shop.dir.path(), "cp -r archive short; rm short/marketplace/*/*-00000004-*/manifest.json");
+    let (exit, said) = restore("new", "short", "none", &["--accept-loss", "the last night"]);
+    assert!(exit == 0 && said.contains("the ledger is closed"), "{said}");
+    shell(shop.dir.path(), "rm new/ledger.db");
+    for more in [&[][..], &["--accept-loss", "x"]] {
+        let (exit, said) = restore("new", "archive", "none", more);
+        assert!(exit == 2 && said.contains("was closed") && !shop.path("new/ledger.db").exists(), "{said}");
+    }
+    let server = test_servers::Server::shared();
+    let url = server.database();
+    let (exit, said) = shop.run(&format!("--database {url} migrate"), &[]);
+    assert_eq!(exit, 0, "{said}");
+    let served = |dir: &str, from: &str, more: &[&str]| {
+        let line =
+            format!("--dir {dir} --database {url} restore --from {from} --trust {} --newest-checkpoint none", shop.id);
+        let output = shop.command(Path::new(LEDGER), &line, &[]).args(more).output().unwrap();
+        (output.status.code().unwrap(), text(&output))
+    };
+    let (exit, said) = served("closing", "short", &["--accept-loss", "the last night"]);
+    assert!(exit == 0 && said.contains("the ledger is closed"), "{said}");
+    shell(
+        shop.dir.path(),
+        "mkdir elsewhere; cp -r shop/keys elsewhere/keys; cp -r short shorter; rm -r shorter/marketplace/*/*-00000004-*",
+    );
+    for (from, more) in [("archive", &[][..]), ("shorter", &[]), ("archive", &["--drill"])] {
+        let (exit, said) = served("elsewhere", from, more);
+        assert!(exit == 2 && said.contains("was closed"), "{from} {more:?}: {said}");
+        let said = server
+            .psql(url.rsplit('/').next().unwrap(), "SELECT obj_description('ledger'::regnamespace, 'pg_namespace')");
+        assert!(said.contains("and closed"), "{said}");
+    }
+    // Who closes it again gets the same answer.
+    let (exit, said) = served("closing", "short", &["--accept-loss", "the last night"]);
+    assert!(exit == 0 && said.contains("the ledger is closed"), "{said}");
+}
+
+/// Of damaged files of private documents what is good is kept: a line that is there twice is one document.
+#[test]
+fn a_private_document_that_is_there_twice_is_restored_once() {
+    let shop = Shop::open();
+    exported(&shop);
+    shell(
+        shop.dir.path(),
+        "mkdir new; cp -r shop/keys new/keys; cp -r archive twice; f=$(ls twice/marketplace/*/*-00000001-*/private-*); gunzip -c $f > lines; (head -1 lines; cat lines) | gzip > $f",
+    );
+    let line = format!("--dir new restore --from twice --trust {} --newest-checkpoint none", shop.id);
+    let output = shop.command(Path::new(LEDGER), &line, &[]).args(["--accept-loss", "x"]).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let count = |db: &str| rows(&shop.path(db), "SELECT count(*) FROM private_documents");
+    assert_eq!(count("new/ledger.db"), count("shop/ledger.db"));
 }
 
 fn shell(dir: &Path, script: &str) -> String {

@@ -36,8 +36,8 @@ use crate::hash::Hash;
 const PART_BYTES: u64 = 32 << 20;
 /// How often a request is tried.
 const ATTEMPTS: u32 = 5;
-/// How long one attempt may take, but for reading an answer's body.
-const ATTEMPT_TIME: Duration = Duration::from_secs(60);
+/// How long one attempt may take, but for reading an answer's body: a part passes at 190 kB/s.
+const ATTEMPT_TIME: Duration = Duration::from_secs(180);
 /// How long nothing may come of a body.
 const SILENCE: Duration = Duration::from_secs(30);
 
@@ -210,7 +210,7 @@ impl Bucket {
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(Duration::from_secs(5))
             .operation_attempt_timeout(ATTEMPT_TIME)
-            .read_timeout(SILENCE)
+            .read_timeout(ATTEMPT_TIME)
             .build();
         let mut config = aws_config::defaults(BehaviorVersion::latest())
             .http_client(http)

@@ -15,15 +15,16 @@ use crate::domain::sku::Sku;
 use crate::environment::Environment;
 use crate::genesis::Genesis;
 use crate::hash::{EventId, Hash};
-use crate::json::{Object, Value};
+use crate::json::Object;
 use crate::keys::PseudonymKey;
+use crate::merkle;
 use crate::note::{Checkpoint, Note};
-use crate::reader::{Reader, blocking, load_registry};
+use crate::reader::{Reader, StoredNodes, blocking, load_registry};
 use crate::registry::{self, Key, Purpose, Registry, govern_payload};
 use crate::signer::SignerError;
 use crate::signer::keyring::{Chosen, Keyring};
 use crate::store::{ChainHead, CheckpointRow, Entry, Store, StoreError};
-use crate::stream::{CaseId, HEADS_STREAM, Stream};
+use crate::stream::{CaseId, Stream};
 use crate::writer::{
     Counters, Job, Message, Shared, Submission, SystemEvent, Work, Writer, is_prefix, load_listings, load_sku,
     no_continuation, registry_changed, run_storer,
@@ -519,51 +520,34 @@ impl Ledger {
     }
 
     /// Issues a checkpoint of every chain, chain 0 last. Returns the notes, ascending by chain.
+    ///
+    /// Their sizes are a cut: the entries of each chain before them rest on nothing after them, whoever writes meanwhile. With several chains
+    /// the last entry of chain 0 before its checkpoint says the sizes of the others, so that one checkpoint anchors the whole ledger.
     pub async fn checkpoint(&self) -> Result<Vec<Note>, CheckpointError> {
         let _one_at_a_time = self.checkpointing.lock().await;
-        let chains = self.genesis().chains;
+        let heads = self.cut().await?;
         let mut notes = Vec::new();
-        for chain in 1..chains {
-            notes.push(self.checkpoint_chain(chain).await?);
+        for head in heads.iter().skip(1).chain(heads.first()) {
+            notes.push(self.checkpoint_at(head.clone()).await?);
         }
-        if chains > 1 {
-            self.append_heads(&notes).await?;
-        }
-        notes.insert(0, self.checkpoint_chain(0).await?);
+        notes.rotate_right(1);
         Ok(notes)
     }
 
-    /// One checkpoint of chain 0 anchors the whole ledger through this entry.
-    async fn append_heads(&self, notes: &[Note]) -> Result<(), CheckpointError> {
-        let store = Arc::clone(&self.shared.store);
-        let heads = blocking(move || store.heads()).await?;
-        let moved = {
-            let store = Arc::clone(&self.shared.store);
-            let last = blocking(move || store.stream(0, HEADS_STREAM)).await?.pop();
-            let known = last.and_then(|e| e.parse_body().ok()).map(|b| heads_sizes(&b.payload));
-            known.is_none_or(|known| heads.iter().skip(1).any(|h| known.get(h.chain as usize) != Some(&h.size())))
-        };
-        if !moved || notes.is_empty() {
-            return Ok(());
-        }
-        let items: Vec<Value> = heads
-            .iter()
-            .map(|h| {
-                let object = Object::new()
-                    .with("chain", i64::from(h.chain))
-                    .with("head_hash", h.hash.to_hex())
-                    .with("root", h.range.root().to_hex())
-                    .with("size", h.size() as i64);
-                Value::Object(object)
-            })
-            .collect();
-        let payload = Object::new().with("heads", items);
-        let body = Body { actor_id: "system".into(), payload, private_sha256: None, meta: None };
-        let expected = ExpectedRevision::Any;
-        let event = SystemEvent { stream: Stream::Heads, event_type: "chain.heads", body, expected };
-        let answer = self.enqueue(0, Work::System(Box::new(event))).await?;
-        answer.await.unwrap_or(Err(AppendError::Closed))?;
-        Ok(())
+    async fn cut(&self) -> Result<Vec<ChainHead>, CheckpointError> {
+        let shared = Arc::clone(&self.shared);
+        let cutting = tokio::task::spawn_blocking(move || {
+            shared.refresh_registry()?;
+            let heads = shared.store.heads()?;
+            // Before anything is appended: nothing is to be added to a history that went back, nor where nobody can sign.
+            heads.iter().try_for_each(|head| check_history(&shared, head.chain, head.size()))?;
+            if heads.len() < 2 {
+                return Ok(heads);
+            }
+            shared.signer(Purpose::Checkpoint)?;
+            Ok(Writer::new(Arc::clone(&shared), 0)?.cut()?)
+        });
+        cutting.await.unwrap_or_else(|e| Err(StoreError::Unavailable(format!("the task died: {e}")).into()))
     }
 
     /// Records the rows of a legacy chain that somebody verified, after what was adopted before: `previous` is set here.
@@ -588,12 +572,12 @@ impl Ledger {
         self.enqueue(0, Work::System(Box::new(event))).await?.await.unwrap_or(Err(AppendError::Closed))
     }
 
-    /// Records, signs and stores the checkpoint of what is durable now. Recording comes first: a signer that dies after
+    /// Records, signs and stores the checkpoint of a head that was read. Recording comes first: a signer that dies after
     /// signing must not sign another root for the same size when it is back.
-    async fn checkpoint_chain(&self, chain: u32) -> Result<Note, CheckpointError> {
+    async fn checkpoint_at(&self, head: ChainHead) -> Result<Note, CheckpointError> {
         let task = |e| CheckpointError::from(StoreError::Unavailable(format!("the checkpoint task died: {e}")));
         let (shared, base) = (Arc::clone(&self.shared), self.genesis().origin.clone());
-        let recording = tokio::task::spawn_blocking(move || record_checkpoint(&shared, &base, chain));
+        let recording = tokio::task::spawn_blocking(move || record_checkpoint(&shared, &base, &head));
         let (checkpoint, mut row, chosen) = match recording.await.unwrap_or_else(|e| Err(task(e)))? {
             Recorded::Signed(note) => return Ok(note),
             Recorded::New(checkpoint, row, chosen) => (checkpoint, row, chosen),
@@ -603,7 +587,12 @@ impl Ledger {
         row.note = Some(note.to_string());
         let shared = Arc::clone(&self.shared);
         blocking(move || {
-            shared.published.lock().unwrap_or_else(PoisonError::into_inner).insert(chain, row.clone());
+            let mut published = shared.published.lock().unwrap_or_else(PoisonError::into_inner);
+            let last = published.entry(row.chain).or_insert_with(|| row.clone());
+            if last.size < row.size {
+                last.clone_from(&row);
+            }
+            drop(published);
             shared.store.sign_checkpoint(&row)
         })
         .await?;
@@ -698,12 +687,6 @@ async fn append_genesis(
     answer.await.unwrap_or(Err(AppendError::Closed)).map(drop)
 }
 
-fn heads_sizes(payload: &Object) -> Vec<u64> {
-    let items = payload.value("heads").and_then(Value::as_array).unwrap_or_default();
-    let size = |item: &Value| item.as_object()?.value("size")?.as_int().and_then(|n| u64::try_from(n).ok());
-    items.iter().map(|item| size(item).unwrap_or(0)).collect()
-}
-
 /// Refuses to open a ledger for which nobody here could sign.
 fn check_signers(signers: &Keyring, registry: &Registry) -> Result<(), StoreError> {
     for purpose in [Purpose::Commit, Purpose::Checkpoint] {
@@ -746,29 +729,47 @@ enum Recorded {
     New(Checkpoint, CheckpointRow, Chosen),
 }
 
-fn record_checkpoint(shared: &Shared, base: &str, chain: u32) -> Result<Recorded, CheckpointError> {
+/// Refuses to go on where the `size` entries that a chain has now are no continuation of what was recorded for signing.
+fn check_history(shared: &Shared, chain: u32, size: u64) -> Result<(), CheckpointError> {
     let store = &*shared.store;
-    shared.refresh_registry()?;
-    let head = store.heads()?.into_iter().find(|h| h.chain == chain);
-    let head = head.ok_or_else(|| StoreError::Corrupt(format!("chain {chain} has no head row")))?;
-    let row = CheckpointRow { chain, size: head.size(), root: head.range.root(), note: None };
-    let checkpoint =
-        Checkpoint { origin: Checkpoint::origin_of(base, &shared.ledger_id, chain), size: row.size, root: row.root };
-    let stored = store.last_checkpoint(chain)?;
     // The store may have lost what was signed together with what it was signed for.
-    for last in shared.published(chain).iter().chain(&stored) {
-        if !is_prefix(store, chain, last, row.size)? {
-            shared.stop(no_continuation(chain, row.size, last));
-            return Err(CheckpointError::HistoryWentBack {
-                chain,
-                size: row.size,
-                root: row.root,
-                recorded_size: last.size,
-                recorded_root: last.root,
-            });
+    for last in shared.published(chain).into_iter().chain(store.last_checkpoint(chain)?) {
+        // Another process may have recorded one of entries that came since.
+        let size = if last.size > size { head_of(store, chain)?.size() } else { size };
+        if !is_prefix(store, chain, &last, size)? {
+            return Err(went_back(shared, chain, size, &last));
         }
     }
-    if let Some(note) = stored.filter(|last| last.size == row.size).and_then(|last| last.note) {
+    Ok(())
+}
+
+fn head_of(store: &dyn Store, chain: u32) -> Result<ChainHead, StoreError> {
+    let head = store.heads()?.into_iter().find(|h| h.chain == chain);
+    head.ok_or_else(|| StoreError::Corrupt(format!("chain {chain} has no head row")))
+}
+
+fn went_back(shared: &Shared, chain: u32, size: u64, last: &CheckpointRow) -> CheckpointError {
+    shared.stop(no_continuation(chain, size, last));
+    let root = merkle::root_at(&StoredNodes { store: &*shared.store, chain }, size).unwrap_or_default();
+    let (recorded_size, recorded_root) = (last.size, last.root);
+    CheckpointError::HistoryWentBack { chain, size, root, recorded_size, recorded_root }
+}
+
+/// Records what is to be signed of a head that was read before, and that the chain may have left behind since.
+fn record_checkpoint(shared: &Shared, base: &str, head: &ChainHead) -> Result<Recorded, CheckpointError> {
+    let (store, chain) = (&*shared.store, head.chain);
+    shared.refresh_registry()?;
+    let row = CheckpointRow { chain, size: head.size(), root: head.range.root(), note: None };
+    let now = head_of(store, chain)?.size();
+    check_history(shared, chain, now)?;
+    if !is_prefix(store, chain, &row, now)? {
+        return Err(went_back(shared, chain, now, &row));
+    }
+    let recorded = store.checkpoints(chain, row.size, 1)?.into_iter().find(|recorded| recorded.size == row.size);
+    if let Some(other) = recorded.as_ref().filter(|recorded| recorded.root != row.root) {
+        return Err(went_back(shared, chain, now, other));
+    }
+    if let Some(note) = recorded.and_then(|recorded| recorded.note) {
         let note = Note::parse(note.as_bytes()).map_err(|e| StoreError::Corrupt(e.to_string()))?;
         return Ok(Recorded::Signed(note));
     }
@@ -779,5 +780,6 @@ fn record_checkpoint(shared: &Shared, base: &str, chain: u32) -> Result<Recorded
             shared.stop(why.clone());
         }
     })?;
-    Ok(Recorded::New(checkpoint, row, chosen))
+    let origin = Checkpoint::origin_of(base, &shared.ledger_id, chain);
+    Ok(Recorded::New(Checkpoint { origin, size: row.size, root: row.root }, row, chosen))
 }

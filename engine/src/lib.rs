@@ -46,6 +46,8 @@ mod documents;
 #[cfg(feature = "write")]
 pub mod environment;
 #[cfg(feature = "write")]
+mod heads;
+#[cfg(feature = "write")]
 pub mod keys;
 #[cfg(feature = "write")]
 pub mod ledger;

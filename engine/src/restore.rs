@@ -30,6 +30,8 @@ use crate::writer::{Cached, Key, State, incomplete_tiles, load, push_tile, touch
 const CASES: usize = 1 << 15;
 /// Entries that are written at once, or a few more.
 const WRITTEN_AT_ONCE: usize = 4096;
+/// Bytes of bodies and private documents that are written at once, or a commit more.
+const BYTES_AT_ONCE: usize = 8 << 20;
 
 /// A commit of an archive, with everything that it made durable.
 #[derive(Clone, Debug)]
@@ -40,6 +42,14 @@ pub struct ArchivedCommit {
     pub entries: Vec<Entry>,
     /// Private documents of them, by index.
     pub private: Vec<(u64, Vec<u8>)>,
+}
+
+impl ArchivedCommit {
+    /// Bytes of its bodies and private documents.
+    pub fn weight(&self) -> usize {
+        let bodies = self.entries.iter().map(|entry| entry.body.len());
+        bodies.chain(self.private.iter().map(|(_, document)| document.len())).sum()
+    }
 }
 
 /// The entry that a line holds.
@@ -110,6 +120,7 @@ pub struct Restorer {
     cases: LruCache<Key, Cached>,
     waiting: Vec<CommitBatch>,
     entries_waiting: usize,
+    bytes_waiting: usize,
     checkpoints: Vec<CheckpointRow>,
     storing: Storing,
     /// One bit an entry: it names a private document that was neither there nor erased later.
@@ -131,6 +142,7 @@ impl Restorer {
             cases: LruCache::new(NonZeroUsize::new(CASES).unwrap_or(NonZeroUsize::MIN)),
             waiting: Vec::new(),
             entries_waiting: 0,
+            bytes_waiting: 0,
             checkpoints: Vec::new(),
             absent: Vec::new(),
             head,
@@ -166,6 +178,7 @@ impl Restorer {
 
     /// Takes the next commit. It is stored with others, in time.
     pub fn commit(&mut self, archived: ArchivedCommit) -> Result<(), StoreError> {
+        self.bytes_waiting += archived.weight();
         let ArchivedCommit { commit, entries, private } = archived;
         let corrupt = |index: u64, why: &str| {
             StoreError::Corrupt(format!("entry {index} of chain {} in the archive: {why}; verify it", commit.chain))
@@ -250,7 +263,8 @@ impl Restorer {
             rows,
             erase,
         });
-        if self.entries_waiting >= WRITTEN_AT_ONCE { self.hand_over() } else { Ok(()) }
+        let enough = self.entries_waiting >= WRITTEN_AT_ONCE || self.bytes_waiting >= BYTES_AT_ONCE;
+        if enough { self.hand_over() } else { Ok(()) }
     }
 
     /// Takes a checkpoint of the entries so far.
@@ -284,7 +298,7 @@ impl Restorer {
     }
 
     fn hand_over(&mut self) -> Result<(), StoreError> {
-        self.entries_waiting = 0;
+        (self.entries_waiting, self.bytes_waiting) = (0, 0);
         let (batches, checkpoints) = (std::mem::take(&mut self.waiting), std::mem::take(&mut self.checkpoints));
         self.storing.store(Portion { batches, checkpoints })
     }

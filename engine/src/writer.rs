@@ -30,6 +30,7 @@ use crate::environment::Environment;
 use crate::genesis::{Genesis, Limits};
 use crate::hash::{EventId, Hash, body_hash, entry_hash, sha256};
 use crate::header::{FORMAT_VERSION, HEADER_BYTES_MAX, Header};
+use crate::heads;
 use crate::ledger::{AppendError, Appended, EntryRef};
 use crate::merkle::{self, TILE_BYTES, TILE_WIDTH};
 use crate::reader::corrupt;
@@ -42,7 +43,7 @@ use crate::signer::{Pending, SignerError};
 use crate::store::{
     ChainHead, CheckpointRow, CommitBatch, Entry, LookedUp, Settled, Store, StoreError, StreamHead, Tile,
 };
-use crate::stream::{CaseId, LEDGER_STREAM, Stream};
+use crate::stream::{CaseId, HEADS_STREAM, LEDGER_STREAM, Stream};
 
 /// Cases kept folded in memory, for each chain. A case takes about a kilobyte.
 const CASES_CACHED: usize = 16_384;
@@ -52,6 +53,8 @@ const SETTLE_TRIES: u32 = 20;
 const INLINE_JOBS: usize = 8;
 /// Commands that a commit may take however few callers there are.
 const COMMIT_SHARE_MIN: usize = 64;
+/// Tries to link while keys are retired again and again.
+const RETRIES: u32 = 8;
 /// Tries to link to a moving head before the lock is taken first.
 const OPTIMISTIC_TRIES: u32 = 2;
 
@@ -842,6 +845,69 @@ impl Writer {
         settle(&*store, &batch, result)?;
         self.shared.counters.stored(&batch, start.elapsed());
         Ok(appended)
+    }
+
+    /// Appends what chain 0 says of the heads of all chains. They are read at one moment, in which its own is locked: the first entries of each
+    /// chain, as many as the heads that are returned have, rest on nothing but one another. Where the last such entry says the same of them,
+    /// nothing is appended.
+    pub(crate) fn cut(mut self) -> Result<Vec<ChainHead>, AppendError> {
+        let (store, start) = (Arc::clone(&self.shared.store), Instant::now());
+        for _ in 0..RETRIES {
+            self.shared.refresh_registry()?;
+            let mut made = None;
+            let result = store.append_locked(self.chain, &mut |head| {
+                let prepared = self.prepare_cut(head);
+                let batch = prepared.as_ref().ok().and_then(|(_, batch)| batch.clone());
+                made = Some(prepared);
+                batch
+            });
+            let Some(prepared) = made else {
+                return Err(result.err().unwrap_or_else(|| StoreError::Unavailable("no lock".into())).into());
+            };
+            let (mut heads, batch) = prepared?;
+            let Some(batch) = batch else { return Ok(heads) };
+            match settle(&*store, &batch, result) {
+                // A key was retired meanwhile: linked again, it is signed by another.
+                Err(StoreError::RegistryMoved) => continue,
+                settled => settled?,
+            }
+            self.shared.counters.stored(&batch, start.elapsed());
+            heads.iter_mut().filter(|h| h.chain == self.chain).for_each(|h| h.clone_from(&batch.after));
+            return Ok(heads);
+        }
+        Err(StoreError::Unavailable("the key registry was changed again and again".into()).into())
+    }
+
+    fn prepare_cut(&mut self, head: &ChainHead) -> Result<(Vec<ChainHead>, Option<CommitBatch>), AppendError> {
+        let store = Arc::clone(&self.shared.store);
+        let heads = store.heads()?;
+        let own = heads.iter().find(|h| h.chain == self.chain);
+        if own != Some(head) {
+            return Err(StoreError::Unavailable("chain 0 moved though it is locked; try again".into()).into());
+        }
+        let last = store.stream_head(self.chain, HEADS_STREAM)?;
+        let last = last.map(|last| store.entry(self.chain, last.index)).transpose()?.flatten();
+        let named = last.and_then(|entry| entry.parse_body().ok()).map(|body| heads::sizes(&body.payload));
+        let mut now: Vec<u64> = heads.iter().map(ChainHead::size).collect();
+        if let (Some(own), true) = (now.first_mut(), named.is_some()) {
+            // The entry that named them came after what it named.
+            *own -= 1;
+        }
+        if named.as_ref() == Some(&now) {
+            return Ok((heads, None));
+        }
+        self.head = head.clone();
+        self.check_acknowledged()?;
+        self.cases.clear();
+        self.looked_up = None;
+        self.load_tail()?;
+        let (actor_id, payload) = ("system".into(), heads::to_payload(&heads));
+        let body = Body { actor_id, payload, private_sha256: None, meta: None };
+        let expected = ExpectedRevision::Any;
+        let event = SystemEvent { stream: Stream::Heads, event_type: heads::EVENT_TYPE, body, expected };
+        let mut draft = self.new_draft();
+        self.execute(&Work::System(Box::new(event)), &mut draft, 0, &[], &VecDeque::new())?;
+        Ok((heads, Some(self.finish_signed(draft)?)))
     }
 
     fn prepare_retirement(

@@ -10,9 +10,9 @@ mod support;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use audit_verify::{Demands, Verdict, explain, verify_path};
+use audit_verify::{Demands, Verdict, combine, explain, verify_batches, verify_path};
 use ledger_engine::archive::ExportError;
 use ledger_engine::archive::check;
 use ledger_engine::archive::job::{ArchiveRecord, BatchOptions, Done, directory_of};
@@ -26,7 +26,8 @@ use ledger_engine::registry::{Key, Purpose};
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
 use serde_json::json;
 use support::{
-    EXPORT, batch_options, create_order, enrol, exporting, fixtures, judge_folders, life, list_sku, send, signer,
+    EXPORT, batch_options, create_order, enrol, exporting, fixtures, judge_folders, life, list_sku, postgres, send,
+    signer,
 };
 
 const LOCATION: &str = "archive of the test";
@@ -445,23 +446,31 @@ async fn private_documents_may_be_left_out() {
     assert_eq!((report.chains()[0].private_present, report.chains()[0].private_redacted), (0, 1));
 }
 
-/// Fails at the n-th call, before or after the call has done its work.
+/// At the n-th call, before or after the call has done its work, something happens: it fails, unless told otherwise.
 struct Failing {
     archive: Arc<dyn Archive>,
     calls: AtomicUsize,
     at: usize,
     after: bool,
+    happens: Box<dyn Fn() -> Result<(), ExportError> + Send + Sync>,
 }
 
 impl Failing {
+    fn new(archive: &Arc<dyn Archive>, at: usize, after: bool) -> Failing {
+        let injected = || Err(ExportError::Archive("the test".into(), "injected".into()));
+        Failing { archive: Arc::clone(archive), calls: AtomicUsize::new(0), at, after, happens: Box::new(injected) }
+    }
+
     fn strike<T>(&self, work: impl FnOnce() -> Result<T, ExportError>) -> Result<T, ExportError> {
         let struck = self.calls.fetch_add(1, Ordering::Relaxed) == self.at;
-        let fault = || ExportError::Archive("the test".into(), "injected".into());
         if struck && !self.after {
-            return Err(fault());
+            (self.happens)()?;
         }
         let done = work()?;
-        if struck { Err(fault()) } else { Ok(done) }
+        if struck && self.after {
+            (self.happens)()?;
+        }
+        Ok(done)
     }
 }
 
@@ -525,8 +534,7 @@ async fn a_job_that_is_cut_off_anywhere_goes_on() {
             create_order(&ledger, "a", "s").await;
             export(&ledger, &good).await.unwrap();
             create_order(&ledger, "b", "s").await;
-            let failing = Failing { archive: Arc::clone(&good), calls: AtomicUsize::new(0), at, after };
-            let failing: Arc<dyn Archive> = Arc::new(failing);
+            let failing: Arc<dyn Archive> = Arc::new(Failing::new(&good, at, after));
             let Err(error) = export(&ledger, &failing).await else { continue };
             struck = true;
             assert!(error.to_string().contains("injected"), "{error}");
@@ -573,8 +581,7 @@ async fn a_job_that_is_given_up_anywhere_leaves_no_second_batch() {
             let ledger = exporting(&dir.path().join("ledger"), 1).await;
             let good = archive(&root);
             export(&ledger, &good).await.unwrap();
-            let failing = Failing { archive: Arc::clone(&good), calls: AtomicUsize::new(0), at, after };
-            let failing: Arc<dyn Archive> = Arc::new(failing);
+            let failing: Arc<dyn Archive> = Arc::new(Failing::new(&good, at, after));
             if export(&ledger, &failing).await.is_ok() {
                 assert!(at > 5, "{at}");
                 break;
@@ -588,6 +595,179 @@ async fn a_job_that_is_given_up_anywhere_leaves_no_second_batch() {
             assert_eq!(report.exit(), 0, "step {at}: {}", report.to_text());
         }
     }
+}
+
+/// Every batch of several chains rests on nothing but itself and those before it, whoever writes meanwhile: each way of saying where one ends,
+/// by now or by a time, is a cut through all chains.
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_of_several_chains_are_whole_while_others_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let (root, parts) = (dir.path().join("archive"), dir.path().join("parts"));
+    let ledger = Arc::new(exporting(&dir.path().join("ledger"), 4).await);
+    let trust = Some(ledger.id());
+    let (stop, begun) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let writers: Vec<_> = (0..4)
+        .map(|w| {
+            let (ledger, stop, begun) = (Arc::clone(&ledger), Arc::clone(&stop), Arc::clone(&begun));
+            tokio::spawn(async move {
+                // Each order rests on a listing that was made just before, on another chain as often as not.
+                for n in 0.. {
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let sku = format!("s{w}-{n}");
+                    list_sku(&ledger, &sku).await;
+                    create_order(&ledger, &sku, &sku).await;
+                    begun.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let mut options = BatchOptions { until_us: None, ..batch_options() };
+    for batch in 1..=6 {
+        let enough = batch * 12;
+        while begun.load(Ordering::Relaxed) < enough {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        ledger.export_batch(archive(&root), options.clone(), Box::new(|_| {})).await.unwrap();
+        let report = verify_path(&root, trust);
+        assert_eq!(report.exit(), 0, "batch {batch}: {}", report.to_text());
+    }
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let demands = Demands { trust, ..Demands::default() };
+    for batch in 1..=6 {
+        let report = verify_batches(&root.to_string_lossy(), &(batch..=batch), Some(&parts), demands);
+        assert_eq!(report.faults(), 0, "{}", report.to_text());
+    }
+    let summaries: Vec<_> = std::fs::read_dir(&parts).unwrap().map(|f| f.unwrap().path()).collect();
+    let report = combine(&summaries, demands);
+    assert_eq!(report.exit(), 0, "{}", report.to_text());
+    // Up to any time there is a cut, or nothing new.
+    let times: Vec<i64> = {
+        let entries = (0..4).flat_map(|chain| ledger.store().entries(chain, 0, 10_000).unwrap());
+        entries.map(|entry| entry.header.recorded_at_us).collect()
+    };
+    let (mut made, mut nothing) = (0, 0);
+    for (n, until_us) in times.iter().step_by(times.len() / 40).enumerate() {
+        let (place, location) = (dir.path().join(format!("until-{n}")), format!("until {n}"));
+        let there: Arc<dyn Archive> = Arc::new(DirectoryArchive::open(&place, Some(location)).unwrap());
+        options.until_us = Some(*until_us);
+        match ledger.export_batch(there, options.clone(), Box::new(|_| {})).await {
+            Ok(done) => {
+                for (chain, range) in (0..).zip(&done.completed.plan.ranges) {
+                    let last = ledger.store().entry(chain, range.to - 1).unwrap().unwrap();
+                    assert!(last.header.recorded_at_us <= *until_us);
+                }
+                let report = verify_path(&place, trust);
+                assert_eq!(report.exit(), 0, "until {until_us}: {}", report.to_text());
+                made += 1;
+            }
+            Err(e) => {
+                assert!(e.to_string().contains("a later --to"), "{e}");
+                nothing += 1;
+            }
+        }
+    }
+    assert!(made >= 10 && nothing >= 1, "{made} {nothing}");
+}
+
+/// What was begun is finished by the options that it was begun with.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_begun_is_not_finished_as_something_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("archive");
+    let ledger = exporting(&dir.path().join("ledger"), 1).await;
+    let good = archive(&root);
+    let failing: Arc<dyn Archive> = Arc::new(Failing::new(&good, 3, false));
+    let without = BatchOptions { private: false, ..batch_options() };
+    ledger.export_batch(failing, without.clone(), Box::new(|_| {})).await.unwrap_err();
+    for (other, said) in [
+        (BatchOptions { private: true, ..without.clone() }, "with private documents"),
+        (BatchOptions { tables: true, ..without.clone() }, "with tables"),
+        (BatchOptions { env: "other".into(), ..without.clone() }, "\"other\""),
+    ] {
+        let error = ledger.export_batch(Arc::clone(&good), other, Box::new(|_| {})).await.unwrap_err().to_string();
+        assert!(error.contains(said) && error.contains("--restart"), "{error}");
+    }
+    assert!(ledger.export_batch(good, without, Box::new(|_| {})).await.unwrap().resumed);
+}
+
+/// The batch before must be there as it was, where it was: what follows on another one would be of no use, and a second of its number neither.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_altered_or_moved_batch_gets_no_successor() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("archive");
+    let ledger = three_batches(&dir.path().join("ledger"), &root, 1).await;
+    let batches = Batches(contents(&root));
+    let third = batches.dir(3);
+    let manifest = root.join(&third).join(MANIFEST_NAME);
+    let bytes = std::fs::read(&manifest).unwrap();
+    std::fs::write(&manifest, [&bytes[..], b" "].concat()).unwrap();
+    let error = export(&ledger, &archive(&root)).await.unwrap_err().to_string();
+    assert!(error.contains("was altered since"), "{error}");
+    std::fs::write(&manifest, bytes).unwrap();
+    // In the directory of another day it is not where it belongs, whoever looks.
+    let (day, name) = third.trim_end_matches('/').rsplit_once('/').unwrap();
+    let elsewhere = root.join(day).with_file_name("2039-01-01");
+    std::fs::create_dir(&elsewhere).unwrap();
+    std::fs::rename(root.join(&third), elsewhere.join(name)).unwrap();
+    let report = verify_path(&root, Some(ledger.id()));
+    assert_eq!(report.codes(), ["export_file_unexpected"], "{}", report.to_text());
+    let reader = ledger.exports().await.unwrap();
+    let mut record = ArchiveRecord::of(LOCATION, &reader);
+    record.completed.pop();
+    let found = ledger.unrecorded_batches(&archive(&root), record.completed.last().cloned()).await;
+    assert!(found.unwrap_err().to_string().contains("was moved from"));
+}
+
+/// A job in PostgreSQL loses its place with its connection, at whatever step, and another one makes the batch meanwhile: it is recorded once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_lost_its_place_anywhere_records_nothing_twice() {
+    let url = postgres::database();
+    let ledger = postgres::create(&url, 1).await;
+    enrol(&ledger, Purpose::Export, EXPORT).await.unwrap();
+    ledger.signers().add(Arc::new(signer(Purpose::Export, EXPORT)));
+    list_sku(&ledger, "s").await;
+    let (mut steps, mut overtaken) = (0, 0);
+    for at in 0.. {
+        let mut struck = false;
+        for after in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let location = format!("archive {at} {after}");
+            let good: Arc<dyn Archive> = Arc::new(DirectoryArchive::open(dir.path(), Some(location.clone())).unwrap());
+            let other = postgres::open(&url).await;
+            other.signers().add(Arc::new(signer(Purpose::Export, EXPORT)));
+            let (name, there) = (postgres::name_of(&url).to_owned(), Arc::clone(&good));
+            let meanwhile = move || {
+                let end = "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_locks WHERE locktype = 'advisory' AND granted \
+                           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+                assert_eq!(test_servers::Server::shared().psql(&name, end), "1");
+                tokio::runtime::Handle::current().block_on(export(&other, &there)).unwrap();
+                Ok(())
+            };
+            let failing = Failing { happens: Box::new(meanwhile), ..Failing::new(&good, at, after) };
+            let failing = Arc::new(failing);
+            let shared: Arc<dyn Archive> = Arc::clone(&failing) as _;
+            let ended = export(&ledger, &shared).await;
+            struck |= failing.calls.load(Ordering::Relaxed) > at;
+            overtaken += usize::from(matches!(ended, Err(ExportError::Overtaken)));
+            export(&ledger, &good).await.unwrap();
+            let record = ArchiveRecord::of(&location, &ledger.exports().await.unwrap());
+            let sequences: Vec<u64> = record.completed.iter().map(|done| done.plan.sequence).collect();
+            assert!(sequences.iter().copied().eq(1..=sequences.len() as u64), "step {at}: {sequences:?}");
+            assert!(check::gaps(&record.completed).is_empty() && record.open.is_none(), "step {at}");
+            let report = verify_path(dir.path(), Some(ledger.id()));
+            assert_eq!(report.exit(), 0, "step {at}: {}", report.to_text());
+        }
+        if !struck {
+            break;
+        }
+        steps += 1;
+    }
+    assert!(steps >= 6 && overtaken >= 2, "{steps} {overtaken}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -608,8 +788,7 @@ async fn one_job_at_a_time_and_none_without_a_key() {
     let done = export(&ledger, &archive(&root)).await.unwrap();
     assert!(root.join(directory_of(&done.completed.plan)).join(MANIFEST_NAME).exists());
     // Given up: another plan takes its number, and what was begun stays without a manifest.
-    let failing = Failing { archive: archive(&root), calls: AtomicUsize::new(0), at: 3, after: true };
-    let failing: Arc<dyn Archive> = Arc::new(failing);
+    let failing: Arc<dyn Archive> = Arc::new(Failing::new(&archive(&root), 3, true));
     export(&ledger, &failing).await.unwrap_err();
     let anew = BatchOptions { restart: true, ..batch_options() };
     let again = ledger.export_batch(archive(&root), anew, Box::new(|_| {})).await.unwrap();
@@ -659,8 +838,8 @@ async fn a_batch_that_was_begun_with_documents_is_not_finished_without_a_word() 
     let ledger = exporting(&dir.path().join("ledger"), 1).await;
     let good = archive(&root);
     // At the spool, which is after the plan.
-    let failing = Failing { archive: Arc::clone(&good), calls: AtomicUsize::new(0), at: 3, after: false };
-    assert!(export(&ledger, &(Arc::new(failing) as Arc<dyn Archive>)).await.is_err());
+    let failing: Arc<dyn Archive> = Arc::new(Failing::new(&good, 3, false));
+    assert!(export(&ledger, &failing).await.is_err());
     let record = ArchiveRecord::of(LOCATION, &ledger.exports().await.unwrap());
     assert!(record.open.as_ref().is_some_and(|plan| plan.private), "{record:?}");
     let without = BatchOptions { private: false, ..batch_options() };

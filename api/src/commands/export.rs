@@ -91,8 +91,11 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
     let metrics = args.metrics.clone();
     let dry_run = args.dry_run;
     let result = export(place, json, args).await;
-    if let Some(path) = metrics.filter(|_| !dry_run) {
-        counts::export(&path, result.is_ok())?;
+    if let Some(path) = metrics.filter(|_| !dry_run)
+        && let Err(e) = counts::export(&path, result.is_ok())
+    {
+        // What became of the export is what is answered.
+        eprintln!("ledger: --metrics: {e}; the run is not counted there, check the path");
     }
     result
 }
@@ -110,6 +113,9 @@ async fn export(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
     };
     if args.from.zip(args.to).is_some_and(|(from, to)| from > to) {
         return Err(CliError::Usage("--from is later than --to".into()));
+    }
+    if args.from.is_some_and(|from| from > SystemEnvironment.now_us()) {
+        return Err(CliError::Usage("--from is later than now".into()));
     }
     if args.dry_run {
         return dry_run(place, json, &archives::location(&named, args.location)?, &options).await;

@@ -15,7 +15,8 @@ use crate::{CliError, archives, output};
 ///
 /// With --check every object is looked at and read: whatever is not as it was exported is named, by GAP, MISSING, HIDDEN (by a delete marker),
 /// SHADOWED (by another version), UNLOCKED, SHORTENED or ALTERED, and the exit status is 1. It is 2 where not everything could be looked at, where a
-/// batch was begun and not completed, and where nothing was exported.
+/// batch was begun and not completed, and where nothing was exported. Batches that the archive has and the ledger's record does not (after a
+/// restore its last one) are checked as well: the next export records them.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Look at every object and read it
@@ -24,11 +25,16 @@ pub(crate) struct Args {
     /// Only of this archive: its directory or URL, or what the record calls it
     #[arg(long, value_name = "DIR|URL")]
     of: Option<String>,
+    /// Where it is now, if that is not where the record says
+    #[arg(long, value_name = "DIR|URL")]
+    at: Option<String>,
 }
 
 /// One batch, and what was found of it.
 struct Looked {
     done: Completed,
+    /// Whether the ledger's record has it.
+    recorded: bool,
     /// How its manifest is locked now, or why that is not known.
     lock: Result<Option<Retention>, String>,
     faults: Vec<ArchiveFault>,
@@ -36,13 +42,13 @@ struct Looked {
     trouble: Option<String>,
 }
 
-fn look(archive: &dyn Archive, done: Completed, whole: bool) -> Looked {
+fn look(archive: &dyn Archive, done: Completed, recorded: bool, whole: bool) -> Looked {
     let lock = check::lock_now(archive, &done).map_err(|e| reason(&e));
     let (mut faults, mut trouble) = (Vec::new(), None);
     if whole {
         trouble = check::batch(archive, &done, &mut faults).err().map(|e| reason(&e));
     }
-    Looked { done, lock, faults, trouble }
+    Looked { done, recorded, lock, faults, trouble }
 }
 
 /// Without what only matters to an export.
@@ -74,7 +80,7 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
         let location = match event {
             ExportEvent::Restored(restored) => {
                 say_restored(json, restored)?;
-                continue;
+                &restored.location
             }
             ExportEvent::Started(plan) => &plan.location,
             ExportEvent::Completed(completed) => &completed.plan.location,
@@ -97,9 +103,15 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
         }
         return Ok(if args.check { 2 } else { 0 });
     }
+    if archives.len() > 1 && args.at.is_some() {
+        let known: Vec<_> = archives.into_keys().collect();
+        let why =
+            format!("--at is where one archive is: say which with --of; the ledger's record has {}", known.join(", "));
+        return Err(CliError::Usage(why));
+    }
     let mut exit = 0;
-    for (location, record) in archives {
-        let archive: Arc<dyn Archive> = archives::recorded(&location).await?;
+    for (location, mut record) in archives {
+        let archive = archives::recorded(&location, args.at.as_deref().unwrap_or(&location)).await?;
         if !json {
             output::line(&output::safe(&location))?;
         }
@@ -108,9 +120,29 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
             exit = 1;
             say_fault(json, fault)?;
         }
-        for done in record.completed {
+        let recorded = record.completed.len();
+        if args.check {
+            match ledger.unrecorded_batches(&archive, record.completed.last().cloned()).await {
+                Ok(found) => record.completed.extend(found),
+                Err(e) => {
+                    exit = if exit == 0 { 2 } else { exit };
+                    say_trouble(json, &location, &reason(&e))?;
+                }
+            }
+        }
+        if record.completed.is_empty() && record.open.is_none() {
+            // What the ledger was restored from may be a copy, or not looked into.
+            if args.check && exit == 0 {
+                exit = 2;
+            }
+            if !json {
+                let found = if args.check { ", and none was found" } else { "" };
+                output::line(&format!("  no batch of an export there is recorded{found}"))?;
+            }
+        }
+        for (n, done) in record.completed.into_iter().enumerate() {
             let (looking, whole) = (Arc::clone(&archive), args.check);
-            let looked = tokio::task::spawn_blocking(move || look(&*looking, done, whole)).await;
+            let looked = tokio::task::spawn_blocking(move || look(&*looking, done, n < recorded, whole)).await;
             let looked = looked.map_err(|e| CliError::Usage(e.to_string()))?;
             if !looked.faults.is_empty() {
                 exit = 1;
@@ -137,6 +169,14 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
         }
     }
     Ok(exit)
+}
+
+fn say_trouble(json: bool, location: &str, why: &str) -> Result<(), CliError> {
+    output::line(&if json {
+        serde_json::json!({ "location": location, "checked": false, "error": why }).to_string()
+    } else {
+        format!("  what is there besides could not be looked at: {}", output::safe(why))
+    })
 }
 
 fn lock_now(looked: &Looked) -> String {
@@ -166,11 +206,12 @@ fn say(json: bool, checked: bool, looked: &Looked) -> Result<(), CliError> {
             "exported_at": rfc3339(plan.exported_at_us), "env": plan.env, "entries": entries, "bytes": done.bytes,
             "manifest_sha256": done.manifest_sha256.to_hex(), "manifest_version": done.manifest_version,
             "lock_recorded": archives::lock_json(done.lock.as_ref()), "lock_now": lock,
-            "lock_error": looked.lock.as_ref().err(), "checked": checked && looked.trouble.is_none(),
+            "lock_error": looked.lock.as_ref().err(), "checked": checked && looked.trouble.is_none(), "recorded": looked.recorded,
             "error": looked.trouble, "faults": faults,
         });
         return output::line(&object.to_string());
     }
+    let unrecorded = if looked.recorded { "" } else { "; not in the ledger's record yet, the next export records it" };
     let state = match (&looked.trouble, looked.faults.len(), checked) {
         (Some(why), 0, _) => format!("; could not be checked: {why}"),
         (Some(why), n, _) => format!("; {n} faults, and not all could be checked: {why}"),
@@ -180,7 +221,7 @@ fn say(json: bool, checked: bool, looked: &Looked) -> Result<(), CliError> {
         (None, n, _) => format!("; {n} faults"),
     };
     output::line(&output::safe(&format!(
-        "  {:>4}  {}  {}  {entries} entries, {} bytes  {}{state}",
+        "  {:>4}  {}  {}  {entries} entries, {} bytes  {}{state}{unrecorded}",
         plan.sequence,
         &rfc3339(plan.exported_at_us)[..19],
         plan.env,

@@ -1,9 +1,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use audit_verify::{
     Anchor, Code, Demands, Export, Lines, Report, SourceError, Verdict, is_bucket, verify, verify_path,
+    verify_path_with,
 };
 use ledger_engine::body::Body;
 use ledger_engine::export::record::{ExportEvent, Restored as Recorded};
@@ -17,12 +17,15 @@ use ledger_engine::store::{ChainHead, Entry, Store, StoreError};
 use ledger_engine::succession::{Succession, TreeHead};
 
 use crate::directory::{self, Place, random};
-use crate::{CliError, output};
+use crate::weighed::{self, Receiver, Sender};
+use crate::{CliError, archives, output};
 
-/// Private documents that are read ahead.
-const AHEAD: usize = 1024;
-/// Commits that are read ahead.
-const COMMITS_AHEAD: usize = 16;
+/// Bytes of private documents that are read ahead.
+const DOCUMENTS_AHEAD: usize = 4 << 20;
+/// Bytes of commits that are read ahead.
+const COMMITS_AHEAD: usize = 4 << 20;
+/// Bytes of a row besides its body or document, about.
+const ROW: usize = 512;
 
 /// Make the ledger again from an archive alone, for the day when its database is gone
 ///
@@ -80,6 +83,9 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
     if !drill && accept_loss.is_none() {
         // Before an hour's work, not after it.
         directory::check_keys(place)?;
+        if directory::is_closed(&place.dir) {
+            return Err(stays_closed(&place.dir.display().to_string()));
+        }
     }
     let wanted = Wanted { from, trust, anchors, drill, accept_loss };
     let (place, url) = (place.clone(), place.url()?.map(str::to_owned));
@@ -101,8 +107,12 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
                     )?;
                     return Ok(report.exit().max(2));
                 }
-                let short = report.codes().iter().any(|c| c == Code::AnchorBeyondTail.as_str());
-                output::line(if short {
+                let short = report.faults_of(Code::AnchorBeyondTail) > 0;
+                let contradicted = report.faults_of(Code::AnchorMismatch) > 0;
+                output::line(if contradicted {
+                    "nothing was restored: the ledger's own key signed a checkpoint that this archive contradicts, so that there are two histories. Find out \
+                     which of them is the ledger's, and restore that one; --newest-checkpoint none with --drill only looks at what this one has"
+                } else if short {
                     "nothing was restored: the ledger had signed more than the archive holds. Look for what is missing (the database's own backups, other \
                      archives); this ledger must not go on without it, since it would have two histories. If it is lost, --accept-loss restores what there is \
                      and closes the ledger"
@@ -205,7 +215,15 @@ fn restore(place: &Place, url: Option<&str>, wanted: &Wanted) -> Result<Restored
     } else {
         Export::open(Path::new(&wanted.from), Some(wanted.trust))
     };
-    let export = export.map_err(wrong)?;
+    // A table that is missing keeps no ledger from being restored.
+    let export = export.map_err(wrong)?.without_tables();
+    if export.is_lone_batch() && !wanted.drill {
+        return Err(wrong(format!(
+            "{} is one batch of an archive, and others may follow it: name the archive that it is in, the directory with marketplace/; or only try \
+             it, with --drill",
+            wanted.from
+        )));
+    }
     let demands = Demands { trust: Some(wanted.trust), anchors: &wanted.anchors, ..Demands::default() };
     let report = verify(&wanted.from, &export, demands);
     let good = report.verdict() == Verdict::Verified && report.exit() == 0;
@@ -218,19 +236,51 @@ fn restore(place: &Place, url: Option<&str>, wanted: &Wanted) -> Result<Restored
             output::safe(&doubtful.join(", "))
         )));
     }
-    if !good && (wanted.accept_loss.is_none() || report.verdict() != Verdict::Broken) {
+    // What contradicts a signed checkpoint has two histories: nobody can say of one that the other is what was lost of it.
+    let contradicted = report.faults_of(Code::AnchorMismatch) > 0;
+    if !good && (wanted.accept_loss.is_none() || report.verdict() != Verdict::Broken || contradicted) {
         return Ok(Restored::Refused(Box::new(report)));
     }
     // Made beside and renamed, so that a failure leaves no half ledger; what is there is whole.
     if url.is_none() && place.dir.join(DATABASE_FILE).exists() {
         return there_already(place, wanted, &export, &report);
     }
-    let building = place.dir.join(format!(".restoring-{}", to_hex(&random::<4>()?)));
+    clear_leftovers(&place.dir);
+    let building = place.dir.join(format!("{BUILDING}{}", to_hex(&random::<4>()?)));
     std::fs::create_dir_all(&building).map_err(io(&building))?;
+    let lock = building.join(LOCK);
+    let held = std::fs::File::create(&lock).and_then(|file| file.lock().map(|()| file)).map_err(io(&lock))?;
     let built = build(place, url, wanted, &export, report, &building);
     // What is left of a failed one; the error that matters is the first one.
     let _ = std::fs::remove_dir_all(&building);
+    drop(held);
     built
+}
+
+/// Where an embedded ledger is made, with a file that is locked for as long as somebody makes it.
+const BUILDING: &str = ".restoring-";
+const LOCK: &str = "lock";
+
+/// Takes away what runs that were killed have left.
+fn clear_leftovers(dir: &Path) {
+    for item in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if !item.file_name().to_string_lossy().starts_with(BUILDING) {
+            continue;
+        }
+        let lock = std::fs::File::open(item.path().join(LOCK));
+        if lock.is_ok_and(|file| file.try_lock().is_ok()) {
+            // What cannot be removed is in nobody's way.
+            let _ = std::fs::remove_dir_all(item.path());
+        }
+    }
+}
+
+/// A ledger that was closed may have a successor: it never goes on, whatever is found of it later.
+fn stays_closed(shown: &str) -> CliError {
+    wrong(format!(
+        "{shown} holds a ledger that was closed, and that does not go on: its successor takes what is new. To look at what this archive has, restore \
+         it into another place with --drill. If the successor was not begun yet, and this archive has what had been lost, restore it into an empty place"
+    ))
 }
 
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> CliError + use<> {
@@ -255,10 +305,11 @@ fn build(
         let demands = Demands { trust: Some(wanted.trust), ..Demands::default() };
         (verify(&wanted.from, export, demands), None)
     } else {
-        let Some((report, sizes)) = salvage(export, wanted.trust, building)? else {
-            return Ok(Restored::Refused(Box::new(report)));
-        };
-        (report, Some(sizes))
+        match salvage(export, wanted, building)? {
+            Salvaged::Nothing => return Ok(Restored::Refused(Box::new(report))),
+            Salvaged::Contradicted(why) => return Ok(Restored::Refused(why)),
+            Salvaged::Good(report, sizes) => (*report, Some(sizes)),
+        }
     };
     let succession = match &wanted.accept_loss {
         Some(statement) => succession(export, &report, &wanted.anchors, wanted.trust, statement)?,
@@ -267,6 +318,9 @@ fn build(
     if succession.is_none() && !wanted.drill {
         // Nothing that was signed is lost, so that it will go on.
         directory::check_keys(place)?;
+        if directory::is_closed(&place.dir) {
+            return Err(stays_closed(&place.dir.display().to_string()));
+        }
     }
     let limits = limits.as_deref();
     let mut held = Held { dir: &place.dir, postgres: None };
@@ -278,10 +332,16 @@ fn build(
             if store.ledger_id()?.is_some_and(|id| id != wanted.trust) {
                 return Err(wrong("the database holds another ledger; restore into an empty one"));
             }
+            let closed = held.is_closed()?;
+            if closed && succession.is_none() {
+                return Err(stays_closed("the database"));
+            }
             if goes_beyond(&*store, export)? {
                 return restored_before(&store, export, "the database", &held);
             }
-            held.hold(INCOMPLETE)?;
+            if !closed {
+                held.hold(INCOMPLETE)?;
+            }
             let begun = store.heads()?.iter().any(|head| head.size() > 0);
             (store, begun)
         }
@@ -344,6 +404,14 @@ impl Held<'_> {
         match &self.postgres {
             Some(store) => Ok(store.hold(Some(why))?),
             None => directory::hold(self.dir, why),
+        }
+    }
+
+    /// Whether it was closed by a restore before.
+    fn is_closed(&self) -> Result<bool, CliError> {
+        match &self.postgres {
+            Some(store) => Ok(store.held()?.as_deref() == Some(CLOSED)),
+            None => Ok(directory::is_closed(self.dir)),
         }
     }
 
@@ -464,7 +532,11 @@ fn sync(path: &Path) -> Result<(), CliError> {
 fn record(export: &Export, wanted: &Wanted, report: &Report) -> Recorded {
     let newest = newest_of_each(wanted.anchors.iter().filter_map(|anchor| anchor.tree_head(report)));
     Recorded {
-        location: wanted.from.chars().take(1024 / 4).collect(),
+        location: archives::location(&wanted.from, None)
+            .unwrap_or_else(|_| wanted.from.clone())
+            .chars()
+            .take(1024 / 4)
+            .collect(),
         manifest_sha256: export.manifest_sha256(),
         sizes: report.chains().iter().map(|c| c.entries).collect(),
         newest,
@@ -516,14 +588,23 @@ fn succession(
     Ok((more || !lost.is_empty()).then_some(Succession { ledger_id: trust, origin, restored, newest, lost, statement }))
 }
 
-/// How much of each chain is good, with the report on it: what there is is restored and judged, and cut off where a fault is, until none is
-/// left. `None`: nothing of it is good.
-fn salvage(export: &Export, trust: Hash, dir: &Path) -> Result<Option<(Report, Vec<u64>)>, CliError> {
+/// What of a damaged archive is good.
+enum Salvaged {
+    Nothing,
+    /// Its good part, and how much of each chain that is.
+    Good(Box<Report>, Vec<u64>),
+    /// A checkpoint that the ledger signed contradicts it.
+    Contradicted(Box<Report>),
+}
+
+/// What there is is restored and judged, and cut off where a fault is, until none is left.
+fn salvage(export: &Export, wanted: &Wanted, dir: &Path) -> Result<Salvaged, CliError> {
+    let trust = wanted.trust;
     let mut limits: Vec<u64> = export.manifest().chains.iter().map(|c| c.to).collect();
     let scratch = dir.join("salvage");
     loop {
         if limits.first().is_none_or(|size| *size == 0) {
-            return Ok(None);
+            return Ok(Salvaged::Nothing);
         }
         std::fs::create_dir_all(&scratch).map_err(io(&scratch))?;
         let store: Arc<dyn Store> = Arc::new(embedded(&scratch)?);
@@ -531,9 +612,14 @@ fn salvage(export: &Export, trust: Hash, dir: &Path) -> Result<Option<(Report, V
         store.close()?;
         drop(store);
         let report = verify_path(&scratch, Some(trust));
+        let good = report.verdict() == Verdict::Verified;
+        let contradicted = if good { contradicted(export, wanted, &report, &scratch) } else { None };
         std::fs::remove_dir_all(&scratch).map_err(io(&scratch))?;
-        if report.verdict() == Verdict::Verified {
-            return Ok(Some((report, sizes)));
+        if let Some(why) = contradicted {
+            return Ok(Salvaged::Contradicted(Box::new(why)));
+        }
+        if good {
+            return Ok(Salvaged::Good(Box::new(report), sizes));
         }
         let mut next = sizes.clone();
         for finding in report.findings() {
@@ -548,6 +634,21 @@ fn salvage(export: &Export, trust: Hash, dir: &Path) -> Result<Option<(Report, V
         }
         limits = next;
     }
+}
+
+/// What the checkpoints of sizes that were restored say against it, where they do: those that were given, and those of the archive's manifests, which
+/// may be of a batch that is not among the good ones.
+fn contradicted(export: &Export, wanted: &Wanted, report: &Report, restored: &Path) -> Option<Report> {
+    let reached = |anchor: &Anchor| {
+        let head = anchor.tree_head(report);
+        head.is_some_and(|h| report.chains().iter().any(|c| c.chain == u64::from(h.chain) && h.size <= c.entries))
+    };
+    let mut known = export.checkpoints();
+    known.extend(wanted.anchors.iter().cloned());
+    known.retain(reached);
+    let demands = Demands { trust: Some(wanted.trust), anchors: &known, ..Demands::default() };
+    let report = verify_path_with(restored, demands);
+    (report.faults_of(Code::AnchorMismatch) > 0).then_some(report)
 }
 
 /// How many entries lie before what is wrong.
@@ -582,10 +683,11 @@ fn fill(store: &Arc<dyn Store>, export: &Export, trust: Hash, limits: Option<&[u
         let lines = |kind| export.lines(range.chain, kind);
         let (entry_lines, private_lines) = (lines(FileKind::Entries), lines(FileKind::Private));
         std::thread::scope(|scope| {
-            let ((documents, private), (archived, commits)) = (sync_channel(AHEAD), sync_channel(COMMITS_AHEAD));
+            let ((documents, private), (archived, commits)) =
+                (weighed::channel(DOCUMENTS_AHEAD), weighed::channel(COMMITS_AHEAD));
             let reading_private = scope.spawn(move || {
                 let mut send = |line: Line<'_>| match line {
-                    Line::Private(p) => documents.send((p.index, p.document.to_vec())).is_ok(),
+                    Line::Private(p) => documents.send(p.document.len() + ROW, (p.index, p.document.to_vec())),
                     _ => true,
                 };
                 if limit.is_some() {
@@ -596,7 +698,8 @@ fn fill(store: &Arc<dyn Store>, export: &Export, trust: Hash, limits: Option<&[u
             });
             let reading = scope.spawn(move || read(&entry_lines, there, &private, limit.is_some(), &archived));
             let within = |item: &Archived| limit.is_none_or(|limit| item.end() <= limit);
-            let mut taken = commits.iter().take_while(within).try_for_each(|item| take(&mut restorer, item));
+            let mut taken =
+                std::iter::from_fn(|| commits.next()).take_while(within).try_for_each(|item| take(&mut restorer, item));
             // Readers that wait for somebody to take what they have must not wait forever.
             drop(commits);
             if limit.is_some() && matches!(taken, Err(CliError::Store(StoreError::Corrupt(_)))) {
@@ -639,6 +742,16 @@ impl Archived {
             Archived::Last(entry) => entry.header.index + 1,
         }
     }
+
+    /// Hands it over; `false` if nobody takes it.
+    fn send(self, out: &Sender<Archived>) -> bool {
+        let weight = match &self {
+            Archived::Commit(commit) => commit.weight() + commit.entries.len() * ROW,
+            Archived::Checkpoint(line) => line.note.len() + ROW,
+            Archived::Last(entry) => entry.body.len() + ROW,
+        };
+        out.send(weight, self)
+    }
 }
 
 fn take(restorer: &mut Restorer, item: Archived) -> Result<(), CliError> {
@@ -659,7 +772,7 @@ fn read(
     there: u64,
     documents: &Receiver<(u64, Vec<u8>)>,
     doubtful: bool,
-    out: &SyncSender<Archived>,
+    out: &Sender<Archived>,
 ) -> Result<(), SourceError> {
     let mut next_private: Option<(u64, Vec<u8>)> = None;
     let mut open: Option<ArchivedCommit> = None;
@@ -671,17 +784,18 @@ fn read(
         Line::Entry(line) => {
             let index = line.header.index;
             let Some(reading) = &mut open else { return true };
-            if index + 1 == there && out.send(Archived::Last(Box::new(entry_of(&line)))).is_err() {
+            if index + 1 == there && !Archived::Last(Box::new(entry_of(&line))).send(out) {
                 return false;
             }
             loop {
                 if next_private.is_none() {
-                    next_private = documents.recv().ok();
+                    next_private = documents.next();
                 }
                 match next_private.take_if(|(i, _)| *i <= index) {
                     Some(document) if document.0 == index => {
                         let named = || Body::decode(line.body).ok().and_then(|body| body.private_sha256);
-                        if !doubtful || named() == Some(sha256(&[&document.1])) {
+                        let again = reading.private.last().is_some_and(|(last, _)| *last == index);
+                        if !doubtful || !again && named() == Some(sha256(&[&document.1])) {
                             reading.private.push(document);
                         }
                     }
@@ -694,11 +808,11 @@ fn read(
                 return true;
             }
             match open.take().filter(|read| read.commit.first_index >= there) {
-                Some(commit) => out.send(Archived::Commit(commit)).is_ok(),
+                Some(commit) => Archived::Commit(commit).send(out),
                 None => true,
             }
         }
-        Line::Checkpoint(line) if line.size > there || there == 0 => out.send(Archived::Checkpoint(line)).is_ok(),
+        Line::Checkpoint(line) if line.size > there || there == 0 => Archived::Checkpoint(line).send(out),
         Line::Checkpoint(_) | Line::Private(_) => true,
     })
 }

@@ -1,6 +1,7 @@
 //! The export job: the next batch of an archive.
 //!
-//! 1. One job at a time for a ledger: a lock that goes with the process ([`Store::exclusive`]).
+//! 1. One job at a time for a ledger: a lock that goes with the process ([`Store::exclusive`]). In PostgreSQL it goes with a connection, too; a
+//!    job that lost it cannot record anything once another one did.
 //! 2. Checkpoints of all chains; the batch ends at them. The plan is appended as `audit_export.started`.
 //! 3. Files of lines, each kept as soon as it is complete; then all are read back, with their locks.
 //! 4. The manifest, signed; read back. Only then `audit_export.completed` is appended.
@@ -17,12 +18,14 @@ use super::place::{Archive, BatchTerms, Kept, Metadata, NewObject, Spool};
 use crate::body::Body;
 use crate::domain::Occurrence;
 use crate::domain::command::ExpectedRevision;
+use crate::domain::decide::RefusalCode;
 use crate::export::batch::{
     Batch, Continuation, ManifestSignature, PreviousBatch, RegistryState, SERVICE, StoredFile, TableFile,
 };
 use crate::export::record::{Completed, ExportEvent, Plan, PlannedRange, Restored};
 use crate::export::{ChainRange, ExportFile, FileKind, MANIFEST_BYTES_MAX, MANIFEST_NAME, Manifest};
 use crate::hash::{Hash, sha256};
+use crate::heads;
 use crate::ledger::{AppendError, Ledger};
 use crate::merkle;
 use crate::note::{Checkpoint, Note};
@@ -30,7 +33,7 @@ use crate::reader::{Reader, StoredNodes, blocking};
 use crate::registry::{Purpose, Registry};
 use crate::signer::SignerError;
 use crate::store::{Store, StoreError};
-use crate::stream::{EXPORTS_STREAM, Stream};
+use crate::stream::{HEADS_STREAM, Stream};
 use crate::time::rfc3339;
 use crate::writer::{SystemEvent, Work};
 
@@ -127,10 +130,24 @@ impl Reader {
         Ok(events)
     }
 
-    /// What the next batch of an archive would hold, from the heads as they are now. Nothing is written.
-    pub async fn export_plan(&self, location: &str, options: &BatchOptions, now_us: i64) -> Result<Plan, StoreError> {
+    /// The batches that an archive has after `last`, the last one that is recorded, signed by keys of this ledger: the next export records
+    /// them. One of another history is an error. Whether they are whole is not looked at.
+    pub async fn unrecorded_batches(
+        &self,
+        archive: &Arc<dyn Archive>,
+        last: Option<Completed>,
+    ) -> Result<Vec<Completed>, ExportError> {
+        let (store, registry, id) = (Arc::clone(self.store()), self.stored_registry().await?, self.id());
+        let looking = Arc::clone(archive);
+        let found = in_thread(move || unrecorded(&*store, &*looking, &registry, id, last)).await?;
+        Ok(found.into_iter().map(|(completed, _)| completed).collect())
+    }
+
+    /// What the next batch of an archive would hold, from the heads as they are now, or why there would be none. Nothing is written.
+    pub async fn export_plan(&self, location: &str, options: &BatchOptions, now_us: i64) -> Result<Plan, ExportError> {
         let record = ArchiveRecord::of(location, &self.exports().await?);
         if let Some(open) = record.open.clone().filter(|_| !options.restart) {
+            as_begun(&open, options)?;
             return Ok(open);
         }
         let store = Arc::clone(self.store());
@@ -141,6 +158,7 @@ impl Reader {
             }
             None => blocking(move || store.heads()).await?.iter().map(|head| head.size()).collect(),
         };
+        not_before_all(&ends, location)?;
         Ok(plan(&record, location, self.id(), options, &ends, now_us))
     }
 }
@@ -150,30 +168,98 @@ fn from(record: &ArchiveRecord) -> Vec<u64> {
     record.completed.last().map(|done| done.plan.ranges.iter().map(|range| range.to).collect()).unwrap_or_default()
 }
 
-/// The size of each chain's last signed checkpoint whose entries were recorded up to a time; `from`, if there is none beyond it.
+/// Where a batch ends that has what was recorded up to a time, and that checkpoints were signed of; `from` where there is nothing new.
 fn ends_until(store: &dyn Store, from: &[u64], until_us: i64) -> Result<Vec<u64>, StoreError> {
-    /// Rows read at a time.
-    const PAGE: usize = 1024;
-    let mut ends = Vec::new();
-    for head in store.heads()? {
-        let mut end = from.get(head.chain as usize).copied().unwrap_or(0);
-        'pages: loop {
-            let rows = store.checkpoints(head.chain, end + 1, PAGE)?;
-            let Some(last) = rows.last().map(|row| row.size) else { break };
-            for row in rows.iter().filter(|row| row.note.is_some() && row.size > 0) {
-                let entry = store.entry(head.chain, row.size - 1)?;
-                if entry.is_none_or(|entry| entry.header.recorded_at_us > until_us) {
-                    break 'pages;
-                }
-                end = row.size;
-            }
-            if end < last {
-                break;
-            }
-        }
-        ends.push(end);
+    let heads = store.heads()?;
+    let mut ends: Vec<u64> = heads.iter().map(|head| from.get(head.chain as usize).copied().unwrap_or(0)).collect();
+    match &mut ends[..] {
+        [end] => *end = last_checkpoint_until(store, *end, until_us)?,
+        _ => ends = last_cut_until(store, &ends, until_us)?.unwrap_or(ends),
     }
     Ok(ends)
+}
+
+/// Whether the entry before a size was recorded by then.
+fn recorded_by(store: &dyn Store, chain: u32, size: u64, until_us: i64) -> Result<bool, StoreError> {
+    let last = size.checked_sub(1).map(|index| store.entry(chain, index)).transpose()?.flatten();
+    Ok(last.is_some_and(|entry| entry.header.recorded_at_us <= until_us))
+}
+
+/// Of the only chain: the size of its last signed checkpoint whose entries were recorded up to a time.
+fn last_checkpoint_until(store: &dyn Store, from: u64, until_us: i64) -> Result<u64, StoreError> {
+    /// Rows read at a time.
+    const PAGE: usize = 1024;
+    let mut end = from;
+    loop {
+        let rows = store.checkpoints(0, end + 1, PAGE)?;
+        let Some(last) = rows.last().map(|row| row.size) else { return Ok(end) };
+        for row in rows.iter().filter(|row| row.note.is_some() && row.size > 0) {
+            if !recorded_by(store, 0, row.size, until_us)? {
+                return Ok(end);
+            }
+            end = row.size;
+        }
+        if end < last {
+            return Ok(end);
+        }
+    }
+}
+
+/// Of several chains: the last cut that chain 0 names, beyond `from`, and that checkpoints were signed of. Where each of them ends by itself
+/// entries of one could rest on later ones of another.
+fn last_cut_until(store: &dyn Store, from: &[u64], until_us: i64) -> Result<Option<Vec<u64>>, StoreError> {
+    let mut at = store.stream_head(0, HEADS_STREAM)?.map(|head| head.index);
+    while let Some(index) = at {
+        let corrupt = || StoreError::Corrupt(format!("entry {index} of chain 0 is no chain.heads; verify the ledger"));
+        let entry = store.entry(0, index)?.filter(|e| e.header.stream == HEADS_STREAM).ok_or_else(corrupt)?;
+        let mut ends = heads::sizes(&entry.parse_body().map_err(|_| corrupt())?.payload);
+        if ends.len() != from.len() || entry.parent_index.is_some_and(|parent| parent >= index) {
+            return Err(corrupt());
+        }
+        // It came right after what it names.
+        ends[0] = index + 1;
+        if ends.iter().zip(from).any(|(end, from)| end < from) {
+            return Ok(None);
+        }
+        let mut fits = true;
+        for (chain, end) in (0..).zip(&ends) {
+            let signed = store.checkpoints(chain, *end, 1)?.first().is_some_and(|c| c.size == *end && c.note.is_some());
+            fits = fits && signed && recorded_by(store, chain, *end, until_us)?;
+        }
+        if fits {
+            return Ok(Some(ends));
+        }
+        at = entry.parent_index;
+    }
+    Ok(None)
+}
+
+/// Refuses to finish a batch as something else than it was begun as.
+fn as_begun(plan: &Plan, options: &BatchOptions) -> Result<(), ExportError> {
+    let documents = |private| if private { "with private documents" } else { "without private documents" };
+    let tables = |tables| if tables { "with tables" } else { "without tables" };
+    let what = if plan.private != options.private {
+        format!("{}, and this run is to be {}", documents(plan.private), documents(options.private))
+    } else if plan.tables != options.tables {
+        format!("{}, and this run is to be {}", tables(plan.tables), tables(options.tables))
+    } else if plan.env != options.env {
+        format!("of the environment {:?}, and this run is of {:?}", plan.env, options.env)
+    } else {
+        return Ok(());
+    };
+    let why = format!(
+        "a batch was begun {what}, and not completed: finish it as it was begun, by the same options, or give it up with --restart"
+    );
+    Err(ExportError::Unfit(plan.location.clone(), why))
+}
+
+/// Refuses a batch that has nothing of some chain.
+fn not_before_all(ends: &[u64], location: &str) -> Result<(), ExportError> {
+    if ends.contains(&0) {
+        let why = "no checkpoint was signed until then of every chain; give a later --to".to_owned();
+        return Err(ExportError::Unfit(location.to_owned(), why));
+    }
+    Ok(())
 }
 
 fn plan(
@@ -225,9 +311,11 @@ impl Ledger {
         let fit = Arc::clone(&archive);
         in_thread(move || fit.terms(now_us)).await?;
 
-        let mut record = ArchiveRecord::of(archive.location(), &self.exports().await?);
+        let events = self.exports().await?;
+        let mut record = ArchiveRecord::of(archive.location(), &events);
+        let mut revision = events.len() as u64;
         let begun = record.open.as_ref().map(|plan| plan.batch.clone());
-        let taken_over = self.take_over(&archive, &mut record).await?;
+        let taken_over = self.take_over(&archive, &mut record, &mut revision).await?;
         // A batch that was begun may be there, and lack only its record: then it is none that can be made or planned anew.
         if let Some((completed, manifest)) = taken_over.filter(|(done, _)| Some(&done.plan.batch) == begun.as_ref())
             && !options.restart
@@ -238,10 +326,8 @@ impl Ledger {
         let now_us = now_us.max(record.open.as_ref().map_or(0, |given_up| given_up.exported_at_us + 1_000_000));
         let open = record.open.take().filter(|_| !options.restart);
         let resumed = open.is_some();
-        if open.as_ref().is_some_and(|plan| plan.private && !options.private) {
-            let why = "a batch with private documents was begun and not completed, and this run is to leave them out: finish it as it was begun, or \
-                       give it up with --restart";
-            return Err(ExportError::Unfit(archive.location().to_owned(), why.to_owned()));
+        if let Some(plan) = &open {
+            as_begun(plan, &options)?;
         }
         if let Some(last) = record.completed.last().cloned() {
             let looking = Arc::clone(&archive);
@@ -257,12 +343,9 @@ impl Ledger {
                         blocking(move || ends_until(&*store, &from, until_us)).await?
                     }
                 };
-                if ends.contains(&0) {
-                    let why = "no checkpoint was signed until then of every chain; give a later --to".to_owned();
-                    return Err(ExportError::Unfit(archive.location().to_owned(), why));
-                }
+                not_before_all(&ends, archive.location())?;
                 let plan = plan(&record, archive.location(), id, &options, &ends, now_us);
-                self.append_export(&ExportEvent::Started(plan.clone())).await?;
+                self.append_export(&ExportEvent::Started(plan.clone()), &mut revision).await?;
                 plan
             }
         };
@@ -287,7 +370,7 @@ impl Ledger {
         let signature = chosen.sign(&made.manifest.statement()).await?;
         made.manifest.signature = Some(ManifestSignature { kid: chosen.key.kid.clone(), signature });
         let (completed, manifest) = in_thread(move || unfinished.keep_manifest(made)).await?;
-        self.append_export(&ExportEvent::Completed(completed.clone())).await?;
+        self.append_export(&ExportEvent::Completed(completed.clone()), &mut revision).await?;
         Ok(Done { completed, manifest, resumed })
     }
 
@@ -298,6 +381,7 @@ impl Ledger {
         &self,
         archive: &Arc<dyn Archive>,
         record: &mut ArchiveRecord,
+        revision: &mut u64,
     ) -> Result<Option<(Completed, Manifest)>, ExportError> {
         let (store, registry, id) = (Arc::clone(self.store()), self.registry(), self.id());
         let (looking, known) = (Arc::clone(archive), record.completed.last().cloned());
@@ -315,7 +399,7 @@ impl Ledger {
                 Err(_) if is_begun => break,
                 Err(why) => return Err(ExportError::Unfit(archive.location().to_owned(), why)),
             }
-            self.append_export(&ExportEvent::Completed(completed.clone())).await?;
+            self.append_export(&ExportEvent::Completed(completed.clone()), revision).await?;
             record.completed.push(completed.clone());
             record.open = None;
             last = Some((completed, manifest));
@@ -342,22 +426,31 @@ impl Ledger {
 
     /// Records that the ledger was restored, and goes on. To be its first entry after that.
     pub async fn record_restored(&self, restored: Restored) -> Result<(), ExportError> {
-        self.append_export(&ExportEvent::Restored(restored)).await
+        let mut revision = self.exports().await?.len() as u64;
+        self.append_export(&ExportEvent::Restored(restored), &mut revision).await
     }
 
-    async fn append_export(&self, event: &ExportEvent) -> Result<(), ExportError> {
+    /// Appends to the stream as it was when this job read it, of `revision` entries: a job whose lock was lost, and that another one has
+    /// overtaken, records nothing.
+    async fn append_export(&self, event: &ExportEvent, revision: &mut u64) -> Result<(), ExportError> {
         let body = Body { actor_id: "system".into(), payload: event.to_payload(), private_sha256: None, meta: None };
-        let store = Arc::clone(self.store());
-        let revision = blocking(move || store.stream_head(0, EXPORTS_STREAM)).await?.map_or(0, |head| head.revision);
         let event = SystemEvent {
             stream: Stream::Exports,
             event_type: event.event_type(),
             body,
-            expected: ExpectedRevision::Exact(revision),
+            expected: ExpectedRevision::Exact(*revision),
         };
         let answer = self.enqueue(0, Work::System(Box::new(event))).await?;
-        answer.await.unwrap_or(Err(AppendError::Closed))?;
-        Ok(())
+        match answer.await.unwrap_or(Err(AppendError::Closed)) {
+            Ok(_) => {
+                *revision += 1;
+                Ok(())
+            }
+            Err(AppendError::Refused(refusal)) if refusal.code == RefusalCode::RevisionConflict => {
+                Err(ExportError::Overtaken)
+            }
+            Err(e) => Err(e.into()),
+        }
     }
 }
 
@@ -410,10 +503,16 @@ fn unrecorded(
         let Some(manifest) = Manifest::decode(&bytes).ok().filter(is_ours) else {
             continue;
         };
-        // Nor is a copy of one of ours, put where another one would be.
+        // Nor is a copy of one of ours, put where another one would be; one that was moved there is.
         let place = manifest.batch.as_ref().map(|batch| directory(manifest.exported_at_us, &batch.name));
-        if place.map(|dir| format!("{dir}/{MANIFEST_NAME}")) != Some(key.clone()) {
-            continue;
+        let place = place.map(|dir| format!("{dir}/{MANIFEST_NAME}")).unwrap_or_default();
+        if place != key {
+            let sequence = manifest.batch.as_ref().map_or(0, |batch| batch.sequence);
+            if sequence <= recorded || archive.state(&place, None)?.there {
+                continue;
+            }
+            let why = format!("{key} was moved from {place}, where it belongs: put it back");
+            return Err(ExportError::Unfit(archive.location().to_owned(), why));
         }
         let digest = sha256(&[&bytes]);
         let completed = take(store, archive.location(), &manifest, last.as_ref())?.map_err(unfit)?;
@@ -424,18 +523,25 @@ fn unrecorded(
     Ok(taken)
 }
 
-/// That the archive is where it was: a batch is of no use without those before it.
+/// That the archive is where it was, and as it was: a batch is of no use without those before it.
 fn there(archive: &dyn Archive, last: &Completed) -> Result<(), ExportError> {
-    let key = format!("{}/{MANIFEST_NAME}", directory_of(&last.plan));
-    if archive.state(&key, last.manifest_version.as_deref())?.there {
-        return Ok(());
+    let (key, version) = (format!("{}/{MANIFEST_NAME}", directory_of(&last.plan)), last.manifest_version.as_deref());
+    let unfit = |why| Err(ExportError::Unfit(archive.location().to_owned(), why));
+    if !archive.state(&key, version)?.there {
+        return unfit(format!(
+            "the {} batches before are not here, {key} is missing: is it mounted, and is it the right server? put them back, or export to another \
+             place, which begins with all entries",
+            last.plan.sequence
+        ));
     }
-    let why = format!(
-        "the {} batches before are not here, {key} is missing: is it mounted, and is it the right server? put them back, or export to another place, \
-         which begins with all entries",
-        last.plan.sequence
-    );
-    Err(ExportError::Unfit(archive.location().to_owned(), why))
+    let (found, _) = archive.read(&key, version, MANIFEST_BYTES_MAX, &mut std::io::sink())?;
+    if found != last.manifest_sha256 {
+        return unfit(format!(
+            "{key} was altered since it was exported, so that nothing can continue it: look at the archive with `ledger exports --check`, put back \
+             what was there, or export to another place, which begins with all entries"
+        ));
+    }
+    Ok(())
 }
 
 /// That everything of a batch is there, as its manifest says and locked as it says: nothing else is recorded as done.

@@ -24,8 +24,10 @@ const FILE_ENTRIES: u64 = 1 << 20;
 const PIECE_BYTES: usize = 512 << 10;
 /// Pieces compressed side by side.
 const PIECES: usize = 8;
-/// Rows read at a time.
-const PAGE: usize = 4096;
+/// Rows read at a time, at most: as many entries or private documents of the largest size are 34 MB.
+const PAGE: usize = 512;
+/// Bytes that a page should have, going by the rows of the one before it.
+const PAGE_BYTES: usize = 4 << 20;
 /// Chosen by measurement: higher levels save few bytes, because most are hashes.
 const LEVEL: Compression = Compression::new(2);
 
@@ -87,12 +89,11 @@ impl ChainExport<'_> {
         let mut range = self.range.clone();
         let ChainRange { chain, from, to, .. } = range;
         let store = self.store;
-        let mut commits = Pages::new(from, |from| store.commits(chain, from, PAGE), |c: &StoredCommit| c.first_index);
-        let mut entries = Pages::new(from, |from| store.entries(chain, from, PAGE), |e: &Entry| e.header.index);
+        let mut commits = Pages::new(from, PAGE, |from, rows| store.commits(chain, from, rows));
+        let mut entries = Pages::new(from, PAGE, |from, rows| store.entries(chain, from, rows));
         // One of the size where the range begins stands after the entry before it.
-        let mut checkpoints =
-            Pages::new(from + 1, |size| store.checkpoints(chain, size, PAGE), |c: &CheckpointRow| c.size);
-        let mut private = Pages::new(from, |from| store.private_documents(chain, from, PAGE), |d: &(u64, Vec<u8>)| d.0);
+        let mut checkpoints = Pages::new(from + 1, PAGE, |size, rows| store.checkpoints(chain, size, rows));
+        let mut private = Pages::new(from, PAGE, |from, rows| store.private_documents(chain, from, rows));
         let damaged =
             |what: &str, index: u64| StoreError::Corrupt(format!("chain {chain}: {what} {index}; verify the ledger"));
         let (mut lines, mut documents) = (Lines::default(), Lines::default());
@@ -299,26 +300,74 @@ fn member(plain: &[u8]) -> std::io::Result<Vec<u8>> {
     Ok(out)
 }
 
-/// Rows read page by page, one by one.
-struct Pages<T, F: FnMut(u64) -> Result<Vec<T>, StoreError>, K: Fn(&T) -> u64> {
+/// A row of a page.
+trait Paged {
+    /// What pages are ordered by.
+    fn key(&self) -> u64;
+    /// Bytes of what has no fixed size in it.
+    fn weight(&self) -> usize;
+}
+
+impl Paged for Entry {
+    fn key(&self) -> u64 {
+        self.header.index
+    }
+    fn weight(&self) -> usize {
+        self.body.len()
+    }
+}
+
+impl Paged for StoredCommit {
+    fn key(&self) -> u64 {
+        self.first_index
+    }
+    fn weight(&self) -> usize {
+        self.signatures.iter().map(|s| s.signature.len()).sum()
+    }
+}
+
+impl Paged for CheckpointRow {
+    fn key(&self) -> u64 {
+        self.size
+    }
+    fn weight(&self) -> usize {
+        self.note.as_ref().map_or(0, |note| note.len())
+    }
+}
+
+impl Paged for (u64, Vec<u8>) {
+    fn key(&self) -> u64 {
+        self.0
+    }
+    fn weight(&self) -> usize {
+        self.1.len()
+    }
+}
+
+/// Rows read page by page, one by one. Few rows are read at a time where they are large.
+struct Pages<T, F> {
     read: F,
-    key: K,
     page: std::vec::IntoIter<T>,
+    /// Rows of the next page, and of any.
+    rows: usize,
+    rows_max: usize,
     /// Key from which the next page is read; `None`: there is none.
     next: Option<u64>,
 }
 
-impl<T, F: FnMut(u64) -> Result<Vec<T>, StoreError>, K: Fn(&T) -> u64> Pages<T, F, K> {
-    fn new(from: u64, read: F, key: K) -> Self {
-        Pages { read, key, page: Vec::new().into_iter(), next: Some(from) }
+impl<T: Paged, F: FnMut(u64, usize) -> Result<Vec<T>, StoreError>> Pages<T, F> {
+    fn new(from: u64, rows_max: usize, read: F) -> Self {
+        Pages { read, page: Vec::new().into_iter(), rows: rows_max, rows_max, next: Some(from) }
     }
 
     fn peek(&mut self) -> Result<Option<&T>, StoreError> {
         if self.page.len() == 0
             && let Some(from) = self.next
         {
-            let page = (self.read)(from)?;
-            self.next = page.last().map(|row| (self.key)(row) + 1);
+            let page = (self.read)(from, self.rows)?;
+            self.next = page.last().map(|row| row.key() + 1);
+            let mean = page.iter().map(Paged::weight).sum::<usize>() / page.len().max(1);
+            self.rows = (PAGE_BYTES / mean.max(1)).clamp(1, self.rows_max);
             self.page = page.into_iter();
         }
         Ok(self.page.as_slice().first())

@@ -60,6 +60,12 @@ pub enum ExportError {
     /// Somebody else is exporting.
     #[error("another export of this ledger is under way; let it end, or end it, and run this again")]
     Busy,
+    /// Somebody else exported meanwhile, because this job lost its place.
+    #[error(
+        "another export of this ledger was recorded while this one ran, which lost its place (did its connection to the database break?); nothing of \
+         this one was recorded, run it again"
+    )]
+    Overtaken,
     /// No key to sign a manifest with.
     #[error(transparent)]
     Signer(#[from] SignerError),

@@ -171,9 +171,9 @@ impl DirectoryArchive {
 }
 
 impl DirectoryArchive {
-    /// The archive that a ledger's record names, for looking at it. Nothing is made.
-    pub fn recorded(location: &str) -> DirectoryArchive {
-        DirectoryArchive { root: location.into(), location: location.to_owned() }
+    /// The archive that a ledger's record calls `location`, for looking at it where it is now. Nothing is made.
+    pub fn recorded(root: PathBuf, location: &str) -> DirectoryArchive {
+        DirectoryArchive { root, location: location.to_owned() }
     }
 }
 

@@ -55,7 +55,7 @@ impl PostgresStore {
     /// Refuses a ledger that is held ([`PostgresStore::hold`]) too.
     pub fn open(options: PostgresOptions) -> Result<PostgresStore, StoreError> {
         let store = PostgresStore::open_held(options)?;
-        match store.sessions.run(read::held)? {
+        match store.held()? {
             Some(why) => Err(StoreError::Unusable(why)),
             None => Ok(store),
         }
@@ -70,6 +70,11 @@ impl PostgresStore {
             migrate::check_server(s).await
         })?;
         Ok(store)
+    }
+
+    /// Why nobody is to open the ledger for writing, where somebody said so ([`PostgresStore::hold`]).
+    pub fn held(&self) -> Result<Option<String>, StoreError> {
+        self.sessions.run(read::held)
     }
 
     /// From now on nobody opens the ledger for writing, and is told `why`; until `None` lets it go. The comment of the schema says it, so that
