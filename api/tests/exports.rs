@@ -777,6 +777,30 @@ fn what_was_closed_or_is_contradicted_does_not_go_on() {
     assert!(exit == 0 && said.contains("the ledger is closed"), "{said}");
 }
 
+/// What was begun and not completed is no export: whoever checks learns it, until it is finished by the same options or given up.
+#[test]
+fn what_was_begun_is_no_export_yet() {
+    let shop = Shop::open();
+    shell(shop.dir.path(), "mkdir archive; touch archive/marketplace");
+    let (exit, said) = shop.run("export --out archive --pii withhold", &[]);
+    assert!(exit == 2 && said.contains("marketplace"), "{said}");
+    shell(shop.dir.path(), "rm archive/marketplace");
+    for json in ["", "--json "] {
+        let (exit, said) = shop.run(&format!("{json}exports --check"), &[]);
+        assert!(exit == 2 && (said.contains("and not completed") || said.contains("\"completed\":false")), "{said}");
+    }
+    for line in
+        ["export --out archive", "export --out archive --dry-run", "export --out archive --pii withhold --env prod"]
+    {
+        let (exit, said) = shop.run(line, &[]);
+        assert!(exit == 2 && said.contains("a batch was begun") && said.contains("--restart"), "{line}: {said}");
+    }
+    // A counter that cannot be written hides nothing.
+    let (exit, said) = shop.run("--json export --out archive --pii withhold --metrics nowhere/export.prom", &[]);
+    assert!(exit == 0 && said.contains("\"ok\":true") && said.contains("--metrics"), "{said}");
+    assert_eq!(shop.run("exports --check", &[]).0, 0);
+}
+
 /// Of damaged files of private documents what is good is kept: a line that is there twice is one document.
 #[test]
 fn a_private_document_that_is_there_twice_is_restored_once() {

@@ -113,7 +113,7 @@ async fn a_stopped_run_says_how_far_it_came() {
     assert!(report.to_text().contains("stopped when asked to, after "), "{}", report.to_text());
 }
 
-/// Naming faults takes long on a large ledger: it stops too, in each of its passes, and never with a verdict.
+/// Naming faults takes long on a large ledger: it stops too, in each of its passes, and what was found until then stays found.
 #[tokio::test(flavor = "multi_thread")]
 async fn naming_faults_stops_when_asked_to() {
     let dir = tempfile::tempdir().unwrap();
@@ -130,6 +130,7 @@ async fn naming_faults_stops_when_asked_to() {
     assert_eq!(report.exit(), 1);
     let calls = times.into_inner();
     assert!(calls >= 4, "two passes over each of two chains: {calls}");
+    let mut named = 0;
     for stop in 0..calls {
         let left = std::sync::atomic::AtomicU64::new(stop);
         let told = |_: u64, _: u64| {
@@ -137,7 +138,10 @@ async fn naming_faults_stops_when_asked_to() {
             left.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1)).is_ok()
         };
         let report = verify_path_with(broken.path(), Demands { trust, progress: Some(&told), ..Demands::default() });
-        assert_eq!(report.exit(), 2, "{stop}: {}", report.to_text());
+        let found = report.faults() > 0;
+        assert_eq!(report.exit(), if found { 1 } else { 2 }, "{stop}: {}", report.to_text());
         assert!(report.to_text().contains("stopped when asked to"), "{}", report.to_text());
+        named += u64::from(found);
     }
+    assert!(named > 0 && named < calls, "{named} of {calls}");
 }

@@ -804,18 +804,19 @@ async fn strangers_do_not_stop_an_export_and_another_history_does() {
     let root = dir.path().join("archive");
     let ledger = three_batches(&dir.path().join("ledger"), &root, 1).await;
     let mut batches = Batches(contents(&root));
-    let next = batches.dir(3).replace("-00000003-", "-00000004-");
+    let place_of = |batches: &Batches, number: usize| batches.dir(3).replace("-00000003-", &format!("-{number:08}-"));
     for bytes in [b"no manifest".to_vec(), {
         batches.edit(3, |m| m.tool = "somebody".into());
         batches.manifest(3).encode()
     }] {
+        let before = ArchiveRecord::of(LOCATION, &ledger.exports().await.unwrap()).completed.len();
+        let next = place_of(&batches, before + 1);
         std::fs::create_dir_all(root.join(&next)).unwrap();
         std::fs::write(root.join(&next).join(MANIFEST_NAME), bytes).unwrap();
-        let before = ArchiveRecord::of(LOCATION, &ledger.exports().await.unwrap()).completed.len();
         let done = export(&ledger, &archive(&root)).await.unwrap();
         assert_eq!(done.completed.plan.sequence, before as u64 + 1);
     }
-    let far = next.replace("-00000004-", "-00000009-");
+    let far = place_of(&batches, 9);
     let mut manifest = batches.manifest(3);
     manifest.chains[0].root = Hash([1; 32]);
     let name = far.trim_end_matches('/').rsplit('/').next().unwrap().to_owned();
