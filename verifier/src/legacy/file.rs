@@ -1,5 +1,6 @@
 //! Legacy chains in files: JSON lines, an export envelope, a directory of events; plain, gzip or zstd.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
@@ -396,8 +397,8 @@ impl Source for File {
         }
     }
 
-    fn has_outside(&mut self, _: &Hash) -> Result<bool, LegacyError> {
-        Ok(false)
+    fn outside(&mut self, _: &[Hash]) -> Result<HashSet<Hash>, LegacyError> {
+        Ok(HashSet::new())
     }
 
     #[allow(private_interfaces, reason = "sources are this crate's")]

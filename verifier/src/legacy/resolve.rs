@@ -18,7 +18,10 @@ use crate::spill::{Sorter, Spool, Texts};
 /// A source may have this many rows.
 pub(crate) const ROWS_MAX: u64 = u32::MAX as u64 - 16;
 /// Missing predecessors that are looked for outside what was read.
-const LOOKUPS_MAX: u64 = 1000;
+const LOOKUPS_MAX: usize = 1000;
+
+/// Says which of these hashes are of rows outside what was read.
+pub(crate) type Outside<'a> = dyn FnMut(&[Hash]) -> HashSet<Hash> + 'a;
 
 /// Bytes of a row's record.
 const ROW: usize = 104;
@@ -225,7 +228,7 @@ impl Links {
     }
 
     /// Orders what was pushed. `outside` says whether a row of this name exists beyond what was read.
-    pub(crate) fn resolve(mut self, extent: Extent, outside: &mut dyn FnMut(&Hash) -> bool) -> io::Result<Resolved> {
+    pub(crate) fn resolve(mut self, extent: Extent, outside: &mut Outside<'_>) -> io::Result<Resolved> {
         self.rows.flush()?;
         self.ids.flush()?;
         self.runs.flush()?;
@@ -425,22 +428,35 @@ impl Resolved {
         Ok(())
     }
 
+    /// The predecessor that a run claims.
+    fn claimed(&mut self, run: usize) -> io::Result<Hash> {
+        Ok(Hash::from_slice(&self.links.runs.at(run as u64)?[5..]).unwrap_or_default())
+    }
+
     /// Judges the runs whose predecessor is not among the rows.
-    fn orphans(&mut self, windowed: bool, outside: &mut dyn FnMut(&Hash) -> bool) -> io::Result<()> {
+    fn orphans(&mut self, windowed: bool, outside: &mut Outside<'_>) -> io::Result<()> {
         let mut genesis = self.genesis.contains(&true);
+        let is_orphan = |parent: &u32| *parent == UNKNOWN;
+        // Where the window begins.
+        let edge = self.parents.iter().position(is_orphan).filter(|_| windowed && !genesis);
+        if let Some(run) = edge {
+            self.edge = Some((self.starts[run], self.claimed(run)?));
+        }
+        let mut asked = Vec::new();
+        for run in edge.map_or(0, |run| run + 1)..self.starts.len() {
+            if is_orphan(&self.parents[run]) && asked.len() < LOOKUPS_MAX {
+                asked.push(self.claimed(run)?);
+            }
+        }
+        let there = if asked.is_empty() { HashSet::new() } else { outside(&asked) };
         let mut lookups = 0;
-        for run in 0..self.starts.len() {
-            if self.parents[run] != UNKNOWN {
+        for run in edge.map_or(0, |run| run + 1)..self.starts.len() {
+            if !is_orphan(&self.parents[run]) {
                 continue;
             }
-            let row = self.starts[run];
-            let prev = Hash::from_slice(&self.links.runs.at(run as u64)?[5..]).unwrap_or_default();
-            if windowed && self.edge.is_none() && !genesis {
-                self.edge = Some((row, prev));
-                continue;
-            }
+            let (row, prev) = (self.starts[run], self.claimed(run)?);
             lookups += 1;
-            if lookups <= LOOKUPS_MAX && outside(&prev) {
+            if lookups <= LOOKUPS_MAX && there.contains(&prev) {
                 self.outside.push(row);
                 continue;
             }

@@ -3,6 +3,7 @@
 //! Short statements over ranges of the key below a head that is taken first; each row is read once, and nothing is
 //! locked or kept open between them. The session is read-only, its search path fixed, its time zone UTC.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -389,12 +390,18 @@ impl Source for Table {
         self.remarks.clone()
     }
 
-    fn has_outside(&mut self, hash: &Hash) -> Result<bool, LegacyError> {
+    fn outside(&mut self, hashes: &[Hash]) -> Result<HashSet<Hash>, LegacyError> {
         if self.columns[Member::Hash as usize].is_none() {
-            return Ok(false);
+            return Ok(HashSet::new());
         }
-        let sql = format!("SELECT 1 FROM {} WHERE {} = $1 LIMIT 1", self.table, self.column(Member::Hash));
-        self.client.query_opt(&sql, &[&hash.to_hex()]).map(|r| r.is_some()).map_err(|e| failed(&e))
+        // At once: a table without an index is read once for all of them. What it answers with is looked for among what was asked.
+        let column = self.column(Member::Hash);
+        let sql =
+            format!("SELECT DISTINCT {column} FROM {} WHERE {column} = ANY($1) LIMIT {}", self.table, hashes.len());
+        let asked: Vec<String> = hashes.iter().map(|hash| hash.to_hex()).collect();
+        let rows = self.client.query(&sql, &[&asked]).map_err(|e| failed(&e))?;
+        let hash = |row: &Row| row.try_get::<_, String>(0).ok().and_then(|text| Hash::from_hex(&text));
+        Ok(rows.iter().filter_map(hash).collect())
     }
 
     #[allow(private_interfaces, reason = "sources are this crate's")]

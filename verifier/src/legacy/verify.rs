@@ -1,6 +1,6 @@
 //! The whole judgement of a legacy chain: rows in parallel, then their order, then the anchors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -73,8 +73,8 @@ pub trait Source: Send {
         Vec::new()
     }
 
-    /// Whether a row of this hash exists beyond the rows that were given.
-    fn has_outside(&mut self, hash: &Hash) -> Result<bool, LegacyError>;
+    /// Which of these hashes are of rows beyond those that were given.
+    fn outside(&mut self, hashes: &[Hash]) -> Result<HashSet<Hash>, LegacyError>;
 
     /// The next rows: some thousand, or some megabytes.
     #[doc(hidden)]
@@ -293,7 +293,8 @@ fn conclude(
         None => Extent::Whole,
     };
     // A predecessor that cannot be looked for was not read either.
-    let mut resolved = links.resolve(extent, &mut |hash| source.has_outside(hash).unwrap_or(true))?;
+    let mut outside = |hashes: &[Hash]| source.outside(hashes).unwrap_or_else(|_| hashes.iter().copied().collect());
+    let mut resolved = links.resolve(extent, &mut outside)?;
     let one_path = resolved.faults() == 0 && resolved.outside.is_empty() && extent != Extent::Partial;
     // They take memory of their own, which is given back before findings are put in order.
     let whole = extent == Extent::Whole && resolved.outside.is_empty();
