@@ -369,6 +369,22 @@ pub(crate) fn is_closed(dir: &Path) -> bool {
     dir.join(CLOSED).exists()
 }
 
+/// Whether it says so for this very reason.
+pub(crate) fn is_closed_as(dir: &Path, succession: &Succession) -> Result<bool, CliError> {
+    let path = dir.join(CLOSED);
+    Ok(fs::read(&path).map_err(io(&path))? == succession.to_object().to_canonical())
+}
+
+/// Why nobody is to open it for writing, where its directory says so.
+pub(crate) fn held(dir: &Path) -> Result<Option<String>, CliError> {
+    let path = dir.join(HELD);
+    match fs::read_to_string(&path) {
+        Ok(why) => Ok(Some(why)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(io(&path)(e)),
+    }
+}
+
 /// Says in a ledger's directory that it must not be written to again.
 pub(crate) fn close(dir: &Path, succession: &Succession) -> Result<PathBuf, CliError> {
     let path = dir.join(CLOSED);

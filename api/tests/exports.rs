@@ -777,6 +777,63 @@ fn what_was_closed_or_is_contradicted_does_not_go_on() {
     assert!(exit == 0 && said.contains("the ledger is closed"), "{said}");
 }
 
+/// A ledger that was restored once and went on: its older archive says nothing of a drill of the newer one, nor of one that was closed.
+#[test]
+fn an_older_archive_releases_nothing() {
+    let shop = Shop::open();
+    exported(&shop);
+    let restore = |dir: &str, from: &str, more: &[&str]| {
+        let line = format!("--dir {dir} restore --from {from} --trust {}", shop.id);
+        let newest: &[&str] =
+            if more.contains(&"--newest-checkpoint") { &[] } else { &["--newest-checkpoint", "none"] };
+        let output = shop.command(Path::new(LEDGER), &line, &[]).args(newest).args(more).output().unwrap();
+        (output.status.code().unwrap(), text(&output))
+    };
+    shell(shop.dir.path(), "mkdir on; cp -r shop/keys on/keys");
+    let (exit, said) = restore("on", "archive", &[]);
+    assert!(exit == 0 && said.contains("goes on"), "{said}");
+    shell(shop.dir.path(), "cp -r archive older");
+    std::fs::write(shop.path("other"), std::fs::read_to_string(shop.path("commands")).unwrap().replace("first", "x"))
+        .unwrap();
+    let (exit, said) = shop.run_in("on", "submit other");
+    assert_eq!(exit, 0, "{said}");
+    let (exit, said) = shop.run_in("on", "export --out archive");
+    assert_eq!(exit, 0, "{said}");
+    // Who asks again gets the answer again.
+    let (exit, said) = restore("on", "older", &[]);
+    assert!(exit == 0 && said.contains("an earlier run had begun it"), "{said}");
+    let (exit, said) = restore("drill", "archive", &["--drill"]);
+    assert_eq!(exit, 0, "{said}");
+    shell(
+        shop.dir.path(),
+        "mkdir moved; cp drill/ledger.db moved; cp -r shop/keys moved/keys; cp -r shop/keys drill/keys",
+    );
+    for dir in ["drill", "moved"] {
+        let (exit, said) = restore(dir, "older", &[]);
+        assert!(exit == 2 && said.contains("never written over"), "{dir}: {said}");
+        let (exit, said) = shop.run_in(dir, "checkpoint");
+        assert!(exit == 2, "{dir}: {said}");
+    }
+    // Closed in PostgreSQL, since more had been signed.
+    let (exit, said) = shop.run_in("on", "checkpoint");
+    assert_eq!(exit, 0, "{said}");
+    std::fs::write(shop.path("newest"), said).unwrap();
+    let url = test_servers::Server::shared().database();
+    let (exit, said) = shop.run(&format!("--database {url} migrate"), &[]);
+    assert_eq!(exit, 0, "{said}");
+    let lost = ["--newest-checkpoint", "newest", "--accept-loss", "x", "--database", &url];
+    let (exit, said) = restore("closing", "archive", &lost);
+    assert!(exit == 0 && said.contains("the ledger is closed"), "{said}");
+    let (exit, said) = restore("closing", "older", &lost);
+    assert!(exit == 2 && said.contains("was closed"), "{said}");
+    let (exit, said) = shop.run(&format!("--database {url} checkpoint"), &[]);
+    assert!(exit == 2 && said.contains("its successor"), "{said}");
+    // What it was restored from may go: its batches are what is checked.
+    shell(shop.dir.path(), "rm -r older");
+    let (exit, said) = shop.run_in("on", "exports --check");
+    assert_eq!(exit, 0, "{said}");
+}
+
 /// What was begun and not completed is no export: whoever checks learns it, until it is finished by the same options or given up.
 #[test]
 fn what_was_begun_is_no_export_yet() {

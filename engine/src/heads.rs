@@ -1,7 +1,8 @@
 //! The event `chain.heads` (FORMAT.md 9): what chain 0 says of the sizes, last hashes and roots of all chains.
 
+use crate::hash::Hash;
 use crate::json::{Object, Value};
-use crate::store::ChainHead;
+use crate::store::{ChainHead, CheckpointRow};
 
 /// Its type.
 pub(crate) const EVENT_TYPE: &str = "chain.heads";
@@ -19,9 +20,13 @@ pub(crate) fn to_payload(heads: &[ChainHead]) -> Object {
     Object::new().with("heads", heads.iter().map(item).collect::<Vec<_>>())
 }
 
-/// The sizes that a payload names, by chain.
-pub(crate) fn sizes(payload: &Object) -> Vec<u64> {
-    let items = payload.value("heads").and_then(Value::as_array).unwrap_or_default();
-    let size = |item: &Value| item.as_object()?.value("size")?.as_int().and_then(|n| u64::try_from(n).ok());
-    items.iter().map(|item| size(item).unwrap_or(0)).collect()
+/// Sizes and roots that a payload names, by chain; `None` if it is no such payload.
+pub(crate) fn rows(payload: &Object) -> Option<Vec<CheckpointRow>> {
+    let row = |(chain, item): (u32, &Value)| {
+        let head = item.as_object()?;
+        let size = head.value("size")?.as_int().and_then(|n| u64::try_from(n).ok())?;
+        let root = head.value("root").and_then(Value::as_str).and_then(Hash::from_hex)?;
+        (head.value("chain")?.as_int()? == i64::from(chain)).then_some(CheckpointRow { chain, size, root, note: None })
+    };
+    (0..).zip(payload.value("heads").and_then(Value::as_array)?).map(row).collect()
 }

@@ -15,6 +15,7 @@ use crate::domain::sku::Sku;
 use crate::environment::Environment;
 use crate::genesis::Genesis;
 use crate::hash::{EventId, Hash};
+use crate::heads;
 use crate::json::Object;
 use crate::keys::PseudonymKey;
 use crate::merkle;
@@ -24,12 +25,14 @@ use crate::registry::{self, Key, Purpose, Registry, govern_payload};
 use crate::signer::SignerError;
 use crate::signer::keyring::{Chosen, Keyring};
 use crate::store::{ChainHead, CheckpointRow, Entry, Store, StoreError};
-use crate::stream::{CaseId, Stream};
+use crate::stream::{CaseId, HEADS_STREAM, LEDGER_STREAM, Stream};
 use crate::writer::{
     Counters, Job, Message, Shared, Submission, SystemEvent, Work, Writer, is_prefix, load_listings, load_sku,
     no_continuation, registry_changed, run_storer,
 };
 
+/// Cuts that are tried while keys are changed.
+const CUTS: u32 = 8;
 /// Commands that may wait for one chain's writer before callers are held back.
 const QUEUE: usize = 8192;
 
@@ -521,33 +524,66 @@ impl Ledger {
 
     /// Issues a checkpoint of every chain, chain 0 last. Returns the notes, ascending by chain.
     ///
-    /// Their sizes are a cut: the entries of each chain before them rest on nothing after them, whoever writes meanwhile. With several chains
-    /// the last entry of chain 0 before its checkpoint says the sizes of the others, so that one checkpoint anchors the whole ledger.
+    /// Their sizes are a cut: the entries of each chain before them rest on nothing after them, whoever writes meanwhile, and the keys that sign
+    /// them are known before it. With several chains the last entry of chain 0 before its checkpoint says the sizes of the others, so that one
+    /// checkpoint anchors the whole ledger.
     pub async fn checkpoint(&self) -> Result<Vec<Note>, CheckpointError> {
         let _one_at_a_time = self.checkpointing.lock().await;
-        let heads = self.cut().await?;
-        let mut notes = Vec::new();
-        for head in heads.iter().skip(1).chain(heads.first()) {
-            notes.push(self.checkpoint_at(head.clone()).await?);
+        for _ in 0..CUTS {
+            if let Some(notes) = self.checkpoint_of(&self.cut().await?).await? {
+                return Ok(notes);
+            }
         }
-        notes.rotate_right(1);
-        Ok(notes)
+        Err(StoreError::Unavailable("keys were changed again and again while a checkpoint was signed".into()).into())
     }
 
-    async fn cut(&self) -> Result<Vec<ChainHead>, CheckpointError> {
+    /// `None`: keys were changed since the cut.
+    async fn checkpoint_of(&self, cut: &[CheckpointRow]) -> Result<Option<Vec<Note>>, CheckpointError> {
+        let end = cut.first().map_or(0, |row| row.size);
+        let mut notes = Vec::new();
+        for row in cut.iter().skip(1).chain(cut.first()) {
+            match self.checkpoint_at(row.clone(), end).await? {
+                Some(note) => notes.push(note),
+                None => return Ok(None),
+            }
+        }
+        notes.rotate_right(1);
+        Ok(Some(notes))
+    }
+
+    /// Sizes and roots of all chains at one moment, the entry `chain.heads` that says so included.
+    async fn cut(&self) -> Result<Vec<CheckpointRow>, CheckpointError> {
         let shared = Arc::clone(&self.shared);
-        let cutting = tokio::task::spawn_blocking(move || {
+        let last = blocking_checkpoint(move || {
             shared.refresh_registry()?;
             let heads = shared.store.heads()?;
             // Before anything is appended: nothing is to be added to a history that went back, nor where nobody can sign.
             heads.iter().try_for_each(|head| check_history(&shared, head.chain, head.size()))?;
-            if heads.len() < 2 {
-                return Ok(heads);
-            }
             shared.signer(Purpose::Checkpoint)?;
-            Ok(Writer::new(Arc::clone(&shared), 0)?.cut()?)
+            let unchanged = heads.len() < 2
+                || last_cut(&*shared.store)?
+                    .is_some_and(|cut| cut.iter().map(|row| row.size).eq(heads.iter().map(ChainHead::size)));
+            let row = |head: &ChainHead| CheckpointRow {
+                chain: head.chain,
+                size: head.size(),
+                root: head.range.root(),
+                note: None,
+            };
+            Ok(unchanged.then(|| heads.iter().map(row).collect()))
         });
-        cutting.await.unwrap_or_else(|e| Err(StoreError::Unavailable(format!("the task died: {e}")).into()))
+        if let Some(cut) = last.await? {
+            return Ok(cut);
+        }
+        let answer = self.enqueue(0, Work::Heads).await?;
+        let appended = answer.await.unwrap_or(Err(AppendError::Closed))?;
+        let store = Arc::clone(&self.shared.store);
+        blocking_checkpoint(move || {
+            let index = appended.entries.first().map(|entry| entry.index);
+            let cut = index.map(|index| cut_at(&*store, index)).transpose()?.flatten();
+            Ok(cut
+                .ok_or_else(|| StoreError::Corrupt("chain.heads is not what was appended; verify the ledger".into()))?)
+        })
+        .await
     }
 
     /// Records the rows of a legacy chain that somebody verified, after what was adopted before: `previous` is set here.
@@ -572,14 +608,14 @@ impl Ledger {
         self.enqueue(0, Work::System(Box::new(event))).await?.await.unwrap_or(Err(AppendError::Closed))
     }
 
-    /// Records, signs and stores the checkpoint of a head that was read. Recording comes first: a signer that dies after
-    /// signing must not sign another root for the same size when it is back.
-    async fn checkpoint_at(&self, head: ChainHead) -> Result<Note, CheckpointError> {
-        let task = |e| CheckpointError::from(StoreError::Unavailable(format!("the checkpoint task died: {e}")));
+    /// Records, signs and stores a checkpoint. Recording comes first: a signer that dies after signing must not sign another root for the same
+    /// size when it is back. `None`: a key was changed after the first `end` entries of chain 0, so that who has these could not know the signer.
+    async fn checkpoint_at(&self, row: CheckpointRow, end: u64) -> Result<Option<Note>, CheckpointError> {
         let (shared, base) = (Arc::clone(&self.shared), self.genesis().origin.clone());
-        let recording = tokio::task::spawn_blocking(move || record_checkpoint(&shared, &base, &head));
-        let (checkpoint, mut row, chosen) = match recording.await.unwrap_or_else(|e| Err(task(e)))? {
-            Recorded::Signed(note) => return Ok(note),
+        let recorded = blocking_checkpoint(move || record_checkpoint(&shared, &base, row, end));
+        let (checkpoint, mut row, chosen) = match recorded.await? {
+            Recorded::Signed(note) => return Ok(Some(note)),
+            Recorded::KeysMoved => return Ok(None),
             Recorded::New(checkpoint, row, chosen) => (checkpoint, row, chosen),
         };
         let signature = chosen.sign(checkpoint.to_text().as_bytes()).await?;
@@ -596,7 +632,7 @@ impl Ledger {
             shared.store.sign_checkpoint(&row)
         })
         .await?;
-        Ok(note)
+        Ok(Some(note))
     }
 
     /// Stops the writers after all queued commands are answered, issues a checkpoint, and closes the store.
@@ -667,6 +703,7 @@ fn shared(config: &Config, ledger_id: Hash, genesis: &Genesis, registry: Registr
         went_back: std::sync::OnceLock::new(),
         counters: Counters::default(),
         published: Mutex::default(),
+        acknowledged: Mutex::default(),
     })
 }
 
@@ -725,19 +762,58 @@ fn check_published(store: &dyn Store, heads: &[ChainHead]) -> Result<(), StoreEr
 enum Recorded {
     /// It was before.
     Signed(Note),
+    /// A key was changed since the cut.
+    KeysMoved,
     /// It is recorded; by whom it is to be signed.
     New(Checkpoint, CheckpointRow, Chosen),
 }
 
-/// Refuses to go on where the `size` entries that a chain has now are no continuation of what was recorded for signing.
+/// Runs what blocks in a thread for that.
+async fn blocking_checkpoint<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, CheckpointError> + Send + 'static,
+) -> Result<T, CheckpointError> {
+    let died = |e| Err(StoreError::Unavailable(format!("the checkpoint task died: {e}")).into());
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(died)
+}
+
+/// The cut that the last entry `chain.heads` names.
+fn last_cut(store: &dyn Store) -> Result<Option<Vec<CheckpointRow>>, StoreError> {
+    let last = store.stream_head(0, HEADS_STREAM)?;
+    Ok(last.map(|last| cut_at(store, last.index)).transpose()?.flatten())
+}
+
+/// The cut that an entry `chain.heads` names, itself included.
+fn cut_at(store: &dyn Store, index: u64) -> Result<Option<Vec<CheckpointRow>>, StoreError> {
+    let body = store.entry(0, index)?.and_then(|entry| entry.parse_body().ok());
+    let Some(mut rows) = body.and_then(|body| heads::rows(&body.payload)) else { return Ok(None) };
+    let Some(own) = rows.first_mut().filter(|row| (row.chain, row.size) == (0, index)) else { return Ok(None) };
+    own.size += 1;
+    own.root = merkle::root_at(&StoredNodes { store, chain: 0 }, own.size)?;
+    Ok(Some(rows))
+}
+
+/// Refuses to go on where the `size` entries that a chain has now are no continuation of what was recorded for signing, or acknowledged.
 fn check_history(shared: &Shared, chain: u32, size: u64) -> Result<(), CheckpointError> {
     let store = &*shared.store;
+    if let Some(why) = shared.went_back.get() {
+        return Err(StoreError::WentBack(why.clone()).into());
+    }
+    // Another process, or this one, may have added entries since the size was read.
+    let reaching = |least: u64| if least > size { head_of(store, chain).map(|head| head.size()) } else { Ok(size) };
+    let acknowledged = shared.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).get(&chain).copied();
+    if let Some((least, hash)) = acknowledged {
+        let now = reaching(least)?;
+        if least > now || store.entry(chain, least - 1)?.map(|entry| entry.entry_hash) != Some(hash) {
+            let why =
+                format!("chain {chain} has {now} entries and does not continue the {least} that were acknowledged");
+            return Err(shared.stop(why).into());
+        }
+    }
     // The store may have lost what was signed together with what it was signed for.
     for last in shared.published(chain).into_iter().chain(store.last_checkpoint(chain)?) {
-        // Another process may have recorded one of entries that came since.
-        let size = if last.size > size { head_of(store, chain)?.size() } else { size };
-        if !is_prefix(store, chain, &last, size)? {
-            return Err(went_back(shared, chain, size, &last));
+        let now = reaching(last.size)?;
+        if !is_prefix(store, chain, &last, now)? {
+            return Err(went_back(shared, chain, now, &last));
         }
     }
     Ok(())
@@ -755,11 +831,11 @@ fn went_back(shared: &Shared, chain: u32, size: u64, last: &CheckpointRow) -> Ch
     CheckpointError::HistoryWentBack { chain, size, root, recorded_size, recorded_root }
 }
 
-/// Records what is to be signed of a head that was read before, and that the chain may have left behind since.
-fn record_checkpoint(shared: &Shared, base: &str, head: &ChainHead) -> Result<Recorded, CheckpointError> {
-    let (store, chain) = (&*shared.store, head.chain);
+/// Records what is to be signed of a size that was read before, and that the chain may have left behind since. `end`: entries of chain 0 that
+/// who reads the checkpoint has, and in which its key must be.
+fn record_checkpoint(shared: &Shared, base: &str, row: CheckpointRow, end: u64) -> Result<Recorded, CheckpointError> {
+    let (store, chain) = (&*shared.store, row.chain);
     shared.refresh_registry()?;
-    let row = CheckpointRow { chain, size: head.size(), root: head.range.root(), note: None };
     let now = head_of(store, chain)?.size();
     check_history(shared, chain, now)?;
     if !is_prefix(store, chain, &row, now)? {
@@ -773,8 +849,15 @@ fn record_checkpoint(shared: &Shared, base: &str, head: &ChainHead) -> Result<Re
         let note = Note::parse(note.as_bytes()).map_err(|e| StoreError::Corrupt(e.to_string()))?;
         return Ok(Recorded::Signed(note));
     }
-    // Without a signer nothing is recorded.
-    let chosen = shared.signer(Purpose::Checkpoint)?;
+    let known = store.stream_head(0, LEDGER_STREAM)?.filter(|head| head.index < end).map_or(0, |head| head.revision);
+    let chosen = {
+        let registry = shared.registry.read().unwrap_or_else(PoisonError::into_inner);
+        if registry.size() != known {
+            return Ok(Recorded::KeysMoved);
+        }
+        // Without a signer nothing is recorded.
+        shared.keyring.signer(&registry, known, Purpose::Checkpoint)?
+    };
     store.record_checkpoint(&row).inspect_err(|e| {
         if let StoreError::WentBack(why) = e {
             shared.stop(why.clone());

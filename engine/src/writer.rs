@@ -43,7 +43,7 @@ use crate::signer::{Pending, SignerError};
 use crate::store::{
     ChainHead, CheckpointRow, CommitBatch, Entry, LookedUp, Settled, Store, StoreError, StreamHead, Tile,
 };
-use crate::stream::{CaseId, HEADS_STREAM, LEDGER_STREAM, Stream};
+use crate::stream::{CaseId, LEDGER_STREAM, Stream};
 
 /// Cases kept folded in memory, for each chain. A case takes about a kilobyte.
 const CASES_CACHED: usize = 16_384;
@@ -53,8 +53,6 @@ const SETTLE_TRIES: u32 = 20;
 const INLINE_JOBS: usize = 8;
 /// Commands that a commit may take however few callers there are.
 const COMMIT_SHARE_MIN: usize = 64;
-/// Tries to link while keys are retired again and again.
-const RETRIES: u32 = 8;
 /// Tries to link to a moving head before the lock is taken first.
 const OPTIMISTIC_TRIES: u32 = 2;
 
@@ -85,6 +83,8 @@ pub(crate) struct SystemEvent {
 pub(crate) enum Work {
     Command(Box<Submission>),
     System(Box<SystemEvent>),
+    /// `chain.heads`, of the heads as they are when it is linked to chain 0.
+    Heads,
     /// Answered once everything that was queued before is stored or refused.
     Barrier,
 }
@@ -112,6 +112,8 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     /// The last checkpoint that was signed here, by chain.
     pub(crate) published: Mutex<HashMap<u32, CheckpointRow>>,
+    /// Size and last hash of each chain as this process was told last that they are durable.
+    pub(crate) acknowledged: Mutex<HashMap<u32, (u64, Hash)>>,
 }
 
 impl Shared {
@@ -464,7 +466,7 @@ impl Writer {
     fn stored(&mut self, flight: InFlight, result: Result<(), AppendError>, failed: &mut VecDeque<Job>) {
         match result {
             Ok(()) => {
-                self.acknowledged = Some(flight.after);
+                self.acknowledge(flight.after);
                 flight.jobs.into_iter().zip(flight.outcomes).for_each(|(job, outcome)| answer(job, outcome));
             }
             Err(error) => {
@@ -683,6 +685,11 @@ impl Writer {
         self.load_tail()
     }
 
+    fn acknowledge(&mut self, end: (u64, Hash)) {
+        self.acknowledged = Some(end);
+        self.shared.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).insert(self.chain, end);
+    }
+
     /// Compares the head with what was acknowledged before it.
     fn check_acknowledged(&self) -> Result<(), StoreError> {
         if let Some(why) = self.shared.went_back.get() {
@@ -787,7 +794,7 @@ impl Writer {
             return Ok((taken, outcomes));
         };
         store_settled(&self.shared, &batch)?;
-        self.acknowledged = Some((batch.after.size(), batch.after.hash));
+        self.acknowledge((batch.after.size(), batch.after.hash));
         self.advance(&batch, now_us);
         Ok((taken, outcomes))
     }
@@ -823,7 +830,7 @@ impl Writer {
         };
         settle(&*store, &batch, result)?;
         self.shared.counters.stored(&batch, start.elapsed());
-        self.acknowledged = Some((batch.after.size(), batch.after.hash));
+        self.acknowledge((batch.after.size(), batch.after.hash));
         self.advance(&batch, now_us);
         Ok((taken, outcomes))
     }
@@ -845,69 +852,6 @@ impl Writer {
         settle(&*store, &batch, result)?;
         self.shared.counters.stored(&batch, start.elapsed());
         Ok(appended)
-    }
-
-    /// Appends what chain 0 says of the heads of all chains. They are read at one moment, in which its own is locked: the first entries of each
-    /// chain, as many as the heads that are returned have, rest on nothing but one another. Where the last such entry says the same of them,
-    /// nothing is appended.
-    pub(crate) fn cut(mut self) -> Result<Vec<ChainHead>, AppendError> {
-        let (store, start) = (Arc::clone(&self.shared.store), Instant::now());
-        for _ in 0..RETRIES {
-            self.shared.refresh_registry()?;
-            let mut made = None;
-            let result = store.append_locked(self.chain, &mut |head| {
-                let prepared = self.prepare_cut(head);
-                let batch = prepared.as_ref().ok().and_then(|(_, batch)| batch.clone());
-                made = Some(prepared);
-                batch
-            });
-            let Some(prepared) = made else {
-                return Err(result.err().unwrap_or_else(|| StoreError::Unavailable("no lock".into())).into());
-            };
-            let (mut heads, batch) = prepared?;
-            let Some(batch) = batch else { return Ok(heads) };
-            match settle(&*store, &batch, result) {
-                // A key was retired meanwhile: linked again, it is signed by another.
-                Err(StoreError::RegistryMoved) => continue,
-                settled => settled?,
-            }
-            self.shared.counters.stored(&batch, start.elapsed());
-            heads.iter_mut().filter(|h| h.chain == self.chain).for_each(|h| h.clone_from(&batch.after));
-            return Ok(heads);
-        }
-        Err(StoreError::Unavailable("the key registry was changed again and again".into()).into())
-    }
-
-    fn prepare_cut(&mut self, head: &ChainHead) -> Result<(Vec<ChainHead>, Option<CommitBatch>), AppendError> {
-        let store = Arc::clone(&self.shared.store);
-        let heads = store.heads()?;
-        let own = heads.iter().find(|h| h.chain == self.chain);
-        if own != Some(head) {
-            return Err(StoreError::Unavailable("chain 0 moved though it is locked; try again".into()).into());
-        }
-        let last = store.stream_head(self.chain, HEADS_STREAM)?;
-        let last = last.map(|last| store.entry(self.chain, last.index)).transpose()?.flatten();
-        let named = last.and_then(|entry| entry.parse_body().ok()).map(|body| heads::sizes(&body.payload));
-        let mut now: Vec<u64> = heads.iter().map(ChainHead::size).collect();
-        if let (Some(own), true) = (now.first_mut(), named.is_some()) {
-            // The entry that named them came after what it named.
-            *own -= 1;
-        }
-        if named.as_ref() == Some(&now) {
-            return Ok((heads, None));
-        }
-        self.head = head.clone();
-        self.check_acknowledged()?;
-        self.cases.clear();
-        self.looked_up = None;
-        self.load_tail()?;
-        let (actor_id, payload) = ("system".into(), heads::to_payload(&heads));
-        let body = Body { actor_id, payload, private_sha256: None, meta: None };
-        let expected = ExpectedRevision::Any;
-        let event = SystemEvent { stream: Stream::Heads, event_type: heads::EVENT_TYPE, body, expected };
-        let mut draft = self.new_draft();
-        self.execute(&Work::System(Box::new(event)), &mut draft, 0, &[], &VecDeque::new())?;
-        Ok((heads, Some(self.finish_signed(draft)?)))
     }
 
     fn prepare_retirement(
@@ -970,7 +914,7 @@ impl Writer {
         };
         let (size, hash) = (self.head.size(), self.head.hash);
         if last < size && self.shared.store.confirm(self.chain, size, &hash)? {
-            self.acknowledged = Some((size, hash));
+            self.acknowledge((size, hash));
             return Ok(());
         }
         // It is another process's, or gone: decide again from what is stored.
@@ -1054,22 +998,34 @@ impl Writer {
                 }
                 self.command(submission, draft, at)
             }
-            Work::System(event) => {
-                let key = Key::System(event.stream);
-                self.load(key)?;
-                let head = self.cases.get(&key).and_then(|cached| cached.heads.get(&event.stream));
-                let head = head.copied().unwrap_or_default();
-                check_revision(event.expected, event.stream, head.revision)?;
-                if event.stream == Stream::Ledger && head.revision > 0 {
-                    self.check_keys(event, &head, draft.after.size())?;
-                    draft.sealed = true;
-                }
-                let bytes = self.within_limit(event.body.encode())?;
-                let entry = self.link(key, event.stream, event.event_type, &event.body, bytes, draft)?;
-                Ok(Appended { repeated: false, chain: self.chain, case: None, entries: vec![entry] })
+            Work::System(event) => self.system(event, draft),
+            Work::Heads => {
+                // What an entry before this one rests on was there to be read before it was decided, and is there now; so what any of them
+                // rests on is before its own chain's head. This chain's head is what comes right before this entry.
+                let mut heads = self.shared.store.heads()?;
+                heads.iter_mut().filter(|h| h.chain == self.chain).for_each(|h| h.clone_from(&draft.after));
+                let (actor_id, payload) = ("system".into(), heads::to_payload(&heads));
+                let body = Body { actor_id, payload, private_sha256: None, meta: None };
+                let (stream, expected) = (Stream::Heads, ExpectedRevision::Any);
+                self.system(&SystemEvent { stream, event_type: heads::EVENT_TYPE, body, expected }, draft)
             }
             Work::Barrier => Ok(Appended { repeated: true, chain: self.chain, case: None, entries: Vec::new() }),
         }
+    }
+
+    fn system(&mut self, event: &SystemEvent, draft: &mut Draft) -> Result<Appended, Stop> {
+        let key = Key::System(event.stream);
+        self.load(key)?;
+        let head = self.cases.get(&key).and_then(|cached| cached.heads.get(&event.stream));
+        let head = head.copied().unwrap_or_default();
+        check_revision(event.expected, event.stream, head.revision)?;
+        if event.stream == Stream::Ledger && head.revision > 0 {
+            self.check_keys(event, &head, draft.after.size())?;
+            draft.sealed = true;
+        }
+        let bytes = self.within_limit(event.body.encode())?;
+        let entry = self.link(key, event.stream, event.event_type, &event.body, bytes, draft)?;
+        Ok(Appended { repeated: false, chain: self.chain, case: None, entries: vec![entry] })
     }
 
     /// Refuses a change of keys that the registry does not allow.

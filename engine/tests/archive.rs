@@ -21,14 +21,18 @@ use ledger_engine::export::batch::ManifestSignature;
 use ledger_engine::export::record::ObjectLock;
 use ledger_engine::export::{MANIFEST_NAME, Manifest};
 use ledger_engine::hash::{Hash, sha256};
-use ledger_engine::ledger::Ledger;
+use ledger_engine::ledger::{Config, Ledger};
 use ledger_engine::registry::{Key, Purpose};
+use ledger_engine::retire::{Authority, Retire};
+use ledger_engine::signer::keyring::Keyring;
+use ledger_engine::signer::{LocalSigner, Pending, Signer, SignerError};
 use ledger_engine::store::sqlite::{SqliteOptions, SqliteStore};
 use serde_json::json;
 use support::{
     EXPORT, batch_options, create_order, enrol, exporting, fixtures, judge_folders, life, list_sku, postgres, send,
     signer,
 };
+use tokio::sync::Notify;
 
 const LOCATION: &str = "archive of the test";
 
@@ -672,6 +676,78 @@ async fn batches_of_several_chains_are_whole_while_others_write() {
         }
     }
     assert!(made >= 10 && nothing >= 1, "{made} {nothing}");
+}
+
+/// A key that waits before it signs for the first time.
+struct Waiting {
+    key: LocalSigner,
+    begun: Notify,
+    go: Notify,
+    is_first: AtomicBool,
+}
+
+impl Signer for Waiting {
+    fn public_key(&self) -> [u8; 32] {
+        self.key.public_key()
+    }
+
+    fn sign<'a>(&'a self, message: &'a [u8]) -> Pending<'a, Result<[u8; 64], SignerError>> {
+        Box::pin(async move {
+            if self.is_first.swap(false, Ordering::Relaxed) {
+                self.begun.notify_one();
+                self.go.notified().await;
+            }
+            self.key.sign(message).await
+        })
+    }
+}
+
+/// The key of checkpoints is another one while those of a batch are signed: whoever has the batch alone knows the keys that signed them.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_change_while_checkpoints_are_signed_are_known_to_the_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let (place, root) = (dir.path().join("ledger"), dir.path().join("archive"));
+    let ledger = exporting(&place, 3).await;
+    list_sku(&ledger, "s").await;
+    for key in ["a", "b", "c", "d", "e"] {
+        create_order(&ledger, key, "s").await;
+    }
+    ledger.close().await.unwrap();
+    let waiting = Arc::new(Waiting {
+        key: signer(Purpose::Checkpoint, 3),
+        begun: Notify::new(),
+        go: Notify::new(),
+        is_first: AtomicBool::new(true),
+    });
+    let held: [Arc<dyn Signer>; 4] = [
+        Arc::new(signer(Purpose::Commit, 2)),
+        waiting.clone(),
+        Arc::new(signer(Purpose::Checkpoint, 33)),
+        Arc::new(signer(Purpose::Export, EXPORT)),
+    ];
+    let store = Arc::new(SqliteStore::open(&place, SqliteOptions::default()).unwrap());
+    let config = Config { signers: Arc::new(Keyring::new(held)), ..support::config(store) };
+    let ledger = Arc::new(Ledger::open(config).await.unwrap());
+    let (exporter, there) = (Arc::clone(&ledger), archive(&root));
+    let job = tokio::spawn(async move { export(&exporter, &there).await });
+    waiting.begun.notified().await;
+    // Another process, meanwhile.
+    let other = support::open(&place).await;
+    let (old, new) = (signer(Purpose::Checkpoint, 3), signer(Purpose::Checkpoint, 33));
+    let authorise = Box::new(move |statement: &[u8]| {
+        let possession = Some(new.signature(statement).to_vec());
+        Ok(Authority { governance: signer(Purpose::Governance, 1).signature(statement), possession })
+    });
+    let key = signer(Purpose::Checkpoint, 33).key().clone();
+    other.retire(Retire::Rotate { old_kid: old.key().kid.clone(), key }, authorise).await.unwrap();
+    waiting.go.notify_one();
+    job.await.unwrap().unwrap();
+    let trust = Some(ledger.id());
+    let report = verify_path(&root, trust);
+    assert_eq!(report.exit(), 0, "{}", report.to_text());
+    let demands = Demands { trust, ..Demands::default() };
+    let report = verify_batches(&root.to_string_lossy(), &(1..=1), None, demands);
+    assert_eq!(report.faults(), 0, "{}", report.to_text());
 }
 
 /// What was begun is finished by the options that it was begun with.

@@ -366,6 +366,13 @@ async fn answers_hold_when_the_server_dies() {
 /// that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_history_that_went_back_stops_all_writing() {
+    for by_checkpoint in [false, true] {
+        went_back(by_checkpoint).await;
+    }
+}
+
+/// Whoever asks first, for a command or for a checkpoint, finds it.
+async fn went_back(by_checkpoint: bool) {
     let url = postgres::database();
     let ledger = postgres::create(&url, 2).await;
     list_sku(&ledger, "s").await;
@@ -383,6 +390,12 @@ async fn a_history_that_went_back_stops_all_writing() {
              SET size = 1, head_hash = '\\x{hash}', compact_range = '\\x{leaf}' WHERE chain = {chain}"
         );
         Server::shared().psql(postgres::name_of(&url), &sql);
+    }
+    if by_checkpoint {
+        let refused = ledger.checkpoint().await.unwrap_err();
+        assert!(refused.to_string().contains("HISTORY_WENT_BACK"), "{refused}");
+        assert!(ledger.store().heads().unwrap().iter().all(|h| h.size() == 1), "nothing was appended");
+        assert!(ledger.store().last_checkpoint(0).unwrap().is_none(), "nothing was signed");
     }
     for key in ["eve", "fay", "gus", "hal", "ida", "jon"] {
         let error = send(&ledger, &create_line(key, "s")).await.unwrap_err();

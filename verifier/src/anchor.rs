@@ -62,10 +62,14 @@ impl Anchor {
         }
         let names = std::fs::read_dir(path).and_then(|list| list.map(|e| Ok(e?.path())).collect());
         let mut names: Vec<std::path::PathBuf> = names.map_err(unreadable)?;
-        names.retain(|p| p.is_file());
+        // Whatever is no file is an error of reading it: an anchor that is passed over would not be missed.
         names.sort();
         let mut anchors = Vec::new();
         for name in &names {
+            if !name.is_file() {
+                let what = std::io::Error::other("no file, or one that cannot be reached");
+                return Err(AnchorError::Unreadable(name.display().to_string(), what));
+            }
             anchors.extend(Anchor::read(name)?);
         }
         if anchors.is_empty() {

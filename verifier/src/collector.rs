@@ -11,6 +11,7 @@ use serde::{Serialize, Serializer};
 use serde_json::json;
 
 use crate::finding::{Code, Finding};
+use crate::ranges::Extent;
 use crate::source::SourceError;
 use crate::spill::Trouble;
 
@@ -29,13 +30,6 @@ pub(crate) struct Collector {
     extents: BTreeMap<u64, Extent>,
     counts: BTreeMap<Code, u64>,
     trouble: Trouble,
-}
-
-/// From the first entry with a fault to behind the last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Extent {
-    pub(crate) from: u64,
-    pub(crate) to: u64,
 }
 
 /// Chains of which an extent is kept: those of a ledger, and not every one that somebody names.
@@ -75,9 +69,8 @@ impl Collector {
             self.faulty.insert(finding.chain);
         }
         *self.counts.entry(finding.code).or_default() += 1;
-        if let (Some(chain), Some((from, to))) = (finding.chain.filter(|c| *c < CHAINS), finding.entries()) {
-            let extent = self.extents.entry(chain).or_insert(Extent { from, to });
-            *extent = Extent { from: extent.from.min(from), to: extent.to.max(to) };
+        if let (Some(chain), Some(extent)) = (finding.chain.filter(|c| *c < CHAINS), finding.entries()) {
+            self.extents.entry(chain).and_modify(|known| *known = known.join(extent)).or_insert(extent);
         }
         if self.held.len() < HELD && self.more.count == 0 {
             self.held.push(finding);

@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use crate::ranges::Extent;
+
 macro_rules! codes {
     ($($variant:ident $text:literal $meaning:literal;)*) => {
         /// What is wrong. The text of each is stable.
@@ -130,20 +132,28 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// The entries that it puts in doubt, from the first to behind the last; `None` where it is of no entries.
-    pub(crate) fn entries(&self) -> Option<(u64, u64)> {
+    /// The entries that it puts in doubt; `None` where it is of no entries.
+    pub(crate) fn entries(&self) -> Option<Extent> {
         let mut parts = self.place.split('/');
         let table = parts.next()?;
         let number: u64 = parts.next()?.parse().ok()?;
         match (table, self.code) {
-            ("entries", Code::EntryMissing) => Some((number, parts.next()?.parse().ok()?)),
+            ("entries", Code::EntryMissing) => {
+                let to = parts.next()?.parse().ok()?;
+                Some(Extent { from: number, to, missing: to })
+            }
+            // A row that somebody added may be of a place where no entry ever was.
             ("entries" | "private_documents" | "commits" | "commit_signatures", _) => {
-                Some((number, number.checked_add(1)?))
+                Some(Extent { from: number, to: number.checked_add(1)?, missing: 0 })
             }
             // What is missing follows on the last that is there.
-            ("checkpoints", Code::AnchorBeyondTail) => Some((number.saturating_sub(1), number)),
+            ("checkpoints", Code::AnchorBeyondTail | Code::CheckpointBeyondTail) => {
+                Some(Extent { from: number.saturating_sub(1), to: number, missing: number })
+            }
             // Somewhere before its size something is other than it was.
-            ("checkpoints", Code::AnchorMismatch) => Some((0, number)),
+            ("checkpoints", Code::AnchorMismatch | Code::CheckpointRootMismatch) => {
+                Some(Extent { from: 0, to: number, missing: 0 })
+            }
             _ => None,
         }
     }

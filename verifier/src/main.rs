@@ -435,7 +435,10 @@ impl Anchors {
         }
         if !file.is_file() && file.exists() {
             // It is read twice.
-            return Err(format!("--anchor {}: a pipe or a device; save it in a file first", file.display()));
+            return Err(format!(
+                "--anchor {}: a pipe, a device or a directory; save it in a file, or name the directory by itself",
+                file.display()
+            ));
         }
         let mut head = Vec::new();
         let read = std::fs::File::open(file).and_then(|f| f.take(4096).read_to_end(&mut head));
@@ -461,8 +464,8 @@ fn anchor_files(path: &Path) -> Result<Vec<PathBuf>, String> {
     }
     let all: std::io::Result<Vec<PathBuf>> =
         std::fs::read_dir(path).and_then(|list| list.map(|e| Ok(e?.path())).collect());
+    // Whatever is no file is named by whoever reads it: an anchor that is passed over would not be missed.
     let mut files = all.map_err(|e| anchor_lost(path, &e))?;
-    files.retain(|p| p.is_file());
     files.sort();
     if files.is_empty() {
         return Err(format!("--anchor {}: the directory has no files", path.display()));

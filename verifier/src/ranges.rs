@@ -2,8 +2,23 @@
 
 use serde_json::json;
 
-use crate::collector::Extent;
 use crate::report::ChainReport;
+
+/// From the first entry with a fault to behind the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    /// Behind the last entry that there should be and is not; 0 if none is missing.
+    pub(crate) missing: u64,
+}
+
+impl Extent {
+    /// Both, and what lies between them.
+    pub(crate) fn join(self, other: Extent) -> Extent {
+        Extent { from: self.from.min(other.from), to: self.to.max(other.to), missing: self.missing.max(other.missing) }
+    }
+}
 
 /// What is known of a stretch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,10 +83,11 @@ pub(crate) enum Owner {
 /// The stretches of a chain, in order, without gaps.
 pub(crate) fn ranges(chain: &ChainReport, faults: Option<Extent>, owner: Owner) -> Vec<Range> {
     let kept = chain.anchored.or(chain.covered).unwrap_or(0);
-    // What an anchor has and the chain has not is missing from its end on.
-    let end = chain.entries.max(chain.end);
-    let faults = faults.map(|e| (e.from.min(end), e.to));
-    let end = end.max(faults.map_or(0, |(_, to)| to));
+    let there = chain.entries.max(chain.end);
+    let end = there.max(faults.map_or(0, |e| e.missing));
+    // What an anchor has and the chain has not is missing from its end on. Where there is no entry, and none is missing, none is broken.
+    let faults = faults.map(|e| (if e.missing > there { e.from.min(there) } else { e.from }, e.to.min(end)));
+    let faults = faults.filter(|(from, to)| from < to);
     let of = |index: u64| match faults {
         _ if index < chain.from => (Standing::NotCovered, "which were not read"),
         Some((from, to)) if (from..to).contains(&index) => {
@@ -114,7 +130,7 @@ mod tests {
     use super::*;
 
     fn said(chain: &ChainReport, faults: Option<(u64, u64)>, owner: Owner) -> Vec<(u64, u64, Standing)> {
-        let ranges = ranges(chain, faults.map(|(from, to)| Extent { from, to }), owner);
+        let ranges = ranges(chain, faults.map(|(from, to)| Extent { from, to, missing: 0 }), owner);
         ranges.iter().map(|r| (r.from, r.to, r.standing)).collect()
     }
 
@@ -139,7 +155,10 @@ mod tests {
         // What was not read, and what an anchor proves to be missing.
         let tail = chain(100, 30, Some(100), Some(60));
         assert_eq!(said(&tail, None, Owner::Pinned), [(0, 30, NotCovered), (30, 60, Verified), (60, 100, NotCovered)]);
-        assert_eq!(said(&whole, Some((119, 120)), Owner::Pinned).last(), Some(&(100, 120, Broken)));
+        let missing = ranges(&whole, Some(Extent { from: 119, to: 120, missing: 120 }), Owner::Pinned);
+        assert_eq!(missing.last().map(|r| (r.from, r.to, r.standing)), Some((100, 120, Broken)));
+        // A row of a place where no entry is breaks none.
+        assert_eq!(said(&whole, Some((1 << 50, (1 << 50) + 1)), Owner::Pinned), said(&whole, None, Owner::Pinned));
         // Where rows are missing there are fewer than places.
         let gap = ChainReport { end: 100, ..chain(98, 0, Some(100), None) };
         assert_eq!(

@@ -209,12 +209,14 @@ impl Known {
         judge.judge(&cells, u64::MAX, 0, |_| None).map(drop)
     }
 
-    /// Why the entry rests on a key that was in other hands, if it does (FORMAT.md 6).
-    pub(crate) fn compromised(&self, chain: u32, index: u64, signatures: &[&str]) -> Option<String> {
-        let mut suspects = self.registry.records().iter().filter(|r| signatures.contains(&r.key.kid.as_str()));
-        let record = suspects.find(|r| {
-            let since = r.retired.as_ref().and_then(|r| r.compromised_since.as_ref());
-            since.is_some_and(|since| index >= cut_of(since, chain))
+    /// Why the entry rests on a key that was in other hands, if it does: of its commit, of a document in it, or of the checkpoint over it
+    /// (FORMAT.md 6).
+    pub(crate) fn compromised(&self, chain: u32, index: u64) -> Option<String> {
+        let record = self.registry.records().iter().find(|record| {
+            let retired = record.retired.as_ref();
+            retired
+                .and_then(|r| Some((r.compromised_since.as_ref()?, &r.cut)))
+                .is_some_and(|(since, cut)| (cut_of(since, chain)..cut_of(cut, chain)).contains(&index))
         })?;
         Some(format!("chain {chain}: entry {index} rests on {}, which was in other hands then", record.key.kid))
     }

@@ -125,8 +125,7 @@ fn judge(name: &str, tables: &dyn Tables, subject: Subject, demands: &Demands<'_
     for (chain, index) in &own {
         hashes.extend_from_slice(&run.reads[chain][index].row.digests.hash.0);
         let anchored = covered.anchored.get(chain).is_some_and(|size| index < size);
-        let kids = covered.kids.get(&(*chain, *index)).map(|kids| kids.iter().map(String::as_str).collect::<Vec<_>>());
-        unchecked.extend(known.compromised(*chain, *index, &kids.unwrap_or_default()).filter(|_| !anchored));
+        unchecked.extend(known.compromised(*chain, *index).filter(|_| !anchored));
         if demands.require_anchor && !anchored {
             unchecked.push(format!("chain {chain}: no anchor covers entry {index}"));
         }
@@ -170,8 +169,6 @@ fn judge(name: &str, tables: &dyn Tables, subject: Subject, demands: &Demands<'_
 struct Covered {
     /// Size by chain.
     anchored: BTreeMap<u32, u64>,
-    /// Who signed, by place.
-    kids: HashMap<(u32, u64), Vec<String>>,
     checked: Vec<String>,
     not_covered: Vec<String>,
 }
@@ -390,14 +387,11 @@ impl<'a> Run<'a> {
                 Ok(commit) => {
                     let judged = proven(commit, *index).and_then(|c| known.commit(h, &own, &c).map(|()| c));
                     let place = format!("commits/{}", commit.first);
-                    if let Some(commit) = out.take(judged, chain, place) {
-                        if let Some(document) = documents.get(index) {
-                            let judged = known.document(document, chain, *index, commit.registry_size);
-                            out.take(judged, chain, format!("entries/{index}"));
-                        }
-                        let of_document = documents.get(index).map(|d| d.kid.clone());
-                        let kids = commit.signatures.into_iter().map(|s| s.kid).chain(of_document).collect();
-                        covered.kids.insert((chain, *index), kids);
+                    if let Some(commit) = out.take(judged, chain, place)
+                        && let Some(document) = documents.get(index)
+                    {
+                        let judged = known.document(document, chain, *index, commit.registry_size);
+                        out.take(judged, chain, format!("entries/{index}"));
                     }
                 }
                 Err(Lost::Source(e)) => return Err(e),

@@ -260,6 +260,8 @@ fn restore(place: &Place, url: Option<&str>, wanted: &Wanted) -> Result<Restored
 /// Where an embedded ledger is made, with a file that is locked for as long as somebody makes it.
 const BUILDING: &str = ".restoring-";
 const LOCK: &str = "lock";
+/// How long making the file can take.
+const MADE: std::time::Duration = std::time::Duration::from_secs(600);
 
 /// Takes away what runs that were killed have left.
 fn clear_leftovers(dir: &Path) {
@@ -267,8 +269,14 @@ fn clear_leftovers(dir: &Path) {
         if !item.file_name().to_string_lossy().starts_with(BUILDING) {
             continue;
         }
-        let lock = std::fs::File::open(item.path().join(LOCK));
-        if lock.is_ok_and(|file| file.try_lock().is_ok()) {
+        let gone = match std::fs::File::open(item.path().join(LOCK)) {
+            Ok(file) => file.try_lock().is_ok(),
+            // One that is being made has none for a moment.
+            Err(_) => {
+                item.metadata().and_then(|m| m.modified()).is_ok_and(|made| made.elapsed().is_ok_and(|age| age > MADE))
+            }
+        };
+        if gone {
             // What cannot be removed is in nobody's way.
             let _ = std::fs::remove_dir_all(item.path());
         }
@@ -318,9 +326,15 @@ fn build(
     if succession.is_none() && !wanted.drill {
         // Nothing that was signed is lost, so that it will go on.
         directory::check_keys(place)?;
-        if directory::is_closed(&place.dir) {
-            return Err(stays_closed(&place.dir.display().to_string()));
-        }
+    }
+    // A successor may begin where it was closed: whoever closes it again does it in the same way.
+    let closed_here = directory::is_closed(&place.dir);
+    let again = match &succession {
+        Some(succession) if closed_here => directory::is_closed_as(&place.dir, succession)?,
+        _ => false,
+    };
+    if closed_here && !again && !wanted.drill {
+        return Err(stays_closed(&place.dir.display().to_string()));
     }
     let limits = limits.as_deref();
     let mut held = Held { dir: &place.dir, postgres: None };
@@ -332,14 +346,17 @@ fn build(
             if store.ledger_id()?.is_some_and(|id| id != wanted.trust) {
                 return Err(wrong("the database holds another ledger; restore into an empty one"));
             }
-            let closed = held.is_closed()?;
-            if closed && succession.is_none() {
-                return Err(stays_closed("the database"));
-            }
-            if goes_beyond(&*store, export)? {
-                return restored_before(&store, export, "the database", &held);
-            }
-            if !closed {
+            if held.why()?.as_deref() == Some(CLOSED) {
+                let wanted: Vec<u64> = match limits {
+                    Some(limits) => limits.to_vec(),
+                    None => export.manifest().chains.iter().map(|c| c.to).collect(),
+                };
+                if !again || !store.heads()?.iter().map(ChainHead::size).eq(wanted) {
+                    return Err(stays_closed("the database"));
+                }
+            } else if goes_beyond(&*store, export)? {
+                return restored_before(&store, export, "the database", &held, false);
+            } else {
                 held.hold(INCOMPLETE)?;
             }
             let begun = store.heads()?.iter().any(|head| head.size() > 0);
@@ -407,11 +424,10 @@ impl Held<'_> {
         }
     }
 
-    /// Whether it was closed by a restore before.
-    fn is_closed(&self) -> Result<bool, CliError> {
+    fn why(&self) -> Result<Option<String>, CliError> {
         match &self.postgres {
-            Some(store) => Ok(store.held()?.as_deref() == Some(CLOSED)),
-            None => Ok(directory::is_closed(self.dir)),
+            Some(store) => Ok(store.held()?),
+            None => directory::held(self.dir),
         }
     }
 
@@ -461,14 +477,16 @@ fn there_already(place: &Place, wanted: &Wanted, export: &Export, report: &Repor
     let shown = place.dir.join(DATABASE_FILE).display().to_string();
     let foreign =
         || wrong(format!("{shown} exists already, and is not this archive restored; a ledger is never written over"));
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&place.dir, SqliteOptions::default())?);
+    let store = SqliteStore::open(&place.dir, SqliteOptions::default())?;
+    let marked = store.is_held()?;
+    let store: Arc<dyn Store> = Arc::new(store);
     if wanted.accept_loss.is_some() || store.ledger_id()? != Some(wanted.trust) || !begins_with(&*store, export)? {
         return Err(foreign());
     }
     let into = place.dir.display().to_string();
     let held = Held { dir: &place.dir, postgres: None };
     if goes_beyond(&*store, export)? {
-        return restored_before(&store, export, &into, &held);
+        return restored_before(&store, export, &into, &held, marked);
     }
     unchanged(&into, wanted.trust, &into)?;
     let fate = if wanted.drill { Fate::Drill } else { Fate::Continued };
@@ -491,17 +509,39 @@ fn unchanged(source: &str, trust: Hash, shown: &str) -> Result<(), CliError> {
     )))
 }
 
-/// The answer again, of a restore that came to its end; or why a database that goes beyond the archive is left alone.
-fn restored_before(store: &Arc<dyn Store>, export: &Export, into: &str, held: &Held<'_>) -> Result<Restored, CliError> {
+/// The answer again, of a restore that came to its end; or why a database that goes beyond the archive is left alone. `marked`: its file says that
+/// it is held.
+fn restored_before(
+    store: &Arc<dyn Store>,
+    export: &Export,
+    into: &str,
+    held: &Held<'_>,
+    marked: bool,
+) -> Result<Restored, CliError> {
     let runtime = tokio::runtime::Handle::current();
     let (reader, _) = runtime.block_on(Reader::open(Arc::clone(store)))?;
     let events = runtime.block_on(reader.exports())?;
     let sizes: Vec<u64> = export.manifest().chains.iter().map(|c| c.to).collect();
-    let recorded = |event: &ExportEvent| matches!(event, ExportEvent::Restored(restored) if restored.sizes == sizes);
-    let same = events.iter().any(recorded) && begins_with(&**store, export)?;
-    if same {
-        // A run that was killed there had come to its end.
-        held.release()?;
+    let last = events.iter().rev().find_map(|event| match event {
+        ExportEvent::Restored(restored) => Some(restored),
+        _ => None,
+    });
+    let mut same = last.is_some_and(|restored| restored.sizes == sizes) && begins_with(&**store, export)?;
+    match held.why()?.as_deref() {
+        None if !marked => {}
+        // A run that was killed there had come to its end, if nothing lies beyond the archive but what the restore itself appended.
+        Some(INCOMPLETE) if same => {
+            let own = |h: &ChainHead| {
+                let appended = if h.chain == 0 { OWN_ENTRIES } else { 0 };
+                sizes.get(h.chain as usize).is_some_and(|size| h.size() <= size + appended)
+            };
+            same = store.heads()?.iter().all(own);
+            if same {
+                held.release()?;
+            }
+        }
+        // A drill of another archive, or what was begun from one.
+        _ => same = false,
     }
     store.close()?;
     if !same {
@@ -519,6 +559,9 @@ fn restored_before(store: &Arc<dyn Store>, export: &Export, into: &str, held: &H
         fate: Fate::Continued,
     })))
 }
+
+/// Entries of chain 0 that let a restored ledger go on: `ledger.restored`, and `chain.heads` of its checkpoint.
+const OWN_ENTRIES: u64 = 2;
 
 fn embedded(dir: &Path) -> Result<SqliteStore, StoreError> {
     SqliteStore::create(dir, SqliteOptions { draft: true, ..SqliteOptions::default() })

@@ -212,16 +212,17 @@ fn last_cut_until(store: &dyn Store, from: &[u64], until_us: i64) -> Result<Opti
     while let Some(index) = at {
         let corrupt = || StoreError::Corrupt(format!("entry {index} of chain 0 is no chain.heads; verify the ledger"));
         let entry = store.entry(0, index)?.filter(|e| e.header.stream == HEADS_STREAM).ok_or_else(corrupt)?;
-        let mut ends = heads::sizes(&entry.parse_body().map_err(|_| corrupt())?.payload);
+        let rows = heads::rows(&entry.parse_body().map_err(|_| corrupt())?.payload).ok_or_else(corrupt)?;
+        let mut ends: Vec<u64> = rows.iter().map(|row| row.size).collect();
         if ends.len() != from.len() || entry.parent_index.is_some_and(|parent| parent >= index) {
             return Err(corrupt());
         }
-        // It came right after what it names.
+        // One that does not come right after what it names is no cut.
+        let mut fits = ends[0] == index;
         ends[0] = index + 1;
         if ends.iter().zip(from).any(|(end, from)| end < from) {
             return Ok(None);
         }
-        let mut fits = true;
         for (chain, end) in (0..).zip(&ends) {
             let signed = store.checkpoints(chain, *end, 1)?.first().is_some_and(|c| c.size == *end && c.note.is_some());
             fits = fits && signed && recorded_by(store, chain, *end, until_us)?;

@@ -16,13 +16,15 @@ use ledger_engine::bucket::{Bucket, BucketError, Version};
 use ledger_engine::export::batch::SERVICE;
 use ledger_engine::export::record::Retention;
 use ledger_engine::export::{FileKind, MANIFEST_BYTES_MAX, MANIFEST_NAME, Manifest};
-use ledger_engine::hash::{Hash, sha256};
+use ledger_engine::hash::Hash;
 
 use super::Export;
 use super::batches::printable;
 use crate::finding::{Code, Finding};
 use crate::source::SourceError;
 
+/// Bytes of all manifests of an archive together, at most.
+const MANIFESTS_BYTES_MAX: usize = 128 << 20;
 /// Objects that are fetched side by side.
 const FETCHED_AT_ONCE: usize = 8;
 
@@ -30,7 +32,10 @@ const FETCHED_AT_ONCE: usize = 8;
 struct Candidate {
     key: String,
     version: String,
+    /// What it is, or the beginning of what is no manifest.
     bytes: Vec<u8>,
+    /// SHA-256 and length of the object.
+    what: (Hash, u64),
     manifest: Option<Manifest>,
 }
 
@@ -116,7 +121,7 @@ impl Fetch<'_> {
                         .to_owned(),
                 });
             }
-            self.over(&candidate.key, &candidate.version, (sha256(&[&candidate.bytes]), candidate.bytes.len() as u64))?;
+            self.over(&candidate.key, &candidate.version, candidate.what)?;
             self.locked(&candidate.key, Some(&candidate.version), lock(false))?;
             let sequence = batch.map_or(0, |b| b.sequence);
             let lines = manifest.files.iter().zip(batch.map(|b| b.stored.as_slice()).unwrap_or_default());
@@ -148,42 +153,83 @@ impl Fetch<'_> {
             .filter(|key| !named.contains(key.as_str()) && !left.contains(key) && !key.ends_with(MANIFEST_NAME))
             .filter(|key| batch_of(key).is_none_or(|dir| done.contains(dir)))
             .collect();
-        strangers.iter().try_for_each(|key| self.write(key, b""))?;
         // Of batches without a manifest that they are there is all that is told.
-        for key in self.versions.keys().filter(|key| key.matches('/').count() == 3 && is_relative(key)) {
-            let dir = self.to.join(key.rsplit_once('/').map_or("", |(dir, _)| dir));
-            fs::create_dir_all(dir).map_err(|e| self.room(&e))?;
-        }
+        let begun = self.versions.keys().filter(|key| key.matches('/').count() == 3 && is_relative(key));
+        let begun =
+            begun.map(|key| (key, fs::create_dir_all(self.to.join(key.rsplit_once('/').map_or("", |(d, _)| d)))));
+        let named = strangers.iter().map(|key| (key, self.put(key, b"")));
+        // A name of a bucket that no file can have, or not beside another, is found here.
+        let nameless = begun.chain(named).filter(|(_, made)| made.is_err()).map(|(key, _)| Finding {
+            code: Code::ExportFileUnexpected,
+            chain: None,
+            place: format!("files/{}", printable(key.split_once('/').map_or(key, |(_, name)| name))),
+            evidence: "no manifest names it; it was not read".to_owned(),
+        });
+        let nameless: Vec<Finding> = nameless.collect();
+        self.findings.extend(nameless);
         self.objects(&wanted)
     }
 
     /// The manifest of each batch.
     fn manifests(&self) -> Result<Vec<Candidate>, SourceError> {
-        let mut all: BTreeMap<&str, Vec<Candidate>> = BTreeMap::new();
+        let mut all: BTreeMap<&str, Vec<(String, Option<Candidate>)>> = BTreeMap::new();
+        let (mut named, mut held) = (HashSet::new(), 0);
         for (key, versions) in &self.versions {
             if !key.ends_with(&format!("/{MANIFEST_NAME}")) || key.matches('/').count() != 3 || !is_relative(key) {
                 continue;
             }
-            // The oldest first.
-            for version in versions.iter().rev().filter(|v| !v.marker) {
-                let mut bytes = Vec::new();
-                let read = self.bucket.get(key, Some(&version.id), MANIFEST_BYTES_MAX, &mut bytes);
-                let (_, length) = read.map_err(|e| self.failed(&e))?;
-                let manifest = if length > MANIFEST_BYTES_MAX { None } else { Manifest::decode(&bytes).ok() };
-                let version = version.id.clone();
-                all.entry(key).or_default().push(Candidate { key: key.clone(), version, bytes, manifest });
+            // The oldest first. Of several versions, which anybody who may put objects can add, one is kept; it is read again then.
+            let there: Vec<&Version> = versions.iter().rev().filter(|v| !v.marker).collect();
+            for version in &there {
+                let candidate = self.candidate(key, &version.id)?;
+                let previous =
+                    candidate.manifest.as_ref().and_then(|m| m.batch.as_ref()?.previous.as_ref()?.version.clone());
+                named.extend(previous);
+                let candidate = Some(candidate).filter(|_| there.len() == 1);
+                held += candidate.as_ref().map_or(0, |c| c.bytes.len());
+                all.entry(key).or_default().push((version.id.clone(), candidate));
             }
+            self.few(held)?;
         }
-        let named: Vec<String> = all
-            .values()
-            .flatten()
-            .filter_map(|c| c.manifest.as_ref()?.batch.as_ref()?.previous.as_ref()?.version.clone())
-            .collect();
-        let choose = |candidates: Vec<Candidate>| {
-            let at = candidates.iter().position(|c| named.contains(&c.version)).unwrap_or(0);
-            candidates.into_iter().nth(at)
-        };
-        Ok(all.into_values().filter_map(choose).collect())
+        let mut chosen = Vec::new();
+        for (key, candidates) in all {
+            let at = candidates.iter().position(|(version, _)| named.contains(version)).unwrap_or(0);
+            let Some((version, candidate)) = candidates.into_iter().nth(at) else { continue };
+            chosen.push(match candidate {
+                Some(candidate) => candidate,
+                None => {
+                    let candidate = self.candidate(key, &version)?;
+                    held += candidate.bytes.len();
+                    self.few(held)?;
+                    candidate
+                }
+            });
+        }
+        Ok(chosen)
+    }
+
+    fn candidate(&self, key: &str, version: &str) -> Result<Candidate, SourceError> {
+        let mut bytes = Vec::new();
+        let read = self.bucket.get(key, Some(version), MANIFEST_BYTES_MAX, &mut bytes);
+        let what = read.map_err(|e| self.failed(&e))?;
+        let manifest = if what.1 > MANIFEST_BYTES_MAX { None } else { Manifest::decode(&bytes).ok() };
+        if manifest.is_none() {
+            // That it is none can be seen of its beginning.
+            bytes.truncate(64);
+        }
+        Ok(Candidate { key: key.to_owned(), version: version.to_owned(), bytes, what, manifest })
+    }
+
+    /// Refuses manifests that are larger together than those of a hundred years.
+    fn few(&self, bytes: usize) -> Result<(), SourceError> {
+        if bytes <= MANIFESTS_BYTES_MAX {
+            return Ok(());
+        }
+        let reason = format!(
+            "its manifests are over {} MiB together, and no archive has such: somebody put others there, see what is in it",
+            MANIFESTS_BYTES_MAX >> 20
+        );
+        Err(SourceError::Unreadable { path: self.url.into(), reason })
     }
 
     /// What lies over a version with this SHA-256 and length.
@@ -222,12 +268,13 @@ impl Fetch<'_> {
     }
 
     fn write(&self, key: &str, bytes: &[u8]) -> Result<(), SourceError> {
+        self.put(key, bytes).map_err(|e| self.room(&e))
+    }
+
+    fn put(&self, key: &str, bytes: &[u8]) -> std::io::Result<()> {
         let path = self.to.join(key);
-        let write = || {
-            fs::create_dir_all(path.parent().unwrap_or(Path::new("")))?;
-            fs::write(&path, bytes)
-        };
-        write().map_err(|e| self.room(&e))
+        fs::create_dir_all(path.parent().unwrap_or(Path::new("")))?;
+        fs::write(&path, bytes)
     }
 
     /// Fetches objects side by side. One that is not there is a finding of whoever reads the files.

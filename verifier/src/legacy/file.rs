@@ -13,9 +13,10 @@ use std::time::Duration;
 use flate2::read::MultiGzDecoder;
 use ledger_engine::hash::Hash;
 use memchr::memchr;
+use serde::de::IgnoredAny;
 
 use super::gauge::{Gauge, Unit};
-use super::row::{ROW_BYTES_MAX, RawRow, RowFault, Rows};
+use super::row::{Member, ROW_BYTES_MAX, RawRow, RowFault, Rows};
 use super::verify::{LegacyError, Source};
 
 /// Bytes and rows that are judged together.
@@ -142,7 +143,8 @@ impl File {
         let (magic, raw) = sniff(raw, 4).map_err(fail)?;
         let packed = match magic.as_slice() {
             [0x1f, 0x8b, ..] => "gzip",
-            [0x28, 0xb5, 0x2f, 0xfd] => "zstd",
+            // The second is a frame that readers skip, with which some compressors begin.
+            [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => "zstd",
             _ => "",
         };
         let counted = Counted { inner: raw, gauge: Arc::clone(&gauge) };
@@ -224,9 +226,10 @@ fn detect(head: &[u8]) -> FileFormat {
     }
 }
 
-/// Whether the text begins with an object that has an array `events`, as far as can be seen. A row has no such member.
+/// Whether the text begins with an object that has an array `events`. A row has no such member. Where the object goes on beyond what can be seen, it is
+/// none of a row unless a member of one was seen.
 fn has_events(head: &[u8]) -> bool {
-    let (mut depth, mut at) = (0_u32, 0);
+    let (mut depth, mut at, mut of_row) = (0_u32, 0, false);
     while let Some(byte) = head.get(at) {
         match byte {
             b'"' => {
@@ -234,11 +237,13 @@ fn has_events(head: &[u8]) -> bool {
                 while head.get(end).is_some_and(|b| *b != b'"') {
                     end += if head[end] == b'\\' { 2 } else { 1 };
                 }
-                let Some(text) = head.get(at..=end) else { return false };
-                let after = head[end + 1..].trim_ascii_start();
-                let array = after.strip_prefix(b":").is_some_and(|after| after.trim_ascii_start().starts_with(b"["));
-                if depth == 1 && array && serde_json::from_slice::<String>(text).is_ok_and(|name| name == "events") {
-                    return true;
+                let Some(text) = head.get(at..=end) else { break };
+                let after = head[end + 1..].trim_ascii_start().strip_prefix(b":");
+                if let (1, Some(after), Ok(name)) = (depth, after, serde_json::from_slice::<String>(text)) {
+                    if name == "events" && after.trim_ascii_start().starts_with(b"[") {
+                        return true;
+                    }
+                    of_row |= Member::named(&name).is_some();
                 }
                 at = end;
             }
@@ -252,7 +257,7 @@ fn has_events(head: &[u8]) -> bool {
         }
         at += 1;
     }
-    false
+    head.len() as u64 >= SNIFF_BYTES && !of_row
 }
 
 /// Reads what may never come, in a thread of its own, so that a run can be stopped meanwhile.
@@ -648,8 +653,14 @@ impl Envelope {
                 }
                 self.value(&mut value)?;
                 if key == "count" {
-                    let count = std::str::from_utf8(&value).ok().and_then(|v| v.trim().parse().ok());
+                    let digits = value.trim_ascii();
+                    let count = std::str::from_utf8(digits).ok().filter(|v| v.bytes().all(|b| b.is_ascii_digit()));
+                    let count = count.and_then(|v| v.parse().ok());
                     self.stated = Some(count.ok_or_else(|| damaged("its member \"count\" is no count"))?);
+                } else {
+                    // It counts for nothing, and what is no JSON is no envelope to anybody else either.
+                    serde_json::from_slice::<IgnoredAny>(&value)
+                        .map_err(|e| damaged(&format!("its member {key:?}: {e}")))?;
                 }
                 self.next_member()?;
             }
@@ -725,11 +736,13 @@ impl Walk {
                 let start = texts.buffer.len();
                 let limit = ROW_BYTES_MAX as u64 + 1;
                 let size = fs::File::open(&path)?.take(limit).read_to_end(&mut texts.buffer)?;
+                let marked = texts.buffer[start..].starts_with(BYTE_ORDER_MARK);
+                let begin = start + if marked { BYTE_ORDER_MARK.len() } else { 0 };
                 if size > ROW_BYTES_MAX {
                     texts.buffer.truncate(start);
                     texts.events.push(Event::TooLarge);
                 } else {
-                    texts.events.push(Event::At(start..texts.buffer.len()));
+                    texts.events.push(Event::At(begin..texts.buffer.len()));
                 }
                 let name = path.strip_prefix(&self.root).unwrap_or(&path).display().to_string();
                 texts.names.push(super::judge::shown(&name));

@@ -2,7 +2,10 @@
 
 use std::borrow::Cow;
 
+use serde::de::IgnoredAny;
+
 use super::canonical::{Fault, Scanner};
+use super::judge::shown;
 
 /// The largest row: one line, one file, or one payload of a table. Bytes.
 pub const ROW_BYTES_MAX: usize = 16 << 20;
@@ -120,7 +123,11 @@ impl<'a> RawRow<'a> {
                 let key = scanner.string()?;
                 scanner.expect(b':')?;
                 match Member::named(&key) {
-                    None => drop(scanner.skip()?),
+                    // It counts for nothing, and a line that is no JSON is no row to anybody else either.
+                    None => drop(
+                        serde_json::from_str::<IgnoredAny>(scanner.skip()?)
+                            .map_err(|e| RowFault::Undecodable(format!("{}: {e}", shown(&key))))?,
+                    ),
                     Some(member) => {
                         if std::mem::replace(&mut given[member as usize], true) {
                             return Err(RowFault::Undecodable(format!("{key} is given twice")));

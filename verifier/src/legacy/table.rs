@@ -34,6 +34,24 @@ const CHUNK_ROWS: usize = 8192;
 /// Column of the place of a row's key among those of its statement.
 const RANK: usize = 10;
 
+/// The columns of a table: name, type, the type below domains, whether the server itself prints it, and whether code that somebody added
+/// makes a text or a time of it.
+const COLUMNS: &str = "\
+    WITH RECURSIVE kinds AS (
+        SELECT a.attnum, a.attname, a.atttypid, t.oid, t.typtype, t.typbasetype
+        FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+        WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
+        UNION ALL
+        SELECT k.attnum, k.attname, k.atttypid, t.oid, t.typtype, t.typbasetype
+        FROM kinds k JOIN pg_type t ON k.typtype = 'd' AND t.oid = k.typbasetype
+    )
+    SELECT k.attname, format_type(k.atttypid, -1), k.oid, k.oid < 16384 OR k.typtype = 'e',
+        EXISTS (SELECT FROM pg_cast c WHERE c.castsource IN (k.atttypid, k.oid)
+            AND c.casttarget IN ('text'::regtype, 'timestamptz'::regtype) AND c.castfunc >= 16384)
+    FROM kinds k WHERE k.typtype <> 'd' ORDER BY k.attnum";
+/// bigint, integer, smallint, numeric, uuid, text, varchar, bpchar: equal ids are equal in every comparison of them.
+const ID_TYPES: [u32; 8] = [20, 23, 21, 1700, 2950, 25, 1043, 1042];
+
 /// Which rows are asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Window {
@@ -72,6 +90,9 @@ pub struct Table {
     /// The earliest time in the window, as PostgreSQL prints it.
     floor: Option<String>,
     ended: bool,
+    /// Rows that were there before the first was read, without an index, and rows that were read.
+    counted: u64,
+    given: u64,
     pending: std::collections::VecDeque<Piece>,
     remarks: Vec<String>,
     gauge: Arc<Gauge>,
@@ -128,13 +149,7 @@ impl Table {
             // A statement that cannot be cancelled ends by its own timeout.
             let _ = cancel.cancel_query(tls.clone());
         });
-        let attributes = client
-            .query(
-                "SELECT a.attname, format_type(a.atttypid, -1) FROM pg_attribute a
-                 WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
-                &[&oid],
-            )
-            .map_err(|e| failed(&e))?;
+        let attributes = client.query(COLUMNS, &[&oid]).map_err(|e| failed(&e))?;
         let mut columns = vec![None; Member::ALL.len()];
         let mut id_type = String::new();
         for attribute in &attributes {
@@ -142,6 +157,14 @@ impl Table {
             let Some(member) = Member::named(column) else { continue };
             if columns[member as usize].replace(quote(column)).is_some() {
                 return Err(LegacyError::Source(format!("{name} has two columns that could be {column}")));
+            }
+            let (base, printed, by_code): (u32, bool, bool) = (attribute.get(2), attribute.get(3), attribute.get(4));
+            if !printed || by_code || member == Member::Id && !ID_TYPES.contains(&base) {
+                return Err(LegacyError::Source(format!(
+                    "{name}: the column {column} is of the type {kind}, and how it is {} is up to code in the database: export the table and verify \
+                     the file",
+                    if printed && !by_code { "compared" } else { "printed" }
+                )));
             }
             if member == Member::Id {
                 // `character` alone is one character.
@@ -183,6 +206,8 @@ impl Table {
             head: None,
             floor: None,
             ended: false,
+            counted: 0,
+            given: 0,
             pending: std::collections::VecDeque::new(),
             remarks,
             gauge: Arc::new(gauge),
@@ -202,6 +227,7 @@ impl Table {
 
     /// Fixes what will be read: rows up to the newest key or time there is now.
     fn take_head(&mut self) -> Result<(), LegacyError> {
+        self.by_index(false)?;
         let (table, id, time) = (&self.table, self.column(Member::Id), self.column(Member::Time));
         let newest = if self.keys_grow() { id } else { time };
         let head = format!("SELECT (SELECT {newest} FROM {table} ORDER BY {newest} DESC NULLS LAST LIMIT 1)::text");
@@ -233,11 +259,65 @@ impl Table {
             self.floor = self.floor.take().filter(later).or(Some(since));
         }
         self.ended = self.head.is_none() && self.keys_grow();
+        self.counted = self.count()?;
+        self.by_index(true)
+    }
+
+    /// Whether statements from here on may go by indexes. What an index leaves out is not there for whoever goes by it.
+    fn by_index(&mut self, may: bool) -> Result<(), LegacyError> {
+        let to = if may { "on" } else { "off" };
+        let set = format!("SET enable_indexscan = {to}; SET enable_indexonlyscan = {to}; SET enable_bitmapscan = {to}");
+        self.client.batch_execute(&set).map_err(|e| failed(&e))
+    }
+
+    /// How many rows there are of those that are to be read.
+    fn count(&mut self) -> Result<u64, LegacyError> {
+        let (filters, parameters) = self.filters(&None);
+        let parameters: Vec<&(dyn ToSql + Sync)> = parameters.iter().map(|p| p as &(dyn ToSql + Sync)).collect();
+        let sql = format!("SELECT count(*) FROM {} t {}", self.table, conditions(&filters));
+        let count: i64 = self.client.query_one(&sql, &parameters).map_err(|e| failed(&e))?.get(0);
+        Ok(count as u64)
+    }
+
+    /// That what was read by the index of the ids is what the table has. Writers go on: new ids are beyond the head, but rows with other
+    /// ids may come before it.
+    fn check_count(&mut self) -> Result<(), LegacyError> {
+        self.by_index(false)?;
+        let now = self.count()?;
+        let (given, before) = (self.given, self.counted);
+        if given < before || self.keys_grow() && given != now {
+            let there = if given < before { before } else { now };
+            return Err(LegacyError::Source(format!(
+                "{given} rows were read by their ids, and {there} are there: an index leaves rows out, or rows were added or deleted meanwhile; run again, \
+                 and if it stays so rebuild the index (REINDEX) and find out how it came about"
+            )));
+        }
         Ok(())
     }
 
+    /// Conditions on rows, after an id if there is one, with the parameters that they name.
+    fn filters(&self, after: &Option<String>) -> (Vec<String>, Vec<String>) {
+        let (id, time, id_type) = (self.column(Member::Id), self.column(Member::Time), &self.id_type);
+        let (mut filters, mut parameters) = (Vec::new(), Vec::new());
+        // A row without a time is in every window: nothing says that it is old, or written meanwhile.
+        let mut filter = |text: &str, value: &Option<String>, cast: &str| {
+            if let Some(value) = value {
+                parameters.push(value.clone());
+                let or_none = if cast == "timestamptz" { format!(" OR {time} IS NULL") } else { String::new() };
+                filters.push(format!("({text} ${}::text::{cast}{or_none})", parameters.len()));
+            }
+        };
+        filter(&format!("{id} >"), after, id_type);
+        if self.keys_grow() {
+            filter(&format!("{id} <="), &self.head, id_type);
+        } else if time != "NULL" {
+            filter(&format!("{time} <="), &self.head, "timestamptz");
+        }
+        filter(&format!("{time} >="), &self.floor, "timestamptz");
+        (filters, parameters)
+    }
+
     fn statement(&self) -> (String, Vec<String>) {
-        let mut parameters = Vec::new();
         let mut list = String::new();
         for member in Member::ALL {
             let column = self.column(member);
@@ -248,24 +328,9 @@ impl Table {
                 other => write!(list, "{column}::text AS m{}, ", other as usize),
             };
         }
-        let (id, time, id_type) = (self.column(Member::Id), self.column(Member::Time), &self.id_type);
-        let mut filters = Vec::new();
-        // A row without a time is in every window: nothing says that it is old, or written meanwhile.
-        let mut filter = |text: &str, value: &Option<String>, cast: &str| {
-            if let Some(value) = value {
-                parameters.push(value.clone());
-                let or_none = if cast == "timestamptz" { format!(" OR {time} IS NULL") } else { String::new() };
-                filters.push(format!("({text} ${}::text::{cast}{or_none})", parameters.len()));
-            }
-        };
-        filter(&format!("{id} >"), &self.after, id_type);
-        if self.keys_grow() {
-            filter(&format!("{id} <="), &self.head, id_type);
-        } else if time != "NULL" {
-            filter(&format!("{time} <="), &self.head, "timestamptz");
-        }
-        filter(&format!("{time} >="), &self.floor, "timestamptz");
-        let filter = if filters.is_empty() { String::new() } else { format!("WHERE {}", filters.join(" AND ")) };
+        let (id, time) = (self.column(Member::Id), self.column(Member::Time));
+        let (filters, parameters) = self.filters(&self.after);
+        let filter = conditions(&filters);
         let others: Vec<String> = [
             Member::Actor,
             Member::EventType,
@@ -335,10 +400,15 @@ impl Table {
         if !piece.rows.is_empty() {
             self.pending.push_back(piece);
         }
+        self.given += count;
         self.ended = count < RANGE_ROWS && all_bytes <= RANGE_BYTES;
         self.after = last;
-        Ok(())
+        if self.ended { self.check_count() } else { Ok(()) }
     }
+}
+
+fn conditions(filters: &[String]) -> String {
+    if filters.is_empty() { String::new() } else { format!("WHERE {}", filters.join(" AND ")) }
 }
 
 struct Piece {

@@ -18,6 +18,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use ledger_engine::connect::MakeRustlsConnect;
 use ledger_engine::domain::projection::Cell;
 use postgres::error::SqlState;
+use postgres::fallible_iterator::FallibleIterator as _;
 use postgres::types::ToSql;
 use postgres::{CancelToken, Client, CopyOutReader, Statement};
 
@@ -73,6 +74,8 @@ const PAGE_ROWS: usize = 1 << 12;
 const PAGE_BYTES: usize = 2 << 20;
 /// More rows than that at one place are no ledger's: they are not read to their end.
 const POSITION_ROWS_MAX: usize = 32_768;
+/// Bytes that are read of one place, or looked up at once: no ledger has a quarter of it there.
+const PLACE_BYTES_MAX: usize = 64 << 20;
 /// Blocks whose rows are counted in one transaction: 256 MiB.
 const BLOCKS: i64 = 1 << 15;
 
@@ -496,7 +499,7 @@ impl Postgres {
         let parameters: Vec<&(dyn ToSql + Sync)> = key.iter().map(parameter).collect();
         let mut first = self.first.borrow_mut();
         let First { client, prepared } = &mut *first;
-        let read = || -> Result<Vec<Vec<Cell>>, postgres::Error> {
+        let read = || -> Result<Option<Vec<Vec<Cell>>>, postgres::Error> {
             let statement = match prepared.get(&query) {
                 Some(statement) => statement.clone(),
                 None => {
@@ -505,17 +508,26 @@ impl Postgres {
                     statement
                 }
             };
-            let rows = client.query(&statement, &parameters)?;
-            let cells = |row: &postgres::Row| {
+            let cells = |row: &postgres::Row| -> Result<Vec<Cell>, postgres::Error> {
                 let values = columns.iter().enumerate().map(|(at, (name, kind))| {
                     let Raw(value) = row.try_get(at)?;
                     Ok(kind.zip(value).map_or(Cell::Null, |(kind, bytes)| kind.cell(name, bytes)))
                 });
                 values.collect()
             };
-            rows.iter().map(cells).collect()
+            let mut rows = client.query_raw(&statement, parameters)?;
+            let (mut all, mut bytes) = (Vec::new(), 0);
+            while let Some(row) = rows.next()? {
+                bytes += row.raw_size_bytes();
+                if bytes > PLACE_BYTES_MAX {
+                    return Ok(None);
+                }
+                all.push(cells(&row)?);
+            }
+            Ok(Some(all))
         };
-        read().map_err(|e| self.failed(&e))
+        let why = || format!("over {} MiB of rows of {table} are at one place", PLACE_BYTES_MAX >> 20);
+        read().map_err(|e| self.failed(&e))?.ok_or_else(|| self.unreadable(why()))
     }
 
     /// That columns are equal to a key's, as conditions.
@@ -983,9 +995,15 @@ impl Pages {
             let Some(cells) = rows.next().map_err(PageError::Copy)? else { break page.len() < most };
             bytes += bytes_of(&cells);
             page.push(cells);
-            // What else was asked for is passed over. One position is read whole, however large it is.
-            if bytes > PAGE_BYTES && page.len() > 1 && most <= self.rows {
-                break false;
+            if bytes > PAGE_BYTES && page.len() > 1 {
+                // What else was asked for is passed over. One position is read whole.
+                if most <= self.rows {
+                    break false;
+                }
+                if bytes > PLACE_BYTES_MAX {
+                    let why = format!("over {} MiB of rows of {table} are at one place", PLACE_BYTES_MAX >> 20);
+                    return Err(PageError::Table(why));
+                }
             }
         };
         drop(rows);
