@@ -826,7 +826,7 @@ fn an_older_archive_releases_nothing() {
     assert!(exit == 0 && said.contains("the ledger is closed"), "{said}");
     let (exit, said) = restore("closing", "older", &lost);
     assert!(exit == 2 && said.contains("was closed"), "{said}");
-    let (exit, said) = shop.run(&format!("--database {url} checkpoint"), &[]);
+    let (exit, said) = shop.run_in("closing", &format!("--database {url} checkpoint"));
     assert!(exit == 2 && said.contains("its successor"), "{said}");
     // What it was restored from may go: its batches are what is checked.
     shell(shop.dir.path(), "rm -r older");

@@ -1007,7 +1007,11 @@ impl Writer {
                 let (actor_id, payload) = ("system".into(), heads::to_payload(&heads));
                 let body = Body { actor_id, payload, private_sha256: None, meta: None };
                 let (stream, expected) = (Stream::Heads, ExpectedRevision::Any);
-                self.system(&SystemEvent { stream, event_type: heads::EVENT_TYPE, body, expected }, draft)
+                let event = SystemEvent { stream, event_type: heads::EVENT_TYPE, body, expected };
+                let appended = self.system(&event, draft)?;
+                // Checkpoints and batches end there, and they are of whole commits.
+                draft.sealed = true;
+                Ok(appended)
             }
             Work::Barrier => Ok(Appended { repeated: true, chain: self.chain, case: None, entries: Vec::new() }),
         }

@@ -100,7 +100,8 @@ pub(crate) fn ranges(chain: &ChainReport, faults: Option<Extent>, owner: Owner) 
         _ if chain.doubtful.iter().any(|(from, to)| (*from..*to).contains(&index)) => {
             (Standing::NotCovered, "which rest on a key that was in other hands then")
         }
-        _ if index < kept => (Standing::Verified, ""),
+        // Before a fault entries are signed by their commits, and what follows them is there. What a checkpoint says is not certain then.
+        _ if index < kept || faults.is_some() => (Standing::Verified, ""),
         _ if chain.anchored.is_some() => {
             (Standing::NotCovered, "which hold together and are signed, and which no anchor covers")
         }
@@ -152,6 +153,7 @@ mod tests {
         let faulty = [(0, 40, Verified), (40, 51, Broken), (51, 100, NotCovered)];
         assert_eq!(said(&whole, Some((40, 51)), Owner::Pinned), faulty);
         assert_eq!(said(&whole, Some((0, 100)), Owner::Pinned), [(0, 100, Broken)]);
+        assert_eq!(said(&chain(100, 0, None, None), Some((40, 51)), Owner::Pinned), faulty);
         // What was not read, and what an anchor proves to be missing.
         let tail = chain(100, 30, Some(100), Some(60));
         assert_eq!(said(&tail, None, Owner::Pinned), [(0, 30, NotCovered), (30, 60, Verified), (60, 100, NotCovered)]);

@@ -185,6 +185,35 @@ fn batches_that_are_not_there_are_no_part_of_a_verdict() {
     }
 }
 
+/// An anchor that cannot be read is named beside the verdict on what could be, also in a directory of them; nothing is passed over.
+#[cfg(unix)]
+#[test]
+fn an_anchor_that_cannot_be_read_is_named_beside_the_verdict() {
+    let (source, trust) = archive("valid/archives/whole");
+    let dir = tempfile::tempdir().unwrap();
+    let kept = dir.path().join("kept");
+    std::fs::create_dir(&kept).unwrap();
+    let saved = kept.join("october");
+    let said = audit_verify(&[&source, "--trust", &trust, "--save-anchor", saved.to_str().unwrap()]).output().unwrap();
+    assert!(said.status.success(), "{}", text(&said));
+    let judge = |source: &str| {
+        let output = audit_verify(&[source, "--trust", &trust, "--anchor", kept.to_str().unwrap()]).output().unwrap();
+        (output.status.code().unwrap(), text(&output))
+    };
+    assert_eq!(judge(&source).0, 0);
+    for make in ["ln -s /nowhere/november", "mkfifo", "mkdir", "echo x >"] {
+        let script = format!("rm -rf kept/november; {make} kept/november");
+        assert!(Command::new("sh").args(["-ec", &script]).current_dir(dir.path()).status().unwrap().success());
+        let (exit, said) = judge(&source);
+        assert!(exit == 2 && said.starts_with("CONSISTENT, NOT ALL CHECKED"), "{make}: {said}");
+        assert!(said.contains("could not check: ") && said.contains("kept/november"), "{make}: {said}");
+        assert!(said.contains("the anchor has the first"), "{make}: {said}");
+    }
+    let (broken, _) = archive("broken/archives/middle_changed");
+    let (exit, said) = judge(&broken);
+    assert!(exit == 1 && said.contains("could not check: "), "{said}");
+}
+
 /// What is no file where one should be is named; nobody waits for what never comes.
 #[cfg(unix)]
 #[test]

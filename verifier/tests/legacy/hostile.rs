@@ -20,7 +20,10 @@ fn gzip(bytes: impl Read) -> Vec<u8> {
 #[test]
 fn truncated_archives_are_never_verified() {
     let plain = lines(&chain(2000));
-    for packed in [gzip(plain.as_bytes()), zstd::encode_all(plain.as_bytes(), 3).unwrap()] {
+    // A compressor may begin with a frame that says something to itself.
+    let zstd = zstd::encode_all(plain.as_bytes(), 3).unwrap();
+    let framed = [&[0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4][..], &zstd].concat();
+    for packed in [gzip(plain.as_bytes()), zstd, framed] {
         assert_verified(&judge_bytes(&packed, &[]), 2000);
         for length in [5, 20, packed.len() / 2, packed.len() - 9, packed.len() - 1] {
             let report = judge_bytes(&packed[..length], &[]);
@@ -76,6 +79,8 @@ fn envelopes_that_readers_read_differently() {
         format!(r#"{{"events":{first},"count":24.0}}"#),
         format!(r#"{{"events":{first},"count":null}}"#),
         format!(r#"{{"events":{first} "count":12}}"#),
+        format!(r#"{{"count":+12,"events":{first}}}"#),
+        format!(r#"{{"note":[}},"events":{first}}}"#),
     ] {
         let report = judge_bytes(text.as_bytes(), &[]);
         assert_eq!(report.exit(), 2, "{}: {}", &text[..40], report.to_text());
@@ -86,6 +91,9 @@ fn envelopes_that_readers_read_differently() {
         format!(r#"{{"note":"\"events\":[","\u0065vents":{first},"note":"x"}}"#),
         format!("\u{feff}{{\"events\":{first}}}"),
         format!("\u{feff}{}", lines(&rows[..12])),
+        // The events come late.
+        format!(r#"{{"note":"{}","events":{first}}}"#, "x".repeat(100 << 10)),
+        format!("{{\n \"notes\": [{} 1],\n \"events\": {first}}}", "1,\n".repeat(50 << 10)),
     ] {
         assert_verified(&judge_bytes(text.as_bytes(), &[]), 12);
     }
@@ -102,6 +110,9 @@ fn no_event_of_a_directory_is_passed_over() {
     let report = judge_file(dir.path(), Some(&signers()), &[]);
     assert_verified(&report, 2);
     assert!(report.to_text().contains("1 file of the directory is no .json file"), "{}", report.to_text());
+    // Some editors put a mark before UTF-8.
+    std::fs::write(dir.path().join("1.json"), format!("\u{feff}{}", rows[0])).unwrap();
+    assert_verified(&judge_file(dir.path(), Some(&signers()), &[]), 2);
     std::os::unix::fs::symlink("3.txt", dir.path().join("3.json")).unwrap();
     let report = judge_file(dir.path(), Some(&signers()), &[]);
     assert!(report.exit() == 2 && report.reason.contains("is a link"), "{}", report.to_text());
@@ -153,8 +164,20 @@ fn values_no_parser_likes() {
         let report = judge_bytes(event(&payload).as_bytes(), &[]);
         assert!(found(&report).contains(&code.to_owned()), "{}", report.to_text());
     }
-    for line in [&b"\0"[..], b"\xff\xfe", b"{", b"[]", b"nul", b"{\"id\":1,\"id\":2}", &[b'[', 0xc0], b"\xef\xbb\xbf{}"]
-    {
+    for line in [
+        &b"\0"[..],
+        b"\xff\xfe",
+        b"{",
+        b"[]",
+        b"nul",
+        b"{\"id\":1,\"id\":2}",
+        &[b'[', 0xc0],
+        b"\xef\xbb\xbf{}",
+        // What counts for nothing is JSON all the same.
+        b"{\"id\":9,\"metadata\":{\"a\":[}}",
+        b"{\"id\":9,\"q\":\"\\z\"}",
+        b"{\"id\":9,\"q\":+1}",
+    ] {
         let file = [lines(&rows).as_bytes(), line, b"\n"].concat();
         assert_found(&judge_bytes(&file, &[]), &["row_undecodable row/4"]);
     }

@@ -105,6 +105,70 @@ fn rows_of_one_id_are_all_read() {
     assert!(found(&report).contains(&"fork 7".to_owned()), "{}", report.headline());
 }
 
+/// Rows are read by the index of their ids. One that it leaves out is there for everybody who asks in another way.
+#[test]
+fn what_an_index_leaves_out_is_missed() {
+    let server = Server::start();
+    let url = server.url("postgres");
+    let mut client = Client::connect(&url, NoTls).unwrap();
+    client.batch_execute(SERIAL).unwrap();
+    load(&mut client, &ROWS);
+    client.batch_execute("ANALYZE audit_events").unwrap();
+    assert_verified(&judge_table(&url, Window::default()), 20_000);
+    for hidden in [10_000, 20_001] {
+        client
+            .batch_execute(&format!(
+                "UPDATE pg_index SET indisready = false WHERE indexrelid = 'audit_events_pkey'::regclass;
+                 INSERT INTO audit_events (id, event_type, payload, created_at, signature, signer_kid)
+                 VALUES ({hidden}, 'evil', '1', now(), '', '');
+                 UPDATE pg_index SET indisready = true WHERE indexrelid = 'audit_events_pkey'::regclass"
+            ))
+            .unwrap();
+        let report = judge_table(&url, Window::default());
+        assert!(report.exit() == 2 && report.reason.contains("an index leaves rows out"), "{}", report.to_text());
+        client.batch_execute("SET enable_indexscan = off; DELETE FROM audit_events WHERE event_type = 'evil'").unwrap();
+    }
+}
+
+/// What a value looks like, and which of two comes first, is not for code in the database to say.
+#[test]
+fn types_with_code_of_their_own_are_refused() {
+    let server = Server::start();
+    let url = server.url("postgres");
+    let mut client = Client::connect(&url, NoTls).unwrap();
+    client.batch_execute(SERIAL).unwrap();
+    load(&mut client, &ROWS[..20]);
+    // Domains and enumerations print as the server prints what is below them.
+    client
+        .batch_execute(
+            "CREATE DOMAIN kid AS text; ALTER TABLE audit_events ALTER signer_kid TYPE kid;
+             CREATE TYPE kinds AS ENUM ('order.paid'); ALTER TABLE audit_events ALTER event_type TYPE kinds USING event_type::kinds",
+        )
+        .unwrap();
+    assert_verified(&judge_table(&url, Window::default()), 20);
+    let refused = |change: &str, said: &str| {
+        let mut client = Client::connect(&url, NoTls).unwrap();
+        client.batch_execute(change).unwrap();
+        let error = Table::open(&url, "audit_events", Window::default()).map(drop).unwrap_err().to_string();
+        assert!(error.contains(said) && error.contains("is up to code in the database"), "{error}");
+    };
+    refused(
+        "CREATE FUNCTION shown(kinds) RETURNS text LANGUAGE sql AS $$SELECT 'order.paid'$$;
+         CREATE CAST (kinds AS text) WITH FUNCTION shown(kinds)",
+        "event_type",
+    );
+    refused(
+        "DROP CAST (kinds AS text); ALTER TABLE audit_events ALTER event_type TYPE text; CREATE TYPE boxed AS (j jsonb);
+         ALTER TABLE audit_events ALTER payload TYPE boxed USING row(payload)::boxed",
+        "payload",
+    );
+    refused(
+        "ALTER TABLE audit_events ALTER payload TYPE jsonb USING (payload).j; ALTER TABLE audit_events ALTER id DROP DEFAULT;
+         CREATE TYPE ids AS ENUM ('1'); DELETE FROM audit_events WHERE id > 1; ALTER TABLE audit_events ALTER id TYPE ids USING id::text::ids",
+        "compared",
+    );
+}
+
 #[test]
 fn rows_without_a_time_are_read() {
     let server = Server::start();
