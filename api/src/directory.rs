@@ -20,7 +20,7 @@ use ledger_engine::reader::Reader;
 use ledger_engine::registry::{Key, Purpose, Registry};
 use ledger_engine::signer::{LocalSigner, Signer};
 use ledger_engine::store::postgres::{PostgresOptions, PostgresStore};
-use ledger_engine::store::sqlite::{DATABASE_FILE, SqliteOptions, SqliteStore};
+use ledger_engine::store::sqlite::{DATABASE_FILE, Mark, SqliteOptions, SqliteStore};
 use ledger_engine::store::{Store, StoreError};
 use ledger_engine::succession::Succession;
 use ledger_engine::time::rfc3339;
@@ -412,7 +412,7 @@ pub(crate) fn hold(dir: &Path, why: &str) -> Result<(), CliError> {
 
 /// Lets it be opened again.
 pub(crate) fn release(dir: &Path) -> Result<(), CliError> {
-    SqliteStore::hold(dir, false)?;
+    SqliteStore::set_mark(dir, Mark::Open)?;
     let path = dir.join(HELD);
     match fs::remove_file(&path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io(&path)(e)),
@@ -540,7 +540,7 @@ fn store(place: &Place) -> Result<Arc<dyn Store>, CliError> {
         return Err(held(&why).into());
     }
     let store = embedded(&place.dir)?;
-    if store.is_held()? {
+    if store.mark()? != Mark::Open {
         // A copy of such a file, which lies alone.
         return Err(held(
             "its file is of a ledger that was restored as a drill or closed, or whose restore has not ended; it can be read, and nothing is to be written to it",

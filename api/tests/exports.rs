@@ -828,10 +828,54 @@ fn an_older_archive_releases_nothing() {
     assert!(exit == 2 && said.contains("was closed"), "{said}");
     let (exit, said) = shop.run_in("closing", &format!("--database {url} checkpoint"));
     assert!(exit == 2 && said.contains("its successor"), "{said}");
+    // Nor is a ledger that went on closed by what holds less of it; and a drill releases nothing, whatever it is of.
+    let url = test_servers::Server::shared().database();
+    let (exit, said) = shop.run(&format!("--database {url} migrate"), &[]);
+    assert_eq!(exit, 0, "{said}");
+    shell(shop.dir.path(), "mkdir served; cp -r shop/keys served/keys");
+    let (exit, said) = restore("served", "archive", &["--database", &url]);
+    assert!(exit == 0 && said.contains("goes on"), "{said}");
+    let lost = ["--newest-checkpoint", "newest", "--accept-loss", "x", "--database", &url];
+    let (exit, said) = restore("served", "archive", &lost);
+    assert!(exit == 2 && said.contains("in an empty database"), "{said}");
+    let (exit, said) = restore("on", "older", &["--drill"]);
+    assert!(exit == 2 && said.contains("never written over"), "{said}");
+    // Closed in a file: its copies are closed too.
+    let (exit, said) = restore("shut", "archive", &["--newest-checkpoint", "newest", "--accept-loss", "x"]);
+    assert!(exit == 0 && said.contains("the ledger is closed"), "{said}");
+    shell(shop.dir.path(), "mkdir copied; cp shut/ledger.db copied; cp -r shop/keys copied/keys");
+    let (exit, said) = restore("copied", "archive", &[]);
+    assert!(exit == 2 && said.contains("was closed"), "{said}");
+    assert_eq!(shop.run_in("copied", "checkpoint").0, 2);
+    assert_eq!(shop.verify("copied", "").0, 0);
+    // What a ledger that was there had not written into its file is not taken for part of another one.
+    shell(shop.dir.path(), "mkdir left; cp -r shop/keys left/keys; echo x > left/ledger.db-wal");
+    let (exit, said) = restore("left", "archive", &[]);
+    assert!(exit == 2 && said.contains("move it away and keep it"), "{said}");
+    assert!(shop.path("left/ledger.db-wal").exists() && !shop.path("left/ledger.db").exists());
     // What it was restored from may go: its batches are what is checked.
     shell(shop.dir.path(), "rm -r older");
     let (exit, said) = shop.run_in("on", "exports --check");
     assert_eq!(exit, 0, "{said}");
+}
+
+/// A batch of before the key that signs exports was enrolled can be signed by nobody, and is not begun.
+#[test]
+fn what_nobody_can_sign_is_not_begun() {
+    let shop = Shop::open();
+    assert_eq!(shop.run("checkpoint", &[]).0, 0);
+    std::thread::sleep(Duration::from_millis(1100));
+    let before = shell(shop.dir.path(), "date -u +%FT%TZ");
+    std::thread::sleep(Duration::from_millis(1100));
+    let (exit, said) = shop.run("keys rotate --purpose export --governance-key shop-governance.pem", &[]);
+    assert_eq!(exit, 0, "{said}");
+    let (exit, said) = shop.run(&format!("export --out archive --to {}", before.trim()), &[]);
+    assert!(exit == 2 && said.contains("give a later --to"), "{said}");
+    let (exit, said) = shop.run("exports", &[]);
+    assert!(exit == 0 && said.contains("nothing was exported"), "{said}");
+    let (exit, said) = shop.run("export --out archive", &[]);
+    assert_eq!(exit, 0, "{said}");
+    assert_eq!(shop.verify("archive", "").0, 0);
 }
 
 /// What was begun and not completed is no export: whoever checks learns it, until it is finished by the same options or given up.

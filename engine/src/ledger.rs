@@ -262,7 +262,7 @@ impl Ledger {
         let (signers, known) = (Arc::clone(&config.signers), registry.clone());
         blocking(move || Ok(check_signers(&signers, &known))).await??;
         let store = Arc::clone(&config.store);
-        blocking(move || check_published(&*store, &store.heads()?)).await?;
+        blocking(move || check_published(&*store)).await?;
         let genesis = reader.genesis();
         let shared = shared(&config, reader.id(), genesis, registry);
         let (mut queues, mut writers) = (Vec::new(), Vec::new());
@@ -746,13 +746,13 @@ fn check_signers(signers: &Keyring, registry: &Registry) -> Result<(), StoreErro
 }
 
 /// Refuses to go on from a history that is shorter or other than what was published.
-fn check_published(store: &dyn Store, heads: &[ChainHead]) -> Result<(), StoreError> {
-    for head in heads {
-        let chain = head.chain;
-        if let Some(last) = store.last_checkpoint(chain)?
-            && !is_prefix(store, chain, &last, head.size())?
-        {
-            return Err(StoreError::WentBack(no_continuation(chain, head.size(), &last)));
+fn check_published(store: &dyn Store) -> Result<(), StoreError> {
+    for chain in store.heads()?.iter().map(|head| head.chain) {
+        let Some(last) = store.last_checkpoint(chain)? else { continue };
+        // Read after it: another process may have gone on meanwhile.
+        let size = head_of(store, chain)?.size();
+        if !is_prefix(store, chain, &last, size)? {
+            return Err(StoreError::WentBack(no_continuation(chain, size, &last)));
         }
     }
     Ok(())

@@ -715,10 +715,17 @@ impl Writer {
     /// Compares the chain with the last checkpoint that this process signed, which other processes' entries may be under.
     fn check_published(&self) -> Result<(), StoreError> {
         let Some(last) = self.shared.published(self.chain) else { return Ok(()) };
-        if is_prefix(&*self.shared.store, self.chain, &last, self.head.size())? {
+        let store = &*self.shared.store;
+        let mut size = self.head.size();
+        if last.size > size {
+            // It may be of entries that another process added since this head was read.
+            let head = store.heads()?.into_iter().find(|head| head.chain == self.chain);
+            size = head.map_or(0, |head| head.size());
+        }
+        if is_prefix(store, self.chain, &last, size)? {
             return Ok(());
         }
-        Err(self.shared.stop(no_continuation(self.chain, self.head.size(), &last)))
+        Err(self.shared.stop(no_continuation(self.chain, size, &last)))
     }
 
     fn load_tail(&mut self) -> Result<(), StoreError> {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::finding::Code;
-use crate::row::{BodyRow, EntryRow, number, read_entry};
+use crate::row::{BodyRow, EntryRow, number, read_entry, tagged};
 use crate::seen::{Documents, Seen, SeenLog};
 use crate::source::{SourceError, Tables, watched};
 use crate::spill::{Log, Shelf, Trouble};
@@ -203,19 +203,12 @@ pub(crate) fn case_of(stream: &str) -> String {
 /// SHA-256 of a row as it is.
 fn row_digest(cells: &[Cell]) -> Hash {
     let mut sha256 = Sha256::new();
-    for cell in cells {
-        let mut put = |tag: u8, content: &[u8]| {
-            sha256.update([tag]);
-            sha256.update((content.len() as u64).to_le_bytes());
-            sha256.update(content);
-        };
-        match cell {
-            Cell::Null => put(1, &[]),
-            Cell::Int(n) => put(2, &n.to_le_bytes()),
-            Cell::Text(text) => put(3, text.as_bytes()),
-            Cell::Blob(bytes) => put(4, bytes),
-        }
-    }
+    let mut put = |tag: u8, content: &[u8]| {
+        sha256.update([tag]);
+        sha256.update((content.len() as u64).to_le_bytes());
+        sha256.update(content);
+    };
+    cells.iter().for_each(|cell| tagged(cell, &mut put));
     Hash(sha256.finalize().into())
 }
 

@@ -612,11 +612,12 @@ impl Joiner {
             "{}: the files, entries, commits, signatures and checkpoints, under the keys of the registry that they name",
             shown(&(self.first..=last))
         ));
-        portion.checked.extend(
-            self.reports
-                .iter()
-                .map(|r| format!("chain {}: entries {} to {}", r.chain, r.from, r.entries.saturating_sub(1))),
-        );
+        portion.checked.extend(self.reports.iter().map(
+            |r| match r.entries.checked_sub(1).filter(|last| *last >= r.from) {
+                Some(last) => format!("chain {}: entries {} to {last}", r.chain, r.from),
+                None => format!("chain {}: nothing was added to it", r.chain),
+            },
+        ));
         if self.first > 1 {
             portion.not_covered.push(format!(
                 "batches before number {}, and that what was judged continues them: `audit-verify combine` joins summaries of all (--partial)",

@@ -107,7 +107,10 @@ fn judge(name: &str, proof: &Proof, held: Option<Held<'_>>, demands: &Demands<'_
             None => {}
         }
         let anchored = anchors(proof, known, demands, &mut out, &mut unchecked);
-        unchecked.extend(known.compromised(chain, header.index).filter(|_| !anchored));
+        let mut kids: Vec<String> = commit.signatures.iter().map(|s| s.kid.clone()).collect();
+        kids.extend(signed.as_ref().map(|signed| signed.kid().to_owned()));
+        kids.extend(known.signers_of(chain, &proof.checkpoint.note));
+        unchecked.extend(known.compromised(chain, header.index, &kids).filter(|_| !anchored));
         if demands.require_anchor && !anchored {
             unchecked.push("no anchor covers the entry".into());
         }
@@ -150,10 +153,22 @@ fn judge(name: &str, proof: &Proof, held: Option<Held<'_>>, demands: &Demands<'_
     }
 }
 
-/// A signed document of the entry with which one that is held can be compared.
+/// A document of the entry that is signed by itself. With a licence and a delivery proof what is held can be compared.
 enum Signed {
     Licence(Box<Licence>),
     Delivery(Box<ProofTerms>),
+    /// By whom.
+    Other(String),
+}
+
+impl Signed {
+    fn kid(&self) -> &str {
+        match self {
+            Signed::Licence(licence) => &licence.terms.signer_kid,
+            Signed::Delivery(terms) => &terms.signer_kid,
+            Signed::Other(kid) => kid,
+        }
+    }
 }
 
 /// Step 4.7, as far as the entry tells.
@@ -194,7 +209,7 @@ fn document(proof: &Proof, known: &Known, own: &Own, part: &mut Part, out: &mut 
             let (manifest, sha256) = (manifest?, value.as_object()?.value("sha256").and_then(Value::as_str)?);
             let kid = manifest.signature.kid;
             part.checked.push(format!("the manifest of the SKU, SHA-256 {sha256}, signed by {kid} for the Kernel"));
-            return None;
+            return Some(Signed::Other(kid));
         }
         _ => return None,
     };
@@ -225,7 +240,7 @@ fn document(proof: &Proof, known: &Known, own: &Own, part: &mut Part, out: &mut 
                 "the signature of finance by {}: it is over the order's total, which is not in this file; --stream checks it",
                 finance.kid
             ));
-            None
+            Some(Signed::Other(finance.kid))
         }
         _ => None,
     }

@@ -82,7 +82,8 @@ pub(crate) enum Owner {
 
 /// The stretches of a chain, in order, without gaps.
 pub(crate) fn ranges(chain: &ChainReport, faults: Option<Extent>, owner: Owner) -> Vec<Range> {
-    let kept = chain.anchored.or(chain.covered).unwrap_or(0);
+    let kept = chain.anchored.max(chain.covered).unwrap_or(0);
+    let anchored = chain.anchored.unwrap_or(0);
     let there = chain.entries.max(chain.end);
     let end = there.max(faults.map_or(0, |e| e.missing));
     // What an anchor has and the chain has not is missing from its end on. Where there is no entry, and none is missing, none is broken.
@@ -96,18 +97,18 @@ pub(crate) fn ranges(chain: &ChainReport, faults: Option<Extent>, owner: Owner) 
         Some((_, to)) if index >= to => (Standing::NotCovered, "which rest on what is broken"),
         _ if owner == Owner::Another => (Standing::NotCovered, "which are not of the ledger that was asked for"),
         _ if owner == Owner::Unknown => (Standing::NotCovered, "which hold together, and nothing says whose they are"),
-        _ if chain.registry_doubtful => (Standing::NotCovered, "whose keys are on chain 0, which is damaged"),
+        // An anchor is from before, and does not rest on what the keys are now.
+        _ if chain.registry_doubtful && index >= anchored => {
+            (Standing::NotCovered, "whose keys are in a registry that is damaged")
+        }
         _ if chain.doubtful.iter().any(|(from, to)| (*from..*to).contains(&index)) => {
             (Standing::NotCovered, "which rest on a key that was in other hands then")
         }
         // Before a fault entries are signed by their commits, and what follows them is there. What a checkpoint says is not certain then.
         _ if index < kept || faults.is_some() => (Standing::Verified, ""),
-        _ if chain.anchored.is_some() => {
-            (Standing::NotCovered, "which hold together and are signed, and which no anchor covers")
-        }
         _ => (Standing::NotCovered, "which hold together and are signed, and which no checkpoint covers yet"),
     };
-    let mut bounds = vec![chain.from, kept, end];
+    let mut bounds = vec![chain.from, anchored, kept, end];
     bounds.extend(faults.iter().flat_map(|(from, to)| [*from, *to]));
     bounds.extend(chain.doubtful.iter().flat_map(|(from, to)| [*from, *to]));
     bounds.retain(|bound| (1..=end).contains(bound));
@@ -156,7 +157,10 @@ mod tests {
         assert_eq!(said(&chain(100, 0, None, None), Some((40, 51)), Owner::Pinned), faulty);
         // What was not read, and what an anchor proves to be missing.
         let tail = chain(100, 30, Some(100), Some(60));
-        assert_eq!(said(&tail, None, Owner::Pinned), [(0, 30, NotCovered), (30, 60, Verified), (60, 100, NotCovered)]);
+        assert_eq!(said(&tail, None, Owner::Pinned), [(0, 30, NotCovered), (30, 100, Verified)]);
+        // Keys that nobody can be sure of: what an anchor has, it had before.
+        let keys = ChainReport { registry_doubtful: true, ..chain(100, 0, Some(100), Some(60)) };
+        assert_eq!(said(&keys, None, Owner::Pinned), [(0, 60, Verified), (60, 100, NotCovered)]);
         let missing = ranges(&whole, Some(Extent { from: 119, to: 120, missing: 120 }), Owner::Pinned);
         assert_eq!(missing.last().map(|r| (r.from, r.to, r.standing)), Some((100, 120, Broken)));
         // A row of a place where no entry is breaks none.

@@ -193,6 +193,7 @@ pub struct Report {
     part: Option<Part>,
     /// The caller said which ledger it must be.
     pinned: bool,
+    anchors_given: bool,
 }
 
 /// Writes the members of a report as one object, with its findings.
@@ -257,6 +258,7 @@ impl Report {
             export: None,
             part: None,
             pinned: demands.trust.is_some(),
+            anchors_given: !demands.anchors.is_empty(),
         }
     }
 
@@ -280,7 +282,14 @@ impl Report {
             export: None,
             part: None,
             pinned: false,
+            anchors_given: false,
         }
+    }
+
+    /// Whether all that keeps it from being verified is that keys were in other hands, and that no anchor covers what they signed then.
+    pub fn is_open_for_keys_alone(&self) -> bool {
+        let doubtful: usize = self.chains.iter().map(|c| c.doubtful.len()).sum();
+        self.verdict == Verdict::NotAllChecked && doubtful > 0 && self.unchecked.len() == doubtful
     }
 
     /// Adds faults that are not of the source alone.
@@ -574,17 +583,25 @@ impl Report {
                 c.private_redacted
             ));
             self.ranges(c).iter().for_each(|range| line(format!("  {}", range.in_words())));
-            let last = c.entries.max(c.end).saturating_sub(1);
-            line(match (c.anchored, c.covered) {
-                (Some(size), _) => format!("  the anchor has the first {size} entries"),
-                (None, Some(size)) => format!(
-                    "  not covered: what came after entry {last} and was cut off, if anything was: the last checkpoint is of {size} entries, and no \
-                     anchor was given"
-                ),
-                (None, None) => format!(
-                    "  not covered: what came after entry {last} and was cut off, if anything was: there is no checkpoint, and no anchor was given"
-                ),
-            });
+            let there = c.entries.max(c.end);
+            if let Some(size) = c.anchored {
+                line(format!("  the anchor has the first {size} entries"));
+            }
+            if c.anchored.is_none_or(|size| size < there) {
+                let after = there
+                    .checked_sub(1)
+                    .map_or("what was there".to_owned(), |last| format!("what came after entry {last}"));
+                let checkpoint = match c.covered {
+                    Some(size) => format!("the last checkpoint that holds is of {size} entries"),
+                    None => "there is no checkpoint that holds".to_owned(),
+                };
+                let anchor = match (c.anchored, self.anchors_given) {
+                    (Some(_), _) => "the anchor says nothing of it",
+                    (None, true) => "no anchor that was given covers it",
+                    (None, false) => "no anchor was given",
+                };
+                line(format!("  not covered: {after} and was cut off, if anything was: {checkpoint}, and {anchor}"));
+            }
         }
         if let Some(part) = &self.part {
             part.checked.iter().for_each(|what| line(format!("checked: {what}")));

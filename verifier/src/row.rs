@@ -13,6 +13,16 @@ pub(crate) fn number(cell: &Cell) -> Option<u64> {
     }
 }
 
+/// Gives a cell as a tag of its type and its bytes (FORMAT.md 10).
+pub(crate) fn tagged(cell: &Cell, put: &mut dyn FnMut(u8, &[u8])) {
+    match cell {
+        Cell::Null => put(1, &[]),
+        Cell::Int(n) => put(2, &n.to_le_bytes()),
+        Cell::Text(text) => put(3, text.as_bytes()),
+        Cell::Blob(bytes) => put(4, bytes),
+    }
+}
+
 pub(crate) fn text(cell: &Cell) -> Option<&str> {
     match cell {
         Cell::Text(t) => Some(t),

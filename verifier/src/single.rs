@@ -9,6 +9,7 @@ use ledger_engine::genesis::Genesis;
 use ledger_engine::hash::{EventId, Hash, body_hash, sha256};
 use ledger_engine::header::Header;
 use ledger_engine::merkle::verify_inclusion;
+use ledger_engine::note::Note;
 use ledger_engine::proof::{ProvenCommit, SignedCheckpoint};
 use ledger_engine::registry::{KeyFault, Registry, RegistryPlace, cut_of};
 use ledger_engine::stream::Stream;
@@ -195,13 +196,7 @@ impl Known {
 
     /// Step 5 for a checkpoint, without the tree.
     pub(crate) fn checkpoint(&self, chain: u32, signed: &SignedCheckpoint) -> Result<(), Fault> {
-        let judge = CheckpointJudge {
-            ledger_id: self.ledger_id,
-            origin: &self.genesis.origin,
-            registry: &self.registry,
-            chain,
-            doubtful: false,
-        };
+        let judge = self.checkpoints_of(chain);
         let c = &signed.checkpoint;
         let root = Cell::Blob(c.root.0.to_vec());
         let cells = [chain.into(), c.size.into(), root, Cell::Text(signed.note.to_string())];
@@ -209,10 +204,26 @@ impl Known {
         judge.judge(&cells, u64::MAX, 0, |_| None).map(drop)
     }
 
-    /// Why the entry rests on a key that was in other hands, if it does: of its commit, of a document in it, or of the checkpoint over it
-    /// (FORMAT.md 6).
-    pub(crate) fn compromised(&self, chain: u32, index: u64) -> Option<String> {
-        let record = self.registry.records().iter().find(|record| {
+    /// Who signed a checkpoint, of the keys of the registry.
+    pub(crate) fn signers_of(&self, chain: u32, note: &Note) -> Vec<String> {
+        let cells = [chain.into(), Cell::Null, Cell::Null, Cell::Text(note.to_string())];
+        self.checkpoints_of(chain).signers(&cells)
+    }
+
+    fn checkpoints_of(&self, chain: u32) -> CheckpointJudge<'_> {
+        CheckpointJudge {
+            ledger_id: self.ledger_id,
+            origin: &self.genesis.origin,
+            registry: &self.registry,
+            chain,
+            doubtful: false,
+        }
+    }
+
+    /// Why the entry rests on a key that was in other hands, if it does (FORMAT.md 6). `kids` signed its commit, a document in it, or the checkpoint
+    /// over it.
+    pub(crate) fn compromised(&self, chain: u32, index: u64, kids: &[String]) -> Option<String> {
+        let record = self.registry.records().iter().filter(|record| kids.contains(&record.key.kid)).find(|record| {
             let retired = record.retired.as_ref();
             retired
                 .and_then(|r| Some((r.compromised_since.as_ref()?, &r.cut)))

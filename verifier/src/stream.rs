@@ -125,7 +125,8 @@ fn judge(name: &str, tables: &dyn Tables, subject: Subject, demands: &Demands<'_
     for (chain, index) in &own {
         hashes.extend_from_slice(&run.reads[chain][index].row.digests.hash.0);
         let anchored = covered.anchored.get(chain).is_some_and(|size| index < size);
-        unchecked.extend(known.compromised(*chain, *index).filter(|_| !anchored));
+        let kids = covered.kids.get(&(*chain, *index)).map(Vec::as_slice).unwrap_or_default();
+        unchecked.extend(known.compromised(*chain, *index, kids).filter(|_| !anchored));
         if demands.require_anchor && !anchored {
             unchecked.push(format!("chain {chain}: no anchor covers entry {index}"));
         }
@@ -169,6 +170,8 @@ fn judge(name: &str, tables: &dyn Tables, subject: Subject, demands: &Demands<'_
 struct Covered {
     /// Size by chain.
     anchored: BTreeMap<u32, u64>,
+    /// Who signed the commit, a document or the checkpoint over it, by place.
+    kids: HashMap<(u32, u64), Vec<String>>,
     checked: Vec<String>,
     not_covered: Vec<String>,
 }
@@ -338,6 +341,10 @@ impl<'a> Run<'a> {
         if let Some(signed) = checkpoint(stored, known, out)? {
             let (size, root) = (signed.checkpoint.size, signed.checkpoint.root);
             let inside = reads.range(..size).count();
+            let signers = known.signers_of(chain, &signed.note);
+            for (index, _) in reads.range(..size) {
+                covered.kids.entry((chain, *index)).or_default().extend(signers.iter().cloned());
+            }
             covered.checked.push(format!(
                 "whether {inside} of them are in the history of chain {chain} that its last checkpoint signs: size {size}, root {root}"
             ));
@@ -387,11 +394,14 @@ impl<'a> Run<'a> {
                 Ok(commit) => {
                     let judged = proven(commit, *index).and_then(|c| known.commit(h, &own, &c).map(|()| c));
                     let place = format!("commits/{}", commit.first);
-                    if let Some(commit) = out.take(judged, chain, place)
-                        && let Some(document) = documents.get(index)
-                    {
-                        let judged = known.document(document, chain, *index, commit.registry_size);
-                        out.take(judged, chain, format!("entries/{index}"));
+                    if let Some(commit) = out.take(judged, chain, place) {
+                        let document = documents.get(index);
+                        if let Some(document) = document {
+                            let judged = known.document(document, chain, *index, commit.registry_size);
+                            out.take(judged, chain, format!("entries/{index}"));
+                        }
+                        let kids = commit.signatures.into_iter().map(|s| s.kid).chain(document.map(|d| d.kid.clone()));
+                        covered.kids.entry((chain, *index)).or_default().extend(kids);
                     }
                 }
                 Err(Lost::Source(e)) => return Err(e),

@@ -8,7 +8,7 @@ use ledger_engine::body::{BODY_BYTES_MAX, Body};
 use ledger_engine::domain::projection::{Cell, TABLES};
 use ledger_engine::genesis::{CHAINS_MAX, Genesis};
 use ledger_engine::hash::{Hash, body_hash, sha256};
-use ledger_engine::registry::{Registry, cut_of};
+use ledger_engine::registry::{Purpose, Registry, cut_of};
 use ledger_engine::stream::LEDGER_STREAM;
 
 use crate::anchor::Anchor;
@@ -279,7 +279,7 @@ fn judge_all(tables: &dyn Tables, demands: &Demands<'_>, out: &mut Collector) ->
             private_redacted: folded.private_redacted,
             end: chain.known_end,
             rows_digest: Some(chain.rows_digest()),
-            registry_doubtful: chain.number > 0 && !registry_certain,
+            registry_doubtful: !registry_certain,
             head: chain.head().filter(|_| !chain.tainted),
             root: chain.root(chain.end).filter(|_| chain.intact == chain.end),
             by_type: folded.counted.by_type.clone(),
@@ -334,10 +334,11 @@ fn judge_all(tables: &dyn Tables, demands: &Demands<'_>, out: &mut Collector) ->
 /// Entries that rest on a key while it was in other hands, and that no anchor covers (FORMAT.md 6).
 pub(crate) fn compromised(registry: &Registry, chains: &mut [ChainReport]) -> Vec<String> {
     let mut open = Vec::new();
-    for record in registry.records() {
+    // Keys of exports sign nothing that an entry rests on.
+    for record in registry.records().iter().filter(|record| record.key.purpose != Purpose::Export) {
         let Some(retired) = &record.retired else { continue };
         for (since, chain) in retired.compromised_since.iter().flatten().zip(&mut *chains) {
-            let from = chain.anchored.unwrap_or(0).max(*since);
+            let from = chain.anchored.unwrap_or(0).max(*since).max(chain.from);
             let to = cut_of(&retired.cut, chain.chain as u32).min(chain.entries);
             if from < to {
                 let (kid, k, last) = (&record.key.kid, chain.chain, to - 1);
@@ -377,6 +378,9 @@ fn anchors(
             out.report(Code::AnchorMismatch, Some(k.into()), place, text);
         } else if size <= chain.intact {
             report.anchored = report.anchored.max(Some(size));
+        } else {
+            let name = &anchor.name;
+            unusable.push(format!("anchor {name}: what is before its size {size} on chain {k} is damaged, so that there is nothing to compare it with"));
         }
     }
     unusable

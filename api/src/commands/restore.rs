@@ -12,7 +12,7 @@ use ledger_engine::hash::{Hash, sha256, to_hex};
 use ledger_engine::reader::Reader;
 use ledger_engine::restore::{ArchivedCommit, Restorer, entry_of};
 use ledger_engine::store::postgres::{PostgresOptions, PostgresStore};
-use ledger_engine::store::sqlite::{DATABASE_FILE, SqliteOptions, SqliteStore};
+use ledger_engine::store::sqlite::{DATABASE_FILE, Mark, SqliteOptions, SqliteStore};
 use ledger_engine::store::{ChainHead, Entry, Store, StoreError};
 use ledger_engine::succession::{Succession, TreeHead};
 
@@ -101,6 +101,13 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
                 output::line(&serde_json::json!({ "ok": false, "report": report.to_json() }).to_string())?;
             } else {
                 output::line(report.to_text().trim_end())?;
+                if report.is_open_for_keys_alone() {
+                    output::line(
+                        "nothing was restored: a key that signed was in other hands then, and nothing says that these entries are not theirs. Give a checkpoint of them \
+                         that was kept (--newest-checkpoint), or one that a later key signed, such as those in the archive's last manifest; --drill only tries it",
+                    )?;
+                    return Ok(report.exit().max(2));
+                }
                 if report.verdict() != Verdict::Broken {
                     output::line(
                         "nothing was restored: the archive could not be judged for what is said above. Nothing says that it is damaged: mend that, and run this again",
@@ -226,7 +233,9 @@ fn restore(place: &Place, url: Option<&str>, wanted: &Wanted) -> Result<Restored
     }
     let demands = Demands { trust: Some(wanted.trust), anchors: &wanted.anchors, ..Demands::default() };
     let report = verify(&wanted.from, &export, demands);
-    let good = report.verdict() == Verdict::Verified && report.exit() == 0;
+    // Keys that were in other hands leave a verdict open, and are no reason not to try.
+    let only_keys = wanted.drill && report.faults() == 0 && report.is_open_for_keys_alone();
+    let good = report.verdict() == Verdict::Verified && report.exit() == 0 || only_keys;
     let doubtful = export.doubtful();
     if good && !doubtful.is_empty() && !wanted.drill && wanted.accept_loss.is_none() {
         return Err(wrong(format!(
@@ -240,6 +249,16 @@ fn restore(place: &Place, url: Option<&str>, wanted: &Wanted) -> Result<Restored
     let contradicted = report.faults_of(Code::AnchorMismatch) > 0;
     if !good && (wanted.accept_loss.is_none() || report.verdict() != Verdict::Broken || contradicted) {
         return Ok(Restored::Refused(Box::new(report)));
+    }
+    // What a ledger that was here had not written into its file yet would be taken for part of the one that is made here.
+    for suffix in ["-wal", "-journal", "-shm"] {
+        let beside = place.dir.join(format!("{DATABASE_FILE}{suffix}"));
+        if url.is_none() && !place.dir.join(DATABASE_FILE).exists() && beside.exists() {
+            return Err(wrong(format!(
+                "{} is of a database that is not there any more, and may be the last that is left of it: move it away and keep it, then run this again",
+                beside.display()
+            )));
+        }
     }
     // Made beside and renamed, so that a failure leaves no half ledger; what is there is whole.
     if url.is_none() && place.dir.join(DATABASE_FILE).exists() {
@@ -355,7 +374,13 @@ fn build(
                     return Err(stays_closed("the database"));
                 }
             } else if goes_beyond(&*store, export)? {
-                return restored_before(&store, export, "the database", &held, false);
+                if succession.is_some() {
+                    return Err(wrong(
+                        "the database holds this ledger with more entries than the archive, and less than was signed: what is closed is closed in an \
+                         empty database",
+                    ));
+                }
+                return restored_before(&store, export, "the database", &held, (false, wanted.drill));
             } else {
                 held.hold(INCOMPLETE)?;
             }
@@ -365,6 +390,11 @@ fn build(
         None => (Arc::new(embedded(building)?), false),
     };
     let Filled { sizes, absent } = fill(&store, export, wanted.trust, limits)?;
+    if limits.is_some_and(|limits| limits != sizes) {
+        return Err(wrong(
+            "the database holds other entries than what is good of this archive; restore what there is of it into an empty database",
+        ));
+    }
     if let Some(url) = url.filter(|_| resumed) {
         // What was there before this run was not compared with the archive.
         unchanged(url, wanted.trust, "the database")?;
@@ -388,7 +418,8 @@ fn build(
             store.close()?;
             drop(store);
             // In the file itself, so that its copies and backups say it too.
-            SqliteStore::hold(building, true)?;
+            let closed = matches!(fate, Fate::Closed(..));
+            SqliteStore::set_mark(building, if closed { Mark::Closed } else { Mark::Held })?;
             let (made, target) = (building.join(DATABASE_FILE), place.dir.join(DATABASE_FILE));
             sync(&made)?;
             std::fs::rename(&made, &target).map_err(io(&target))?;
@@ -478,15 +509,18 @@ fn there_already(place: &Place, wanted: &Wanted, export: &Export, report: &Repor
     let foreign =
         || wrong(format!("{shown} exists already, and is not this archive restored; a ledger is never written over"));
     let store = SqliteStore::open(&place.dir, SqliteOptions::default())?;
-    let marked = store.is_held()?;
+    let mark = store.mark()?;
     let store: Arc<dyn Store> = Arc::new(store);
+    if mark == Mark::Closed {
+        return Err(stays_closed(&place.dir.display().to_string()));
+    }
     if wanted.accept_loss.is_some() || store.ledger_id()? != Some(wanted.trust) || !begins_with(&*store, export)? {
         return Err(foreign());
     }
     let into = place.dir.display().to_string();
     let held = Held { dir: &place.dir, postgres: None };
     if goes_beyond(&*store, export)? {
-        return restored_before(&store, export, &into, &held, marked);
+        return restored_before(&store, export, &into, &held, (mark == Mark::Held, wanted.drill));
     }
     unchanged(&into, wanted.trust, &into)?;
     let fate = if wanted.drill { Fate::Drill } else { Fate::Continued };
@@ -510,13 +544,13 @@ fn unchanged(source: &str, trust: Hash, shown: &str) -> Result<(), CliError> {
 }
 
 /// The answer again, of a restore that came to its end; or why a database that goes beyond the archive is left alone. `marked`: its file says that
-/// it is held.
+/// it is held. A drill releases nothing.
 fn restored_before(
     store: &Arc<dyn Store>,
     export: &Export,
     into: &str,
     held: &Held<'_>,
-    marked: bool,
+    (marked, drill): (bool, bool),
 ) -> Result<Restored, CliError> {
     let runtime = tokio::runtime::Handle::current();
     let (reader, _) = runtime.block_on(Reader::open(Arc::clone(store)))?;
@@ -528,6 +562,7 @@ fn restored_before(
     });
     let mut same = last.is_some_and(|restored| restored.sizes == sizes) && begins_with(&**store, export)?;
     match held.why()?.as_deref() {
+        _ if drill => same = false,
         None if !marked => {}
         // A run that was killed there had come to its end, if nothing lies beyond the archive but what the restore itself appended.
         Some(INCOMPLETE) if same => {
@@ -545,8 +580,14 @@ fn restored_before(
     }
     store.close()?;
     if !same {
+        let held = match held.why()? {
+            Some(why) if why == INCOMPLETE && held.postgres.is_none() && !marked => {
+                "; if its database was put there after a restore that did not end, take held.txt away"
+            }
+            _ => "",
+        };
         let why = "holds this ledger with other or more entries than the archive; a ledger is never written over";
-        return Err(wrong(format!("{into} {why}")));
+        return Err(wrong(format!("{into} {why}{held}")));
     }
     let (into, private_withheld) = (into.to_owned(), export.manifest().private_withheld);
     let entries = sizes.iter().sum();

@@ -346,11 +346,13 @@ impl Ledger {
                 };
                 not_before_all(&ends, archive.location())?;
                 let plan = plan(&record, archive.location(), id, &options, &ends, now_us);
+                // Before it is recorded: what nobody can sign would be in the way of every export after it.
+                self.registry_before(&plan, &chosen.key.kid, "give a later --to").await?;
                 self.append_export(&ExportEvent::Started(plan.clone()), &mut revision).await?;
                 plan
             }
         };
-        let registry = self.registry_before(&plan, &chosen.key.kid).await?;
+        let registry = self.registry_before(&plan, &chosen.key.kid, "give it up and begin anew with --restart").await?;
         let previous = record.completed.last().map(|done| PreviousBatch {
             name: done.plan.batch.clone(),
             manifest_sha256: done.manifest_sha256,
@@ -409,7 +411,7 @@ impl Ledger {
     }
 
     /// The registry as the batch's own entries have it: whoever reads the archive up to there can judge the signature.
-    async fn registry_before(&self, plan: &Plan, kid: &str) -> Result<RegistryState, ExportError> {
+    async fn registry_before(&self, plan: &Plan, kid: &str, advice: &str) -> Result<RegistryState, ExportError> {
         let end = plan.ranges.first().map_or(0, |range| range.to);
         let entries = self.read_stream(Stream::Ledger).await?;
         let size = entries.iter().filter(|e| e.header.index < end).count() as u64;
@@ -420,7 +422,7 @@ impl Ledger {
             return Ok(state);
         }
         let why = format!(
-            "{kid} was enrolled after this export was begun, and the key of before is retired; give it up and begin anew with --restart"
+            "{kid} signs exports, and is enrolled after the entries of this batch, or the key of before is retired: nobody who has them could know it; {advice}"
         );
         Err(ExportError::Unfit(plan.location.clone(), why))
     }

@@ -50,6 +50,8 @@ impl Chosen {
 /// newest valid key of the purpose that is.
 pub struct Keyring {
     held: Mutex<Held>,
+    /// Held by whoever asks sources.
+    asking: Mutex<()>,
     sources: Vec<Box<dyn SignerSource>>,
     /// What may keep keys that are not for emergencies; anything without this.
     admitted: Option<Vec<Keeper>>,
@@ -60,7 +62,13 @@ impl Keyring {
     /// A ring of these signers and no source.
     pub fn new(signers: impl IntoIterator<Item = Arc<dyn Signer>>) -> Keyring {
         let held = Held { signers: signers.into_iter().collect(), asked: HashMap::new(), trouble: None };
-        Keyring { held: Mutex::new(held), sources: Vec::new(), admitted: None, away: Arc::default() }
+        Keyring {
+            held: Mutex::new(held),
+            asking: Mutex::default(),
+            sources: Vec::new(),
+            admitted: None,
+            away: Arc::default(),
+        }
     }
 
     /// The ring with one more place to look for signers.
@@ -112,6 +120,11 @@ impl Keyring {
         let away = self.away.load(Ordering::Relaxed);
         let wanted = usual.first().into_iter().chain(emergency.first().filter(|_| away || usual.is_empty()));
         for record in wanted {
+            if self.usable(record).is_some() {
+                continue;
+            }
+            // Who comes while another one asks waits for the answer.
+            let _asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
             if self.usable(record).is_none() && self.may_ask(&record.key.kid) {
                 // What it says is kept, and said if no other key serves.
                 let _ = self.refresh();

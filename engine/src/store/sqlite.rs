@@ -37,6 +37,23 @@ pub const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/sqlite/0001
 const APPLICATION_ID: i32 = 0x4f4c_6772;
 /// "OLgh": nobody is to write to it, wherever it is copied to.
 const HELD_ID: i32 = 0x4f4c_6768;
+/// "OLgc": nobody ever.
+const CLOSED_ID: i32 = 0x4f4c_6763;
+
+/// Who may write to a database file, and to all copies that are made of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// Whoever has the keys.
+    Open,
+    /// Nobody, until it is let go.
+    Held,
+    /// Nobody ever: the ledger was closed.
+    Closed,
+}
+
+impl Mark {
+    const ALL: [(Mark, i32); 3] = [(Mark::Open, APPLICATION_ID), (Mark::Held, HELD_ID), (Mark::Closed, CLOSED_ID)];
+}
 
 /// Settings of the embedded store.
 #[derive(Clone, Debug)]
@@ -176,7 +193,7 @@ impl SqliteStore {
                 store.path.display()
             )));
         }
-        if ![APPLICATION_ID, HELD_ID].map(i64::from).contains(&id) {
+        if !Mark::ALL.iter().any(|(_, known)| i64::from(*known) == id) {
             return Err(StoreError::Unusable(format!("{} is not a ledger's database", store.path.display())));
         }
         if version != MIGRATIONS.len() as i64 {
@@ -189,19 +206,20 @@ impl SqliteStore {
         Ok(store)
     }
 
-    /// Marks the database file in `dir`, with all copies that are made of it, as one that nobody is to write to; or takes the mark away. Nobody
-    /// else may have it open.
-    pub fn hold(dir: &Path, held: bool) -> Result<(), StoreError> {
+    /// Marks the database file in `dir`, with all copies that are made of it. Nobody else may have it open. One that is closed stays closed.
+    pub fn set_mark(dir: &Path, mark: Mark) -> Result<(), StoreError> {
         let store = Self::open(dir, SqliteOptions::default())?;
-        let id = if held { HELD_ID } else { APPLICATION_ID };
-        lock(&store.writer).pragma_update(None, "application_id", id).map_err(sql)?;
+        if store.mark()? != Mark::Closed {
+            let id = Mark::ALL.iter().find(|(known, _)| *known == mark).map_or(HELD_ID, |(_, id)| *id);
+            lock(&store.writer).pragma_update(None, "application_id", id).map_err(sql)?;
+        }
         store.close()
     }
 
-    /// Whether the file is marked so.
-    pub fn is_held(&self) -> Result<bool, StoreError> {
+    /// How the file is marked.
+    pub fn mark(&self) -> Result<Mark, StoreError> {
         let id = lock(&self.writer).pragma_query_value(None, "application_id", |r| r.get::<_, i64>(0)).map_err(sql)?;
-        Ok(id == i64::from(HELD_ID))
+        Ok(Mark::ALL.iter().find(|(_, known)| i64::from(*known) == id).map_or(Mark::Held, |(mark, _)| *mark))
     }
 
     /// Whether the file has no table at all.

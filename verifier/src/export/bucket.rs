@@ -23,8 +23,9 @@ use super::batches::printable;
 use crate::finding::{Code, Finding};
 use crate::source::SourceError;
 
-/// Bytes of all manifests of an archive together, at most.
+/// Bytes of all manifests of an archive together, at most: so many, and so many for each batch, which of 64 chains with tables has half of it.
 const MANIFESTS_BYTES_MAX: usize = 128 << 20;
+const BATCH_BYTES_MAX: usize = 256 << 10;
 /// Objects that are fetched side by side.
 const FETCHED_AT_ONCE: usize = 8;
 
@@ -189,9 +190,9 @@ impl Fetch<'_> {
                 held += candidate.as_ref().map_or(0, |c| c.bytes.len());
                 all.entry(key).or_default().push((version.id.clone(), candidate));
             }
-            self.few(held)?;
+            self.few(held, all.len())?;
         }
-        let mut chosen = Vec::new();
+        let (mut chosen, batches) = (Vec::new(), all.len());
         for (key, candidates) in all {
             let at = candidates.iter().position(|(version, _)| named.contains(version)).unwrap_or(0);
             let Some((version, candidate)) = candidates.into_iter().nth(at) else { continue };
@@ -200,7 +201,7 @@ impl Fetch<'_> {
                 None => {
                     let candidate = self.candidate(key, &version)?;
                     held += candidate.bytes.len();
-                    self.few(held)?;
+                    self.few(held, batches)?;
                     candidate
                 }
             });
@@ -220,14 +221,16 @@ impl Fetch<'_> {
         Ok(Candidate { key: key.to_owned(), version: version.to_owned(), bytes, what, manifest })
     }
 
-    /// Refuses manifests that are larger together than those of a hundred years.
-    fn few(&self, bytes: usize) -> Result<(), SourceError> {
-        if bytes <= MANIFESTS_BYTES_MAX {
+    /// Refuses manifests that are larger together than so many of that size.
+    fn few(&self, bytes: usize, batches: usize) -> Result<(), SourceError> {
+        let most = MANIFESTS_BYTES_MAX + batches * BATCH_BYTES_MAX;
+        if bytes <= most {
             return Ok(());
         }
         let reason = format!(
-            "its manifests are over {} MiB together, and no archive has such: somebody put others there, see what is in it",
-            MANIFESTS_BYTES_MAX >> 20
+            "the manifests of {batches} batches are over {} MiB together: look for large ones, which somebody may have put there, or judge the archive in parts \
+             (--batches)",
+            most >> 20
         );
         Err(SourceError::Unreadable { path: self.url.into(), reason })
     }

@@ -16,7 +16,7 @@ use memchr::memchr;
 use serde::de::IgnoredAny;
 
 use super::gauge::{Gauge, Unit};
-use super::row::{Member, ROW_BYTES_MAX, RawRow, RowFault, Rows};
+use super::row::{ROW_BYTES_MAX, RawRow, RowFault, Rows};
 use super::verify::{LegacyError, Source};
 
 /// Bytes and rows that are judged together.
@@ -165,7 +165,16 @@ impl File {
             // Some editors put one before UTF-8; it is no part of the first row.
             plain.read_exact(&mut [0; BYTE_ORDER_MARK.len()]).map_err(fail)?;
         }
-        let format = format.unwrap_or_else(|| detect(head.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&head)));
+        let mut format = format.or_else(|| detect(head.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&head)));
+        if format.is_none() {
+            // A long row, or an envelope whose events come late: what the first object is shows at its end. None that is longer than a row
+            // is one.
+            let (more, whole) = sniff(plain, ROW_BYTES_MAX as u64 + 1).map_err(fail)?;
+            plain = whole;
+            let longer = if more.len() > ROW_BYTES_MAX { FileFormat::Envelope } else { FileFormat::Lines };
+            format = Some(detect(&more).unwrap_or(longer));
+        }
+        let format = format.unwrap_or(FileFormat::Lines);
         let reader = match format {
             FileFormat::Envelope => Reader::Envelope(Box::new(Envelope::new(plain))),
             FileFormat::Directory => {
@@ -218,18 +227,18 @@ impl Read for Failing {
     }
 }
 
-fn detect(head: &[u8]) -> FileFormat {
+/// `None`: more has to be seen.
+fn detect(head: &[u8]) -> Option<FileFormat> {
     match head.trim_ascii_start().first() {
-        Some(b'[') => FileFormat::Envelope,
-        Some(b'{') if has_events(head) => FileFormat::Envelope,
-        _ => FileFormat::Lines,
+        Some(b'[') => Some(FileFormat::Envelope),
+        Some(b'{') => has_events(head).map(|has| if has { FileFormat::Envelope } else { FileFormat::Lines }),
+        _ => Some(FileFormat::Lines),
     }
 }
 
-/// Whether the text begins with an object that has an array `events`. A row has no such member. Where the object goes on beyond what can be seen, it is
-/// none of a row unless a member of one was seen.
-fn has_events(head: &[u8]) -> bool {
-    let (mut depth, mut at, mut of_row) = (0_u32, 0, false);
+/// Whether the text begins with an object that has an array `events`. A row has no such member. `None`: the object goes on beyond what can be seen.
+fn has_events(head: &[u8]) -> Option<bool> {
+    let (mut depth, mut at) = (0_u32, 0);
     while let Some(byte) = head.get(at) {
         match byte {
             b'"' => {
@@ -237,27 +246,25 @@ fn has_events(head: &[u8]) -> bool {
                 while head.get(end).is_some_and(|b| *b != b'"') {
                     end += if head[end] == b'\\' { 2 } else { 1 };
                 }
-                let Some(text) = head.get(at..=end) else { break };
-                let after = head[end + 1..].trim_ascii_start().strip_prefix(b":");
-                if let (1, Some(after), Ok(name)) = (depth, after, serde_json::from_slice::<String>(text)) {
-                    if name == "events" && after.trim_ascii_start().starts_with(b"[") {
-                        return true;
-                    }
-                    of_row |= Member::named(&name).is_some();
+                let text = head.get(at..=end)?;
+                let after = head[end + 1..].trim_ascii_start();
+                let array = after.strip_prefix(b":").is_some_and(|after| after.trim_ascii_start().starts_with(b"["));
+                if depth == 1 && array && serde_json::from_slice::<String>(text).is_ok_and(|name| name == "events") {
+                    return Some(true);
                 }
                 at = end;
             }
             b'{' | b'[' => depth += 1,
             b'}' | b']' => match depth {
                 // The first object ends.
-                0 | 1 => return false,
+                0 | 1 => return Some(false),
                 _ => depth -= 1,
             },
             _ => {}
         }
         at += 1;
     }
-    head.len() as u64 >= SNIFF_BYTES && !of_row
+    None
 }
 
 /// Reads what may never come, in a thread of its own, so that a run can be stopped meanwhile.

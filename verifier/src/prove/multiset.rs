@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use ledger_engine::domain::projection::Cell;
 use ledger_engine::hash::Hash;
 
+use crate::row::tagged;
 use crate::source::SourceError;
 use crate::spill::{Shelf, Trouble};
 
@@ -33,14 +34,7 @@ impl RowKey {
             bytes.extend_from_slice(content);
         };
         put(0, table.as_bytes());
-        for cell in cells {
-            match cell {
-                Cell::Null => put(1, &[]),
-                Cell::Int(n) => put(2, &n.to_le_bytes()),
-                Cell::Text(t) => put(3, t.as_bytes()),
-                Cell::Blob(b) => put(4, b),
-            }
-        }
+        cells.iter().for_each(|cell| tagged(cell, &mut put));
         Hash(*blake3::keyed_hash(&self.0, &bytes).as_bytes())
     }
 }
