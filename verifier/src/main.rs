@@ -60,7 +60,8 @@ struct Cli {
     /// The table of legacy audit events, with its schema if need be [default: audit_events]
     #[arg(long, value_name = "NAME")]
     table: Option<String>,
-    /// Legacy table: only the newest N rows (and those of the same time as the oldest of them)
+    /// Legacy table: only the newest N rows (and those of the same time as the oldest of them). That an index leaves rows out is seen when the
+    /// whole table is read
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
     /// Legacy table: only rows from this time on (RFC 3339, or a date)
