@@ -30,3 +30,11 @@ pub(crate) fn rows(payload: &Object) -> Option<Vec<CheckpointRow>> {
     };
     (0..).zip(payload.value("heads").and_then(Value::as_array)?).map(row).collect()
 }
+
+/// The cut that an entry at `index` of chain 0 names, itself included, with the root of that chain before it; `None` if it does not come right
+/// after what it names.
+pub(crate) fn cut(mut rows: Vec<CheckpointRow>, index: u64) -> Option<Vec<CheckpointRow>> {
+    let own = rows.first_mut().filter(|row| (row.chain, row.size) == (0, index))?;
+    own.size += 1;
+    Some(rows)
+}

@@ -785,11 +785,12 @@ fn last_cut(store: &dyn Store) -> Result<Option<Vec<CheckpointRow>>, StoreError>
 /// The cut that an entry `chain.heads` names, itself included.
 fn cut_at(store: &dyn Store, index: u64) -> Result<Option<Vec<CheckpointRow>>, StoreError> {
     let body = store.entry(0, index)?.and_then(|entry| entry.parse_body().ok());
-    let Some(mut rows) = body.and_then(|body| heads::rows(&body.payload)) else { return Ok(None) };
-    let Some(own) = rows.first_mut().filter(|row| (row.chain, row.size) == (0, index)) else { return Ok(None) };
-    own.size += 1;
-    own.root = merkle::root_at(&StoredNodes { store, chain: 0 }, own.size)?;
-    Ok(Some(rows))
+    let rows = body.and_then(|body| heads::rows(&body.payload));
+    let Some(mut cut) = rows.and_then(|rows| heads::cut(rows, index)) else { return Ok(None) };
+    if let Some(own) = cut.first_mut() {
+        own.root = merkle::root_at(&StoredNodes { store, chain: 0 }, own.size)?;
+    }
+    Ok(Some(cut))
 }
 
 /// Refuses to go on where the `size` entries that a chain has now are no continuation of what was recorded for signing, or acknowledged.

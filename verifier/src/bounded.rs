@@ -15,8 +15,13 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
 /// Reads a file of at most `most` bytes. Of what is longer, or has no end, such as a device, no more than that is read; the error says `what` it
 /// is not.
 pub(crate) fn read(path: &Path, most: u64, what: &str) -> io::Result<Vec<u8>> {
+    whole(File::open(path)?, most, what)
+}
+
+/// The same of a file that is open.
+pub(crate) fn whole(file: File, most: u64, what: &str) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most {
         return Err(io::Error::other(format!("over {most} bytes, too large for {what}")));
     }

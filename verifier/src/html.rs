@@ -38,9 +38,7 @@ fn escape(text: &str) -> String {
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
-            c if is_unseen(c) && c != '\n' => {
-                let _ = write!(out, "\\u{{{:x}}}", c as u32);
-            }
+            c if is_unseen(c) && c != '\n' => out.extend(c.escape_unicode()),
             c => out.push(c),
         }
     }

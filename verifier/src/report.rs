@@ -98,7 +98,7 @@ pub struct ChainReport {
     /// Entries that rest on a key while it was in other hands: from, and behind the last.
     #[serde(skip)]
     pub doubtful: Vec<(u64, u64)>,
-    /// The keys are on another chain, and what is known of them is not certain.
+    /// What is known of the keys is not certain: their registry is damaged.
     #[serde(skip)]
     pub registry_doubtful: bool,
 }

@@ -265,7 +265,7 @@ fn judge_all(tables: &dyn Tables, demands: &Demands<'_>, out: &mut Collector) ->
         private_rows(tables, chain, &trouble, out)?;
     }
     let adopted = folds.first().map(|folded| folded.adopted.clone()).unwrap_or_default();
-    // Where an entry of the registry is damaged, or may be missing, other chains rest on keys that nobody can be sure of.
+    // Where an entry of the registry is damaged, or may be missing, all chains rest on keys that nobody can be sure of.
     let registry_certain = registry.is_some()
         && chains.first().is_some_and(|c| !c.tainted && !c.tainted_streams.contains(LEDGER_STREAM))
         && folds.first().is_some_and(|folded| folded.faulty.is_empty());

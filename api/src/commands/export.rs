@@ -1,4 +1,4 @@
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -94,8 +94,8 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
     if let Some(path) = metrics.filter(|_| !dry_run)
         && let Err(e) = counts::export(&path, result.is_ok())
     {
-        // What became of the export is what is answered.
-        eprintln!("ledger: --metrics: {e}; the run is not counted there, check the path");
+        // What became of the export is what is answered, also where nobody listens.
+        let _ = writeln!(std::io::stderr(), "ledger: --metrics: {e}; the run is not counted there, check the path");
     }
     result
 }

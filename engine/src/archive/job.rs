@@ -213,16 +213,16 @@ fn last_cut_until(store: &dyn Store, from: &[u64], until_us: i64) -> Result<Opti
         let corrupt = || StoreError::Corrupt(format!("entry {index} of chain 0 is no chain.heads; verify the ledger"));
         let entry = store.entry(0, index)?.filter(|e| e.header.stream == HEADS_STREAM).ok_or_else(corrupt)?;
         let rows = heads::rows(&entry.parse_body().map_err(|_| corrupt())?.payload).ok_or_else(corrupt)?;
-        let mut ends: Vec<u64> = rows.iter().map(|row| row.size).collect();
-        if ends.len() != from.len() || entry.parent_index.is_some_and(|parent| parent >= index) {
+        if rows.len() != from.len() || entry.parent_index.is_some_and(|parent| parent >= index) {
             return Err(corrupt());
         }
-        // One that does not come right after what it names is no cut.
-        let mut fits = ends[0] == index;
-        ends[0] = index + 1;
+        at = entry.parent_index;
+        let Some(cut) = heads::cut(rows, index) else { continue };
+        let ends: Vec<u64> = cut.iter().map(|row| row.size).collect();
         if ends.iter().zip(from).any(|(end, from)| end < from) {
             return Ok(None);
         }
+        let mut fits = true;
         for (chain, end) in (0..).zip(&ends) {
             let signed = store.checkpoints(chain, *end, 1)?.first().is_some_and(|c| c.size == *end && c.note.is_some());
             fits = fits && signed && recorded_by(store, chain, *end, until_us)?;
@@ -230,7 +230,6 @@ fn last_cut_until(store: &dyn Store, from: &[u64], until_us: i64) -> Result<Opti
         if fits {
             return Ok(Some(ends));
         }
-        at = entry.parent_index;
     }
     Ok(None)
 }
@@ -334,8 +333,12 @@ impl Ledger {
             let looking = Arc::clone(&archive);
             in_thread(move || there(&*looking, &last)).await?;
         }
-        let plan = match open {
-            Some(plan) => plan,
+        let kid = &chosen.key.kid;
+        let (plan, registry) = match open {
+            Some(plan) => {
+                let registry = self.registry_before(&plan, kid, "give it up and begin anew with --restart").await?;
+                (plan, registry)
+            }
             None => {
                 let ends = match options.until_us {
                     None => self.checkpoint().await?.iter().map(signed_size).collect::<Result<Vec<_>, _>>()?,
@@ -347,12 +350,11 @@ impl Ledger {
                 not_before_all(&ends, archive.location())?;
                 let plan = plan(&record, archive.location(), id, &options, &ends, now_us);
                 // Before it is recorded: what nobody can sign would be in the way of every export after it.
-                self.registry_before(&plan, &chosen.key.kid, "give a later --to").await?;
+                let registry = self.registry_before(&plan, kid, "give a later --to").await?;
                 self.append_export(&ExportEvent::Started(plan.clone()), &mut revision).await?;
-                plan
+                (plan, registry)
             }
         };
-        let registry = self.registry_before(&plan, &chosen.key.kid, "give it up and begin anew with --restart").await?;
         let previous = record.completed.last().map(|done| PreviousBatch {
             name: done.plan.batch.clone(),
             manifest_sha256: done.manifest_sha256,

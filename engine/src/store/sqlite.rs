@@ -52,7 +52,18 @@ pub enum Mark {
 }
 
 impl Mark {
-    const ALL: [(Mark, i32); 3] = [(Mark::Open, APPLICATION_ID), (Mark::Held, HELD_ID), (Mark::Closed, CLOSED_ID)];
+    fn id(self) -> i32 {
+        match self {
+            Mark::Open => APPLICATION_ID,
+            Mark::Held => HELD_ID,
+            Mark::Closed => CLOSED_ID,
+        }
+    }
+
+    /// `None`: it is no ledger's database.
+    fn of(id: i64) -> Option<Mark> {
+        [Mark::Open, Mark::Held, Mark::Closed].into_iter().find(|mark| i64::from(mark.id()) == id)
+    }
 }
 
 /// Settings of the embedded store.
@@ -193,7 +204,7 @@ impl SqliteStore {
                 store.path.display()
             )));
         }
-        if !Mark::ALL.iter().any(|(_, known)| i64::from(*known) == id) {
+        if Mark::of(id).is_none() {
             return Err(StoreError::Unusable(format!("{} is not a ledger's database", store.path.display())));
         }
         if version != MIGRATIONS.len() as i64 {
@@ -210,8 +221,7 @@ impl SqliteStore {
     pub fn set_mark(dir: &Path, mark: Mark) -> Result<(), StoreError> {
         let store = Self::open(dir, SqliteOptions::default())?;
         if store.mark()? != Mark::Closed {
-            let id = Mark::ALL.iter().find(|(known, _)| *known == mark).map_or(HELD_ID, |(_, id)| *id);
-            lock(&store.writer).pragma_update(None, "application_id", id).map_err(sql)?;
+            lock(&store.writer).pragma_update(None, "application_id", mark.id()).map_err(sql)?;
         }
         store.close()
     }
@@ -219,7 +229,8 @@ impl SqliteStore {
     /// How the file is marked.
     pub fn mark(&self) -> Result<Mark, StoreError> {
         let id = lock(&self.writer).pragma_query_value(None, "application_id", |r| r.get::<_, i64>(0)).map_err(sql)?;
-        Ok(Mark::ALL.iter().find(|(_, known)| i64::from(*known) == id).map_or(Mark::Held, |(mark, _)| *mark))
+        // Who changed it since it was opened does not make it one to write to.
+        Ok(Mark::of(id).unwrap_or(Mark::Held))
     }
 
     /// Whether the file has no table at all.

@@ -60,8 +60,9 @@ impl Part {
     fn try_read(dir: &Path) -> Result<Result<Part, SourceError>, SourceError> {
         let file = dir.join(MANIFEST_NAME);
         let failed = |e: std::io::Error| unreadable(&file, format!("{e}; check the path"));
-        let opened = bounded::open(&file).map(drop);
-        let bytes = match opened.and_then(|()| bounded::read(&file, MANIFEST_BYTES_MAX, "the manifest of an export")) {
+        let opened = bounded::open(&file);
+        let bytes = match opened.and_then(|file| bounded::whole(file, MANIFEST_BYTES_MAX, "the manifest of an export"))
+        {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::Other => return Ok(Err(unreadable(&file, e.to_string()))),
             Err(e) => return Err(failed(e)),
