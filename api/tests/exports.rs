@@ -1010,10 +1010,42 @@ fn a_restore_that_was_killed_goes_on_and_a_bad_archive_is_refused() {
     assert!(exit == 2 && said.contains("nowhere"), "{said}");
     let (exit, said) = run("");
     assert!(exit == 2 && said.contains("--newest-checkpoint"), "{said}");
-    shell(shop.dir.path(), "rm archive/marketplace/*/*-00000001-*/entries-0001-*");
+    // What is found last, when all was made already.
+    shell(
+        shop.dir.path(),
+        "mv archive good && cp -r good archive && sed -i 's/\"tool\":\"/\"tool\":\"x/' archive/marketplace/*/*-00000002-*/manifest.json",
+    );
+    let (exit, said) = run("--newest-checkpoint none --drill");
+    assert!(exit == 1 && said.contains("export_manifest_") && said.contains("nothing was restored"), "{said}");
+    assert!(!shop.path("new").exists());
+    shell(shop.dir.path(), "rm -r archive && mv good archive && rm archive/marketplace/*/*-00000001-*/entries-0001-*");
     let (exit, said) = run("--newest-checkpoint none --drill");
     assert!(exit == 1 && said.contains("export_file_missing") && said.contains("nothing was restored"), "{said}");
     assert!(!shop.path("new").exists());
+}
+
+/// Whoever comes second finds the first one's ledger, or does not put another over it.
+#[test]
+fn two_restores_at_once_make_one_history() {
+    let shop = Shop::with("init");
+    exported(&shop);
+    for round in 0..4 {
+        let dir = format!("both-{round}");
+        shell(shop.dir.path(), &format!("mkdir {dir} && cp -r shop/keys {dir}/keys"));
+        let line = format!("--dir {dir} restore --from archive --trust {} --newest-checkpoint none", shop.id);
+        let spawn = || {
+            let mut command = shop.command(Path::new(LEDGER), &line, &[]);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let said: Vec<Output> = [spawn(), spawn()].into_iter().map(|child| child.wait_with_output().unwrap()).collect();
+        assert!(said.iter().any(|output| output.status.success()), "{said:?}");
+        let sql = "SELECT count(*) FROM entries WHERE event_type = 'ledger.restored'";
+        assert_eq!(rows(&shop.path(&dir).join("ledger.db"), sql), ["Integer(1)"], "{said:?}");
+        assert_eq!(shop.verify(&dir, "").0, 0);
+        let left = std::fs::read_dir(shop.path(&dir)).unwrap().map(|f| f.unwrap().file_name());
+        let left: Vec<_> = left.filter(|name| name.to_string_lossy().starts_with('.')).collect();
+        assert!(left.iter().all(|name| !name.to_string_lossy().starts_with(".restoring-")), "{left:?}");
+    }
 }
 
 /// The archive's disk is full: nothing is recorded as done, and with room again the same batch is made.

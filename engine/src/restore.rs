@@ -27,7 +27,7 @@ use crate::stream::Stream;
 use crate::writer::{Cached, Key, State, incomplete_tiles, load, push_tile, touched_rows};
 
 /// Cases that are remembered: those that are used again lie close together.
-const CASES: usize = 1 << 15;
+const CASES: usize = 1 << 13;
 /// Entries that are written at once, or a few more.
 const WRITTEN_AT_ONCE: usize = 4096;
 /// Bytes of bodies and private documents that are written at once, or a commit more.
@@ -39,27 +39,50 @@ pub struct ArchivedCommit {
     /// Its line.
     pub commit: CommitLine,
     /// Its entries, by index.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<ArchivedEntry>,
     /// Private documents of them, by index.
     pub private: Vec<(u64, Vec<u8>)>,
+}
+
+/// An entry of an archive, with what its bytes say.
+#[derive(Clone, Debug)]
+pub struct ArchivedEntry {
+    /// As it is stored.
+    pub entry: Entry,
+    /// The stream that its header names.
+    pub stream: Stream,
+    /// Its body.
+    pub body: Body,
+    /// Its leaf in the chain's tree.
+    pub leaf: Hash,
 }
 
 impl ArchivedCommit {
     /// Bytes of its bodies and private documents.
     pub fn weight(&self) -> usize {
-        let bodies = self.entries.iter().map(|entry| entry.body.len());
+        let bodies = self.entries.iter().map(|archived| archived.entry.body.len());
         bodies.chain(self.private.iter().map(|(_, document)| document.len())).sum()
     }
 }
 
-/// The entry that a line holds.
-pub fn entry_of(line: &EntryLine<'_>) -> Entry {
-    Entry {
-        header: line.header.owned(),
-        entry_hash: line.entry_hash,
-        parent_index: line.parent_index,
-        body: line.body.to_vec(),
+impl ArchivedEntry {
+    /// The entry that a line holds. Its hash is computed; that the body is the one that the header names is for whoever verified the line.
+    pub fn read(line: &EntryLine<'_>) -> Result<ArchivedEntry, StoreError> {
+        let (header, index) = (line.header.owned(), line.header.index);
+        let encoded = header.encode();
+        if entry_hash(&encoded) != line.entry_hash {
+            return Err(corrupt(header.chain, index, "its hash is not that of its header"));
+        }
+        let stream = Stream::parse(&header.stream).ok_or_else(|| corrupt(header.chain, index, "no stream's name"))?;
+        let body = Body::decode(line.body).map_err(|_| corrupt(header.chain, index, "no body"))?;
+        let (entry_hash, parent_index) = (line.entry_hash, line.parent_index);
+        let entry = Entry { header, entry_hash, parent_index, body: line.body.to_vec() };
+        Ok(ArchivedEntry { entry, stream, body, leaf: merkle::leaf_hash(&encoded) })
     }
+}
+
+fn corrupt(chain: u32, index: u64, why: &str) -> StoreError {
+    StoreError::Corrupt(format!("entry {index} of chain {chain} in the archive: {why}; verify it"))
 }
 
 /// What is written at once.
@@ -180,9 +203,7 @@ impl Restorer {
     pub fn commit(&mut self, archived: ArchivedCommit) -> Result<(), StoreError> {
         self.bytes_waiting += archived.weight();
         let ArchivedCommit { commit, entries, private } = archived;
-        let corrupt = |index: u64, why: &str| {
-            StoreError::Corrupt(format!("entry {index} of chain {} in the archive: {why}; verify it", commit.chain))
-        };
+        let chain = self.chain;
         let (before, mut leaves) = (self.head.clone(), Vec::with_capacity(entries.len()));
         let (mut tiles, mut erase): (Vec<Tile>, Vec<u64>) = Default::default();
         let mut streams: HashMap<Stream, StreamHead> = HashMap::new();
@@ -191,24 +212,19 @@ impl Restorer {
         let mut seen: HashSet<(Key, Option<Touched>)> = HashSet::new();
         let mut rows: Vec<Row> = Vec::new();
         let mut keys: HashSet<Hash> = HashSet::new();
-        for entry in &entries {
-            let h = &entry.header;
-            let encoded = h.encode();
-            let (hash, leaf) = (entry_hash(&encoded), merkle::leaf_hash(&encoded));
-            let follows = h.chain == self.chain && h.index == self.head.size() && h.prev_hash == self.head.hash.0;
-            if !follows || hash != entry.entry_hash {
-                return Err(corrupt(h.index, "it does not follow the one before it"));
+        for ArchivedEntry { entry, stream, body, leaf } in &entries {
+            let (h, hash, stream, leaf) = (&entry.header, entry.entry_hash, *stream, *leaf);
+            if h.chain != chain || h.index != self.head.size() || h.prev_hash != self.head.hash.0 {
+                return Err(corrupt(chain, h.index, "it does not follow the one before it"));
             }
-            let stream = Stream::parse(&h.stream).ok_or_else(|| corrupt(h.index, "no stream's name"))?;
-            let body = Body::decode(&entry.body).map_err(|_| corrupt(h.index, "no body"))?;
             let key = match stream {
                 Stream::Order(case) | Stream::Delivery(case, _) => Key::Order(case),
                 Stream::Sku(case) => Key::Sku(case),
                 other => Key::System(other),
             };
-            let event = Occurrence::of(h, stream, &body);
+            let event = Occurrence::of(h, stream, body);
             let cached = self.cached(key, stream, h.revision)?;
-            let changed = cached.state.apply(&event).map_err(|e| corrupt(h.index, &e.0))?;
+            let changed = cached.state.apply(&event).map_err(|e| corrupt(chain, h.index, &e.0))?;
             let first_index = cached.heads.get(&stream).map_or(h.index, |head| head.first_index);
             let head = StreamHead { revision: h.revision, hash, index: h.index, first_index };
             cached.heads.insert(stream, head);
@@ -252,7 +268,7 @@ impl Restorer {
         self.waiting.push(CommitBatch {
             before,
             after: self.head.clone(),
-            entries,
+            entries: entries.into_iter().map(|archived| archived.entry).collect(),
             // What a later entry of the same commit erases was never stored.
             private: private.into_iter().filter(|(index, _)| !erase.contains(index)).collect(),
             statement,

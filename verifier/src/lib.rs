@@ -37,7 +37,7 @@ mod verify;
 
 pub use anchor::{Anchor, AnchorError};
 pub use combine::{combine, verify_batches};
-pub use export::{Export, Lines};
+pub use export::{Export, Judged, JudgedEntry, Lines, Taker};
 pub use finding::{Code, Finding};
 pub use proof::{Held, verify_proof, verify_proof_and, verify_proof_bytes};
 pub use ranges::{Range, Standing};

@@ -561,7 +561,8 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Result<u8, String> {
         if locks && !is_bucket(source) {
             fail(&mut exits, &format!("--locks: {} is no archive in S3, and has no locks", name_of(source)));
         }
-        let demands = Demands { trust, anchors, require_anchor, since_anchor, locks, progress: Some(&told) };
+        let progress: Option<&audit_verify::Progress<'_>> = Some(&told);
+        let demands = Demands { trust, anchors, require_anchor, since_anchor, locks, progress, ..Demands::default() };
         let outcome = match format {
             Some(Format::Proof) => Outcome::Native(Box::new(match held {
                 Some(held) => verify_proof_and(Path::new(source), held, demands),

@@ -16,6 +16,7 @@ use crate::chain::{Chain, Listings, Reader, gap_of};
 use crate::collector::{Collector, Findings};
 use crate::commits::Keys;
 use crate::derived::Derived;
+use crate::export::Taker;
 use crate::finding::Code;
 use crate::fold::Context;
 use crate::prove::{Stop, claimed_size, prove};
@@ -43,6 +44,8 @@ pub struct Demands<'a> {
     pub locks: bool,
     /// Called now and then.
     pub progress: Option<&'a Progress<'a>>,
+    /// Takes the lines of an export as they are judged.
+    pub taker: Option<&'a dyn Taker>,
 }
 
 /// Judges one source. Whatever cannot be read makes the report `could not check`.
@@ -55,6 +58,7 @@ pub fn verify(name: &str, tables: &dyn Tables, demands: Demands<'_>) -> Report {
         let genesis = identity.genesis.filter(|_| out.is_empty());
         let Some(genesis) = genesis else { return Err(Stop::Suspect("the ledger's identity".into())) };
         let proved = prove(tables, identity.id, &genesis, identity.hash, &demands)?;
+        demands.taker.iter().for_each(|taker| taker.proved());
         let (id, origin) = (Some(identity.id), Some(genesis.origin));
         let succeeds = genesis.succeeds;
         let part = proved.since.map(|looked_up| tail(&proved.chains, looked_up));

@@ -1,16 +1,16 @@
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use audit_verify::{
-    Anchor, Code, Demands, Export, Lines, Report, SourceError, Verdict, is_bucket, verify, verify_path,
-    verify_path_with,
+    Anchor, Code, Demands, Export, Judged, JudgedEntry, Lines, Report, SourceError, Taker, Verdict, is_bucket, verify,
+    verify_path, verify_path_with,
 };
-use ledger_engine::body::Body;
 use ledger_engine::export::record::{ExportEvent, Restored as Recorded};
 use ledger_engine::export::{ChainRange, CheckpointLine, FileKind, Line};
 use ledger_engine::hash::{Hash, sha256, to_hex};
 use ledger_engine::reader::Reader;
-use ledger_engine::restore::{ArchivedCommit, Restorer, entry_of};
+use ledger_engine::restore::{ArchivedCommit, ArchivedEntry, Restorer};
 use ledger_engine::store::postgres::{PostgresOptions, PostgresStore};
 use ledger_engine::store::sqlite::{DATABASE_FILE, Mark, SqliteOptions, SqliteStore};
 use ledger_engine::store::{ChainHead, Entry, Store, StoreError};
@@ -231,8 +231,25 @@ fn restore(place: &Place, url: Option<&str>, wanted: &Wanted) -> Result<Restored
             wanted.from
         )));
     }
+    let database = place.dir.join(DATABASE_FILE);
+    let there = url.is_none() && database.exists();
+    // What a ledger that was here had not written into its file yet would be taken for part of the one that is made here.
+    for suffix in ["-wal", "-journal", "-shm"] {
+        let beside = place.dir.join(format!("{DATABASE_FILE}{suffix}"));
+        if url.is_none() && !there && beside.exists() {
+            return Err(wrong(format!(
+                "{} is of a database that is not there any more, and may be the last that is left of it: move it away and keep it, then run this again",
+                beside.display()
+            )));
+        }
+    }
     let demands = Demands { trust: Some(wanted.trust), anchors: &wanted.anchors, ..Demands::default() };
-    let report = verify(&wanted.from, &export, demands);
+    let building = if there { None } else { Some(Building::begin(&place.dir)?) };
+    // Nothing but a file that nobody opens is made of what may still be found wrong.
+    let (report, made) = match building.as_ref().filter(|_| url.is_none()) {
+        Some(building) => Making::of(&export, wanted, building, demands)?,
+        None => (verify(&wanted.from, &export, demands), None),
+    };
     // Keys that were in other hands leave a verdict open, and are no reason not to try.
     let only_keys = wanted.drill && report.faults() == 0 && report.is_open_for_keys_alone();
     let good = report.verdict() == Verdict::Verified && report.exit() == 0 || only_keys;
@@ -250,30 +267,11 @@ fn restore(place: &Place, url: Option<&str>, wanted: &Wanted) -> Result<Restored
     if !good && (wanted.accept_loss.is_none() || report.verdict() != Verdict::Broken || contradicted) {
         return Ok(Restored::Refused(Box::new(report)));
     }
-    // What a ledger that was here had not written into its file yet would be taken for part of the one that is made here.
-    for suffix in ["-wal", "-journal", "-shm"] {
-        let beside = place.dir.join(format!("{DATABASE_FILE}{suffix}"));
-        if url.is_none() && !place.dir.join(DATABASE_FILE).exists() && beside.exists() {
-            return Err(wrong(format!(
-                "{} is of a database that is not there any more, and may be the last that is left of it: move it away and keep it, then run this again",
-                beside.display()
-            )));
-        }
+    // Made beside and put there when it is whole, so that a failure leaves no half ledger; what is there is whole.
+    match building {
+        Some(building) => build(place, url, wanted, &export, report, (&building.dir, made)),
+        None => there_already(place, wanted, &export, &report),
     }
-    // Made beside and renamed, so that a failure leaves no half ledger; what is there is whole.
-    if url.is_none() && place.dir.join(DATABASE_FILE).exists() {
-        return there_already(place, wanted, &export, &report);
-    }
-    clear_leftovers(&place.dir);
-    let building = place.dir.join(format!("{BUILDING}{}", to_hex(&random::<4>()?)));
-    std::fs::create_dir_all(&building).map_err(io(&building))?;
-    let lock = building.join(LOCK);
-    let held = std::fs::File::create(&lock).and_then(|file| file.lock().map(|()| file)).map_err(io(&lock))?;
-    let built = build(place, url, wanted, &export, report, &building);
-    // What is left of a failed one; the error that matters is the first one.
-    let _ = std::fs::remove_dir_all(&building);
-    drop(held);
-    built
 }
 
 /// Where an embedded ledger is made, with a file that is locked for as long as somebody makes it.
@@ -281,6 +279,50 @@ const BUILDING: &str = ".restoring-";
 const LOCK: &str = "lock";
 /// How long making the file can take.
 const MADE: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// A directory beside the one where the ledger will be. It goes with everything that was not put elsewhere.
+struct Building {
+    dir: PathBuf,
+    /// What was made for it, from the outside in.
+    around: Vec<PathBuf>,
+    _lock: std::fs::File,
+}
+
+impl Building {
+    fn begin(target: &Path) -> Result<Building, CliError> {
+        clear_leftovers(target);
+        let around = target.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists());
+        let around: Vec<PathBuf> = around.map(Path::to_owned).collect();
+        let dir = target.join(format!("{BUILDING}{}", to_hex(&random::<4>()?)));
+        std::fs::create_dir_all(&dir).map_err(io(&dir))?;
+        let lock = dir.join(LOCK);
+        let held = std::fs::File::create(&lock).and_then(|file| file.lock().map(|()| file)).map_err(io(&lock))?;
+        Ok(Building { dir, around, _lock: held })
+    }
+}
+
+impl Drop for Building {
+    fn drop(&mut self) {
+        // What cannot be removed is in nobody's way; the error that matters is another one.
+        let _ = std::fs::remove_dir_all(&self.dir);
+        // Those that are empty: nothing was restored.
+        self.around.iter().for_each(|dir| drop(std::fs::remove_dir(dir)));
+    }
+}
+
+/// Puts a file where there is none; two that do it at once do not write over each other.
+fn put(made: &Path, target: &Path) -> Result<(), CliError> {
+    match std::fs::hard_link(made, target) {
+        Ok(()) => Ok(std::fs::remove_file(made).map_err(io(made))?),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Err(wrong(format!(
+            "{} was put there while the archive was restored, and is not written over; see what it is, then run this again",
+            target.display()
+        ))),
+        // A file system without links.
+        Err(_) if !target.exists() => std::fs::rename(made, target).map_err(io(target)),
+        Err(e) => Err(io(target)(e)),
+    }
+}
 
 /// Takes away what runs that were killed have left.
 fn clear_leftovers(dir: &Path) {
@@ -321,7 +363,7 @@ fn build(
     wanted: &Wanted,
     export: &Export,
     report: Report,
-    building: &Path,
+    (building, made): (&Path, Option<Made>),
 ) -> Result<Restored, CliError> {
     // Nothing is wrong with the archive itself but where it ends.
     let whole = report.codes().iter().all(|code| code == Code::AnchorBeyondTail.as_str());
@@ -357,7 +399,7 @@ fn build(
     }
     let limits = limits.as_deref();
     let mut held = Held { dir: &place.dir, postgres: None };
-    let (store, resumed): (Arc<dyn Store>, bool) = match url {
+    let (store, resumed, filled): (Arc<dyn Store>, bool, Option<Filled>) = match url {
         Some(url) => {
             let store = Arc::new(PostgresStore::open_held(PostgresOptions::new(url))?);
             held.postgres = Some(Arc::clone(&store));
@@ -385,11 +427,17 @@ fn build(
                 held.hold(INCOMPLETE)?;
             }
             let begun = store.heads()?.iter().any(|head| head.size() > 0);
-            (store, begun)
+            (store, begun, None)
         }
-        None => (Arc::new(embedded(building)?), false),
+        None => match made.filter(|_| limits.is_none()) {
+            Some(Made { store, filled }) => (store, false, Some(filled)),
+            None => (Arc::new(embedded(building)?), false, None),
+        },
     };
-    let Filled { sizes, absent } = fill(&store, export, wanted.trust, limits)?;
+    let Filled { sizes, absent } = match filled {
+        Some(filled) => filled,
+        None => fill(&store, export, wanted.trust, limits)?,
+    };
     if limits.is_some_and(|limits| limits != sizes) {
         return Err(wrong(
             "the database holds other entries than what is good of this archive; restore what there is of it into an empty database",
@@ -422,7 +470,7 @@ fn build(
             SqliteStore::set_mark(building, if closed { Mark::Closed } else { Mark::Held })?;
             let (made, target) = (building.join(DATABASE_FILE), place.dir.join(DATABASE_FILE));
             sync(&made)?;
-            std::fs::rename(&made, &target).map_err(io(&target))?;
+            put(&made, &target)?;
             sync(&place.dir)?;
             let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&place.dir, SqliteOptions::default())?);
             (store, place.dir.display().to_string())
@@ -605,7 +653,7 @@ fn restored_before(
 const OWN_ENTRIES: u64 = 2;
 
 fn embedded(dir: &Path) -> Result<SqliteStore, StoreError> {
-    SqliteStore::create(dir, SqliteOptions { draft: true, ..SqliteOptions::default() })
+    SqliteStore::create(dir, SqliteOptions { draft: true, cache_kib: 16 << 10, ..SqliteOptions::default() })
 }
 
 fn sync(path: &Path) -> Result<(), CliError> {
@@ -757,6 +805,160 @@ struct Filled {
     absent: u64,
 }
 
+/// A ledger of all that an archive has, made while the archive was verified.
+struct Made {
+    store: Arc<dyn Store>,
+    filled: Filled,
+}
+
+/// Makes it: lines are taken as they are judged, and stored by another thread.
+struct Making {
+    store: Arc<dyn Store>,
+    trust: Hash,
+    state: Mutex<MakingState>,
+}
+
+#[derive(Default)]
+struct MakingState {
+    chain: Option<MakingChain>,
+    filled: Filled,
+    /// Why nothing more is taken.
+    failed: Option<CliError>,
+    proved: bool,
+}
+
+/// The chain whose lines come.
+struct MakingChain {
+    number: u32,
+    open: Option<ArchivedCommit>,
+    out: Sender<Archived>,
+    /// Gives how many private documents are absent.
+    storing: JoinHandle<Result<u64, CliError>>,
+}
+
+impl MakingChain {
+    fn begin(store: Arc<dyn Store>, trust: Hash, number: u32) -> MakingChain {
+        let (out, archived) = weighed::channel(COMMITS_AHEAD);
+        let storing = std::thread::spawn(move || {
+            let mut restorer = Restorer::new(store, trust, number)?;
+            std::iter::from_fn(|| archived.next()).try_for_each(|item| take(&mut restorer, item))?;
+            restorer.flush()?;
+            Ok(restorer.absent_documents())
+        });
+        MakingChain { number, open: None, out, storing }
+    }
+
+    /// `false`: it is not taken any more.
+    fn take(&mut self, line: Judged) -> bool {
+        match line {
+            Judged::Commit(commit) => {
+                self.open = Some(ArchivedCommit { commit, entries: Vec::new(), private: Vec::new() });
+                true
+            }
+            Judged::Checkpoint(line) => Archived::Checkpoint(line).send(&self.out),
+            Judged::Entry(entry) => {
+                let JudgedEntry { header, entry_hash, parent_index, bytes, body, stream, leaf, document } = *entry;
+                let Some(mut open) = self.open.take() else { return true };
+                open.private.extend(document.map(|document| (header.index, document)));
+                let entry = Entry { header, entry_hash, parent_index, body: bytes };
+                open.entries.push(ArchivedEntry { entry, stream, body, leaf });
+                if (open.entries.len() as u64) < open.commit.size {
+                    self.open = Some(open);
+                    return true;
+                }
+                Archived::Commit(open).send(&self.out)
+            }
+        }
+    }
+
+    /// Waits until everything is stored.
+    fn end(self) -> Result<u64, CliError> {
+        drop(self.out);
+        self.storing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl Making {
+    /// Verifies an archive, and makes what it says meanwhile. What was made is given only if there is nothing to report, and if it is what the
+    /// report is of.
+    fn of(
+        export: &Export,
+        wanted: &Wanted,
+        building: &Building,
+        demands: Demands<'_>,
+    ) -> Result<(Report, Option<Made>), CliError> {
+        let store: Arc<dyn Store> = Arc::new(embedded(&building.dir)?);
+        let making = Making { store, trust: wanted.trust, state: Mutex::default() };
+        let report = verify(&wanted.from, export, Demands { taker: Some(&making), ..demands });
+        let Making { store, state, .. } = making;
+        let mut state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        state.end_chain();
+        let heads = store.heads()?;
+        let same = |chain: &audit_verify::ChainReport| {
+            let head = heads.iter().find(|head| u64::from(head.chain) == chain.chain);
+            head.is_some_and(|h| {
+                (h.size(), Some(h.hash), Some(h.range.root())) == (chain.entries, chain.head, chain.root)
+            })
+        };
+        match state.failed {
+            // What is wrong with the archive, the report says.
+            Some(CliError::Store(StoreError::Corrupt(_))) => {}
+            Some(e) => return Err(e),
+            None if state.proved && report.chains().iter().all(same) => {
+                let filled = Filled { sizes: heads.iter().map(ChainHead::size).collect(), ..state.filled };
+                return Ok((report, Some(Made { store, filled })));
+            }
+            None => {}
+        }
+        store.close()?;
+        drop(store);
+        for suffix in ["", "-wal", "-shm", "-journal"] {
+            let file = building.dir.join(format!("{DATABASE_FILE}{suffix}"));
+            match std::fs::remove_file(&file) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(&file)(e)),
+                _ => {}
+            }
+        }
+        Ok((report, None))
+    }
+}
+
+impl MakingState {
+    fn end_chain(&mut self) {
+        let Some(ended) = self.chain.take().map(MakingChain::end) else { return };
+        match ended {
+            Ok(absent) => self.filled.absent += absent,
+            Err(e) => self.failed = self.failed.take().or(Some(e)),
+        }
+    }
+}
+
+impl Taker for Making {
+    fn take(&self, line: Judged) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = match &line {
+            Judged::Commit(line) => line.chain,
+            Judged::Checkpoint(line) => line.chain,
+            Judged::Entry(entry) => entry.header.chain,
+        };
+        if state.chain.as_ref().is_some_and(|chain| chain.number != number) {
+            state.end_chain();
+        }
+        if state.failed.is_none() {
+            let begin = || MakingChain::begin(Arc::clone(&self.store), self.trust, number);
+            if !state.chain.get_or_insert_with(begin).take(line) {
+                state.end_chain();
+            }
+        }
+        // What does not fit together is for the judgement to name.
+        matches!(state.failed, None | Some(CliError::Store(StoreError::Corrupt(_))))
+    }
+
+    fn proved(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).proved = true;
+    }
+}
+
 /// Restores each chain. `limits`: sizes that are not exceeded, and what comes after a damaged line is left out, private documents one by one.
 fn fill(store: &Arc<dyn Store>, export: &Export, trust: Hash, limits: Option<&[u64]>) -> Result<Filled, CliError> {
     let mut filled = Filled::default();
@@ -815,6 +1017,8 @@ enum Archived {
     Checkpoint(CheckpointLine),
     /// The entry that should be the last one that is there already.
     Last(Box<Entry>),
+    /// No entry of an archive that was verified.
+    Damaged(StoreError),
 }
 
 impl Archived {
@@ -824,15 +1028,18 @@ impl Archived {
             Archived::Commit(ArchivedCommit { commit, .. }) => commit.first_index + commit.size,
             Archived::Checkpoint(line) => line.size,
             Archived::Last(entry) => entry.header.index + 1,
+            Archived::Damaged(_) => 0,
         }
     }
 
     /// Hands it over; `false` if nobody takes it.
     fn send(self, out: &Sender<Archived>) -> bool {
         let weight = match &self {
-            Archived::Commit(commit) => commit.weight() + commit.entries.len() * ROW,
+            // The bytes, and what they say.
+            Archived::Commit(commit) => 3 * commit.weight() + commit.entries.len() * ROW,
             Archived::Checkpoint(line) => line.note.len() + ROW,
             Archived::Last(entry) => entry.body.len() + ROW,
+            Archived::Damaged(_) => ROW,
         };
         out.send(weight, self)
     }
@@ -842,6 +1049,7 @@ fn take(restorer: &mut Restorer, item: Archived) -> Result<(), CliError> {
     match item {
         Archived::Commit(commit) => Ok(restorer.commit(commit)?),
         Archived::Checkpoint(line) => Ok(restorer.checkpoint(line)?),
+        Archived::Damaged(e) => Err(e.into()),
         Archived::Last(entry) if restorer.continues(&entry) => Ok(()),
         Archived::Last(_) => {
             Err(wrong("what is there is not the beginning of this archive; restore into an empty place"))
@@ -868,7 +1076,14 @@ fn read(
         Line::Entry(line) => {
             let index = line.header.index;
             let Some(reading) = &mut open else { return true };
-            if index + 1 == there && !Archived::Last(Box::new(entry_of(&line))).send(out) {
+            let entry = match ArchivedEntry::read(&line) {
+                Ok(entry) => entry,
+                Err(e) => {
+                    Archived::Damaged(e).send(out);
+                    return false;
+                }
+            };
+            if index + 1 == there && !Archived::Last(Box::new(entry.entry.clone())).send(out) {
                 return false;
             }
             loop {
@@ -877,9 +1092,8 @@ fn read(
                 }
                 match next_private.take_if(|(i, _)| *i <= index) {
                     Some(document) if document.0 == index => {
-                        let named = || Body::decode(line.body).ok().and_then(|body| body.private_sha256);
                         let again = reading.private.last().is_some_and(|(last, _)| *last == index);
-                        if !doubtful || !again && named() == Some(sha256(&[&document.1])) {
+                        if !doubtful || !again && entry.body.private_sha256 == Some(sha256(&[&document.1])) {
                             reading.private.push(document);
                         }
                     }
@@ -887,7 +1101,7 @@ fn read(
                     None => break,
                 }
             }
-            reading.entries.push(entry_of(&line));
+            reading.entries.push(entry);
             if (reading.entries.len() as u64) < reading.commit.size {
                 return true;
             }
@@ -899,4 +1113,24 @@ fn read(
         Line::Checkpoint(line) if line.size > there || there == 0 => Archived::Checkpoint(line).send(out),
         Line::Checkpoint(_) | Line::Private(_) => true,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Also where two are made at the same moment.
+    #[test]
+    fn nothing_is_put_over_anything() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["first", "second"] {
+            std::fs::write(path(name), name).unwrap();
+        }
+        put(&path("first"), &path("target")).unwrap();
+        let refused = put(&path("second"), &path("target")).unwrap_err().to_string();
+        assert!(refused.contains("is not written over"), "{refused}");
+        assert_eq!(std::fs::read(path("target")).unwrap(), b"first");
+        assert!(!path("first").exists() && path("second").exists());
+    }
 }

@@ -9,7 +9,7 @@ use ledger_engine::export::{EntryLine, Line};
 use ledger_engine::hash::Hash;
 
 use super::blocks::{Block, Blocks};
-use super::{Located, rows};
+use super::{Judged, Located, rows};
 use crate::prove::{Prepared, Stop, check, suspect};
 use crate::row::Digests;
 
@@ -25,6 +25,8 @@ pub(crate) enum Item {
     Entry(Box<Prepared>),
     /// Size, and its row.
     Checkpoint(u64, Vec<Cell>),
+    /// The line of the item before it, for whoever takes what is judged.
+    Kept(Judged),
     Private(Vec<Cell>),
     /// A file ends; the chain must have this size, and its last entry this hash where a manifest says so.
     End(u64, Option<Hash>),
@@ -36,16 +38,17 @@ pub(crate) type Fed = Result<Vec<Item>, Stop>;
 struct Parsed {
     plain: Vec<u8>,
     items: Vec<Item>,
+    lines: u64,
 }
 
-/// Hands over the items of some files of one chain and kind. The last thing sent is an error, if there is one.
-pub(crate) fn feed(files: &[Located<'_>], ledger_id: Hash, out: &SyncSender<Fed>) {
+/// Hands over the items of some files of one chain and kind. The last thing sent is an error, if there is one. `keep`: with the lines themselves.
+pub(crate) fn feed(files: &[Located<'_>], ledger_id: Hash, keep: bool, out: &SyncSender<Fed>) {
     for located in files {
         let (sender, receiver) = sync_channel(BLOCKS);
         let fed = std::thread::scope(|scope| {
             // Buffers go round: new ones would have to be cleared by the kernel each time.
             let (back, spare) = std::sync::mpsc::channel();
-            scope.spawn(move || read(&located.path, ledger_id, &sender, &spare));
+            scope.spawn(move || read(&located.path, (ledger_id, keep), &sender, &spare));
             collect(located, receiver, &back, out)
         });
         // A closed channel: the judge has seen enough.
@@ -62,7 +65,7 @@ pub(crate) fn feed(files: &[Located<'_>], ledger_id: Hash, out: &SyncSender<Fed>
 type Waiting = Receiver<Result<Parsed, String>>;
 
 /// Reads blocks and has them parsed by the pool; their results are awaited in order.
-fn read(path: &Path, ledger_id: Hash, out: &SyncSender<Waiting>, spare: &Receiver<Vec<u8>>) {
+fn read(path: &Path, (ledger_id, keep): (Hash, bool), out: &SyncSender<Waiting>, spare: &Receiver<Vec<u8>>) {
     let failed = |e: std::io::Error| {
         let (sender, receiver) = sync_channel(1);
         let _ = sender.send(Err(e.to_string()));
@@ -83,35 +86,45 @@ fn read(path: &Path, ledger_id: Hash, out: &SyncSender<Waiting>, spare: &Receive
             return;
         }
         // Nobody waits for it if the judge has stopped.
-        rayon::spawn(move || drop(sender.send(parse(block, &ledger_id))));
+        rayon::spawn(move || drop(sender.send(parse(block, &ledger_id, keep))));
     }
 }
 
-fn parse(block: Block, ledger_id: &Hash) -> Result<Parsed, String> {
+fn parse(block: Block, ledger_id: &Hash, keep: bool) -> Result<Parsed, String> {
     let plain = block.into_lines()?;
     let mut items = Vec::with_capacity(plain.len() / 512);
-    let mut from = 0;
+    let (mut from, mut lines) = (0, 0);
     for end in memchr::memchr_iter(b'\n', &plain) {
         let line = Line::parse(&plain[from..end], ledger_id).map_err(|e| e.to_string())?;
-        items.push(item(line).ok_or("an entry's own bytes")?);
+        item(line, keep, &mut items).ok_or("an entry's own bytes")?;
         from = end + 1;
+        lines += 1;
     }
-    Ok(Parsed { plain, items })
+    Ok(Parsed { plain, items, lines })
 }
 
-fn item(line: Line<'_>) -> Option<Item> {
-    Some(match line {
+fn item(line: Line<'_>, keep: bool, out: &mut Vec<Item>) -> Option<()> {
+    match line {
         Line::Entry(entry) => {
             // The stream's name is parsed with the rest.
             entry.header.check_beside_stream().ok()?;
             let EntryLine { header, entry_hash, parent_index, body } = *entry;
             let digests = Digests::of(&header, body);
-            Item::Entry(Box::new(Prepared::new(&header, &digests, entry_hash, parent_index, body)?))
+            let mut prepared = Prepared::new(&header, &digests, entry_hash, parent_index, body)?;
+            prepared.kept = keep.then(|| (header.owned(), body.to_vec()));
+            out.push(Item::Entry(Box::new(prepared)));
         }
-        Line::Commit(commit) => Item::Commit(commit.first_index, rows::commit(&commit), rows::signatures(&commit)),
-        Line::Checkpoint(checkpoint) => Item::Checkpoint(checkpoint.size, rows::checkpoint(&checkpoint)),
-        Line::Private(private) => Item::Private(rows::private(&private)),
-    })
+        Line::Commit(commit) => {
+            out.push(Item::Commit(commit.first_index, rows::commit(&commit), rows::signatures(&commit)));
+            out.extend(keep.then_some(Item::Kept(Judged::Commit(commit))));
+        }
+        Line::Checkpoint(checkpoint) => {
+            out.push(Item::Checkpoint(checkpoint.size, rows::checkpoint(&checkpoint)));
+            out.extend(keep.then_some(Item::Kept(Judged::Checkpoint(checkpoint))));
+        }
+        Line::Private(private) => out.push(Item::Private(rows::private(&private))),
+    }
+    Some(())
 }
 
 /// Takes parsed blocks in order. `Err(None)`: nobody wants more.
@@ -131,7 +144,7 @@ fn collect(
             Err(_) => return suspect("a block was lost").map_err(Some),
         };
         blake3.update(&parsed.plain);
-        lines += parsed.items.len() as u64;
+        lines += parsed.lines;
         bytes += parsed.plain.len() as u64;
         // More than the manifest says is not read to its end.
         check(bytes <= file.bytes, "the length of a file").map_err(Some)?;

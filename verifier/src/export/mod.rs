@@ -6,6 +6,7 @@ mod blocks;
 mod bucket;
 mod copy;
 mod feed;
+mod judged;
 mod rows;
 
 use std::cell::OnceCell;
@@ -20,6 +21,7 @@ use ledger_engine::header::Header;
 use ledger_engine::registry::Registry;
 
 pub(crate) use self::feed::{Fed, Item, channel, feed};
+pub use self::judged::{Judged, JudgedEntry, Taker};
 
 use self::batches::{Found, Part, printable};
 use self::blocks::Blocks;

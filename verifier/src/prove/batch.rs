@@ -220,7 +220,7 @@ fn nothing(batch: &Export, chain: u32, ledger_id: &Hash) -> Result<(), Stop> {
         let files = batch.located(chain, kind);
         let (sender, items) = channel();
         std::thread::scope(|scope| {
-            scope.spawn(move || feed(&files, *ledger_id, &sender));
+            scope.spawn(move || feed(&files, *ledger_id, false, &sender));
             while let Ok(items) = items.recv() {
                 check(items?.iter().all(|item| matches!(item, Item::End(..))), "a line where nothing was added")?;
             }

@@ -31,7 +31,7 @@ use self::since::{Earlier, Loader, Start};
 pub(crate) use self::walk::Prepared;
 use self::walk::Walk;
 use crate::anchor::Anchor;
-use crate::export::{Export, channel, feed};
+use crate::export::{Export, Taker, channel, feed};
 use crate::frequent::FrequentKeys;
 use crate::report::{ChainReport, KeyReport};
 use crate::row::number;
@@ -95,6 +95,8 @@ pub(crate) struct Prover<'a> {
     /// Each anchor with the chain it is of, and once that chain has its size, whether the root is the same.
     anchors: Vec<(&'a Anchor, Option<u32>, Option<bool>)>,
     progress: Option<&'a Progress<'a>>,
+    /// Who takes the lines of an export as they are judged.
+    taker: Option<&'a dyn Taker>,
     /// Entries judged so far, and how many the head rows claim.
     judged: u64,
     claimed_size: u64,
@@ -128,6 +130,7 @@ pub(crate) fn prove(
     let mut prover = Prover {
         key: tables.export().is_none().then_some(&key),
         claimed_size: claimed_size(tables)?,
+        taker: demands.taker,
         anchors: anchors.map(|a| (a, a.chain(&genesis.origin, &ledger_id, genesis.chains), None)).collect(),
         ..Prover::new(ledger_id, genesis, registry, demands.progress)
     };
@@ -207,6 +210,7 @@ impl<'a> Prover<'a> {
             adopted: Vec::new(),
             anchors: Vec::new(),
             progress,
+            taker: None,
             judged: 0,
             claimed_size: 0,
             loose: None,
@@ -350,13 +354,13 @@ impl<'a> Prover<'a> {
         chain: u32,
         begin: impl FnOnce(&'p mut Self) -> Walk<'p, 'a>,
     ) -> Result<ChainReport, Stop> {
-        let id = self.ledger_id;
+        let (id, keep) = (self.ledger_id, self.taker.is_some());
         let files = |kind| export.located(chain, kind);
         let (entries, private) = (files(FileKind::Entries), files(FileKind::Private));
         std::thread::scope(|scope| {
             let ((to_walk, items), (to_documents, documents)) = (channel(), channel());
-            scope.spawn(move || feed(&entries, id, &to_walk));
-            scope.spawn(move || feed(&private, id, &to_documents));
+            scope.spawn(move || feed(&entries, id, keep, &to_walk));
+            scope.spawn(move || feed(&private, id, false, &to_documents));
             let mut walk = begin(self).with_documents(documents);
             while let Ok(items) = items.recv() {
                 walk.take_items(items?)?;

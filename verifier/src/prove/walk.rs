@@ -31,7 +31,7 @@ use super::since::{Earlier, Start};
 use super::states::{Effects, HOT, Key, Link, States, Tip, head_row};
 use super::{HeadClaim, Piece, Prover, Stop, check, suspect};
 use crate::commits::{CheckpointJudge, Commit, read_commit};
-use crate::export::{Fed, Item};
+use crate::export::{Fed, Item, Judged, JudgedEntry};
 use crate::report::ChainReport;
 use crate::row::{Digests, blob, number, read_entry, text};
 
@@ -47,6 +47,8 @@ pub(crate) struct Prepared {
     body: Body,
     /// Length of header and body.
     bytes: u64,
+    /// Header and body as they are, for whoever takes what is judged.
+    pub(crate) kept: Option<(Header, Vec<u8>)>,
 }
 
 impl Prepared {
@@ -65,7 +67,14 @@ impl Prepared {
         let Header { chain, index, prev_hash, revision, parent_hash, event_id, recorded_at_us, .. } = *header;
         let header = Place { chain, index, prev_hash, revision, parent_hash, event_id, event_type, recorded_at_us };
         let row = Row { header, parent_index, hash: digests.hash, leaf: digests.leaf };
-        Some(Prepared { row, stream, body: Body::decode(body).ok()?, bytes })
+        Some(Prepared { row, stream, body: Body::decode(body).ok()?, bytes, kept: None })
+    }
+
+    /// The entry for whoever takes it, with its private document.
+    fn judged(self, document: Option<Vec<u8>>) -> Option<JudgedEntry> {
+        let Prepared { row: Row { parent_index, hash, leaf, .. }, stream, body, kept, .. } = self;
+        let (header, bytes) = kept?;
+        Some(JudgedEntry { header, entry_hash: hash, parent_index, bytes, body, stream, leaf, document })
     }
 
     fn link(&self) -> Link {
@@ -187,7 +196,9 @@ impl<'p, 'a> Walk<'p, 'a> {
         let mut anchors: Vec<_> = of_chain.map(|(at, (anchor, ..))| (anchor.size(), at)).collect();
         anchors.sort_unstable();
         let rows_before = projection_rows(&prover.sums);
-        let states = States::new(chain, prover.key, HOT);
+        // Whoever takes the lines remembers as many.
+        let hot = if prover.taker.is_some() { HOT / 4 } else { HOT };
+        let states = States::new(chain, prover.key, hot);
         Walk {
             prover,
             chain,
@@ -272,7 +283,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         drop(piece.entries);
         for entry in prepared {
             let Some(entry) = entry else { return suspect("an entry's own bytes") };
-            self.entry(&entry)?;
+            drop(self.entry(&entry)?);
         }
         self.signed()
     }
@@ -281,7 +292,13 @@ impl<'p, 'a> Walk<'p, 'a> {
     pub(super) fn take_items(&mut self, items: Vec<Item>) -> Result<(), Stop> {
         for item in items {
             match item {
-                Item::Entry(entry) => self.entry(&entry)?,
+                Item::Entry(entry) => {
+                    let document = self.entry(&entry)?;
+                    if let Some(entry) = entry.judged(document) {
+                        self.hand_over(Judged::Entry(Box::new(entry)))?;
+                    }
+                }
+                Item::Kept(line) => self.hand_over(line)?,
                 Item::Commit(first, row, signatures) => {
                     check(self.open.is_none() && first == self.size(), "the place of a commit's line")?;
                     self.commits.push_back(row);
@@ -299,6 +316,14 @@ impl<'p, 'a> Walk<'p, 'a> {
             }
         }
         self.signed()
+    }
+
+    /// Gives a line to whoever takes what is judged.
+    fn hand_over(&mut self, line: Judged) -> Result<(), Stop> {
+        match self.prover.taker {
+            Some(taker) if !taker.take(line) => Err(Stop::Asked(self.prover.judged + self.size())),
+            _ => Ok(()),
+        }
     }
 
     /// Has the signatures verified that wait, by others: nothing else depends on what they find. All of it is known in the end.
@@ -362,14 +387,16 @@ impl<'p, 'a> Walk<'p, 'a> {
         Err(Stop::Asked(judged))
     }
 
-    fn entry(&mut self, entry: &Prepared) -> Result<(), Stop> {
+    /// Judges an entry. Returns its private document, if somebody takes it.
+    fn entry(&mut self, entry: &Prepared) -> Result<Option<Vec<u8>>, Stop> {
         let (h, index) = (&entry.row.header, self.size());
         self.at_size()?;
         check(h.index == index && h.chain == self.chain, "the place of an entry")?;
         check(h.prev_hash == self.last_hash.0, "the link to the entry before")?;
         check(h.recorded_at_us >= self.last_time_us, "the time of an entry")?;
         check(entry.stream.chain(self.prover.genesis.chains) == self.chain, "the chain of a stream")?;
-        let bytes = entry.bytes + self.document(entry)?;
+        let document = self.document(entry)?;
+        let bytes = entry.bytes + document.as_ref().map_or(0, |d| d.len() as u64);
         if let Some(meta) =
             entry.body.meta.as_ref().filter(|m| needs_idempotency_row(entry.stream, h.revision, &m.idem))
         {
@@ -389,7 +416,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         self.grow(entry)?;
         self.report.entries += 1;
         self.report.count(&h.event_type, h.recorded_at_us);
-        Ok(())
+        Ok(document.filter(|_| self.prover.taker.is_some()))
     }
 
     /// What is said of the chain at the size that it now has.
@@ -426,24 +453,27 @@ impl<'p, 'a> Walk<'p, 'a> {
         Ok(())
     }
 
-    /// Checks the private document of an entry. Returns its length.
-    fn document(&mut self, entry: &Prepared) -> Result<u64, Stop> {
+    /// Checks the private document of an entry, and returns it.
+    fn document(&mut self, entry: &Prepared) -> Result<Option<Vec<u8>>, Stop> {
         let index = entry.row.header.index;
         if entry.body.private_sha256.is_some() {
             self.await_document()?;
         }
         let found = self.documents.pop_front_if(|cells| cells.get(1).and_then(number) == Some(index));
         match (&entry.body.private_sha256, found) {
-            (None, None) => Ok(0),
+            (None, None) => Ok(None),
             (Some(_), None) => {
                 self.report.private_redacted += 1;
-                Ok(0)
+                Ok(None)
             }
             (Some(named), Some(cells)) => {
-                let document = cells.get(2).and_then(blob).filter(|d| d.len() <= BODY_BYTES_MAX);
-                check(document.is_some_and(|d| sha256(&[d]) == *named), "a private document")?;
+                let document = match cells.into_iter().nth(2) {
+                    Some(Cell::Blob(document)) if document.len() <= BODY_BYTES_MAX => Some(document),
+                    _ => None,
+                };
+                check(document.as_ref().is_some_and(|d| sha256(&[d]) == *named), "a private document")?;
                 self.report.private_present += 1;
-                Ok(document.map_or(0, |d| d.len() as u64))
+                Ok(document)
             }
             (None, Some(_)) => suspect("a private document that no entry names"),
         }
