@@ -29,7 +29,7 @@ use crate::writer::{Cached, Key, State, incomplete_tiles, load, push_tile, touch
 /// Cases that are remembered: those that are used again lie close together.
 const CASES: usize = 1 << 13;
 /// Entries that are written at once, or a few more.
-const WRITTEN_AT_ONCE: usize = 4096;
+const WRITTEN_AT_ONCE: usize = 2048;
 /// Bytes of bodies and private documents that are written at once, or a commit more.
 const BYTES_AT_ONCE: usize = 8 << 20;
 

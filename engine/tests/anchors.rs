@@ -61,6 +61,20 @@ async fn a_ledger_must_contain_what_was_kept() {
     let covered: Vec<_> = report.chains().iter().map(|c| c.anchored).collect();
     assert_eq!((codes(&report), covered), (vec![], vec![Some(early[0].size()), Some(early[1].size())]));
 
+    // The same once something is wrong, though each fault is named then.
+    let damaged = tempfile::tempdir().unwrap();
+    let file = damaged.path().join("ledger.db");
+    std::fs::copy(dir.path().join("ledger.db"), &file).unwrap();
+    let db = rusqlite::Connection::open(&file).unwrap();
+    db.execute_batch("DELETE FROM orders").unwrap();
+    db.close().unwrap();
+    for (kept, expected) in [(&early, &early), (&late, &late)] {
+        let report = check(damaged.path(), id, &kept[..1]);
+        assert!(report.codes().iter().all(|code| code == "projection_mismatch") && report.exit() == 1);
+        let covered: Vec<_> = report.chains().iter().map(|c| c.anchored).collect();
+        assert_eq!(covered, expected.iter().map(|a| Some(a.size())).collect::<Vec<_>>(), "{}", report.to_text());
+    }
+
     // What no anchor covers leaves the verdict open only where that was asked for.
     let demands = Demands { trust: Some(id), anchors: &early, require_anchor: true, ..Demands::default() };
     let report = verify_path_with(dir.path(), demands);

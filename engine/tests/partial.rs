@@ -6,7 +6,7 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use audit_verify::{Anchor, Demands, Report, Verdict, combine, verify_batches, verify_path};
+use audit_verify::{Anchor, Demands, Report, Verdict, combine, verify_batches, verify_path, verify_path_with};
 use ledger_engine::archive::place::{Archive, DirectoryArchive};
 use ledger_engine::hash::Hash;
 use ledger_engine::ledger::Ledger;
@@ -94,6 +94,12 @@ async fn parts_joined_say_what_the_whole_says() {
         let anchored = combine(&paths, Demands { trust, anchors: &anchors, ..Demands::default() });
         assert_eq!(anchored.exit(), 0, "{}", anchored.to_text());
         assert!(anchored.chains().iter().all(|c| c.anchored == Some(c.entries)));
+        // The checkpoint of chain 0 alone covers of the others what `chain.heads` says, as in the whole archive.
+        let first = Demands { trust, anchors: &anchors[..1], ..Demands::default() };
+        let covered = |report: Report| report.chains().iter().map(|c| c.anchored).collect::<Vec<_>>();
+        let whole_covered = covered(verify_path_with(&root, first));
+        assert!(whole_covered.iter().all(Option::is_some), "{whole_covered:?}");
+        assert_eq!(covered(combine(&paths, first)), whole_covered);
 
         // Some of them are judged as far as they go, and say what that leaves out.
         let some = verify_batches(&root.to_string_lossy(), &(3..=4), None, Demands { trust, ..Demands::default() });

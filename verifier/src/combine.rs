@@ -199,7 +199,10 @@ struct Joiner {
     reports: Vec<ChainReport>,
     listed: HashSet<u128>,
     claimed: Vec<(u128, u32, u64)>,
+    /// What `chain.heads` says of sizes at which no batch ends.
     heads: Vec<HeadClaim>,
+    /// Of each batch, where chain 0 ends in it, and what its `chain.heads` name of the others.
+    named: Vec<(u64, Vec<(u32, u64)>)>,
     signers: BTreeMap<(u32, String), u64>,
     adopted: Vec<Adopted>,
     /// Entries that continue what began before the first batch.
@@ -231,6 +234,7 @@ impl Joiner {
             listed: HashSet::new(),
             claimed: Vec::new(),
             heads: Vec::new(),
+            named: Vec::new(),
             signers: BTreeMap::new(),
             adopted: Vec::new(),
             earlier: 0,
@@ -309,11 +313,12 @@ impl Joiner {
             let ledger = summaries.last().map(|s| s.part.manifest.ledger_id);
             return Ok(Report::new(name, ledger, None, demands, self.out.complete()?, Vec::new(), self.unchecked));
         };
+        let ends = ends(summaries);
         for summary in summaries {
-            self.batch(summary, &known)?;
+            self.batch(summary, &known, &ends)?;
         }
         self.listings();
-        self.heads(summaries);
+        self.heads(&ends);
         self.retired(&known);
         self.anchored(&known, demands.anchors, summaries);
         self.unchecked.extend(compromised(&known.registry, &mut self.reports));
@@ -340,7 +345,7 @@ impl Joiner {
         self.out.add(Finding { code, chain: Some(chain.into()), place, evidence: evidence.into() });
     }
 
-    fn batch(&mut self, summary: &Summary, known: &Known) -> Result<(), SourceError> {
+    fn batch(&mut self, summary: &Summary, known: &Known, ends: &Ends) -> Result<(), SourceError> {
         let Outcome::Proved(facts) = &summary.head.outcome else { return Ok(()) };
         // Whoever wrote it vouches for what it says, but not for what it leaves out.
         let ranges = &summary.part.manifest.chains;
@@ -357,7 +362,9 @@ impl Joiner {
         self.listed.extend(&facts.listed);
         let open = facts.claimed.iter().filter(|(claim, ..)| !self.listed.contains(claim));
         self.claimed.extend(open);
-        self.heads.extend(facts.heads.iter().cloned());
+        let right = |h: &&HeadClaim| ends.get(&(h.chain, h.size)) == Some(&(h.root, h.last_hash));
+        self.heads.extend(facts.heads.iter().filter(|h| !right(h)).cloned());
+        self.named.extend(ranges.first().map(|range| (range.to, facts.named.clone())));
         summary.records(|record| match record {
             Written::Held(key, held) => self.begun(key, held),
             Written::Later(later) => self.later(&later, known),
@@ -524,19 +531,11 @@ impl Joiner {
         }
     }
 
-    /// Compares what chain 0 says of others with where batches end.
-    fn heads(&mut self, summaries: &[Summary]) {
-        let mut ends = HashMap::new();
-        for manifest in summaries.iter().map(|s| &s.part.manifest) {
-            for (range, continuation) in manifest.chains.iter().zip(manifest.batch.iter().flat_map(|b| &b.continues)) {
-                ends.insert((range.chain, range.from), (continuation.root_before, range.prev_hash));
-                ends.insert((range.chain, range.to), (range.root, range.last_hash));
-            }
-        }
-        for HeadClaim { index, chain, size, root, last_hash } in std::mem::take(&mut self.heads) {
+    /// Names what chain 0 says of others, where it is not what they are where batches end.
+    fn heads(&mut self, ends: &Ends) {
+        for HeadClaim { index, chain, size, .. } in std::mem::take(&mut self.heads) {
             let end = self.reports.get(chain as usize).map_or(0, |r| r.entries);
             match ends.get(&(chain, size)) {
-                Some(there) if *there == (root, last_hash) => {}
                 None if size < end => self.unchecked.push(format!(
                     "entry {index} of chain 0 names chain {chain} at size {size}, where no batch ends; verify the archive as a whole"
                 )),
@@ -589,8 +588,11 @@ impl Joiner {
             }
             match ranges().find(|range| range.to == size) {
                 Some(range) if range.root == anchor.root() => {
-                    if let Some(report) = self.reports.get_mut(k as usize) {
-                        report.anchored = report.anchored.max(Some(size));
+                    let named = self.named.iter().filter(|(to, _)| k == 0 && *to <= size).flat_map(|(_, named)| named);
+                    for (chain, size) in named.chain(&[(k, size)]) {
+                        if let Some(report) = self.reports.get_mut(*chain as usize) {
+                            report.anchored = report.anchored.max(Some(*size));
+                        }
                     }
                 }
                 Some(range) => {
@@ -635,6 +637,20 @@ impl Joiner {
         }
         portion
     }
+}
+
+/// Root and last entry by chain and size, where batches begin and end.
+type Ends = HashMap<(u32, u64), (Hash, Hash)>;
+
+fn ends(summaries: &[Summary]) -> Ends {
+    let mut ends = HashMap::new();
+    for manifest in summaries.iter().map(|s| &s.part.manifest) {
+        for (range, continuation) in manifest.chains.iter().zip(manifest.batch.iter().flat_map(|b| &b.continues)) {
+            ends.insert((range.chain, range.from), (continuation.root_before, range.prev_hash));
+            ends.insert((range.chain, range.to), (range.root, range.last_hash));
+        }
+    }
+    ends
 }
 
 /// What was done where others judged the batches.

@@ -17,9 +17,10 @@ use ledger_engine::registry::{Registry, RegistryPlace};
 use ledger_engine::stream::{CaseId, Stream};
 use rayon::prelude::*;
 
-use crate::chain::{Chain, Listings, Named, Unit, case_of, gap_of};
+use crate::chain::{self, Chain, Listings, Unit, case_of, gap_of};
 use crate::collector::Collector;
 use crate::finding::Code;
+use crate::named::Named;
 use crate::report::{ChainReport, or_none};
 use crate::row::{EntryRow, read_entry};
 use crate::seen::{Document, Seen};
@@ -35,6 +36,8 @@ pub(crate) struct Context<'a> {
     pub(crate) genesis_invalid: bool,
     pub(crate) chains: &'a [Chain],
     pub(crate) listings: &'a Listings,
+    /// Sizes of anchors of chain 0.
+    pub(crate) anchors: &'a [u64],
     pub(crate) trouble: &'a Trouble,
     /// Told how many entries of the chain were judged; `false` stops.
     pub(crate) told: &'a dyn Fn(u64) -> bool,
@@ -54,6 +57,8 @@ pub(crate) struct Folded {
     pub(crate) counted: ChainReport,
     pub(crate) private_present: u64,
     pub(crate) private_redacted: u64,
+    /// What entries `chain.heads` name of other chains, as far as it was compared with them.
+    pub(crate) named: Named,
 }
 
 /// A row with what other passes know of its place.
@@ -74,7 +79,7 @@ impl Context<'_> {
         &self,
         tables: &dyn Tables,
         chain: &Chain,
-        units: &mut Named<Unit>,
+        units: &mut chain::Named<Unit>,
         registry: &mut Option<Registry>,
         out: &mut Collector,
     ) -> Result<Folded, SourceError> {
@@ -86,6 +91,7 @@ impl Context<'_> {
             counted: ChainReport::default(),
             private_present: 0,
             private_redacted: 0,
+            named: Named::below(self.anchors.iter().copied().filter(|_| chain.number == 0)),
         };
         let mut gaps = chain.gaps.forward().map(gap_of).peekable();
         let (mut places, mut documents) = (chain.seen.forward(), chain.documents.forward());
@@ -162,7 +168,7 @@ impl Context<'_> {
     fn fold(
         &self,
         chain: &Chain,
-        units: &mut Named<Unit>,
+        units: &mut chain::Named<Unit>,
         place: &Place<'_>,
         body: Result<Body, BodyError>,
         registry: &mut Option<Registry>,
@@ -285,7 +291,7 @@ impl Context<'_> {
                 }
                 Ok(())
             }
-            Stream::Heads if h.event_type == "chain.heads" => self.heads(&body.payload, h.index),
+            Stream::Heads if h.event_type == "chain.heads" => self.heads(&body.payload, h.index, &mut folded.named),
             Stream::Legacy => {
                 folded.adopted.push(Adoption::follow(folded.adopted.last(), &event)?);
                 Ok(())
@@ -311,7 +317,7 @@ impl Context<'_> {
         if listed { Ok(()) } else { Err(Illegal(claim.refuted())) }
     }
 
-    fn heads(&self, payload: &Object, index: u64) -> Result<(), Illegal> {
+    fn heads(&self, payload: &Object, index: u64, named: &mut Named) -> Result<(), Illegal> {
         let Some(genesis) = self.genesis else { return Ok(()) };
         let wrong = || Illegal("the heads are not those of the chains".into());
         let items =
@@ -343,6 +349,7 @@ impl Context<'_> {
             if chain.root(size) != Some(root) || expected != Some(last) {
                 return Err(wrong());
             }
+            named.name(index, chain.number as u32, size);
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ mod fold;
 mod frequent;
 mod html;
 pub mod legacy;
+mod named;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod proof;

@@ -1,7 +1,7 @@
 //! The summary of a batch, as a file: what was found of it by itself, and what is left to judge when it is joined to others.
 //!
 //! ```text
-//! ledger-partial/2\n ‖ length of the head, u32 little-endian ‖ head ‖ BLAKE3 of it ‖ records, gzip
+//! ledger-partial/3\n ‖ length of the head, u32 little-endian ‖ head ‖ BLAKE3 of it ‖ records, gzip
 //! ```
 //!
 //! Head and records are the tool's own (postcard); a summary is read by the version that wrote it, which its head says. The head holds the
@@ -25,7 +25,7 @@ use crate::prove::batch::{Facts, Written};
 use crate::report::TOOL;
 use crate::source::SourceError;
 
-const MAGIC: &[u8] = b"ledger-partial/2\n";
+const MAGIC: &[u8] = b"ledger-partial/3\n";
 /// Largest head, bytes: it holds a manifest and what streams without a state and listings need.
 const HEAD_BYTES_MAX: u32 = 1 << 30;
 /// Largest record, bytes: an order with all its deliveries.

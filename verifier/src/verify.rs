@@ -19,6 +19,7 @@ use crate::derived::Derived;
 use crate::export::Taker;
 use crate::finding::Code;
 use crate::fold::Context;
+use crate::named::Named;
 use crate::prove::{Stop, claimed_size, prove};
 use crate::report::{ChainReport, KeyReport, Part, Report, Verdict, or_none};
 use crate::row::{blob, hash, number};
@@ -250,6 +251,7 @@ fn judge_all(tables: &dyn Tables, demands: &Demands<'_>, out: &mut Collector) ->
         documents(tables, n, &mut chain.documents)?;
         chains.push(chain);
     }
+    let of_first = anchors_of_first(demands.anchors, &identity);
     let mut units: Vec<_> = chains.iter_mut().map(|chain| std::mem::take(&mut chain.units)).collect();
     let context = Context {
         ledger_id: identity.id,
@@ -257,6 +259,7 @@ fn judge_all(tables: &dyn Tables, demands: &Demands<'_>, out: &mut Collector) ->
         genesis_invalid: identity.authentic && identity.genesis.is_none(),
         chains: &chains,
         listings: &listings,
+        anchors: &of_first,
         trouble: &trouble,
         told: &told,
     };
@@ -269,6 +272,7 @@ fn judge_all(tables: &dyn Tables, demands: &Demands<'_>, out: &mut Collector) ->
         private_rows(tables, chain, &trouble, out)?;
     }
     let adopted = folds.first().map(|folded| folded.adopted.clone()).unwrap_or_default();
+    let named = folds.first_mut().map(|folded| std::mem::take(&mut folded.named)).unwrap_or_default();
     // Where an entry of the registry is damaged, or may be missing, all chains rest on keys that nobody can be sure of.
     let registry_certain = registry.is_some()
         && chains.first().is_some_and(|c| !c.tainted && !c.tainted_streams.contains(LEDGER_STREAM))
@@ -324,7 +328,8 @@ fn judge_all(tables: &dyn Tables, demands: &Demands<'_>, out: &mut Collector) ->
     }
     let unchecked = match (&identity.genesis, &registry) {
         (Some(genesis), Some(registry)) => {
-            let mut open = anchors(demands.anchors, genesis, &identity.id, registry, &chains, &mut reports, out);
+            let mut open =
+                anchors(demands.anchors, (genesis, &identity.id, registry), (&chains, &named), &mut reports, out);
             open.extend(compromised(registry, &mut reports));
             open
         }
@@ -354,13 +359,18 @@ pub(crate) fn compromised(registry: &Registry, chains: &mut [ChainReport]) -> Ve
     open
 }
 
+/// Sizes of the anchors that say that they are of chain 0.
+fn anchors_of_first(anchors: &[Anchor], identity: &Identity) -> Vec<u64> {
+    let Some(genesis) = &identity.genesis else { return Vec::new() };
+    let of_first = |anchor: &&Anchor| anchor.chain(&genesis.origin, &identity.id, genesis.chains) == Some(0);
+    anchors.iter().filter(of_first).map(Anchor::size).collect()
+}
+
 /// Compares what was kept with what is there. Returns why anchors say nothing.
 fn anchors(
     anchors: &[Anchor],
-    genesis: &Genesis,
-    ledger_id: &Hash,
-    registry: &Registry,
-    chains: &[Chain],
+    (genesis, ledger_id, registry): (&Genesis, &Hash, &Registry),
+    (chains, named): (&[Chain], &Named),
     reports: &mut [ChainReport],
     out: &mut Collector,
 ) -> Vec<String> {
@@ -382,6 +392,11 @@ fn anchors(
             out.report(Code::AnchorMismatch, Some(k.into()), place, text);
         } else if size <= chain.intact {
             report.anchored = report.anchored.max(Some(size));
+            for (other, size) in named.covered(size).filter(|_| k == 0) {
+                if let Some(report) = reports.get_mut(other as usize) {
+                    report.anchored = report.anchored.max(Some(size));
+                }
+            }
         } else {
             let name = &anchor.name;
             unusable.push(format!("anchor {name}: what is before its size {size} on chain {k} is damaged, so that there is nothing to compare it with"));

@@ -44,7 +44,8 @@ struct Parsed {
 /// Hands over the items of some files of one chain and kind. The last thing sent is an error, if there is one. `keep`: with the lines themselves.
 pub(crate) fn feed(files: &[Located<'_>], ledger_id: Hash, keep: bool, out: &SyncSender<Fed>) {
     for located in files {
-        let (sender, receiver) = sync_channel(BLOCKS);
+        // Lines that are kept take twice the room.
+        let (sender, receiver) = sync_channel(if keep { BLOCKS / 2 } else { BLOCKS });
         let fed = std::thread::scope(|scope| {
             // Buffers go round: new ones would have to be cleared by the kernel each time.
             let (back, spare) = std::sync::mpsc::channel();

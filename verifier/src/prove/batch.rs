@@ -109,6 +109,8 @@ pub(crate) struct Facts {
     pub(crate) claimed: Vec<(u128, u32, u64)>,
     /// What `chain.heads` says of sizes that are not in the batch.
     pub(crate) heads: Vec<HeadClaim>,
+    /// Of each other chain, the largest size that `chain.heads` names.
+    pub(crate) named: Vec<(u32, u64)>,
 }
 
 /// Writes records into a file, compressed.
@@ -177,12 +179,14 @@ pub(crate) fn prove_batch(
     let continues = manifest.batch.as_ref().map(|b| b.continues.as_slice()).unwrap_or_default();
     let all = genesis.chains as usize;
     check((manifest.chains.len(), continues.len()) == (all, all), "the number of chains")?;
-    let mut heads = Vec::new();
+    let (mut heads, mut named) = (Vec::new(), Vec::new());
     for ((chain, range), continuation) in (0..).zip(&manifest.chains).zip(continues) {
         check(
             range.chain == chain && continuation.holds(range.from, range.to, &range.root).is_ok(),
             "what a batch continues",
         )?;
+        let sizes = prover.heads.iter().filter(|h| h.chain == chain).map(|h| h.size);
+        named.extend(sizes.max().map(|size| (chain, size)));
         heads.append(&mut prover.heads_elsewhere(chain, range.from, range.to));
         if range.from == range.to && range.from > 0 {
             check((range.commits, range.checkpoints) == (0, 0), "what the manifest says of a chain")?;
@@ -211,7 +215,7 @@ pub(crate) fn prove_batch(
     listed.sort_unstable();
     let Some(writer) = loose else { return suspect("records that were lost") };
     let (records, digest) = writer.finish().map_err(|e| Stop::Spill(e.to_string()))?;
-    Ok((Facts { chains, listed, claimed, heads }, records, digest))
+    Ok((Facts { chains, listed, claimed, heads, named }, records, digest))
 }
 
 /// That the files of a chain to which nothing was added are empty.
