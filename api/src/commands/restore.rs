@@ -653,7 +653,7 @@ fn restored_before(
 const OWN_ENTRIES: u64 = 2;
 
 fn embedded(dir: &Path) -> Result<SqliteStore, StoreError> {
-    SqliteStore::create(dir, SqliteOptions { draft: true, cache_kib: 16 << 10, ..SqliteOptions::default() })
+    SqliteStore::create(dir, SqliteOptions { draft: true, cache_kib: 8 << 10, ..SqliteOptions::default() })
 }
 
 fn sync(path: &Path) -> Result<(), CliError> {

@@ -196,8 +196,8 @@ impl<'p, 'a> Walk<'p, 'a> {
         let mut anchors: Vec<_> = of_chain.map(|(at, (anchor, ..))| (anchor.size(), at)).collect();
         anchors.sort_unstable();
         let rows_before = projection_rows(&prover.sums);
-        // Whoever takes the lines remembers as many.
-        let hot = if prover.taker.is_some() { HOT / 4 } else { HOT };
+        // Whoever takes the lines remembers states too.
+        let hot = if prover.taker.is_some() { HOT / 8 } else { HOT };
         let states = States::new(chain, prover.key, hot);
         Walk {
             prover,
