@@ -453,15 +453,18 @@ fn build(
         None if wanted.drill => Fate::Drill,
         None => Fate::Continued,
     };
-    // Before it is where it stays, and wherever else somebody has the keys and the database's URL.
-    match &fate {
-        Fate::Closed(..) if held.postgres.is_none() => {}
-        Fate::Closed(..) => held.hold(CLOSED)?,
-        Fate::Drill => held.hold(DRILL)?,
-        Fate::Continued => held.hold(INCOMPLETE)?,
-    }
+    let hold = || match &fate {
+        Fate::Closed(..) if held.postgres.is_none() => Ok(()),
+        Fate::Closed(..) => held.hold(CLOSED),
+        Fate::Drill => held.hold(DRILL),
+        Fate::Continued => held.hold(INCOMPLETE),
+    };
     let (store, into) = match url {
-        Some(_) => (store, "the database".to_owned()),
+        Some(_) => {
+            // Wherever somebody has the keys and the database's URL.
+            hold()?;
+            (store, "the database".to_owned())
+        }
         None => {
             store.close()?;
             drop(store);
@@ -472,6 +475,8 @@ fn build(
             sync(&made)?;
             put(&made, &target)?;
             sync(&place.dir)?;
+            // The file says it too; nothing is said of one that is somebody else's.
+            hold()?;
             let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&place.dir, SqliteOptions::default())?);
             (store, place.dir.display().to_string())
         }
