@@ -1061,6 +1061,11 @@ fn a_full_disk_is_no_export() {
         "$LEDGER" --json --dir shop export --out disk/archive > out/done
         "$VERIFY" disk/archive --trust "$ID" > out/verified
         find disk -name '.*' > out/left
+        mkdir small && mount -t tmpfs -o size=128k tmpfs small
+        "$LEDGER" --dir small/new restore --from disk/archive --trust "$ID" --newest-checkpoint none --drill 2> out/full && exit 9
+        ls -A small > out/small
+        mount -o remount,size=64m small
+        "$LEDGER" --dir small/new restore --from disk/archive --trust "$ID" --newest-checkpoint none --drill > out/restored
     "#;
     let mut command = Command::new("unshare");
     command.args(["--map-root-user", "--mount", "sh", "-ec", script]).current_dir(shop.dir.path());
@@ -1079,6 +1084,10 @@ fn a_full_disk_is_no_export() {
     assert_eq!((done["sequence"].as_u64(), done["resumed"].as_bool()), (Some(1), Some(true)));
     assert!(read("verified").starts_with("VERIFIED"), "{}", read("verified"));
     assert_eq!(read("left"), "");
+    // Nor is there a ledger where there is no room for it, and nothing is said to be damaged.
+    assert!(read("full").contains("full") && !read("full").contains("damaged"), "{}", read("full"));
+    assert_eq!(read("small"), "");
+    assert!(read("restored").starts_with("restored "), "{}", read("restored"));
 }
 
 /// A manifest by a key that was revoked before, or with another's rights, is no batch of ours; what the key signed before stands.

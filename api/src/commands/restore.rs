@@ -3,8 +3,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use audit_verify::{
-    Anchor, Code, Demands, Export, Judged, JudgedEntry, Lines, Report, SourceError, Taker, Verdict, is_bucket, verify,
-    verify_path, verify_path_with,
+    Anchor, ChainReport, Code, Demands, Export, Judged, JudgedEntry, Lines, Report, SourceError, Taker, Verdict,
+    is_bucket, verify, verify_path, verify_path_with,
 };
 use ledger_engine::export::record::{ExportEvent, Restored as Recorded};
 use ledger_engine::export::{ChainRange, CheckpointLine, FileKind, Line};
@@ -898,24 +898,26 @@ impl Making {
         let Making { store, state, .. } = making;
         let mut state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
         state.end_chain();
-        let heads = store.heads()?;
-        let same = |chain: &audit_verify::ChainReport| {
-            let head = heads.iter().find(|head| u64::from(head.chain) == chain.chain);
-            head.is_some_and(|h| {
-                (h.size(), Some(h.hash), Some(h.range.root())) == (chain.entries, chain.head, chain.root)
-            })
-        };
         match state.failed {
             // What is wrong with the archive, the report says.
             Some(CliError::Store(StoreError::Corrupt(_))) => {}
             Some(e) => return Err(e),
-            None if state.proved && report.chains().iter().all(same) => {
-                let filled = Filled { sizes: heads.iter().map(ChainHead::size).collect(), ..state.filled };
-                return Ok((report, Some(Made { store, filled })));
+            None if state.proved => {
+                let heads = store.heads()?;
+                let same = |chain: &ChainReport| {
+                    let head = heads.iter().find(|head| u64::from(head.chain) == chain.chain);
+                    let found = head.map(|h| (h.size(), Some(h.hash), Some(h.range.root())));
+                    found == Some((chain.entries, chain.head, chain.root))
+                };
+                if report.chains().iter().all(same) {
+                    let filled = Filled { sizes: heads.iter().map(ChainHead::size).collect(), ..state.filled };
+                    return Ok((report, Some(Made { store, filled })));
+                }
             }
             None => {}
         }
-        store.close()?;
+        // Nobody needs what is in it.
+        let _ = store.close();
         drop(store);
         for suffix in ["", "-wal", "-shm", "-journal"] {
             let file = building.dir.join(format!("{DATABASE_FILE}{suffix}"));
