@@ -1024,6 +1024,52 @@ fn a_restore_that_was_killed_goes_on_and_a_bad_archive_is_refused() {
     assert!(!shop.path("new").exists());
 }
 
+/// Entries that rest on a key while it was in other hands may be anybody's: a ledger goes on from them only with a checkpoint of them that somebody
+/// kept, by a key that was in nobody else's.
+#[test]
+fn an_archive_of_keys_in_other_hands_needs_a_checkpoint() {
+    let shop = Shop::with("init");
+    exported(&shop);
+    let kid = |purpose: &str| {
+        let listed = shop.run("keys", &[]).1;
+        let of_purpose = |line: &&str| line.starts_with(purpose) && line.contains("valid");
+        listed.lines().filter(of_purpose).map(|l| l.split(' ').next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let old = kid("commit-");
+    shell(shop.dir.path(), "openssl genpkey -algorithm ed25519 -out new.pem");
+    let governed = "--governance-key shop-governance.pem";
+    let (exit, said) = shop.run(&format!("keys enrol --purpose commit --key new.pem {governed}"), &[]);
+    assert_eq!(exit, 0, "{said}");
+    let new = kid("commit-").into_iter().find(|kid| !old.contains(kid)).unwrap();
+    shell(shop.dir.path(), &format!("mv new.pem shop/keys/{new}.pem"));
+    let revoke = format!("keys revoke --kid {} --reason sold --compromised-since 10 {governed}", old[0]);
+    let (exit, said) = shop.run(&revoke, &[]);
+    assert_eq!(exit, 0, "{said}");
+    let done = shop.json("export --out archive", &[]);
+
+    let restore = |dir: &str, rest: &str| {
+        shop.run_in(dir, &format!("restore --from archive --trust {} --newest-checkpoint {rest}", shop.id))
+    };
+    let keys = |dir: &str| shell(shop.dir.path(), &format!("mkdir {dir} && cp -r shop/keys {dir}/keys"));
+    keys("alone");
+    let (exit, said) = restore("alone", "none");
+    assert!(exit == 2 && said.contains("in other hands then") && said.contains("nothing was restored"), "{said}");
+    assert!(!shop.path("alone/ledger.db").exists(), "{said}");
+    let (exit, said) = restore("tried", "none --drill");
+    assert!(exit == 0 && said.contains("this was a drill"), "{said}");
+    // It is there as it was, and as doubtful.
+    assert_eq!(shop.verify("tried", "").0, 2);
+    let to = &done["ranges"][0]["to"];
+    let all = |db: &str| rows(&shop.path(db), &format!("SELECT * FROM entries WHERE idx < {to} ORDER BY idx"));
+    assert!(!all("tried/ledger.db").is_empty() && all("tried/ledger.db") == all("shop/ledger.db"));
+
+    // The last manifest has a checkpoint by a key that nobody else had: whoever kept it answers for it.
+    shell(shop.dir.path(), "cp archive/marketplace/*/*-00000003-*/manifest.json kept");
+    let (exit, said) = restore("alone", "kept");
+    assert!(exit == 0 && said.contains("the ledger goes on"), "{said}");
+    assert_eq!(shop.verify("alone", " --anchor kept").0, 0);
+}
+
 /// Whoever comes second finds the first one's ledger, or does not put another over it.
 #[test]
 fn two_restores_at_once_make_one_history() {
