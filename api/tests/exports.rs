@@ -270,6 +270,59 @@ fn a_bucket_night_after_night_and_what_is_done_to_it() {
     assert!(exit == 2 && said.contains("COULD NOT CHECK"), "{said}");
 }
 
+/// What is done to an archive in a bucket by whoever may put, delete and bypass governance there: a file each, with what must be found.
+#[test]
+fn what_is_done_to_a_bucket() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/broken/bucket");
+    let shop = Shop::open();
+    let mut cases: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).collect();
+    cases.sort();
+    for path in &cases {
+        let case: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let (s3, bucket) = (S3::shared().client(), block(S3::shared().make_bucket(true)));
+        let source = format!("s3://{bucket}");
+        for goods in ["first", "second"] {
+            let name = format!("{goods}-{}", path.file_stem().unwrap().to_str().unwrap());
+            shop.sell(&name);
+            shop.json(&format!("export --out {source} --lock-mode GOVERNANCE --retain-days 30"), &[]);
+        }
+        assert_eq!(shop.verify(&source, " --locks").0, 0);
+        for step in case["do"].as_array().unwrap() {
+            let of = |name: &str| step[name].as_str().unwrap();
+            block(async {
+                let list = s3.list_objects_v2().bucket(&bucket).send().await.unwrap();
+                let keys = list.contents().iter().filter_map(|object| object.key());
+                for key in keys.filter(|key| key.contains(of("batch")) && key.contains(of("file"))) {
+                    match of("action") {
+                        "put" => {
+                            let request = s3.put_object().bucket(&bucket).key(key);
+                            request.body(ByteStream::from_static(b"{}")).send().await.unwrap();
+                        }
+                        "delete" => drop(s3.delete_object().bucket(&bucket).key(key).send().await.unwrap()),
+                        "shorten" => {
+                            let soon = DateTime::from(std::time::SystemTime::now() + Duration::from_secs(86_400));
+                            let mode = ObjectLockRetentionMode::Governance;
+                            let shorter = ObjectLockRetention::builder().mode(mode).retain_until_date(soon).build();
+                            let request = s3.put_object_retention().bucket(&bucket).key(key);
+                            let request = request.bypass_governance_retention(true).retention(shorter);
+                            request.send().await.unwrap();
+                        }
+                        other => panic!("{other}"),
+                    }
+                }
+            });
+        }
+        let locks = if case["locks"] == true { " --locks" } else { "" };
+        let (exit, said) = shop.verify(&source, &format!("{locks} --json"));
+        let report: Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
+        let mut codes: Vec<&Value> = report["findings"].as_array().unwrap().iter().map(|f| &f["code"]).collect();
+        codes.sort_by_key(|code| code.as_str());
+        let expected: Vec<&Value> = case["findings"].as_array().unwrap().iter().collect();
+        assert_eq!((i64::from(exit), codes), (case["exit"].as_i64().unwrap(), expected), "{}: {said}", path.display());
+    }
+    assert_eq!(cases.len(), 7);
+}
+
 #[test]
 fn a_lock_that_was_taken_away_is_found() {
     let shop = Shop::open();
