@@ -770,12 +770,13 @@ fn what_was_closed_or_is_contradicted_does_not_go_on() {
     assert!(exit == 1 && said.contains("anchor_mismatch") && !shop.path("new/ledger.db").exists(), "{said}");
 
     // What a run that was killed has left is taken away, unless it still runs.
-    shell(
-        shop.dir.path(),
-        "mkdir -p looked/.restoring-0badcafe looked/.restoring-1badcafe; touch looked/.restoring-0badcafe/lock looked/.restoring-1badcafe/lock",
-    );
-    let running = std::fs::File::open(shop.path("looked/.restoring-1badcafe/lock")).unwrap();
+    shell(shop.dir.path(), "mkdir -p looked/.restoring; touch looked/.restoring/ledger.db");
+    let running = std::fs::File::open(shop.path("looked")).unwrap();
     running.lock().unwrap();
+    let (exit, said) = restore("looked", "archive", "none", &["--drill"]);
+    assert!(exit == 2 && said.contains("another restore into looked is under way"), "{said}");
+    assert!(shop.path("looked/.restoring/ledger.db").exists());
+    drop(running);
     // One batch is not the archive, though it begins with the first entry.
     let first = shop.path("archive/marketplace").join(shop.batch_path(1));
     let first = first.parent().unwrap().display().to_string();
@@ -783,7 +784,7 @@ fn what_was_closed_or_is_contradicted_does_not_go_on() {
     assert!(exit == 2 && said.contains("one batch of an archive"), "{said}");
     let (exit, said) = restore("looked", &first, "none", &["--drill"]);
     assert_eq!(exit, 0, "{said}");
-    assert!(!shop.path("looked/.restoring-0badcafe").exists() && shop.path("looked/.restoring-1badcafe").exists());
+    assert!(shop.path("looked/ledger.db").exists() && !shop.path("looked/.restoring").exists());
 
     // Tables follow from the lines: without them the archive is not whole, and is restored all the same.
     shop.json("export --out tables --parquet", &[]);
@@ -1123,27 +1124,48 @@ fn an_archive_of_keys_in_other_hands_needs_a_checkpoint() {
     assert_eq!(shop.verify("alone", " --anchor kept").0, 0);
 }
 
-/// Whoever comes second finds the first one's ledger, or does not put another over it.
+/// Whoever comes second is told so, or finds what the first one made.
 #[test]
 fn two_restores_at_once_make_one_history() {
     let shop = Shop::with("init");
     exported(&shop);
-    for round in 0..4 {
-        let dir = format!("both-{round}");
+    let both = |dir: &str, more: [&[&str]; 2]| -> Vec<Output> {
         shell(shop.dir.path(), &format!("mkdir {dir} && cp -r shop/keys {dir}/keys"));
-        let line = format!("--dir {dir} restore --from archive --trust {} --newest-checkpoint none", shop.id);
-        let spawn = || {
+        let children = more.map(|more| {
+            let line = format!("--dir {dir} restore --trust {} --newest-checkpoint none", shop.id);
             let mut command = shop.command(Path::new(LEDGER), &line, &[]);
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-        };
-        let said: Vec<Output> = [spawn(), spawn()].into_iter().map(|child| child.wait_with_output().unwrap()).collect();
+            command.args(more).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        });
+        let said: Vec<Output> = children.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
         assert!(said.iter().any(|output| output.status.success()), "{said:?}");
+        assert_eq!(shop.verify(dir, "").0, 0);
+        let left = std::fs::read_dir(shop.path(dir)).unwrap().map(|f| f.unwrap().file_name());
+        assert!(left.into_iter().all(|name| name != ".restoring"));
+        said
+    };
+    let failed = |said: &[Output], why: &[&str]| {
+        let mut losers = said.iter().filter(|output| !output.status.success());
+        losers.all(|output| output.status.code() == Some(2) && why.iter().any(|why| text(output).contains(why)))
+    };
+    const UNDER_WAY: &str = "is under way; see what becomes of it";
+    for round in 0..3 {
+        let dir = format!("both-{round}");
+        let said = both(&dir, [&["--from", "archive"]; 2]);
         let sql = "SELECT count(*) FROM entries WHERE event_type = 'ledger.restored'";
         assert_eq!(rows(&shop.path(&dir).join("ledger.db"), sql), ["Integer(1)"], "{said:?}");
-        assert_eq!(shop.verify(&dir, "").0, 0);
-        let left = std::fs::read_dir(shop.path(&dir)).unwrap().map(|f| f.unwrap().file_name());
-        let left: Vec<_> = left.filter(|name| name.to_string_lossy().starts_with('.')).collect();
-        assert!(left.iter().all(|name| !name.to_string_lossy().starts_with(".restoring-")), "{left:?}");
+        assert!(failed(&said, &[UNDER_WAY]), "{said:?}");
+    }
+    // Both close it, for reasons of their own; one does.
+    shell(shop.dir.path(), "cp -r archive short; rm short/marketplace/*/*-00000002-*/manifest.json");
+    for round in 0..3 {
+        let dir = format!("closed-{round}");
+        let said =
+            both(&dir, ["one", "two"].map(|why| ["--from", "short", "--accept-loss", why]).each_ref().map(|m| &m[..]));
+        let won: Vec<&str> =
+            ["one", "two"].into_iter().zip(&said).filter(|(_, o)| o.status.success()).map(|(w, _)| w).collect();
+        let closed = std::fs::read_to_string(shop.path(&dir).join("closed.json")).unwrap();
+        assert!(won.len() == 1 && closed.contains(&format!(r#""statement":"{}""#, won[0])), "{closed}: {said:?}");
+        assert!(failed(&said, &[UNDER_WAY, "a ledger that was closed"]), "{said:?}");
     }
 }
 

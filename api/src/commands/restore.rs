@@ -1,3 +1,4 @@
+use std::fs::TryLockError;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -8,7 +9,7 @@ use audit_verify::{
 };
 use ledger_engine::export::record::{ExportEvent, Restored as Recorded};
 use ledger_engine::export::{ChainRange, CheckpointLine, FileKind, Line};
-use ledger_engine::hash::{Hash, sha256, to_hex};
+use ledger_engine::hash::{Hash, sha256};
 use ledger_engine::reader::Reader;
 use ledger_engine::restore::{ArchivedCommit, ArchivedEntry, Restorer};
 use ledger_engine::store::postgres::{PostgresOptions, PostgresStore};
@@ -16,7 +17,7 @@ use ledger_engine::store::sqlite::{DATABASE_FILE, Mark, SqliteOptions, SqliteSto
 use ledger_engine::store::{ChainHead, Entry, Store, StoreError};
 use ledger_engine::succession::{Succession, TreeHead};
 
-use crate::directory::{self, Place, random};
+use crate::directory::{self, Place};
 use crate::weighed::{self, Receiver, Sender};
 use crate::{CliError, archives, output};
 
@@ -231,6 +232,7 @@ fn restore(place: &Place, url: Option<&str>, wanted: &Wanted) -> Result<Restored
             wanted.from
         )));
     }
+    let building = Building::begin(&place.dir)?;
     let database = place.dir.join(DATABASE_FILE);
     let there = url.is_none() && database.exists();
     // What a ledger that was here had not written into its file yet would be taken for part of the one that is made here.
@@ -244,11 +246,11 @@ fn restore(place: &Place, url: Option<&str>, wanted: &Wanted) -> Result<Restored
         }
     }
     let demands = Demands { trust: Some(wanted.trust), anchors: &wanted.anchors, ..Demands::default() };
-    let building = if there { None } else { Some(Building::begin(&place.dir)?) };
     // Nothing but a file that nobody opens is made of what may still be found wrong.
-    let (report, made) = match building.as_ref().filter(|_| url.is_none()) {
-        Some(building) => Making::of(&export, wanted, building, demands)?,
-        None => (verify(&wanted.from, &export, demands), None),
+    let (report, made) = if there || url.is_some() {
+        (verify(&wanted.from, &export, demands), None)
+    } else {
+        Making::of(&export, wanted, &building, demands)?
     };
     // Keys that were in other hands leave a verdict open, and are no reason not to try.
     let only_keys = wanted.drill && report.faults() == 0 && report.is_open_for_keys_alone();
@@ -268,36 +270,47 @@ fn restore(place: &Place, url: Option<&str>, wanted: &Wanted) -> Result<Restored
         return Ok(Restored::Refused(Box::new(report)));
     }
     // Made beside and put there when it is whole, so that a failure leaves no half ledger; what is there is whole.
-    match building {
-        Some(building) => build(place, url, wanted, &export, report, (&building.dir, made)),
-        None => there_already(place, wanted, &export, &report),
+    if there {
+        return there_already(place, wanted, &export, &report);
     }
+    build(place, url, wanted, &export, report, (&building.dir, made))
 }
 
-/// Where an embedded ledger is made, with a file that is locked for as long as somebody makes it.
-const BUILDING: &str = ".restoring-";
-const LOCK: &str = "lock";
-/// How long making the file can take.
-const MADE: std::time::Duration = std::time::Duration::from_secs(600);
+/// Where an embedded ledger is made, within the directory where it will be.
+const BUILDING: &str = ".restoring";
 
-/// A directory beside the one where the ledger will be. It goes with everything that was not put elsewhere.
+/// A directory for what is being made. It goes with everything that was not put elsewhere.
 struct Building {
     dir: PathBuf,
     /// What was made for it, from the outside in.
     around: Vec<PathBuf>,
-    _lock: std::fs::File,
+    /// The ledger's directory, locked: one restore into it at a time.
+    _alone: std::fs::File,
 }
 
 impl Building {
     fn begin(target: &Path) -> Result<Building, CliError> {
-        clear_leftovers(target);
         let around = target.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists());
         let around: Vec<PathBuf> = around.map(Path::to_owned).collect();
-        let dir = target.join(format!("{BUILDING}{}", to_hex(&random::<4>()?)));
-        std::fs::create_dir_all(&dir).map_err(io(&dir))?;
-        let lock = dir.join(LOCK);
-        let held = std::fs::File::create(&lock).and_then(|file| file.lock().map(|()| file)).map_err(io(&lock))?;
-        Ok(Building { dir, around, _lock: held })
+        std::fs::create_dir_all(target).map_err(io(target))?;
+        let alone = std::fs::File::open(target).map_err(io(target))?;
+        match alone.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(wrong(format!(
+                    "another restore into {} is under way; see what becomes of it, and run this again only if it fails",
+                    target.display()
+                )));
+            }
+            Err(TryLockError::Error(e)) => return Err(io(target)(e)),
+        }
+        let dir = target.join(BUILDING);
+        match std::fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(&dir)(e)),
+            // What a run that was killed has left, or nothing.
+            _ => std::fs::create_dir(&dir).map_err(io(&dir))?,
+        }
+        Ok(Building { dir, around, _alone: alone })
     }
 }
 
@@ -321,26 +334,6 @@ fn put(made: &Path, target: &Path) -> Result<(), CliError> {
         // A file system without links.
         Err(_) if !target.exists() => std::fs::rename(made, target).map_err(io(target)),
         Err(e) => Err(io(target)(e)),
-    }
-}
-
-/// Takes away what runs that were killed have left.
-fn clear_leftovers(dir: &Path) {
-    for item in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        if !item.file_name().to_string_lossy().starts_with(BUILDING) {
-            continue;
-        }
-        let gone = match std::fs::File::open(item.path().join(LOCK)) {
-            Ok(file) => file.try_lock().is_ok(),
-            // One that is being made has none for a moment.
-            Err(_) => {
-                item.metadata().and_then(|m| m.modified()).is_ok_and(|made| made.elapsed().is_ok_and(|age| age > MADE))
-            }
-        };
-        if gone {
-            // What cannot be removed is in nobody's way.
-            let _ = std::fs::remove_dir_all(item.path());
-        }
     }
 }
 
@@ -473,7 +466,14 @@ fn build(
             SqliteStore::set_mark(building, if closed { Mark::Closed } else { Mark::Held })?;
             let (made, target) = (building.join(DATABASE_FILE), place.dir.join(DATABASE_FILE));
             sync(&made)?;
-            put(&made, &target)?;
+            put(&made, &target).inspect_err(|_| {
+                // It would close a ledger that somebody else put there.
+                if let Fate::Closed(file, _) = &fate
+                    && !closed_here
+                {
+                    let _ = std::fs::remove_file(file);
+                }
+            })?;
             sync(&place.dir)?;
             // The file says it too; nothing is said of one that is somebody else's.
             hold()?;
