@@ -259,6 +259,61 @@ fn race(shop: &Shop) {
     shop.verify();
 }
 
+/// What came after an anchor is read by pages, and single rows beside them, while others append.
+#[test]
+fn what_came_after_an_anchor_is_judged_while_a_ledger_grows() {
+    let shop = Shop::open(Some(database()));
+    let auditor = shop.urls.as_ref().unwrap().1.clone();
+    let paid = ids(&shop.submit(&orders()));
+    let id = shop.id.to_hex();
+    let (exit, said) =
+        audit_verify_program(shop.dir.path(), &[&auditor, "--trust", &id, "--save-anchor", "kept", "--quiet"]);
+    assert_eq!(exit, 0, "{said}");
+    let anchors = audit_verify::Anchor::read(&shop.path("kept")).unwrap();
+    let demands = Demands { anchors: &anchors, since_anchor: true, ..shop.demands() };
+    let next = |command: &str, more: &str| -> Vec<String> {
+        let line = |id| format!(r#"{{"command":"{command}","actor":"service:m","order_id":"{id}"{more}}}"#);
+        paid.iter().map(line).collect()
+    };
+    shop.submit(&next("order.settle", r#","ledger_proof_id":"lp""#));
+
+    let admin = Server::shared();
+    let name = auditor.rsplit('/').next().unwrap();
+    let heads = || admin.psql(name, "SELECT sum(size) FROM ledger.chain_heads");
+    let before = heads();
+    // Whoever begins now sees what was there; orders of before and new ones go on in the midst of it.
+    let late = orders().into_iter().filter(|l| l.contains("order.create"));
+    let late = late.map(|l| l.replace("\"k", "\"late-k").replace(r#""ref":"o"#, r#""ref":"late"#));
+    let more: Vec<String> = next("license.issue", "").into_iter().chain(late).collect();
+    std::fs::write(shop.path("more"), more.join("\n")).unwrap();
+    let source = audit_verify::Postgres::open(&auditor).unwrap().in_pages_of(4);
+    let oldest = format!("SELECT min(xact_start) FROM pg_stat_activity WHERE usename = 'reader_{name}'");
+    let begun = admin.psql(name, &oldest);
+    let writing = std::sync::Mutex::new(Some(shop.command("submit more")));
+    let told = |_: u64, _: u64| {
+        assert_ne!(admin.psql(name, &oldest), begun, "the first snapshot is held");
+        if let Some(mut command) = writing.lock().unwrap().take() {
+            assert!(command.output().unwrap().status.success());
+        }
+        true
+    };
+    let report = audit_verify::verify("t", &source, Demands { progress: Some(&told), ..demands });
+    assert_eq!((report.exit(), report.reason()), (0, ""), "{}", report.to_text());
+    assert!(report.part().is_some() && !source.is_copied(), "{}", report.to_text());
+    let judged: u64 = report.chains().iter().map(|chain| chain.entries).sum();
+    assert!(before != heads() && heads().trim() == judged.to_string(), "{before} {judged}");
+
+    // An order that is older than the anchor, and was touched in the midst of it.
+    for (change, exit) in [("+ 1", 1), ("- 1", 0)] {
+        let first = "(SELECT chain, idx FROM ledger.orders ORDER BY chain, idx LIMIT 1)";
+        admin
+            .psql(name, &format!("UPDATE ledger.orders SET revision = revision {change} WHERE (chain, idx) = {first}"));
+        let source = audit_verify::Postgres::open(&auditor).unwrap().in_pages_of(4);
+        let report = audit_verify::verify("t", &source, demands);
+        assert_eq!(report.exit(), exit, "{}", report.to_text());
+    }
+}
+
 #[test]
 fn of_two_processes_one_wins_each_revision_in_the_embedded_store() {
     race(&Shop::open(None));

@@ -154,6 +154,17 @@ pub trait Tables {
         Ok(())
     }
 
+    /// From here on, until [`Tables::hold_again`], rows below these sizes are read side by side from some place on, and single rows are looked up, as
+    /// they are then. `new`: how many of the rows of entries will be. `false`: the source holds one moment all the same.
+    fn let_go(&self, _sizes: &[u64], _new: u64) -> Result<bool, SourceError> {
+        Ok(false)
+    }
+
+    /// From here on everything is as it is at one moment, this one.
+    fn hold_again(&self) -> Result<(), SourceError> {
+        Ok(())
+    }
+
     /// Everything is asked for again, as it is at one moment.
     fn begin_again(&self, _told: &dyn Fn(u64) -> bool) -> Result<(), SourceError> {
         Ok(())
@@ -202,6 +213,17 @@ pub trait Tables {
         let mut rows = self.all(table, at.and_then(|at| key.get(at)).and_then(number))?;
         rows.retain(|row| row.starts_with(key));
         Ok(rows)
+    }
+
+    /// Whether each of these rows of a table is there, and no other row with its key. Their keys differ.
+    fn has_exactly(&self, table: &str, rows: &[Vec<Cell>]) -> Result<bool, SourceError> {
+        let (_, key) = columns(table);
+        for row in rows {
+            if self.keyed(table, &row[..key])? != [row.as_slice()] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The rows of a chain whose second column is a number of the range, ordered by key.

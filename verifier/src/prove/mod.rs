@@ -12,7 +12,7 @@ mod since;
 mod states;
 mod walk;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
@@ -27,15 +27,15 @@ use serde::{Deserialize, Serialize};
 
 use self::multiset::{Kept, Sums};
 pub(crate) use self::multiset::{RowKey, Sum};
-use self::since::{Earlier, Loader, Start};
+use self::since::{Earlier, Loader};
 pub(crate) use self::walk::Prepared;
-use self::walk::Walk;
+use self::walk::{Begin, Standing, Walk};
 use crate::anchor::Anchor;
 use crate::export::{Export, Taker, channel, feed};
 use crate::frequent::FrequentKeys;
 use crate::report::{ChainReport, KeyReport};
 use crate::row::number;
-use crate::source::{Cursor, SourceError, Tables, bytes_of, columns, sizes, table_names};
+use crate::source::{Cursor, SourceError, Tables, bytes_of, sizes, table_names};
 use crate::verify::{Demands, Progress};
 
 /// Entries that are handed over at once.
@@ -47,6 +47,11 @@ const PIECE_BYTES: usize = 4 << 20;
 const ROWS_MAX: usize = 4 * PIECE + 1;
 /// Pieces read ahead.
 const AHEAD: usize = 2;
+/// How often it is tried to come near to the end of a ledger that grows.
+const ROUNDS: usize = 8;
+/// Rows, and bytes of them, that are looked up at once.
+const LOOKED_UP: usize = 1 << 10;
+const LOOKED_UP_BYTES: usize = 2 << 20;
 /// Tables that follow from the entries.
 const DERIVED: [&str; 5] = ["chain_heads", "stream_heads", "tiles", "event_id_runs", "cursors"];
 
@@ -268,7 +273,7 @@ impl<'a> Prover<'a> {
         }
         let mut reports = Vec::new();
         for chain in 0..self.genesis.chains {
-            reports.push(self.chain(tables, chain)?);
+            reports.push(self.whole_chain(tables, chain, |walk| walk.finish())?);
         }
         self.prices()?;
         for (table, sum) in stored {
@@ -281,43 +286,69 @@ impl<'a> Prover<'a> {
     fn run_since(&mut self, tables: &dyn Tables, mut loader: Loader<'_>) -> Result<(Vec<ChainReport>, u64), Stop> {
         self.sums.kept = Some(Kept::new());
         self.adopted = loader.adoptions()?;
+        // Derived rows are those of one moment. It comes when there is little to read up to it.
+        let mut paused: Vec<Standing<'a>> = Vec::new();
+        for _ in 0..ROUNDS {
+            let Some(sizes) = sizes(tables)?.filter(|sizes| sizes.len() == self.genesis.chains as usize) else { break };
+            let walked = |chain: u32| paused.get(chain as usize).map_or_else(|| loader.from(chain), Standing::size);
+            let new = (0..)
+                .zip(&sizes)
+                .fold(0u64, |sum, (chain, size)| sum.saturating_add(size.saturating_sub(walked(chain))));
+            if !tables.let_go(&sizes, new)? {
+                break;
+            }
+            let mut before = std::mem::take(&mut paused).into_iter();
+            for chain in 0..self.genesis.chains {
+                paused.push(self.chain_since(tables, (chain, before.next()), &mut loader, |walk| walk.pause())?);
+            }
+            tables.hold_again()?;
+        }
         let mut reports = Vec::new();
+        let mut before = paused.into_iter();
         for chain in 0..self.genesis.chains {
-            let Some(start) = loader.start(chain)? else {
-                reports.push(self.chain(tables, chain)?);
-                continue;
-            };
-            let from = start.history.range.size();
-            for (anchor, of, held) in &mut self.anchors {
-                if *of == Some(chain) && anchor.size() < from {
-                    *held = Some(loader.contains(chain, anchor.size(), &anchor.root())?);
-                }
-            }
-            for head in self.heads.iter().filter(|head| head.chain == chain && head.size < from) {
-                check(loader.had(chain, head.size, &head.root, &head.last_hash)?, "what chain.heads says")?;
-            }
-            reports.push(self.chain_since(tables, chain, start, &mut loader)?);
+            reports.push(self.chain_since(tables, (chain, before.next()), &mut loader, |walk| walk.finish())?);
         }
         self.prices()?;
         if let Some(kept) = self.sums.kept.take() {
+            let mut waiting: BTreeMap<String, (Vec<Vec<Cell>>, usize)> = BTreeMap::new();
+            let look_up = |table: &str, rows: &[Vec<Cell>]| check(tables.has_exactly(table, rows)?, table);
             kept.each(|table, cells| {
-                let (_, key) = columns(table);
-                check(tables.keyed(table, &cells[..key])? == [cells], table)
+                let (rows, bytes) = waiting.entry(table.to_owned()).or_default();
+                *bytes += bytes_of(cells);
+                rows.push(cells.to_vec());
+                if rows.len() < LOOKED_UP && *bytes < LOOKED_UP_BYTES {
+                    return Ok(());
+                }
+                *bytes = 0;
+                look_up(table, &std::mem::take::<Vec<_>>(rows))
             })?;
+            waiting.iter().try_for_each(|(table, (rows, _))| look_up(table, rows))?;
         }
         Ok((reports, loader.proven))
     }
 
-    fn chain_since(
+    /// Walks a chain from where it was paused or else from its anchor, to where `end` does what is to be done there.
+    fn chain_since<T: Send>(
         &mut self,
         tables: &dyn Tables,
-        chain: u32,
-        start: Start,
+        (chain, paused): (u32, Option<Standing<'a>>),
         loader: &mut Loader<'_>,
-    ) -> Result<ChainReport, Stop> {
-        let from = start.history.range.size();
+        end: impl FnOnce(Walk<'_, 'a>) -> Result<T, Stop> + Send,
+    ) -> Result<T, Stop> {
+        let (from, begin) = match paused {
+            Some(now) => (now.size(), Begin::Again(Box::new(now))),
+            None => match loader.start(chain)? {
+                Some(start) => {
+                    let from = start.history.range.size();
+                    self.before(chain, from, loader)?;
+                    (from, Begin::Since(Box::new(start)))
+                }
+                // All of it, also what has a place that no entry has.
+                None => return self.whole_chain(tables, chain, end),
+            },
+        };
         let mut stopped = Ok(());
-        let judged = self.judged_beside(Walk::resume, (chain, start), &mut |sender| {
+        let judged = self.judged_beside((chain, begin), end, &mut |sender| {
             tables.side_by_side_from(chain.into(), from, &WALKED, &mut |cursors| {
                 read_pieces(cursors, sender, &mut |piece| {
                     stopped = loader.prepare(chain, piece);
@@ -327,6 +358,19 @@ impl<'a> Prover<'a> {
         });
         stopped?;
         judged
+    }
+
+    /// What anchors and `chain.heads` say of sizes before the one where a chain's walk begins.
+    fn before(&mut self, chain: u32, from: u64, loader: &mut Loader<'_>) -> Result<(), Stop> {
+        for (anchor, of, held) in &mut self.anchors {
+            if *of == Some(chain) && anchor.size() < from {
+                *held = Some(loader.contains(chain, anchor.size(), &anchor.root())?);
+            }
+        }
+        for head in self.heads.iter().filter(|head| head.chain == chain && head.size < from) {
+            check(loader.had(chain, head.size, &head.root, &head.last_hash)?, "what chain.heads says")?;
+        }
+        Ok(())
     }
 
     fn export(&mut self, export: &Export) -> Result<Vec<ChainReport>, Stop> {
@@ -370,28 +414,33 @@ impl<'a> Prover<'a> {
         })
     }
 
-    fn chain(&mut self, tables: &dyn Tables, chain: u32) -> Result<ChainReport, Stop> {
-        self.judged_beside(Walk::new, chain, &mut |sender| {
+    fn whole_chain<T: Send>(
+        &mut self,
+        tables: &dyn Tables,
+        chain: u32,
+        end: impl FnOnce(Walk<'_, 'a>) -> Result<T, Stop> + Send,
+    ) -> Result<T, Stop> {
+        self.judged_beside((chain, Begin::New), end, &mut |sender| {
             tables.side_by_side(chain.into(), &WALKED, &mut |cursors| read_pieces(cursors, sender, &mut |_| true))
         })
     }
 
     /// One thread reads pieces, this one; another walks them.
-    fn judged_beside<'p, T: Send>(
-        &'p mut self,
-        begin: impl FnOnce(&'p mut Self, T) -> Walk<'p, 'a> + Send,
-        with: T,
+    fn judged_beside<T: Send>(
+        &mut self,
+        (chain, begin): (u32, Begin<'a>),
+        end: impl FnOnce(Walk<'_, 'a>) -> Result<T, Stop> + Send,
         read: &mut dyn FnMut(&SyncSender<Piece>) -> Result<(), SourceError>,
-    ) -> Result<ChainReport, Stop> {
+    ) -> Result<T, Stop> {
         let (sender, receiver) = sync_channel::<Piece>(AHEAD);
         std::thread::scope(|scope| {
             let judge = scope.spawn(move || {
-                let mut walk = begin(self, with);
+                let mut walk = Walk::begin(self, chain, begin)?;
                 while let Ok(piece) = receiver.recv() {
                     walk.take(piece)?;
                     walk.tell()?;
                 }
-                walk.finish()
+                end(walk)
             });
             let read = read(&sender);
             drop(sender);

@@ -124,6 +124,11 @@ impl<'a> Loader<'a> {
         Ok(Some((loader, known.registry)))
     }
 
+    /// Where the walk of a chain begins.
+    pub(super) fn from(&self, chain: u32) -> u64 {
+        self.bases.get(chain as usize).and_then(Option::as_ref).map_or(0, |base| base.from)
+    }
+
     /// What was adopted before the anchor of chain 0.
     pub(super) fn adoptions(&mut self) -> Result<Vec<Adopted>, Stop> {
         let mut adopted: Vec<Adopted> = Vec::new();

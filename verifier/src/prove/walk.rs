@@ -148,8 +148,23 @@ struct Signed {
     signature: Vec<u8>,
 }
 
+/// Where a walk begins.
+pub(super) enum Begin<'a> {
+    /// At the chain's first entry.
+    New,
+    /// Where an anchor lets it.
+    Since(Box<Start>),
+    /// Where it was paused.
+    Again(Box<Standing<'a>>),
+}
+
 pub(super) struct Walk<'p, 'a> {
     prover: &'p mut Prover<'a>,
+    now: Standing<'a>,
+}
+
+/// How far a chain was walked, and what is known there.
+pub(super) struct Standing<'a> {
     chain: u32,
     last_hash: Hash,
     last_time_us: i64,
@@ -180,11 +195,32 @@ pub(super) struct Walk<'p, 'a> {
     anchors: VecDeque<(u64, usize)>,
     /// What chain 0 says of this chain, by size.
     heads: VecDeque<(u64, Hash, Hash)>,
+    /// How much of what it says was looked at for that.
+    claims: usize,
     /// Rows of projections before this chain.
     rows_before: u64,
     /// Present where a batch is judged by itself.
     loose: Option<Loose>,
     report: ChainReport,
+}
+
+impl Standing<'_> {
+    /// How many entries of the chain were judged, or lie before where it began.
+    pub(super) fn size(&self) -> u64 {
+        self.history.range.size()
+    }
+
+    /// Whether the chain had this root and this last entry at a size that is not long ago.
+    fn was(&self, size: u64, root: &Hash, last_hash: &Hash) -> bool {
+        let found = match self.size().checked_sub(size) {
+            Some(0) => Some(self.last_hash),
+            Some(_) if size == 0 => Some(Hash::ZERO),
+            // Entry hashes up to the last one; `back` of them are beyond the size.
+            Some(back) => self.recent.len().checked_sub(1 + back as usize).map(|i| self.recent[i]),
+            None => None,
+        };
+        found == Some(*last_hash) && self.history.root(size) == Some(*root)
+    }
 }
 
 impl<'p, 'a> Walk<'p, 'a> {
@@ -196,11 +232,17 @@ impl<'p, 'a> Walk<'p, 'a> {
         let mut anchors: Vec<_> = of_chain.map(|(at, (anchor, ..))| (anchor.size(), at)).collect();
         anchors.sort_unstable();
         let rows_before = projection_rows(&prover.sums);
-        // Whoever takes the lines remembers states too.
-        let hot = if prover.taker.is_some() { HOT / 8 } else { HOT };
+        let hot = if prover.taker.is_some() {
+            // Whoever takes the lines remembers states too.
+            HOT / 8
+        } else if prover.sums.kept.is_some() {
+            // Walks of all chains may be paused at once.
+            HOT / prover.genesis.chains.max(1) as usize
+        } else {
+            HOT
+        };
         let states = States::new(chain, prover.key, hot);
-        Walk {
-            prover,
+        let now = Standing {
             chain,
             last_hash: Hash::ZERO,
             last_time_us: 0,
@@ -223,35 +265,71 @@ impl<'p, 'a> Walk<'p, 'a> {
             floor: 0,
             anchors: anchors.into(),
             heads: heads.into(),
+            claims: prover.heads.len(),
             rows_before,
             loose: None,
             report: ChainReport { chain: chain.into(), ..ChainReport::default() },
+        };
+        Walk { prover, now }
+    }
+
+    pub(super) fn begin(prover: &'p mut Prover<'a>, chain: u32, at: Begin<'a>) -> Result<Walk<'p, 'a>, Stop> {
+        match at {
+            Begin::New => Ok(Walk::new(prover, chain)),
+            Begin::Since(start) => Ok(Walk::resume(prover, chain, *start)),
+            Begin::Again(now) => Walk::carry_on(prover, *now),
         }
     }
 
     /// Begins where an anchor lets it.
-    pub(super) fn resume(prover: &'p mut Prover<'a>, (chain, start): (u32, Start)) -> Walk<'p, 'a> {
+    fn resume(prover: &'p mut Prover<'a>, chain: u32, start: Start) -> Walk<'p, 'a> {
         let mut walk = Walk::new(prover, chain);
-        walk.report.entries = start.history.range.size();
-        walk.report.from = walk.report.entries;
-        walk.history = start.history;
-        (walk.last_hash, walk.last_time_us, walk.ids) = (start.last_hash, start.last_time_us, start.ids);
-        walk.recent.push_back(walk.last_hash);
+        walk.now.report.entries = start.history.range.size();
+        walk.now.report.from = walk.now.report.entries;
+        walk.now.history = start.history;
+        (walk.now.last_hash, walk.now.last_time_us, walk.now.ids) = (start.last_hash, start.last_time_us, start.ids);
+        walk.now.recent.push_back(walk.now.last_hash);
         let from = walk.size();
         // What was said of smaller sizes was compared with the tree before the anchor.
-        walk.anchors.retain(|(size, _)| *size >= from);
-        walk.heads.retain(|(size, ..)| *size >= from);
+        walk.now.anchors.retain(|(size, _)| *size >= from);
+        walk.now.heads.retain(|(size, ..)| *size >= from);
         walk
+    }
+
+    /// Stops for now, between two commits. Nothing that ends a chain is judged.
+    pub(super) fn pause(mut self) -> Result<Standing<'a>, Stop> {
+        check(self.now.open.is_none(), "where what was read first ends")?;
+        self.await_verdicts(0)?;
+        self.now.rows_before = projection_rows(&self.prover.sums).wrapping_sub(self.now.rows_before);
+        self.prover.judged += self.size();
+        Ok(self.now)
+    }
+
+    /// Goes on after a pause.
+    fn carry_on(prover: &'p mut Prover<'a>, mut now: Standing<'a>) -> Result<Walk<'p, 'a>, Stop> {
+        now.rows_before = projection_rows(&prover.sums).wrapping_sub(now.rows_before);
+        prover.judged -= now.size();
+        let claims = prover.heads.get(now.claims..).unwrap_or_default();
+        let of_chain = claims.iter().filter(|h| h.chain == now.chain);
+        let (before, mut heads): (Vec<_>, Vec<_>) =
+            of_chain.map(|h| (h.size, h.root, h.last_hash)).partition(|h| h.0 < now.size());
+        for (size, root, last_hash) in before {
+            check(now.was(size, &root, &last_hash), "what chain.heads says")?;
+        }
+        heads.sort_by_key(|h| h.0);
+        now.heads.extend(heads);
+        now.claims = prover.heads.len();
+        Ok(Walk { prover, now })
     }
 
     /// Begins where a batch does: `range` is the tree before it, `last_hash` its last entry.
     pub(super) fn batch(prover: &'p mut Prover<'a>, chain: u32, range: CompactRange, last_hash: Hash) -> Walk<'p, 'a> {
         let mut walk = Walk::new(prover, chain);
         let from = range.size();
-        (walk.report.entries, walk.report.from, walk.last_hash) = (from, from, last_hash);
-        walk.history = History::begun(range);
-        walk.recent.push_back(last_hash);
-        walk.loose = Some(Loose { facts: ChainFacts { chain, from, ..ChainFacts::default() }, ..Loose::default() });
+        (walk.now.report.entries, walk.now.report.from, walk.now.last_hash) = (from, from, last_hash);
+        walk.now.history = History::begun(range);
+        walk.now.recent.push_back(last_hash);
+        walk.now.loose = Some(Loose { facts: ChainFacts { chain, from, ..ChainFacts::default() }, ..Loose::default() });
         walk
     }
 
@@ -259,8 +337,8 @@ impl<'p, 'a> Walk<'p, 'a> {
     fn earlier(&mut self, earlier: Vec<Earlier>) -> Result<(), Stop> {
         for item in earlier {
             match item {
-                Earlier::State(key, held) => self.states.put(key, held, &mut self.prover.sums)?,
-                Earlier::Tip(stream, tip) => drop(self.system.insert(stream, tip)),
+                Earlier::State(key, held) => self.now.states.put(key, held, &mut self.prover.sums)?,
+                Earlier::Tip(stream, tip) => drop(self.now.system.insert(stream, tip)),
                 Earlier::Listed(listing) => drop(self.prover.listed.insert(listing)),
             }
         }
@@ -268,16 +346,16 @@ impl<'p, 'a> Walk<'p, 'a> {
     }
 
     fn size(&self) -> u64 {
-        self.history.range.size()
+        self.now.size()
     }
 
     /// Judges a piece.
     pub(super) fn take(&mut self, piece: Piece) -> Result<(), Stop> {
         self.earlier(piece.earlier)?;
-        self.documents.extend(piece.documents);
-        self.commits.extend(piece.commits);
-        self.signatures.extend(piece.signatures);
-        self.checkpoints.extend(piece.checkpoints);
+        self.now.documents.extend(piece.documents);
+        self.now.commits.extend(piece.commits);
+        self.now.signatures.extend(piece.signatures);
+        self.now.checkpoints.extend(piece.checkpoints);
         let id = self.prover.ledger_id;
         let prepared: Vec<Option<Prepared>> = piece.entries.par_iter().map(|cells| prepare(cells, &id)).collect();
         drop(piece.entries);
@@ -300,17 +378,17 @@ impl<'p, 'a> Walk<'p, 'a> {
                 }
                 Item::Kept(line) => self.hand_over(line)?,
                 Item::Commit(first, row, signatures) => {
-                    check(self.open.is_none() && first == self.size(), "the place of a commit's line")?;
-                    self.commits.push_back(row);
-                    self.signatures.extend(signatures);
+                    check(self.now.open.is_none() && first == self.size(), "the place of a commit's line")?;
+                    self.now.commits.push_back(row);
+                    self.now.signatures.extend(signatures);
                 }
                 Item::Checkpoint(size, row) => {
                     check(size == self.size(), "the place of a checkpoint's line")?;
-                    self.checkpoints.push_back(row);
+                    self.now.checkpoints.push_back(row);
                 }
                 Item::Private(_) => return suspect("a private document among entries"),
                 Item::End(size, hash) => {
-                    let ends = size == self.size() && hash.is_none_or(|hash| hash == self.last_hash);
+                    let ends = size == self.size() && hash.is_none_or(|hash| hash == self.now.last_hash);
                     check(ends, "where a file ends")?;
                 }
             }
@@ -328,7 +406,7 @@ impl<'p, 'a> Walk<'p, 'a> {
 
     /// Has the signatures verified that wait, by others: nothing else depends on what they find. All of it is known in the end.
     fn signed(&mut self) -> Result<(), Stop> {
-        let jobs = std::mem::take(&mut self.jobs);
+        let jobs = std::mem::take(&mut self.now.jobs);
         if !jobs.is_empty() {
             let (sender, receiver) = sync_channel(1);
             let keys = Arc::clone(&self.prover.keys);
@@ -337,15 +415,15 @@ impl<'p, 'a> Walk<'p, 'a> {
                 // Nobody waits for it if the walk has stopped.
                 let _ = sender.send(good);
             });
-            self.verdicts.push_back(receiver);
+            self.now.verdicts.push_back(receiver);
         }
         self.await_verdicts(VERDICTS)
     }
 
     /// Waits until at most `open` pieces' signatures are not verified.
     fn await_verdicts(&mut self, open: usize) -> Result<(), Stop> {
-        while self.verdicts.len() > open {
-            let Some(first) = self.verdicts.pop_front() else { break };
+        while self.now.verdicts.len() > open {
+            let Some(first) = self.now.verdicts.pop_front() else { break };
             check(first.recv() == Ok(true), "the signature of a commit or a document")?;
         }
         Ok(())
@@ -353,22 +431,22 @@ impl<'p, 'a> Walk<'p, 'a> {
 
     /// Private documents come by this channel.
     pub(super) fn with_documents(mut self, documents: Receiver<Fed>) -> Walk<'p, 'a> {
-        self.more_documents = Some(documents);
+        self.now.more_documents = Some(documents);
         self
     }
 
     /// Waits until there is a private document, or there are no more.
     fn await_document(&mut self) -> Result<(), Stop> {
-        while self.documents.is_empty()
-            && let Some(more) = &self.more_documents
+        while self.now.documents.is_empty()
+            && let Some(more) = &self.now.more_documents
         {
             let Ok(items) = more.recv() else {
-                self.more_documents = None;
+                self.now.more_documents = None;
                 break;
             };
             for item in items? {
                 match item {
-                    Item::Private(row) => self.documents.push_back(row),
+                    Item::Private(row) => self.now.documents.push_back(row),
                     Item::End(..) => {}
                     _ => return suspect("a line that is no private document"),
                 }
@@ -391,10 +469,10 @@ impl<'p, 'a> Walk<'p, 'a> {
     fn entry(&mut self, entry: &Prepared) -> Result<Option<Vec<u8>>, Stop> {
         let (h, index) = (&entry.row.header, self.size());
         self.at_size()?;
-        check(h.index == index && h.chain == self.chain, "the place of an entry")?;
-        check(h.prev_hash == self.last_hash.0, "the link to the entry before")?;
-        check(h.recorded_at_us >= self.last_time_us, "the time of an entry")?;
-        check(entry.stream.chain(self.prover.genesis.chains) == self.chain, "the chain of a stream")?;
+        check(h.index == index && h.chain == self.now.chain, "the place of an entry")?;
+        check(h.prev_hash == self.now.last_hash.0, "the link to the entry before")?;
+        check(h.recorded_at_us >= self.now.last_time_us, "the time of an entry")?;
+        check(entry.stream.chain(self.prover.genesis.chains) == self.now.chain, "the chain of a stream")?;
         let document = self.document(entry)?;
         let bytes = entry.bytes + document.as_ref().map_or(0, |d| d.len() as u64);
         if let Some(meta) =
@@ -402,7 +480,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         {
             self.idempotency(&meta.idem, index)?;
         }
-        if let Some(loose) = &mut self.loose {
+        if let Some(loose) = &mut self.now.loose {
             loose.facts.first_time_us.get_or_insert(h.recorded_at_us);
         }
         let (signed, later) = match self.later(entry) {
@@ -411,43 +489,43 @@ impl<'p, 'a> Walk<'p, 'a> {
         };
         let registry = (entry.stream == Stream::Ledger).then_some(h.revision);
         self.commit((index, entry.row.leaf, entry.row.hash), bytes, registry, (signed, later))?;
-        self.last_hash = entry.row.hash;
-        self.last_time_us = h.recorded_at_us;
+        self.now.last_hash = entry.row.hash;
+        self.now.last_time_us = h.recorded_at_us;
         self.grow(entry)?;
-        self.report.entries += 1;
-        self.report.count(&h.event_type, h.recorded_at_us);
+        self.now.report.entries += 1;
+        self.now.report.count(&h.event_type, h.recorded_at_us);
         Ok(document.filter(|_| self.prover.taker.is_some()))
     }
 
     /// What is said of the chain at the size that it now has.
     fn at_size(&mut self) -> Result<(), Stop> {
         let size = self.size();
-        while let Some((_, root, last)) = self.heads.pop_front_if(|h| h.0 == size) {
-            check(root == self.history.range.root() && last == self.last_hash, "what chain.heads says")?;
+        while let Some((_, root, last)) = self.now.heads.pop_front_if(|h| h.0 == size) {
+            check(root == self.now.history.range.root() && last == self.now.last_hash, "what chain.heads says")?;
         }
-        while let Some((_, at)) = self.anchors.pop_front_if(|(s, _)| *s == size) {
+        while let Some((_, at)) = self.now.anchors.pop_front_if(|(s, _)| *s == size) {
             let (anchor, _, held) = &mut self.prover.anchors[at];
-            *held = Some(anchor.root() == self.history.range.root());
+            *held = Some(anchor.root() == self.now.history.range.root());
         }
-        while let Some(cells) = self.checkpoints.pop_front_if(|cells| cells.get(1).and_then(number) == Some(size)) {
+        while let Some(cells) = self.now.checkpoints.pop_front_if(|cells| cells.get(1).and_then(number) == Some(size)) {
             let judge = CheckpointJudge {
                 ledger_id: self.prover.ledger_id,
                 origin: &self.prover.genesis.origin,
                 registry: &self.prover.registry,
-                chain: self.chain,
+                chain: self.now.chain,
                 doubtful: false,
             };
-            let judged = judge.judge(&cells, size, size, |_| Some(self.history.range.root()));
+            let judged = judge.judge(&cells, size, size, |_| Some(self.now.history.range.root()));
             let Ok(signed) = judged else { return suspect("a checkpoint") };
-            if let Some(loose) = &mut self.loose {
+            if let Some(loose) = &mut self.now.loose {
                 // A later batch may retire the key with a smaller size.
                 judge.signers(&cells).iter().for_each(|kid| loose.facts.signed(kid, size));
             }
-            check(self.checkpoints.front().is_none_or(|next| next.get(1) != cells.get(1)), "a second checkpoint")?;
-            self.report.checkpoints += 1;
+            check(self.now.checkpoints.front().is_none_or(|next| next.get(1) != cells.get(1)), "a second checkpoint")?;
+            self.now.report.checkpoints += 1;
             if signed.is_some() {
-                self.report.covered = signed;
-                self.report.checkpoint = cells.get(3).and_then(text).map(str::to_owned);
+                self.now.report.covered = signed;
+                self.now.report.checkpoint = cells.get(3).and_then(text).map(str::to_owned);
             }
         }
         Ok(())
@@ -459,11 +537,11 @@ impl<'p, 'a> Walk<'p, 'a> {
         if entry.body.private_sha256.is_some() {
             self.await_document()?;
         }
-        let found = self.documents.pop_front_if(|cells| cells.get(1).and_then(number) == Some(index));
+        let found = self.now.documents.pop_front_if(|cells| cells.get(1).and_then(number) == Some(index));
         match (&entry.body.private_sha256, found) {
             (None, None) => Ok(None),
             (Some(_), None) => {
-                self.report.private_redacted += 1;
+                self.now.report.private_redacted += 1;
                 Ok(None)
             }
             (Some(named), Some(cells)) => {
@@ -472,7 +550,7 @@ impl<'p, 'a> Walk<'p, 'a> {
                     _ => None,
                 };
                 check(document.as_ref().is_some_and(|d| sha256(&[d]) == *named), "a private document")?;
-                self.report.private_present += 1;
+                self.now.report.private_present += 1;
                 Ok(document)
             }
             (None, Some(_)) => suspect("a private document that no entry names"),
@@ -481,17 +559,17 @@ impl<'p, 'a> Walk<'p, 'a> {
 
     /// The first entry with a key has a row. A command that made two entries made them next to each other.
     fn idempotency(&mut self, idem: &Hash, index: u64) -> Result<(), Stop> {
-        let Some(key) = self.prover.key.filter(|_| self.last_key != Some(*idem)) else { return Ok(()) };
-        self.last_key = Some(*idem);
-        check(self.keys.insert(self.secret.hash_one(idem)), "an idempotency key that comes again")?;
-        let row = idempotency_row(self.chain, idem, index);
+        let Some(key) = self.prover.key.filter(|_| self.now.last_key != Some(*idem)) else { return Ok(()) };
+        self.now.last_key = Some(*idem);
+        check(self.now.keys.insert(self.now.secret.hash_one(idem)), "an idempotency key that comes again")?;
+        let row = idempotency_row(self.now.chain, idem, index);
         self.prover.sums.add(key, row.table.name, &row.cells);
         Ok(())
     }
 
     /// The entry, if it continues an order or SKU that began before the batch.
     fn later(&mut self, entry: &Prepared) -> Option<Later> {
-        let loose = self.loose.as_mut()?;
+        let loose = self.now.loose.as_mut()?;
         let h = &entry.row.header;
         let (key, begins) = match entry.stream {
             Stream::Order(case) => ((false, case), h.revision == 1),
@@ -501,7 +579,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             _ => return None,
         };
         if !loose.earlier.contains(&key) {
-            if begins || self.states.has(&key) {
+            if begins || self.now.states.has(&key) {
                 return None;
             }
             loose.earlier.insert(key);
@@ -529,30 +607,30 @@ impl<'p, 'a> Walk<'p, 'a> {
             Stream::Order(case) | Stream::Delivery(case, _) => (false, case),
             Stream::Sku(case) => (true, case),
             Stream::Ledger | Stream::Heads | Stream::Legacy | Stream::Exports | Stream::Chain(_) => {
-                let tip = self.system.get(&entry.stream);
-                match &mut self.loose {
+                let tip = self.now.system.get(&entry.stream);
+                match &mut self.now.loose {
                     Some(loose) if tip.is_none() && h.revision > 1 => {
                         loose.facts.links.push((entry.stream, link, h.index));
                     }
                     _ => check(link.follows(tip), "the stream's links")?,
                 }
                 let tip = link.tip_after(tip, entry.row.hash, h.index);
-                self.report.streams += u64::from(h.revision == 1);
-                self.system.insert(entry.stream, tip);
+                self.now.report.streams += u64::from(h.revision == 1);
+                self.now.system.insert(entry.stream, tip);
                 return self.system_event(entry, &event).map(|()| None);
             }
         };
-        let held = self.states.get(key, &mut self.prover.sums)?;
+        let held = self.now.states.get(key, &mut self.prover.sums)?;
         let Some(begins) = held.follow(entry.stream, &link, entry.row.hash, h.index) else {
             return suspect("the stream's links");
         };
-        self.report.streams += u64::from(begins);
+        self.now.report.streams += u64::from(begins);
         let Ok(Effects { signed, listed, claimed }) = held.apply(&event) else {
             return suspect("an event that is not allowed");
         };
         self.prover.listed.extend(listed);
         if let Some(claim) = claimed.filter(|claim| !self.prover.listed.contains(claim)) {
-            self.prover.claimed.entry(claim).or_insert((self.chain, h.index));
+            self.prover.claimed.entry(claim).or_insert((self.now.chain, h.index));
         }
         Ok(signed)
     }
@@ -625,14 +703,7 @@ impl<'p, 'a> Walk<'p, 'a> {
                 self.prover.heads.push(HeadClaim { index, chain, size, root, last_hash: last });
                 continue;
             }
-            let found = match self.size().checked_sub(size) {
-                Some(0) => Some(self.last_hash),
-                Some(_) if size == 0 => Some(Hash::ZERO),
-                // Entry hashes up to the last one; `back` of them are beyond the size.
-                Some(back) => self.recent.len().checked_sub(1 + back as usize).map(|i| self.recent[i]),
-                None => None,
-            };
-            check(found == Some(last) && self.history.root(size) == Some(root), "what chain.heads says")?;
+            check(self.now.was(size, &root, &last), "what chain.heads says")?;
         }
         Ok(())
     }
@@ -644,16 +715,16 @@ impl<'p, 'a> Walk<'p, 'a> {
         registry: Option<u64>,
         (signed, later): (Option<SignedDocument>, Option<Later>),
     ) -> Result<(), Stop> {
-        if self.open.is_none() {
-            let Some(commit) = self.commits.pop_front().as_deref().and_then(read_commit) else {
+        if self.now.open.is_none() {
+            let Some(commit) = self.now.commits.pop_front().as_deref().and_then(read_commit) else {
                 return suspect("an entry in no commit");
             };
             check(commit.first == index, "where a commit begins")?;
             let leaves = Vec::with_capacity(commit.size as usize);
             let (documents, later) = Default::default();
-            self.open = Some(Open { commit, leaves, bytes: 0, own_revision: None, documents, later });
+            self.now.open = Some(Open { commit, leaves, bytes: 0, own_revision: None, documents, later });
         }
-        let Some(open) = &mut self.open else { return suspect("no commit") };
+        let Some(open) = &mut self.now.open else { return suspect("no commit") };
         open.leaves.push(leaf);
         open.bytes += bytes;
         open.own_revision = open.own_revision.or(registry);
@@ -661,7 +732,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         open.later.extend(later);
         let complete = open.leaves.len() as u64 == open.commit.size;
         check(registry.is_none() || complete || index == 0, "a change of keys within a commit")?;
-        if complete && let Some(open) = self.open.take() {
+        if complete && let Some(open) = self.now.open.take() {
             self.close(open, entry)?;
         }
         Ok(())
@@ -672,20 +743,20 @@ impl<'p, 'a> Walk<'p, 'a> {
         let Commit { first, size, registry_size, registry_head } = open.commit;
         check(open.bytes <= COMMIT_BYTES_MAX as u64, "the size of a commit")?;
         let registry = &self.prover.registry;
-        let position = if self.chain == 0 && first == 0 {
+        let position = if self.now.chain == 0 && first == 0 {
             (registry_size, registry_head) == (0, Hash::ZERO)
         } else {
             registry_size > 0 && registry.head(registry_size) == Some(registry_head)
         };
-        let before_own = self.chain > 0 || open.own_revision.is_none_or(|own| registry_size < own);
-        check(position && registry_size >= self.floor && before_own, "a commit's place in the registry")?;
-        self.floor = registry_size;
-        if let Some(loose) = &mut self.loose {
+        let before_own = self.now.chain > 0 || open.own_revision.is_none_or(|own| registry_size < own);
+        check(position && registry_size >= self.now.floor && before_own, "a commit's place in the registry")?;
+        self.now.floor = registry_size;
+        if let Some(loose) = &mut self.now.loose {
             loose.facts.first_registry_size.get_or_insert(registry_size);
         }
         let statement = Statement {
             ledger_id: self.prover.ledger_id,
-            chain: self.chain,
+            chain: self.now.chain,
             first_index: first,
             size: size as u32,
             root: merkle::root(&open.leaves),
@@ -694,7 +765,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             registry_head,
         };
         let mut kids: Vec<String> = Vec::new();
-        while let Some(cells) = self.signatures.pop_front_if(|cells| cells.get(1).and_then(number) == Some(first)) {
+        while let Some(cells) = self.now.signatures.pop_front_if(|cells| cells.get(1).and_then(number) == Some(first)) {
             let (Some(kid), Some(alg), Some(signature)) = (
                 cells.get(2).and_then(text),
                 cells.get(3).and_then(number).and_then(|a| u8::try_from(a).ok()),
@@ -702,61 +773,61 @@ impl<'p, 'a> Walk<'p, 'a> {
             ) else {
                 return suspect("a signature's columns");
             };
-            let Ok(key) = registry.commit_key(kid, alg, self.chain, first + size, registry_size) else {
+            let Ok(key) = registry.commit_key(kid, alg, self.now.chain, first + size, registry_size) else {
                 return suspect("a signature's key");
             };
             check(kids.iter().all(|k| k != kid), "a second signature by one key")?;
             kids.push(kid.to_owned());
-            if let Some(loose) = &mut self.loose {
+            if let Some(loose) = &mut self.now.loose {
                 loose.facts.signed(kid, first + size);
             }
             let message = statement.to_bytes(ALG_ED25519, kid);
-            self.jobs.push(Signed { public_key: key.public_key.clone(), message, signature: signature.to_vec() });
+            self.now.jobs.push(Signed { public_key: key.public_key.clone(), message, signature: signature.to_vec() });
         }
         for (index, document) in open.documents {
-            let (ledger_id, chain) = (&self.prover.ledger_id, self.chain);
+            let (ledger_id, chain) = (&self.prover.ledger_id, self.now.chain);
             let place = DocumentPlace { ledger_id, chain, index, registry_size };
             let Ok((key, message)) = document.claim(registry, place) else {
                 return suspect("the key of a signed document");
             };
-            if let Some(loose) = &mut self.loose {
+            if let Some(loose) = &mut self.now.loose {
                 loose.facts.signed(&document.kid, index + 1);
             }
             let (public_key, signature) = (key.public_key.clone(), document.signature);
-            self.jobs.push(Signed { public_key, message, signature });
+            self.now.jobs.push(Signed { public_key, message, signature });
         }
         for later in open.later {
             self.prover.loose(&Record::Later(Later { registry_size, ..later }))?;
         }
         check((1..=COMMIT_SIGNATURES_MAX).contains(&kids.len()), "the number of a commit's signatures")?;
-        self.report.commits += 1;
-        self.report.signatures += kids.len() as u64;
+        self.now.report.commits += 1;
+        self.now.report.signatures += kids.len() as u64;
         Ok(())
     }
 
     /// Takes the entry into the tree and the runs of ids.
     fn grow(&mut self, entry: &Prepared) -> Result<(), Stop> {
-        let (chain, key, sums) = (self.chain, self.prover.key, &mut self.prover.sums);
-        self.history.push(entry.row.leaf, &mut |level, n, hashes| {
+        let (chain, key, sums) = (self.now.chain, self.prover.key, &mut self.prover.sums);
+        self.now.history.push(entry.row.leaf, &mut |level, n, hashes| {
             let Some(key) = key else { return };
             let cells = [chain.into(), level.into(), n.into(), Cell::Blob(hashes)];
             sums.add(key, "tiles", &cells);
         });
-        if self.recent.len() == RECENT {
-            self.recent.pop_front();
+        if self.now.recent.len() == RECENT {
+            self.now.recent.pop_front();
         }
-        self.recent.push_back(entry.row.hash);
+        self.now.recent.push_back(entry.row.hash);
         let Some(key) = key else { return Ok(()) };
         let mut id = [0; 10];
         id[..8].copy_from_slice(&entry.row.header.event_id[..8]);
-        id[8..].copy_from_slice(&(self.ids.len() as u16).to_le_bytes());
-        self.ids.push(id);
-        if self.ids.len() as u64 == RUN_ENTRIES {
-            self.ids.sort_unstable();
+        id[8..].copy_from_slice(&(self.now.ids.len() as u16).to_le_bytes());
+        self.now.ids.push(id);
+        if self.now.ids.len() as u64 == RUN_ENTRIES {
+            self.now.ids.sort_unstable();
             let run = self.size() / RUN_ENTRIES - 1;
-            let cells = [chain.into(), run.into(), Cell::Blob(self.ids.concat())];
+            let cells = [chain.into(), run.into(), Cell::Blob(self.now.ids.concat())];
             self.prover.sums.add(key, "event_id_runs", &cells);
-            self.ids.clear();
+            self.now.ids.clear();
         }
         Ok(())
     }
@@ -766,47 +837,48 @@ impl<'p, 'a> Walk<'p, 'a> {
         self.at_size()?;
         self.await_verdicts(0)?;
         self.await_document()?;
-        check(self.size() > 0 && self.open.is_none(), "the end of the chain")?;
+        check(self.size() > 0 && self.now.open.is_none(), "the end of the chain")?;
         let compromised = |r: &KeyRecord| r.retired.as_ref().is_some_and(|r| r.compromised_since.is_some());
         // Of a batch, whoever joins it to the others says what rests on such a key.
-        let doubtful = self.loose.is_none() && self.prover.registry.records().iter().any(compromised);
+        let doubtful = self.now.loose.is_none() && self.prover.registry.records().iter().any(compromised);
         check(!doubtful, "a compromised key")?;
-        let left = self.documents.len() + self.commits.len() + self.signatures.len() + self.checkpoints.len();
-        check(left == 0 && self.heads.is_empty(), "rows beyond the end of the chain")?;
-        let (chain, size) = (self.chain, self.size());
+        let left =
+            self.now.documents.len() + self.now.commits.len() + self.now.signatures.len() + self.now.checkpoints.len();
+        check(left == 0 && self.now.heads.is_empty(), "rows beyond the end of the chain")?;
+        let (chain, size) = (self.now.chain, self.size());
         self.prover.judged += size;
-        self.report.head = Some(self.last_hash);
-        self.report.root = Some(self.history.range.root());
-        if let Some(Loose { mut facts, .. }) = self.loose.take() {
+        self.now.report.head = Some(self.now.last_hash);
+        self.now.report.root = Some(self.now.history.range.root());
+        if let Some(Loose { mut facts, .. }) = self.now.loose.take() {
             let mut kept = Ok(());
-            self.states.each(|key, held| {
+            self.now.states.each(|key, held| {
                 if kept.is_ok() {
                     kept = self.prover.loose(&Record::Held(*key, held));
                 }
             })?;
             kept?;
-            facts.last_time_us = self.last_time_us;
-            facts.last_registry_size = self.floor;
-            facts.tips = self.system.into_iter().collect();
+            facts.last_time_us = self.now.last_time_us;
+            facts.last_registry_size = self.now.floor;
+            facts.tips = self.now.system.into_iter().collect();
             facts.tips.sort_by_key(|(_, tip)| tip.index);
-            facts.report = self.report.clone();
+            facts.report = self.now.report.clone();
             self.prover.facts.push(facts);
-            return Ok(self.report);
+            return Ok(self.now.report);
         }
-        let Some(key) = self.prover.key else { return Ok(self.report) };
+        let Some(key) = self.prover.key else { return Ok(self.now.report) };
         let sums = &mut self.prover.sums;
         let mut add = |table: &'static str, cells: &[Cell]| sums.add(key, table, cells);
-        let head = Cell::Blob(self.last_hash.0.to_vec());
-        add("chain_heads", &[chain.into(), size.into(), head, Cell::Blob(self.history.range.to_bytes())]);
+        let head = Cell::Blob(self.now.last_hash.0.to_vec());
+        add("chain_heads", &[chain.into(), size.into(), head, Cell::Blob(self.now.history.range.to_bytes())]);
         for table in TABLES {
             add("cursors", &[table.name.into(), chain.into(), size.into()]);
         }
-        for (stream, tip) in &self.system {
+        for (stream, tip) in &self.now.system {
             add("stream_heads", &head_row(chain, *stream, tip));
         }
-        self.states.finish(sums)?;
-        self.report.projection_rows = Some(projection_rows(sums) - self.rows_before);
-        Ok(self.report)
+        self.now.states.finish(sums)?;
+        self.now.report.projection_rows = Some(projection_rows(sums).wrapping_sub(self.now.rows_before));
+        Ok(self.now.report)
     }
 }
 

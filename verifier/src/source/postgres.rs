@@ -10,10 +10,11 @@
 //! one snapshot, which is given up then.
 
 use std::cell::{OnceCell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
 
 use ledger_engine::connect::MakeRustlsConnect;
 use ledger_engine::domain::projection::Cell;
@@ -28,7 +29,7 @@ use super::{
     few_ledgers, sizes, table_names,
 };
 use crate::postgres::{connect, explain};
-use crate::row::blob;
+use crate::row::{blob, text};
 
 /// The schema of the ledger's tables.
 const SCHEMA: &str = "ledger";
@@ -76,6 +77,8 @@ const PAGE_BYTES: usize = 2 << 20;
 const POSITION_ROWS_MAX: usize = 32_768;
 /// Bytes that are read of one place, or looked up at once: no ledger has a quarter of it there.
 const PLACE_BYTES_MAX: usize = 64 << 20;
+/// How long single rows are looked up in one transaction.
+const LOOKED_UP: Duration = Duration::from_secs(1);
 /// Blocks whose rows are counted in one transaction: 256 MiB.
 const BLOCKS: i64 = 1 << 15;
 
@@ -107,6 +110,8 @@ pub struct Postgres {
     snapshot: RefCell<String>,
     /// Once the snapshot was given up: the size of each chain then.
     settled: RefCell<Option<Vec<u64>>>,
+    /// Whether single rows are looked up meanwhile, as they are then.
+    passing: RefCell<bool>,
     /// Rows of a page at most.
     page_rows: usize,
     /// By table and column, what is held, and whether it can be null.
@@ -128,6 +133,8 @@ type Present = BTreeMap<String, BTreeMap<String, (Kind, bool)>>;
 struct First {
     client: Client,
     prepared: HashMap<String, Statement>,
+    /// Since when it has a transaction in which no moment is held.
+    passing: Option<Instant>,
 }
 
 impl Postgres {
@@ -146,7 +153,7 @@ impl Postgres {
             printable(about.get(1)),
             printable(about.get(2))
         );
-        let first = RefCell::new(First { client, prepared: HashMap::new() });
+        let first = RefCell::new(First { client, prepared: HashMap::new(), passing: None });
         let url = url.to_owned();
         Ok(Postgres {
             url,
@@ -155,6 +162,7 @@ impl Postgres {
             is_standby,
             snapshot: RefCell::new(snapshot_name(&about)),
             settled: RefCell::default(),
+            passing: RefCell::default(),
             page_rows: PAGE_ROWS,
             present,
             first,
@@ -214,14 +222,40 @@ impl Postgres {
         if self.settled.take().is_none() {
             return Ok(());
         }
+        self.passing.replace(false);
         self.idle.borrow_mut().clear();
         self.read.borrow_mut().clear();
-        let held = hold(&mut self.first.borrow_mut().client).map_err(|e| self.failed(&e))?;
+        let mut first = self.first.borrow_mut();
+        if first.passing.take().is_some() {
+            first.client.batch_execute("COMMIT").map_err(|e| self.failed(&e))?;
+        }
+        let held = hold(&mut first.client).map_err(|e| self.failed(&e))?;
         let (about, present) = held.map_err(|why| self.unreadable(why))?;
         if present != self.present {
             return Err(self.unreadable("somebody changed the ledger's schema while it was read: run again".to_owned()));
         }
         self.snapshot.replace(snapshot_name(&about));
+        Ok(())
+    }
+
+    /// For a look-up: the snapshot, or, where it was given up for a while, a transaction of some moments in which the tables are what they were.
+    fn ready(&self) -> Result<(), SourceError> {
+        if !*self.passing.borrow() {
+            return self.held();
+        }
+        let First { client, passing, .. } = &mut *self.first.borrow_mut();
+        if passing.is_some_and(|begun| begun.elapsed() < LOOKED_UP) {
+            return Ok(());
+        }
+        if passing.take().is_some() {
+            client.batch_execute("COMMIT").map_err(|e| self.failed(&e))?;
+        }
+        let names: Vec<&str> = self.present.keys().map(String::as_str).collect();
+        let tables: Vec<String> = names.iter().map(|name| format!("{SCHEMA}.{name}")).collect();
+        let begin = format!("{BEGIN_SHORT}; {SETTINGS}; LOCK TABLE {} IN ACCESS SHARE MODE", tables.join(", "));
+        client.batch_execute(&begin).map_err(|e| self.failed(&e))?;
+        *passing = Some(Instant::now());
+        plain(client, &names).map_err(|e| self.failed(&e))?.map_err(|why| self.unreadable(why))?;
         Ok(())
     }
 
@@ -251,7 +285,7 @@ impl Postgres {
             self.give_up(&sizes)?;
             for (chain, size) in (0..).zip(&sizes) {
                 for table in &growing {
-                    self.by_pages(chain, *size, &[table], &mut |cursors| {
+                    self.by_pages(chain, (None, *size), &[table], &mut |cursors| {
                         for cursor in cursors {
                             while let Some(row) = cursor.next()? {
                                 take(table, row)?;
@@ -484,7 +518,7 @@ impl Postgres {
         key: &[Cell],
     ) -> Result<Vec<Vec<Cell>>, SourceError> {
         let Some(columns) = self.columns(table) else { return Ok(Vec::new()) };
-        self.held()?;
+        self.ready()?;
         // What is of another type is not equal.
         let fits = |(name, cell): (&&str, &Cell)| match cell {
             Cell::Null => false,
@@ -497,8 +531,19 @@ impl Postgres {
         }
         let Some(query) = self.query(table, &format!("WHERE {condition} {order}"), &[]) else { return Ok(Vec::new()) };
         let parameters: Vec<&(dyn ToSql + Sync)> = key.iter().map(parameter).collect();
+        self.few(table, &columns, query, &parameters)
+    }
+
+    /// The rows of a query that gives few of a table.
+    fn few(
+        &self,
+        table: &str,
+        columns: &[Column],
+        query: String,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Vec<Cell>>, SourceError> {
         let mut first = self.first.borrow_mut();
-        let First { client, prepared } = &mut *first;
+        let First { client, prepared, .. } = &mut *first;
         let read = || -> Result<Option<Vec<Vec<Cell>>>, postgres::Error> {
             let statement = match prepared.get(&query) {
                 Some(statement) => statement.clone(),
@@ -515,7 +560,7 @@ impl Postgres {
                 });
                 values.collect()
             };
-            let mut rows = client.query_raw(&statement, parameters)?;
+            let mut rows = client.query_raw(&statement, parameters.iter().copied())?;
             let (mut all, mut bytes) = (Vec::new(), 0);
             while let Some(row) = rows.next()? {
                 bytes += row.raw_size_bytes();
@@ -619,6 +664,21 @@ impl Tables for Postgres {
         Ok(())
     }
 
+    fn let_go(&self, sizes: &[u64], new: u64) -> Result<bool, SourceError> {
+        // One page holds the moment as long.
+        let few = new <= self.page_rows as u64;
+        if few || self.copied.get().is_some() || !self.has_pages(sizes).map_err(|e| self.failed(&e))? {
+            return Ok(false);
+        }
+        self.give_up(sizes)?;
+        self.passing.replace(true);
+        Ok(true)
+    }
+
+    fn hold_again(&self) -> Result<(), SourceError> {
+        self.held()
+    }
+
     fn begin_again(&self, told: &dyn Fn(u64) -> bool) -> Result<(), SourceError> {
         if self.copied.get().is_some() {
             return Ok(());
@@ -633,9 +693,8 @@ impl Tables for Postgres {
         if let Some(copied) = self.copied.get() {
             return copied.tables.side_by_side(chain, tables, work);
         }
-        let size = self.settled.borrow().as_ref().and_then(|sizes| sizes.get(usize::try_from(chain).ok()?).copied());
-        if let Some(size) = size.filter(|_| tables.iter().all(|table| GROWING.contains(table))) {
-            return self.by_pages(chain, size, tables, work);
+        if let Some(size) = self.settled_size(chain, tables) {
+            return self.by_pages(chain, (None, size), tables, work);
         }
         self.cursors(Some(chain), tables, |table| self.of_chain(table, chain), work)
     }
@@ -649,6 +708,9 @@ impl Tables for Postgres {
     ) -> Result<(), SourceError> {
         if let Some(copied) = self.copied.get() {
             return copied.tables.side_by_side_from(chain, from, tables, work);
+        }
+        if let Some(size) = self.settled_size(chain, tables) {
+            return self.by_pages(chain, (Some(from), size), tables, work);
         }
         let filter = |table: &str| {
             let (filter, at) = (self.of_chain(table, chain), columns(table).0[1]);
@@ -684,6 +746,41 @@ impl Tables for Postgres {
         self.select(table, names, &self.equal(table, names), "", key)
     }
 
+    fn has_exactly(&self, table: &str, rows: &[Vec<Cell>]) -> Result<bool, SourceError> {
+        if let Some(copied) = self.copied.get() {
+            return copied.tables.has_exactly(table, rows);
+        }
+        let Some(listed) = self.columns(table) else { return Ok(rows.is_empty()) };
+        let (names, key) = columns(table);
+        let keys: Option<Vec<Keys<'_>>> = (0..key).map(|at| Keys::of(rows, at)).collect();
+        // What is of another type is not equal.
+        let keys =
+            keys.filter(|keys| keys.iter().zip(names).all(|(k, name)| self.kind_of(table, name) == Some(k.kind())));
+        let Some(keys) = keys else { return Ok(rows.is_empty()) };
+        self.ready()?;
+        let columns: Vec<String> =
+            listed.iter().map(|(c, kind)| kind.map_or("NULL".into(), |_| format!("t.{c}"))).collect();
+        let arrays: Vec<String> = (1..).zip(&keys).map(|(n, k)| format!("${n}::{}[]", k.sql())).collect();
+        let named: Vec<String> = (0..key).map(|n| format!("k{n}")).collect();
+        let equal: Vec<String> =
+            (0..).zip(&keys).zip(names).map(|((n, k), name)| format!("t.{name}{} = k{n}", k.collation())).collect();
+        let query = format!(
+            "SELECT {} FROM unnest({}) keys ({}) JOIN {SCHEMA}.{table} t ON {}",
+            columns.join(", "),
+            arrays.join(", "),
+            named.join(", "),
+            equal.join(" AND ")
+        );
+        let parameters: Vec<&(dyn ToSql + Sync)> = keys.iter().map(Keys::parameter).collect();
+        // By the index, key for key.
+        let plan = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
+        self.first.borrow_mut().client.batch_execute(plan).map_err(|e| self.failed(&e))?;
+        let found = self.few(table, &listed, query, &parameters)?;
+        let (expected, given): (HashSet<&Vec<Cell>>, HashSet<&Vec<Cell>>) =
+            (rows.iter().collect(), found.iter().collect());
+        Ok(found.len() == rows.len() && expected == given)
+    }
+
     fn span(&self, table: &str, chain: u64, range: Range<u64>) -> Result<Vec<Vec<Cell>>, SourceError> {
         if let Some(copied) = self.copied.get() {
             return copied.tables.span(table, chain, range);
@@ -706,6 +803,12 @@ impl Tables for Postgres {
 }
 
 impl Postgres {
+    /// Once the snapshot was given up, the size that a chain had, if it is asked for tables that can be read below it.
+    fn settled_size(&self, chain: u64, tables: &[&str]) -> Option<u64> {
+        let at = usize::try_from(chain).ok().filter(|_| tables.iter().all(|table| GROWING.contains(table)))?;
+        self.settled.borrow().as_ref()?.get(at).copied()
+    }
+
     /// Whether the column that says which chain a row is of can say so.
     fn has_chains(&self, table: &str) -> bool {
         self.kind_of(table, "chain") == Some(Kind::Int)
@@ -817,11 +920,14 @@ fn parts_of(client: &mut Client, table: &str, begin: &str) -> Result<Vec<Part>, 
 }
 
 impl Postgres {
-    /// Whether the growing tables can be read by pages, and nothing of them lies beyond the heads now.
+    /// Whether the growing tables can be read by pages, nothing of them lies beyond the heads now, and the indexes of those whose rows go and
+    /// come have all of their rows.
     fn can_settle(&self, sizes: &[u64]) -> Result<bool, postgres::Error> {
+        if !self.has_pages(sizes)? {
+            return Ok(false);
+        }
         let client = &mut self.first.borrow_mut().client;
-        client.batch_execute("SET LOCAL enable_seqscan = off")?;
-        let can = self.is_sound(client, sizes)?;
+        let can = counted_alike(client)?;
         // It may be asked more in this transaction.
         client.batch_execute(
             "SET LOCAL enable_seqscan TO DEFAULT; SET LOCAL enable_indexscan TO DEFAULT; SET LOCAL enable_indexonlyscan TO DEFAULT;
@@ -830,7 +936,16 @@ impl Postgres {
         Ok(can)
     }
 
-    fn is_sound(&self, client: &mut Client, sizes: &[u64]) -> Result<bool, postgres::Error> {
+    /// Whether the growing tables can be read by pages, and nothing of them lies beyond the heads now.
+    fn has_pages(&self, sizes: &[u64]) -> Result<bool, postgres::Error> {
+        let client = &mut self.first.borrow_mut().client;
+        client.batch_execute("SET LOCAL enable_seqscan = off")?;
+        let has = self.is_indexed(client, sizes)?;
+        client.batch_execute("SET LOCAL enable_seqscan TO DEFAULT")?;
+        Ok(has)
+    }
+
+    fn is_indexed(&self, client: &mut Client, sizes: &[u64]) -> Result<bool, postgres::Error> {
         for table in GROWING {
             let at = columns(table).0[1];
             let sound = ["chain", at]
@@ -856,25 +971,17 @@ impl Postgres {
                 }
             }
         }
-        // Rows of these go and come, so that they can be counted in one moment alone.
-        for table in ["private_documents", "checkpoints"] {
-            let mut counted = [0_i64; 2];
-            for (at, (by, not)) in [("index", "seq"), ("seq", "index")].into_iter().enumerate() {
-                client.batch_execute(&format!(
-                    "SET LOCAL enable_{by}scan = on; SET LOCAL enable_{not}scan = off; SET LOCAL enable_bitmapscan = off;
-                     SET LOCAL enable_indexonlyscan = {}",
-                    if by == "index" { "on" } else { "off" }
-                ))?;
-                counted[at] = client.query_one(&format!("SELECT count(*) FROM {SCHEMA}.{table}"), &[])?.get(0);
-            }
-            if counted[0] != counted[1] {
-                return Ok(false);
-            }
-        }
         Ok(true)
     }
 
-    fn by_pages(&self, chain: u64, size: u64, tables: &[&str], work: &mut Work<'_>) -> Result<(), SourceError> {
+    /// Reads rows below a size, and from a place on, if there is one.
+    fn by_pages(
+        &self,
+        chain: u64,
+        (from, size): (Option<u64>, u64),
+        tables: &[&str],
+        work: &mut Work<'_>,
+    ) -> Result<(), SourceError> {
         std::thread::scope(|scope| {
             let (mut threads, mut cursors) = (Vec::new(), Vec::<Box<dyn Cursor + '_>>::new());
             for table in tables {
@@ -885,11 +992,14 @@ impl Postgres {
                 };
                 let (lane, (sender, receiver)) = (self.lane()?, sync_channel(1));
                 let table = GROWING.into_iter().find(|name| name == table).unwrap_or_default();
+                // A checkpoint at the size itself comes with what is read from there on.
+                let to = if *self.passing.borrow() { size } else { bound(table, size) };
+                let begins = from.map_or_else(String::new, |from| format!("AND {} >= {from}", names[1]));
                 let pages = Pages {
                     table,
                     columns: self.columns(table).unwrap_or_default(),
                     select,
-                    filter: format!("WHERE chain = {chain} AND {} < {}", names[1], bound(table, size)),
+                    filter: format!("WHERE chain = {chain} AND {} < {to} {begins}", names[1]),
                     order,
                     rows: self.page_rows,
                 };
@@ -904,7 +1014,7 @@ impl Postgres {
                     source: self,
                     receiver,
                     page: Vec::new().into_iter(),
-                    counted: (table, chain),
+                    counted: Some((table, chain)).filter(|_| from.is_none()),
                     count: 0,
                     ended: false,
                 }));
@@ -918,6 +1028,25 @@ impl Postgres {
             worked
         })
     }
+}
+
+/// Whether indexes and tables have as many rows, where rows go and come, so that they can be counted in one moment alone.
+fn counted_alike(client: &mut Client) -> Result<bool, postgres::Error> {
+    for table in ["private_documents", "checkpoints"] {
+        let mut counted = [0_i64; 2];
+        for (at, (by, not)) in [("index", "seq"), ("seq", "index")].into_iter().enumerate() {
+            client.batch_execute(&format!(
+                "SET LOCAL enable_{by}scan = on; SET LOCAL enable_{not}scan = off; SET LOCAL enable_bitmapscan = off;
+                     SET LOCAL enable_indexonlyscan = {}",
+                if by == "index" { "on" } else { "off" }
+            ))?;
+            counted[at] = client.query_one(&format!("SELECT count(*) FROM {SCHEMA}.{table}"), &[])?.get(0);
+        }
+        if counted[0] != counted[1] {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Why a page could not be read.
@@ -1022,7 +1151,8 @@ struct PageCursor<'a> {
     source: &'a Postgres,
     receiver: Receiver<Page>,
     page: std::vec::IntoIter<Vec<Cell>>,
-    counted: (&'static str, u64),
+    /// Table and chain, where all rows are read.
+    counted: Option<(&'static str, u64)>,
     count: u64,
     ended: bool,
 }
@@ -1041,13 +1171,63 @@ impl Cursor for PageCursor<'_> {
                 Ok(Ok(Some(page))) => self.page = page.into_iter(),
                 Ok(Ok(None)) => {
                     self.ended = true;
-                    self.source.read.borrow_mut().insert(self.counted, self.count);
+                    if let Some(counted) = self.counted {
+                        self.source.read.borrow_mut().insert(counted, self.count);
+                    }
                 }
                 Ok(Err(PageError::Database(e))) => return Err(self.source.failed(&e)),
                 Ok(Err(PageError::Copy(e))) => return Err(self.source.copy_failed(&e)),
                 Ok(Err(PageError::Table(why))) => return Err(self.source.unreadable(why)),
                 Err(_) => return Err(self.source.unreadable("database: a reader ended early; run again".to_owned())),
             }
+        }
+    }
+}
+
+/// One column of keys that are looked up at once.
+enum Keys<'a> {
+    Ints(Vec<i64>),
+    Texts(Vec<&'a str>),
+    Blobs(Vec<&'a [u8]>),
+}
+
+impl<'a> Keys<'a> {
+    /// A column of rows; `None` if it is of several types.
+    fn of(rows: &'a [Vec<Cell>], at: usize) -> Option<Keys<'a>> {
+        let column = rows.iter().map(|row| row.get(at));
+        match rows.first()?.get(at)? {
+            Cell::Null => None,
+            Cell::Int(_) => column.map(|c| signed(c?)).collect::<Option<_>>().map(Keys::Ints),
+            Cell::Text(_) => column.map(|c| text(c?)).collect::<Option<_>>().map(Keys::Texts),
+            Cell::Blob(_) => column.map(|c| blob(c?)).collect::<Option<_>>().map(Keys::Blobs),
+        }
+    }
+
+    fn kind(&self) -> Kind {
+        match self {
+            Keys::Ints(_) => Kind::Int,
+            Keys::Texts(_) => Kind::Text,
+            Keys::Blobs(_) => Kind::Blob,
+        }
+    }
+
+    fn sql(&self) -> &'static str {
+        match self {
+            Keys::Ints(_) => "bigint",
+            Keys::Texts(_) => "text",
+            Keys::Blobs(_) => "bytea",
+        }
+    }
+
+    fn collation(&self) -> &'static str {
+        if let Keys::Texts(_) = self { " COLLATE \"C\"" } else { "" }
+    }
+
+    fn parameter(&self) -> &(dyn ToSql + Sync) {
+        match self {
+            Keys::Ints(keys) => keys,
+            Keys::Texts(keys) => keys,
+            Keys::Blobs(keys) => keys,
         }
     }
 }
