@@ -1,6 +1,6 @@
 //! Step 2 as far as one chain's rows decide it: damage, links, streams, taints, the tree, SKUs.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use ledger_engine::body::Body;
 use ledger_engine::domain::Occurrence;
@@ -9,17 +9,18 @@ use ledger_engine::domain::projection::Cell;
 use ledger_engine::domain::sku::Said;
 use ledger_engine::domain::sku::Sku;
 use ledger_engine::hash::Hash;
-use ledger_engine::stream::{LEDGER_STREAM, Stream};
+use ledger_engine::stream::{CaseId, LEDGER_STREAM, Stream};
 use rayon::prelude::*;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::finding::Code;
+use crate::prove::said_digest;
 use crate::row::{BodyRow, EntryRow, number, read_entry, tagged};
 use crate::seen::{Documents, Seen, SeenLog};
 use crate::source::{SourceError, Tables, watched};
-use crate::spill::{Log, Shelf, Trouble};
+use crate::spill::{Log, Records, Shelf, Trouble};
 use crate::tree::Tree;
 
 /// Values of one kind in memory; one takes up to a kilobyte.
@@ -51,6 +52,8 @@ pub(crate) struct StreamTip {
 pub(crate) struct Unit {
     /// The fold of the second pass.
     pub(crate) case: Option<Case>,
+    /// The fold of the first pass.
+    pub(crate) sku: Option<Sku>,
     /// One of its entries is damaged, so that nothing that follows from all of them can be judged.
     pub(crate) tainted: bool,
 }
@@ -119,8 +122,8 @@ pub(crate) struct Chain {
     /// Size below which the tree is certain.
     pub(crate) intact: u64,
     pub(crate) documents: Documents,
-    pub(crate) sku_states: BTreeMap<String, Option<Sku>>,
-    pub(crate) sku_refused: HashMap<u64, String>,
+    /// Why events of SKUs are not allowed, by index.
+    pub(crate) refused: Records<String>,
     /// Rows of the stream `ledger` that are remembered.
     registry_rows: usize,
     /// Revisions of the key registry with their entry hashes.
@@ -189,8 +192,30 @@ pub(crate) fn gap_of(record: [u8; 16]) -> (u64, u64) {
     (word(0), word(8))
 }
 
-/// What listings say, by SKU stream and revision.
-pub(crate) type Listings = HashMap<(String, u64), Vec<Said>>;
+/// What listings say, by SKU and revision.
+pub(crate) struct Listings(Shelf<(CaseId, u64), Vec<u128>>, Trouble);
+
+impl Listings {
+    pub(crate) fn new(trouble: &Trouble) -> Listings {
+        Listings(Shelf::new(HOT), trouble.clone())
+    }
+
+    fn put(&mut self, sku: CaseId, revision: u64, said: &[Said]) {
+        let said = said.iter().map(|said| said_digest(sku, revision, said)).collect();
+        let put = self.0.take(&(sku, revision)).and_then(|_| self.0.insert((sku, revision), Box::new(said)));
+        self.1.or_default(put);
+    }
+
+    /// Whether the listing of that revision says it.
+    pub(crate) fn say(&mut self, sku: CaseId, revision: u64, said: &Said) -> bool {
+        if !self.0.has(&(sku, revision)) {
+            return false;
+        }
+        let said = said_digest(sku, revision, said);
+        let found = self.0.get_or((sku, revision), Vec::new).map(|all| all.contains(&said));
+        self.1.or_default(found)
+    }
+}
 
 /// The unit of tainting: an order's case, or a stream without one.
 pub(crate) fn case_of(stream: &str) -> String {
@@ -316,8 +341,10 @@ impl Reader<'_> {
                 held.tip = Some(Tip { first, idx, revision, stored, hash });
             });
         }
-        if damage.is_none() && row.header.stream.starts_with("sku-") {
-            self.sku(chain, &row, body);
+        if damage.is_none()
+            && let Some(stream @ Stream::Sku(sku)) = Stream::parse(&row.header.stream)
+        {
+            self.sku(chain, (stream, sku), &row, body);
         }
         chain.remember(Seen {
             index: idx,
@@ -333,22 +360,16 @@ impl Reader<'_> {
     }
 
     /// Folds a SKU's entry, so that orders of any chain can be judged against it.
-    fn sku(&mut self, chain: &mut Chain, row: &EntryRow, body: &[u8]) {
-        let Some(stream) = Stream::parse(&row.header.stream) else { return };
+    fn sku(&mut self, chain: &mut Chain, (stream, sku): (Stream, CaseId), row: &EntryRow, body: &[u8]) {
         if self.chains.is_some_and(|n| u64::from(stream.chain(n)) != chain.number) {
             return;
         }
         let Ok(body) = Body::decode(body) else { return };
         let event = Occurrence::of(&row.header, stream, &body);
-        let state = chain.sku_states.entry(row.header.stream.clone()).or_default();
-        match Sku::apply(state, &event) {
+        match chain.units.with(&row.header.stream, |unit| Sku::apply(&mut unit.sku, &event)) {
             Ok(applied) if applied.said.is_empty() => {}
-            Ok(applied) => {
-                self.listings.insert((row.header.stream.clone(), row.header.revision), applied.said);
-            }
-            Err(e) => {
-                chain.sku_refused.insert(row.header.index, e.0);
-            }
+            Ok(applied) => self.listings.put(sku, row.header.revision, &applied.said),
+            Err(e) => self.trouble.or_default(chain.refused.push(row.header.index, e.0)),
         }
     }
 

@@ -23,7 +23,7 @@ use crate::row::{blob, hash, number, text};
 use crate::seen::Seen;
 use crate::single::{document_code, document_evidence, key_code};
 use crate::source::{Cursor, SourceError, Tables};
-use crate::spill::{Log, RecordReader, Records, Sorter, Trouble};
+use crate::spill::{Log, RecordReader, Sorter, Trouble};
 
 /// A commit row that can be read.
 #[derive(Clone, Copy, Debug)]
@@ -90,7 +90,7 @@ impl Keys<'_> {
     ) -> Result<(u64, u64), SourceError> {
         let mut orphans =
             Orphans { chain: chain.number, found: Collector::default(), candidates: Log::new(self.trouble) };
-        let documents = std::mem::replace(&mut folded.documents, Records::new()).forward();
+        let documents = std::mem::take(&mut folded.documents).forward();
         let documents = Documents {
             keys: self,
             chain: chain.number,

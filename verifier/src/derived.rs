@@ -133,12 +133,9 @@ impl Derived<'_> {
         let number = chain.number as u32;
         self.units.each(|unit| {
             let rows = unit.case.iter().flat_map(|case| case_rows(number, case));
+            let rows = rows.chain(unit.sku.iter().map(|sku| sku_row(number, sku)));
             rows.for_each(|row| give(row.table.name, row.cells));
         });
-        for sku in chain.sku_states.values().flatten() {
-            let row = sku_row(number, sku);
-            give(row.table.name, row.cells);
-        }
         for record in keys.forward() {
             let index = record[32..].iter().fold(0, |n, b| n << 8 | u64::from(*b));
             let row = idempotency_row(number, &Hash::from_slice(&record[..32]).unwrap_or_default(), index);

@@ -1,5 +1,6 @@
 //! Steps 2.7 to 2.12: the entries are folded, and each is judged against the state it found.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 
 use ledger_engine::adoption::{Adopted, Adoption};
@@ -25,7 +26,7 @@ use crate::report::{ChainReport, or_none};
 use crate::row::{EntryRow, read_entry};
 use crate::seen::{Document, Seen};
 use crate::source::{SourceError, Tables, watched};
-use crate::spill::{Records, Sorter, Trouble};
+use crate::spill::{RecordReader, Records, Sorter, Trouble};
 
 /// What judging needs of the whole ledger.
 pub(crate) struct Context<'a> {
@@ -35,7 +36,7 @@ pub(crate) struct Context<'a> {
     /// The genesis entry's body hash is right, but the genesis is not valid.
     pub(crate) genesis_invalid: bool,
     pub(crate) chains: &'a [Chain],
-    pub(crate) listings: &'a Listings,
+    pub(crate) listings: RefCell<Listings>,
     /// Sizes of anchors of chain 0.
     pub(crate) anchors: &'a [u64],
     pub(crate) trouble: &'a Trouble,
@@ -59,6 +60,8 @@ pub(crate) struct Folded {
     pub(crate) private_redacted: u64,
     /// What entries `chain.heads` name of other chains, as far as it was compared with them.
     pub(crate) named: Named,
+    /// Why events of SKUs are not allowed.
+    refused: Option<RecordReader<String>>,
 }
 
 /// A row with what other passes know of its place.
@@ -79,7 +82,7 @@ impl Context<'_> {
         &self,
         tables: &dyn Tables,
         chain: &Chain,
-        units: &mut chain::Named<Unit>,
+        (units, refused): (&mut chain::Named<Unit>, Records<String>),
         registry: &mut Option<Registry>,
         out: &mut Collector,
     ) -> Result<Folded, SourceError> {
@@ -92,6 +95,7 @@ impl Context<'_> {
             private_present: 0,
             private_redacted: 0,
             named: Named::below(self.anchors.iter().copied().filter(|_| chain.number == 0)),
+            refused: self.trouble.or_default(refused.forward().map(Some)),
         };
         let mut gaps = chain.gaps.forward().map(gap_of).peekable();
         let (mut places, mut documents) = (chain.seen.forward(), chain.documents.forward());
@@ -259,8 +263,8 @@ impl Context<'_> {
             return if made { Ok(()) } else { refuse("not the entry that begins a chain") };
         }
         match stream {
-            Stream::Sku(_) => match chain.sku_refused.get(&h.index) {
-                Some(why) => Err(Illegal(why.clone())),
+            Stream::Sku(_) => match folded.refused.as_mut().and_then(|r| self.trouble.or_default(r.at(h.index))) {
+                Some(why) => Err(Illegal(why)),
                 None => {
                     // A listing that was folded: its manifest can be read.
                     let manifest = manifest_of(&body.payload).filter(|_| !chain.tainted && !unit.tainted);
@@ -307,14 +311,18 @@ impl Context<'_> {
 
     /// Whether a listing says what a case rests on.
     fn listed(&self, claim: &ListingClaim) -> Result<(), Illegal> {
-        let stream = Stream::Sku(CaseId::of_sku(&claim.sku_id));
+        let sku = CaseId::of_sku(&claim.sku_id);
+        let stream = Stream::Sku(sku);
         let name = stream.to_string();
         let Some(home) = self.home(&stream).and_then(|n| self.chains.get(n as usize)) else { return Ok(()) };
         if home.tainted || home.tainted_streams.contains(&name) {
             return Ok(());
         }
-        let listed = self.listings.get(&(name, claim.revision)).is_some_and(|said| said.contains(&claim.said));
-        if listed { Ok(()) } else { Err(Illegal(claim.refuted())) }
+        if self.listings.borrow_mut().say(sku, claim.revision, &claim.said) {
+            Ok(())
+        } else {
+            Err(Illegal(claim.refuted()))
+        }
     }
 
     fn heads(&self, payload: &Object, index: u64, named: &mut Named) -> Result<(), Illegal> {

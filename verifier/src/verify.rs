@@ -1,6 +1,7 @@
 //! The whole judgement, in the steps of FORMAT.md 10.
 
 use std::cell::Cell as Counter;
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use ledger_engine::adoption::Adopted;
@@ -235,7 +236,7 @@ fn judge_all(tables: &dyn Tables, demands: &Demands<'_>, out: &mut Collector) ->
     // Entries are read twice; each time they are counted from the beginning.
     let (before, told) = (Counter::new(0), demands.progress);
     let told = |read: u64| told.is_none_or(|told| told(before.get() + read, claimed));
-    let mut listings = Listings::new();
+    let mut listings = Listings::new(&trouble);
     let mut chains: Vec<Chain> = Vec::new();
     for n in 0..count {
         let chains_known = identity.genesis.as_ref().map(|g| g.chains);
@@ -253,12 +254,13 @@ fn judge_all(tables: &dyn Tables, demands: &Demands<'_>, out: &mut Collector) ->
     }
     let of_first = anchors_of_first(demands.anchors, &identity);
     let mut units: Vec<_> = chains.iter_mut().map(|chain| std::mem::take(&mut chain.units)).collect();
+    let refused: Vec<_> = chains.iter_mut().map(|chain| std::mem::take(&mut chain.refused)).collect();
     let context = Context {
         ledger_id: identity.id,
         genesis: identity.genesis.as_ref(),
         genesis_invalid: identity.authentic && identity.genesis.is_none(),
         chains: &chains,
-        listings: &listings,
+        listings: RefCell::new(listings),
         anchors: &of_first,
         trouble: &trouble,
         told: &told,
@@ -266,8 +268,8 @@ fn judge_all(tables: &dyn Tables, demands: &Demands<'_>, out: &mut Collector) ->
     before.set(0);
     let mut registry = identity.genesis.as_ref().map(|g| Registry::new(g.chains, g.keys(), identity.hash));
     let mut folds = Vec::new();
-    for (chain, units) in chains.iter().zip(&mut units) {
-        folds.push(context.judge(tables, chain, units, &mut registry, out)?);
+    for (chain, kept) in chains.iter().zip(units.iter_mut().zip(refused)) {
+        folds.push(context.judge(tables, chain, kept, &mut registry, out)?);
         before.set(before.get() + chain.rows);
         private_rows(tables, chain, &trouble, out)?;
     }

@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use self::multiset::{Kept, Sums};
 pub(crate) use self::multiset::{RowKey, Sum};
 use self::since::{Earlier, Loader};
+pub(crate) use self::states::said_digest;
 pub(crate) use self::walk::Prepared;
 use self::walk::{Begin, Standing, Walk};
 use crate::anchor::Anchor;

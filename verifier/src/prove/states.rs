@@ -210,7 +210,7 @@ pub(super) fn spilled(e: std::io::Error) -> Stop {
 }
 
 /// Names what a listing says: 128 bits of SHA-256, so that a set of them stays small.
-pub(super) fn said_digest(sku: CaseId, revision: u64, said: &Said) -> u128 {
+pub(crate) fn said_digest(sku: CaseId, revision: u64, said: &Said) -> u128 {
     let of = |parts: &[&[u8]]| sha256(&[&[&sku.0[..], &revision.to_le_bytes()], parts].concat());
     let digest = match said {
         Said::Price(Money { amount, currency, scale }) => {

@@ -18,6 +18,12 @@ pub(crate) struct Records<T> {
     written: u64,
 }
 
+impl<T: Serialize + DeserializeOwned> Default for Records<T> {
+    fn default() -> Self {
+        Records::new()
+    }
+}
+
 impl<T: Serialize + DeserializeOwned> Records<T> {
     pub(crate) fn new() -> Self {
         Records { file: SpooledTempFile::new(SPOOL_BYTES), buffer: Vec::new(), last: None, written: 0 }
@@ -87,6 +93,16 @@ impl<T: DeserializeOwned> RecordReader<T> {
         Ok(())
     }
 
+    /// The value of a number. Passes over all smaller ones.
+    pub(crate) fn at(&mut self, number: u64) -> io::Result<Option<T>> {
+        while let Some((found, value)) = self.next_below(number + 1)? {
+            if found == number {
+                return Ok(Some(value));
+            }
+        }
+        Ok(None)
+    }
+
     /// The next value, if its number is below `end`.
     pub(crate) fn next_below(&mut self, end: u64) -> io::Result<Option<(u64, T)>> {
         let Some(next) = self.ahead.take_if(|(number, _)| *number < end) else { return Ok(None) };
@@ -119,6 +135,11 @@ mod tests {
             }
         }
         assert_eq!(n, 50_000);
+        let mut records = Records::new();
+        (0..9).for_each(|n| records.push(n * 3, n).unwrap());
+        let mut reader = records.forward().unwrap();
+        let found = [0, 1, 6, 7, 8, 24, 25].map(|number| reader.at(number).unwrap());
+        assert_eq!(found, [Some(0), None, Some(2), None, None, Some(8), None]);
         assert!(Records::<String>::new().forward().unwrap().next_below(u64::MAX).unwrap().is_none());
     }
 }
