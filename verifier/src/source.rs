@@ -6,7 +6,7 @@ mod copy;
 mod postgres;
 mod replica;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::Read as _;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -215,15 +215,22 @@ pub trait Tables {
         Ok(rows)
     }
 
-    /// Whether each of these rows of a table is there, and no other row with its key. Their keys differ.
+    /// The rows of each of some keys, in any order. The keys differ.
+    fn keyed_all(&self, table: &str, keys: &[Vec<Cell>]) -> Result<Vec<Vec<Cell>>, SourceError> {
+        let mut rows = Vec::with_capacity(keys.len());
+        for key in keys {
+            rows.extend(self.keyed(table, key)?);
+        }
+        Ok(rows)
+    }
+
+    /// Whether each of these rows of a table is there, and no other row with its key. The keys differ.
     fn has_exactly(&self, table: &str, rows: &[Vec<Cell>]) -> Result<bool, SourceError> {
         let (_, key) = columns(table);
-        for row in rows {
-            if self.keyed(table, &row[..key])? != [row.as_slice()] {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        let keys: Vec<Vec<Cell>> = rows.iter().map(|row| row[..key].to_vec()).collect();
+        let found = self.keyed_all(table, &keys)?;
+        let (expected, given): (HashSet<_>, HashSet<_>) = (rows.iter().collect(), found.iter().collect());
+        Ok(found.len() == rows.len() && expected == given)
     }
 
     /// The rows of a chain whose second column is a number of the range, ordered by key.

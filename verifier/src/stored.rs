@@ -2,7 +2,7 @@
 //! up is believed: an entry counts once its path leads to a signed root.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
 use ledger_engine::commit::COMMIT_ENTRIES_MAX;
@@ -55,6 +55,9 @@ type Tile = Rc<Vec<Hash>>;
 /// Tiles kept in memory, 8 KiB each.
 const TILES: usize = 4096;
 
+/// Bytes of bodies of histories that are followed together.
+const HISTORIES_BYTES_MAX: usize = 16 << 20;
+
 /// Computed nodes kept in memory.
 const NODES: usize = 65_536;
 
@@ -91,6 +94,26 @@ impl<'a> StoredChain<'a> {
         Err(Lost::Missing(format!("entries/{}", from + found.len() as u64)))
     }
 
+    /// Some entries, each of them once.
+    pub(crate) fn entries_at(&self, indexes: &BTreeSet<u64>) -> Result<Vec<Read>, Lost> {
+        let key = |index: &u64| vec![self.chain.into(), (*index).into()];
+        let rows = self.tables.keyed_all("entries", &indexes.iter().map(key).collect::<Vec<_>>())?;
+        let mut missing = indexes.clone();
+        let mut found = Vec::with_capacity(rows.len());
+        for cells in &rows {
+            // One that is there twice is as good as none.
+            if let Some((row, body)) =
+                read_entry(cells, &self.ledger_id).filter(|(row, _)| missing.remove(&row.header.index))
+            {
+                found.push(Read { row, body: body.to_vec() });
+            }
+        }
+        match missing.first() {
+            None if found.len() == rows.len() => Ok(found),
+            first => Err(Lost::Missing(format!("entries/{}", first.copied().unwrap_or_default()))),
+        }
+    }
+
     /// One entry.
     pub(crate) fn entry(&self, index: u64) -> Result<Read, Lost> {
         let end = index.checked_add(1).filter(|end| *end <= COUNT_MAX);
@@ -109,6 +132,16 @@ impl<'a> StoredChain<'a> {
     pub(crate) fn stream(&self, name: &str) -> Result<Option<(u64, u64)>, SourceError> {
         let rows = self.tables.keyed("stream_heads", &[self.chain.into(), name.into()])?;
         Ok(rows.first().and_then(|cells| Some((number(cells.get(4)?)?, number(cells.get(5)?)?))))
+    }
+
+    /// The same of several streams, those that there are, by name.
+    pub(crate) fn streams(&self, names: &[String]) -> Result<HashMap<String, (u64, u64)>, SourceError> {
+        let key = |name: &String| vec![self.chain.into(), name.as_str().into()];
+        let rows = self.tables.keyed_all("stream_heads", &names.iter().map(key).collect::<Vec<_>>())?;
+        let head = |cells: &Vec<Cell>| {
+            Some((text(cells.get(1)?)?.to_owned(), (number(cells.get(4)?)?, number(cells.get(5)?)?)))
+        };
+        Ok(rows.iter().filter_map(head).collect())
     }
 
     /// The size and note of the last signed checkpoint.
@@ -136,14 +169,32 @@ impl<'a> StoredChain<'a> {
             return Ok(found.clone());
         }
         let rows = self.tables.keyed("tiles", &[self.chain.into(), level.into(), n.into()])?;
-        let bytes = rows.first().and_then(|cells| blob(cells.get(3)?)).filter(|b| b.len() == TILE_BYTES);
-        let found: Option<Tile> = bytes.map(|b| Rc::new(b.chunks_exact(32).filter_map(Hash::from_slice).collect()));
+        let found = rows.first().and_then(|cells| tile_of(cells));
         let mut tiles = self.tiles.borrow_mut();
         if tiles.len() == TILES {
             tiles.clear();
         }
         tiles.insert((level, n), found.clone());
         Ok(found)
+    }
+
+    /// Looks up the tiles of these leaves together, as far as they are kept.
+    pub(crate) fn look_ahead(&self, indexes: &BTreeSet<u64>) -> Result<(), Lost> {
+        let mut tiles = self.tiles.borrow_mut();
+        let wanted: BTreeSet<u64> = indexes.iter().map(|index| index / TILE_WIDTH).collect();
+        let wanted: Vec<u64> = wanted.into_iter().filter(|n| !tiles.contains_key(&(0, *n))).take(TILES / 2).collect();
+        if tiles.len() + wanted.len() > TILES {
+            tiles.clear();
+        }
+        let key = |n: &u64| vec![self.chain.into(), 0u64.into(), (*n).into()];
+        let rows = self.tables.keyed_all("tiles", &wanted.iter().map(key).collect::<Vec<_>>())?;
+        tiles.extend(wanted.iter().map(|n| ((0, *n), None)));
+        for cells in &rows {
+            if let Some(n) = cells.get(2).and_then(number) {
+                tiles.insert((0, n), tile_of(cells));
+            }
+        }
+        Ok(())
     }
 
     /// `count` neighbours at the bottom of a tile level: leaf hashes at 0, roots of whole tiles of the level below above it.
@@ -158,6 +209,12 @@ impl<'a> StoredChain<'a> {
         }
         (first..first + count).map(|n| self.node(level * TILE_WIDTH.trailing_zeros(), n)).collect()
     }
+}
+
+/// The hashes of a tile's row.
+fn tile_of(cells: &[Cell]) -> Option<Tile> {
+    let bytes = blob(cells.get(3)?).filter(|b| b.len() == TILE_BYTES)?;
+    Some(Rc::new(bytes.chunks_exact(32).filter_map(Hash::from_slice).collect()))
 }
 
 impl Nodes for StoredChain<'_> {
@@ -210,6 +267,41 @@ impl StoredChain<'_> {
             into.insert(index, read);
         }
         Ok(())
+    }
+
+    /// Follows several streams, each from one of its entries, all of them a step at a time. `None`: they are too long together.
+    pub(crate) fn follow_all(&self, streams: &HashMap<String, (u64, u64)>) -> Result<Option<Histories>, Lost> {
+        let (mut all, mut bytes) = (Histories::new(), 0);
+        let mut next: BTreeMap<u64, &str> = BTreeMap::new();
+        for (stream, (last, _)) in streams {
+            if next.insert(*last, stream).is_some() {
+                return Err(Lost::Astray(*last));
+            }
+        }
+        while !next.is_empty() {
+            let indexes: BTreeSet<u64> = next.keys().copied().collect();
+            let mut parents = BTreeMap::new();
+            for read in self.entries_at(&indexes)? {
+                let (index, parent) = (read.row.header.index, read.row.parent_index);
+                let stream = next.get(&index).filter(|stream| read.row.header.stream == **stream);
+                let (Some(stream), true) = (stream, parent.is_none_or(|parent| parent < index)) else {
+                    return Err(Lost::Astray(index));
+                };
+                bytes += read.body.len();
+                all.insert(index, read);
+                // No entry is of two streams.
+                if let Some(parent) = parent
+                    && parents.insert(parent, *stream).is_some()
+                {
+                    return Err(Lost::Astray(parent));
+                }
+            }
+            if bytes > HISTORIES_BYTES_MAX {
+                return Ok(None);
+            }
+            next = parents;
+        }
+        Ok(Some(all))
     }
 
     /// Private documents by index, as stored.

@@ -1,7 +1,7 @@
 //! Beginning a chain at an anchor: what lies before it is represented by its tree, and what new entries rest on is looked up and
 //! proven to be in that tree. Whatever does not fit is a suspicion, and the ledger is judged as a whole.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use ledger_engine::adoption::{Adopted, Adoption};
 use ledger_engine::body::Body;
@@ -25,6 +25,9 @@ use crate::row::{blob, number, text};
 use crate::single::Known;
 use crate::source::Tables;
 use crate::stored::{Histories, Lost, Read, StoredChain};
+
+/// Orders or SKUs that are looked up at once.
+const CASES: usize = 1 << 10;
 
 impl From<Lost> for Stop {
     fn from(lost: Lost) -> Stop {
@@ -132,7 +135,8 @@ impl<'a> Loader<'a> {
     /// What was adopted before the anchor of chain 0.
     pub(super) fn adoptions(&mut self) -> Result<Vec<Adopted>, Stop> {
         let mut adopted: Vec<Adopted> = Vec::new();
-        for read in self.before(0, std::iter::once(Stream::Legacy))?.values() {
+        let Some(entries) = self.before(0, &[Stream::Legacy])? else { return suspect("so many adoptions") };
+        for read in entries.values() {
             let followed = with_event(read, |event| match Adoption::follow(adopted.last(), event) {
                 Ok(next) => {
                     adopted.push(next);
@@ -204,6 +208,7 @@ impl<'a> Loader<'a> {
             return suspect("an entry of a chain without an anchor");
         };
         let (size, root) = (base.anchor.size(), base.anchor.root());
+        base.stored.look_ahead(&entries.keys().copied().collect())?;
         for (index, Read { row, .. }) in entries {
             let path = base.stored.path(*index, size)?;
             let own = row.digests.body_ok && row.digests.id_ok && row.digests.hash == row.entry_hash;
@@ -214,23 +219,64 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
-    /// The entries of streams before the anchor, from their head rows back.
-    fn before(&mut self, chain: u32, streams: impl Iterator<Item = Stream>) -> Result<Histories, Stop> {
-        let mut entries = Histories::new();
-        let Some(base) = self.bases.get(chain as usize).and_then(Option::as_ref) else { return Ok(entries) };
-        for stream in streams {
-            let name = stream.to_string();
-            let Some((last, _)) = base.stored.stream(&name)? else { break };
-            base.stored.follow(&name, last, &mut entries)?;
+    /// The entries of streams before the anchor, from their head rows back, and for each order those of its deliveries. `None`: they are too long.
+    fn before(&mut self, chain: u32, streams: &[Stream]) -> Result<Option<Histories>, Stop> {
+        let Some(base) = self.bases.get(chain as usize).and_then(Option::as_ref) else {
+            return Ok(Some(Histories::new()));
+        };
+        let mut heads = HashMap::new();
+        let mut wanted = streams.to_vec();
+        while !wanted.is_empty() {
+            let names: Vec<String> = wanted.iter().map(Stream::to_string).collect();
+            let found = base.stored.streams(&names)?;
+            // An order's deliveries are numbered from 1.
+            let next = wanted.iter().zip(&names).filter(|(_, name)| found.contains_key(*name));
+            wanted = next
+                .filter_map(|(stream, _)| match stream {
+                    Stream::Order(case) => Some(Stream::Delivery(*case, 1)),
+                    Stream::Delivery(case, n) => Some(Stream::Delivery(*case, n + 1)),
+                    _ => None,
+                })
+                .collect();
+            heads.extend(found);
         }
+        let Some(mut entries) = base.stored.follow_all(&heads)? else { return Ok(None) };
         entries.retain(|index, _| *index < base.from);
         self.in_tree(chain, &entries)?;
-        Ok(entries)
+        Ok(Some(entries))
+    }
+
+    /// Gives the same of some orders or SKUs, each by itself, of as many at once as fit.
+    fn cases_before(
+        &mut self,
+        chain: u32,
+        keys: &[Key],
+        give: &mut dyn FnMut(Key, &Histories) -> Result<(), Stop>,
+    ) -> Result<(), Stop> {
+        let stream = |(is_sku, case): &Key| if *is_sku { Stream::Sku(*case) } else { Stream::Order(*case) };
+        let streams: Vec<Stream> = keys.iter().map(stream).collect();
+        let Some(entries) = self.before(chain, &streams)? else {
+            let (left, right) = keys.split_at(keys.len() / 2);
+            check(!left.is_empty(), "a history that is too long to be looked up")?;
+            self.cases_before(chain, left, give)?;
+            return self.cases_before(chain, right, give);
+        };
+        let mut cases: BTreeMap<Key, Histories> = BTreeMap::new();
+        for (index, read) in entries {
+            let key = match Stream::parse(&read.row.header.stream) {
+                Some(Stream::Order(case) | Stream::Delivery(case, _)) => (false, case),
+                Some(Stream::Sku(case)) => (true, case),
+                _ => return suspect("a stream before the anchor"),
+            };
+            cases.entry(key).or_default().insert(index, read);
+        }
+        cases.iter().try_for_each(|(key, entries)| give(*key, entries))
     }
 
     /// Adds to a piece what its entries rest on.
     pub(super) fn prepare(&mut self, chain: u32, piece: &mut Piece) -> Result<(), Stop> {
         let mut earlier = Vec::new();
+        let (mut cases, mut skus): (Vec<Key>, BTreeMap<u32, Vec<Key>>) = Default::default();
         for cells in &piece.entries {
             let (Some(stream), Some(revision)) =
                 (cells.get(3).and_then(text).and_then(Stream::parse), cells.get(4).and_then(number))
@@ -239,21 +285,19 @@ impl<'a> Loader<'a> {
                 continue;
             };
             if matches!(cells.get(7).and_then(text), Some("order.created" | "delivery.ready")) {
-                self.listings(cells, &mut earlier)?;
+                let sku = sku_of(cells).filter(|sku| self.listings.insert(*sku));
+                sku.into_iter().for_each(|sku| skus.entry(sku.route(self.chains)).or_default().push((true, sku)));
             }
             match stream {
                 Stream::Order(case) | Stream::Delivery(case, _) => {
                     let first = matches!(stream, Stream::Order(_)) && revision == 1;
                     if self.seen.insert((false, case)) && !first {
-                        let deliveries = (1..).map(|n| Stream::Delivery(case, n));
-                        let entries = self.before(chain, std::iter::once(Stream::Order(case)).chain(deliveries))?;
-                        earlier.extend(fold((false, case), &entries)?);
+                        cases.push((false, case));
                     }
                 }
                 Stream::Sku(case) => {
                     if self.seen.insert((true, case)) && revision > 1 {
-                        let entries = self.before(chain, std::iter::once(stream))?;
-                        earlier.extend(fold((true, case), &entries)?);
+                        cases.push((true, case));
                     }
                 }
                 Stream::Ledger | Stream::Heads | Stream::Legacy | Stream::Exports | Stream::Chain(_) => {
@@ -261,6 +305,17 @@ impl<'a> Loader<'a> {
                         earlier.extend(self.tip(chain, stream, cells)?);
                     }
                 }
+            }
+        }
+        for keys in cases.chunks(CASES) {
+            self.cases_before(chain, keys, &mut |key, entries| {
+                earlier.extend(fold(key, entries)?);
+                Ok(())
+            })?;
+        }
+        for (home, skus) in &skus {
+            for keys in skus.chunks(CASES) {
+                self.cases_before(*home, keys, &mut |(_, sku), entries| listings(sku, entries, &mut earlier))?;
             }
         }
         piece.earlier = earlier;
@@ -285,27 +340,29 @@ impl<'a> Loader<'a> {
         let (revision, hash) = (tip.row.header.revision, tip.row.digests.hash);
         Ok(Some(Earlier::Tip(stream, Tip { revision, hash, index: parent, first })))
     }
+}
 
-    /// The listings before the anchor of the SKU that an order, or a delivery's proof, is of.
-    fn listings(&mut self, cells: &[Cell], earlier: &mut Vec<Earlier>) -> Result<(), Stop> {
-        let body = cells.get(14).and_then(blob).and_then(|b| Body::decode(b).ok());
-        let member = |name| body.as_ref().and_then(|b| b.payload.value(name));
-        let proof = || Some(read_delivery_proof(member("delivery_proof")?)?.terms.sku_id);
-        let sku = member("sku_id").and_then(Value::as_str).map(str::to_owned).or_else(proof);
-        let sku = sku.as_deref().map(CaseId::of_sku);
-        let Some(sku) = sku.filter(|sku| self.listings.insert(*sku)) else { return Ok(()) };
-        let entries = self.before(sku.route(self.chains), std::iter::once(Stream::Sku(sku)))?;
-        let mut state = None;
-        for read in entries.values() {
-            let mut said = Vec::new();
-            let applied =
-                with_event(read, |event| Sku::apply(&mut state, event).map(|applied| said = applied.said).is_ok());
-            check(applied, "a SKU's event before the anchor")?;
-            let revision = read.row.header.revision;
-            earlier.extend(said.iter().map(|said| Earlier::Listed(said_digest(sku, revision, said))));
-        }
-        Ok(())
+/// The SKU that an order, or a delivery's proof, is of.
+fn sku_of(cells: &[Cell]) -> Option<CaseId> {
+    let body = cells.get(14).and_then(blob).and_then(|b| Body::decode(b).ok())?;
+    let member = |name| body.payload.value(name);
+    let proof = || Some(read_delivery_proof(member("delivery_proof")?)?.terms.sku_id);
+    let sku = member("sku_id").and_then(Value::as_str).map(str::to_owned).or_else(proof);
+    sku.as_deref().map(CaseId::of_sku)
+}
+
+/// What the listings of a SKU before the anchor say.
+fn listings(sku: CaseId, entries: &Histories, earlier: &mut Vec<Earlier>) -> Result<(), Stop> {
+    let mut state = None;
+    for read in entries.values() {
+        let mut said = Vec::new();
+        let applied =
+            with_event(read, |event| Sku::apply(&mut state, event).map(|applied| said = applied.said).is_ok());
+        check(applied, "a SKU's event before the anchor")?;
+        let revision = read.row.header.revision;
+        earlier.extend(said.iter().map(|said| Earlier::Listed(said_digest(sku, revision, said))));
     }
+    Ok(())
 }
 
 /// The keys that entries of the registry give.

@@ -10,7 +10,7 @@
 //! one snapshot, which is given up then.
 
 use std::cell::{OnceCell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -77,8 +77,10 @@ const PAGE_BYTES: usize = 2 << 20;
 const POSITION_ROWS_MAX: usize = 32_768;
 /// Bytes that are read of one place, or looked up at once: no ledger has a quarter of it there.
 const PLACE_BYTES_MAX: usize = 64 << 20;
+/// Keys that are looked up at once.
+const LOOKED_UP: usize = 1 << 10;
 /// How long single rows are looked up in one transaction.
-const LOOKED_UP: Duration = Duration::from_secs(1);
+const PASSING: Duration = Duration::from_secs(1);
 /// Blocks whose rows are counted in one transaction: 256 MiB.
 const BLOCKS: i64 = 1 << 15;
 
@@ -244,7 +246,7 @@ impl Postgres {
             return self.held();
         }
         let First { client, passing, .. } = &mut *self.first.borrow_mut();
-        if passing.is_some_and(|begun| begun.elapsed() < LOOKED_UP) {
+        if passing.is_some_and(|begun| begun.elapsed() < PASSING) {
             return Ok(());
         }
         if passing.take().is_some() {
@@ -531,17 +533,16 @@ impl Postgres {
         }
         let Some(query) = self.query(table, &format!("WHERE {condition} {order}"), &[]) else { return Ok(Vec::new()) };
         let parameters: Vec<&(dyn ToSql + Sync)> = key.iter().map(parameter).collect();
-        self.few(table, &columns, query, &parameters)
+        self.few(&columns, query, &parameters)?.ok_or_else(|| self.too_much(table))
     }
 
-    /// The rows of a query that gives few of a table.
+    /// The rows of a query; `None` if they are more than what can be at a place.
     fn few(
         &self,
-        table: &str,
         columns: &[Column],
         query: String,
         parameters: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<Vec<Cell>>, SourceError> {
+    ) -> Result<Option<Vec<Vec<Cell>>>, SourceError> {
         let mut first = self.first.borrow_mut();
         let First { client, prepared, .. } = &mut *first;
         let read = || -> Result<Option<Vec<Vec<Cell>>>, postgres::Error> {
@@ -571,8 +572,52 @@ impl Postgres {
             }
             Ok(Some(all))
         };
-        let why = || format!("over {} MiB of rows of {table} are at one place", PLACE_BYTES_MAX >> 20);
-        read().map_err(|e| self.failed(&e))?.ok_or_else(|| self.unreadable(why()))
+        read().map_err(|e| self.failed(&e))
+    }
+
+    /// Adds the rows of some keys, all at once if they are not too large.
+    fn look_up(&self, table: &str, keys: &[Vec<Cell>], rows: &mut Vec<Vec<Cell>>) -> Result<(), SourceError> {
+        let Some(listed) = self.columns(table) else { return Ok(()) };
+        let Some(length) = keys.first().map(Vec::len) else { return Ok(()) };
+        let names = &columns(table).0[..length];
+        let keys_by_column: Option<Vec<Keys<'_>>> = (0..length).map(|at| Keys::of(keys, at)).collect();
+        // What is of another type is not equal.
+        let fits = |(key, name): (&Keys<'_>, &&str)| self.kind_of(table, name) == Some(key.kind());
+        let Some(by_column) = keys_by_column.filter(|by_column| by_column.iter().zip(names).all(fits)) else {
+            return Ok(());
+        };
+        self.ready()?;
+        let column = |(name, kind): &Column| kind.map_or_else(|| "NULL".to_owned(), |_| format!("t.{name}"));
+        let select: Vec<String> = listed.iter().map(column).collect();
+        let arrays: Vec<String> = (1..).zip(&by_column).map(|(n, key)| format!("${n}::{}[]", key.sql())).collect();
+        let given: Vec<String> = (0..length).map(|n| format!("k{n}")).collect();
+        let equal = given.iter().zip(&by_column).zip(names);
+        let equal: Vec<String> = equal.map(|((k, key), name)| format!("t.{name}{} = {k}", key.collation())).collect();
+        let query = format!(
+            "SELECT {} FROM unnest({}) given ({}) JOIN {SCHEMA}.{table} t ON {}",
+            select.join(", "),
+            arrays.join(", "),
+            given.join(", "),
+            equal.join(" AND ")
+        );
+        let parameters: Vec<&(dyn ToSql + Sync)> = by_column.iter().map(Keys::parameter).collect();
+        // By the index, key for key.
+        let plan = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
+        self.first.borrow_mut().client.batch_execute(plan).map_err(|e| self.failed(&e))?;
+        match self.few(&listed, query, &parameters)? {
+            Some(found) => rows.extend(found),
+            None if keys.len() == 1 => return Err(self.too_much(table)),
+            None => {
+                let (left, right) = keys.split_at(keys.len() / 2);
+                self.look_up(table, left, rows)?;
+                self.look_up(table, right, rows)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn too_much(&self, table: &str) -> SourceError {
+        self.unreadable(format!("over {} MiB of rows of {table} are at one place", PLACE_BYTES_MAX >> 20))
     }
 
     /// That columns are equal to a key's, as conditions.
@@ -746,39 +791,15 @@ impl Tables for Postgres {
         self.select(table, names, &self.equal(table, names), "", key)
     }
 
-    fn has_exactly(&self, table: &str, rows: &[Vec<Cell>]) -> Result<bool, SourceError> {
+    fn keyed_all(&self, table: &str, keys: &[Vec<Cell>]) -> Result<Vec<Vec<Cell>>, SourceError> {
         if let Some(copied) = self.copied.get() {
-            return copied.tables.has_exactly(table, rows);
+            return copied.tables.keyed_all(table, keys);
         }
-        let Some(listed) = self.columns(table) else { return Ok(rows.is_empty()) };
-        let (names, key) = columns(table);
-        let keys: Option<Vec<Keys<'_>>> = (0..key).map(|at| Keys::of(rows, at)).collect();
-        // What is of another type is not equal.
-        let keys =
-            keys.filter(|keys| keys.iter().zip(names).all(|(k, name)| self.kind_of(table, name) == Some(k.kind())));
-        let Some(keys) = keys else { return Ok(rows.is_empty()) };
-        self.ready()?;
-        let columns: Vec<String> =
-            listed.iter().map(|(c, kind)| kind.map_or("NULL".into(), |_| format!("t.{c}"))).collect();
-        let arrays: Vec<String> = (1..).zip(&keys).map(|(n, k)| format!("${n}::{}[]", k.sql())).collect();
-        let named: Vec<String> = (0..key).map(|n| format!("k{n}")).collect();
-        let equal: Vec<String> =
-            (0..).zip(&keys).zip(names).map(|((n, k), name)| format!("t.{name}{} = k{n}", k.collation())).collect();
-        let query = format!(
-            "SELECT {} FROM unnest({}) keys ({}) JOIN {SCHEMA}.{table} t ON {}",
-            columns.join(", "),
-            arrays.join(", "),
-            named.join(", "),
-            equal.join(" AND ")
-        );
-        let parameters: Vec<&(dyn ToSql + Sync)> = keys.iter().map(Keys::parameter).collect();
-        // By the index, key for key.
-        let plan = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
-        self.first.borrow_mut().client.batch_execute(plan).map_err(|e| self.failed(&e))?;
-        let found = self.few(table, &listed, query, &parameters)?;
-        let (expected, given): (HashSet<&Vec<Cell>>, HashSet<&Vec<Cell>>) =
-            (rows.iter().collect(), found.iter().collect());
-        Ok(found.len() == rows.len() && expected == given)
+        let mut rows = Vec::with_capacity(keys.len());
+        for keys in keys.chunks(LOOKED_UP) {
+            self.look_up(table, keys, &mut rows)?;
+        }
+        Ok(rows)
     }
 
     fn span(&self, table: &str, chain: u64, range: Range<u64>) -> Result<Vec<Vec<Cell>>, SourceError> {
