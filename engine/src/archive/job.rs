@@ -10,6 +10,7 @@
 //! before the entry that says so is durable.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::ExportError;
 use super::check::{self, Fault};
@@ -32,10 +33,26 @@ use crate::note::{Checkpoint, Note};
 use crate::reader::{Reader, StoredNodes, blocking};
 use crate::registry::{Purpose, Registry};
 use crate::signer::SignerError;
-use crate::store::{Store, StoreError};
+use crate::store::{Exclusive, Store, StoreError};
 use crate::stream::{HEADS_STREAM, Stream};
 use crate::time::rfc3339;
 use crate::writer::{SystemEvent, Work};
+
+/// How long the place of a job that is gone may be taken for: a database notices after a moment that a connection was closed.
+const GOING: Duration = Duration::from_secs(3);
+
+/// Waits for the ledger's place for jobs, for a moment.
+async fn place_of_the_job(store: &Arc<dyn Store>) -> Result<Exclusive, ExportError> {
+    let begun = Instant::now();
+    loop {
+        let store = Arc::clone(store);
+        match blocking(move || store.exclusive()).await? {
+            Some(held) => return Ok(held),
+            None if begun.elapsed() < GOING => tokio::time::sleep(Duration::from_millis(50)).await,
+            None => return Err(ExportError::Busy),
+        }
+    }
+}
 
 /// How to make a batch.
 #[derive(Clone, Debug)]
@@ -301,8 +318,7 @@ impl Ledger {
             return Err(ExportError::Unfit(archive.location().to_owned(), why));
         }
         let (store, id) = (Arc::clone(self.store()), self.id());
-        let locking = Arc::clone(&store);
-        let Some(_one_at_a_time) = blocking(move || locking.exclusive()).await? else { return Err(ExportError::Busy) };
+        let _one_at_a_time = place_of_the_job(&store).await?;
         self.refresh_registry().await?;
         // Before anything is written: without a key, or with an archive that cannot keep it, there is no export.
         let shared = Arc::clone(&self.shared);
