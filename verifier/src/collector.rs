@@ -60,7 +60,10 @@ impl Collector {
     }
 
     pub(crate) fn entry_missing(&mut self, chain: u64, from: u64, to: u64) {
-        let evidence = format!("{} entries from index {from}", to - from);
+        let evidence = match to - from {
+            0 => "the chain has none, and begins with one".to_owned(),
+            n => format!("{n} entries from index {from}"),
+        };
         self.report(Code::EntryMissing, Some(chain), format!("entries/{from}/{to}"), evidence);
     }
 
