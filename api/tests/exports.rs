@@ -1,6 +1,7 @@
 //! The nightly job as it is run: `ledger export`, `ledger exports`, `audit-verify` on what is in the bucket, and what is done to it.
 #![allow(missing_docs)]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -1122,6 +1123,138 @@ fn an_archive_of_keys_in_other_hands_needs_a_checkpoint() {
     let (exit, said) = restore("alone", "kept");
     assert!(exit == 0 && said.contains("the ledger goes on"), "{said}");
     assert_eq!(shop.verify("alone", " --anchor kept").0, 0);
+}
+
+/// Numbers that come the same each time.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % n
+    }
+}
+
+/// Changes lines of a file in one of the ways that somebody may think of.
+fn change(lines: &mut Vec<Vec<u8>>, numbers: &mut Numbers) {
+    let (at, other) = (numbers.below(lines.len()), numbers.below(lines.len()));
+    // A member that two lines have, which one takes from the other.
+    let mut taken = |from: &str, to: &str| {
+        let (text, donor) = (String::from_utf8_lossy(&lines[at]), String::from_utf8_lossy(&lines[other]));
+        let cut =
+            |text: &str| Some((text.find(from)?, text.find(to).filter(|end| *end > text.find(from).unwrap_or(0))?));
+        if let (Some((a, b)), Some((c, d))) = (cut(&text), cut(&donor)) {
+            lines[at] = format!("{}{}{}", &text[..a], &donor[c..d], &text[b..]).into_bytes();
+        }
+    };
+    match numbers.below(9) {
+        0 => drop(lines.remove(at)),
+        1 => lines.insert(other, lines[at].clone()),
+        2 => lines.swap(at, other),
+        3 => lines.truncate(at),
+        4 => taken("\"signatures\":", "}}"),
+        5 => taken("{\"body\":", "\"entry_hash\":"),
+        6 => taken("\"document\":", ",\"index\":"),
+        _ => {
+            let digits: Vec<usize> = (0..lines[at].len()).filter(|i| lines[at][*i].is_ascii_digit()).collect();
+            let digit = digits[numbers.below(digits.len())];
+            lines[at][digit] = b'0' + numbers.below(10) as u8;
+        }
+    }
+}
+
+/// Whoever has the export key can sign a manifest of anything; the ledger comes back as it was, or not at all.
+#[test]
+fn what_the_export_key_signs_is_not_yet_the_ledger() {
+    use ed25519_dalek::Signer as _;
+    use ledger_engine::export::Manifest;
+    use ledger_engine::hash::sha256;
+
+    let shop = Shop::with("init --chains 2");
+    exported(&shop);
+    shell(shop.dir.path(), "gunzip archive/marketplace/*/*/*.gz");
+    let mut keys = std::fs::read_dir(shop.path("shop/keys")).unwrap().map(|f| f.unwrap().path());
+    let key = keys.find(|path| path.file_name().unwrap().to_string_lossy().starts_with("export")).unwrap();
+    let key = ledger_engine::keys::read_signing_key(&key).unwrap();
+    let batches = [1, 2].map(|sequence| shop.batch_path(sequence));
+    // Says of the files what they are now.
+    let seal = |archive: &str| {
+        let mut before = None;
+        for batch in &batches {
+            let file = shop.path(archive).join("marketplace").join(batch);
+            let mut manifest = Manifest::decode(&std::fs::read(&file).unwrap()).unwrap();
+            let described = manifest.batch.as_mut().unwrap();
+            described.previous.iter_mut().for_each(|previous| previous.manifest_sha256 = before.unwrap());
+            manifest.chains.iter_mut().for_each(|range| (range.commits, range.checkpoints) = (0, 0));
+            for (named, stored) in manifest.files.iter_mut().zip(&mut described.stored) {
+                named.name = named.name.trim_end_matches(".gz").to_owned();
+                let lines = std::fs::read(file.with_file_name(&named.name)).unwrap();
+                named.bytes = lines.len() as u64;
+                named.lines = lines.iter().filter(|b| **b == b'\n').count() as u64;
+                (named.sha256, named.blake3) =
+                    (sha256(&[&lines]), ledger_engine::hash::Hash(*blake3::hash(&lines).as_bytes()));
+                (stored.name, stored.bytes, stored.sha256) = (named.name.clone(), named.bytes, named.sha256);
+                let count =
+                    |what: &[u8]| lines.split(|b| *b == b'\n').filter(|line| line.starts_with(what)).count() as u64;
+                let range = &mut manifest.chains[named.chain as usize];
+                range.commits += count(b"{\"commit\"");
+                range.checkpoints += count(b"{\"checkpoint\"");
+            }
+            let signature = key.sign(&manifest.statement()).to_bytes();
+            manifest.signature.as_mut().unwrap().signature = signature;
+            before = Some(manifest.digest());
+            std::fs::write(&file, manifest.encode()).unwrap();
+        }
+    };
+    let restore = |archive: &str, dir: &str| {
+        shop.run_in(dir, &format!("restore --from {archive} --trust {} --newest-checkpoint none --drill", shop.id))
+    };
+    let all = |dir: &str| -> BTreeMap<String, BTreeSet<String>> {
+        let db = shop.path(dir).join("ledger.db");
+        let opened = rusqlite::Connection::open(&db).unwrap();
+        let mut names = opened.prepare("SELECT name FROM sqlite_schema WHERE type = 'table'").unwrap();
+        let names = names.query_map([], |row| row.get::<_, String>(0)).unwrap();
+        let table = |name: String| (name.clone(), rows(&db, &format!("SELECT * FROM {name}")).into_iter().collect());
+        names.map(|name| table(name.unwrap())).collect()
+    };
+    seal("archive");
+    let (exit, said) = restore("archive", "good");
+    assert_eq!(exit, 0, "{said}");
+    let good = all("good");
+
+    let (mut numbers, mut refused) = (Numbers(7), 0);
+    for round in 0..60 {
+        shell(shop.dir.path(), "rm -rf changed new; cp -r archive changed");
+        let files =
+            std::fs::read_dir(shop.path("changed/marketplace").join(&batches[numbers.below(2)]).parent().unwrap());
+        let mut files: Vec<PathBuf> = files.unwrap().map(|f| f.unwrap().path()).collect();
+        files.retain(|path| path.extension().is_some_and(|e| e == "jsonl"));
+        files.sort();
+        let file = files.swap_remove(numbers.below(files.len()));
+        let bytes = std::fs::read(&file).unwrap();
+        let mut lines: Vec<Vec<u8>> = bytes.split(|b| *b == b'\n').map(<[u8]>::to_vec).collect();
+        lines.pop();
+        change(&mut lines, &mut numbers);
+        let lines: Vec<u8> = lines.into_iter().flat_map(|line| [line, b"\n".to_vec()].concat()).collect();
+        std::fs::write(&file, &lines).unwrap();
+        seal("changed");
+        let (exit, said) = restore("changed", "new");
+        let (judged, report) = shop.verify("changed", "");
+        assert_eq!(exit, judged, "round {round} of {}: {said}{report}", file.display());
+        if exit == 0 {
+            for (table, rows) in all("new") {
+                // Who has the archive may leave documents and checkpoints out of it.
+                let fewer =
+                    ["private_documents", "checkpoints"].contains(&table.as_str()) && rows.is_subset(&good[&table]);
+                assert!(fewer || rows == good[&table], "round {round}: other {table} from {}", file.display());
+            }
+        } else {
+            refused += 1;
+            assert!(exit == 1 && !shop.path("new").exists(), "round {round}: {said}");
+            assert_ne!(lines, bytes, "round {round}: {said}");
+        }
+    }
+    assert!((30..60).contains(&refused), "{refused}");
 }
 
 /// Whoever comes second is told so, or finds what the first one made.
