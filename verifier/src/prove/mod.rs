@@ -48,6 +48,10 @@ const PIECE_BYTES: usize = 4 << 20;
 const ROWS_MAX: usize = 4 * PIECE + 1;
 /// Pieces read ahead.
 const AHEAD: usize = 2;
+/// So many entries are judged from an anchor on, however few there are before them.
+const FEW: u64 = 1 << 16;
+/// More are judged with all before them, and so are more than a quarter of all: looking up what they rest on takes longer than reading it, and memory.
+const NEW_MAX: u64 = 1 << 20;
 /// How often it is tried to come near to the end of a ledger that grows.
 const ROUNDS: usize = 8;
 /// Rows, and bytes of them, that are looked up at once.
@@ -144,6 +148,10 @@ pub(crate) fn prove(
         true => Loader::new(tables, ledger_id, genesis, demands.anchors)?,
         false => None,
     };
+    let since = since.filter(|(loader, _)| {
+        let before = (0..genesis.chains).map(|chain| loader.from(chain)).fold(0, u64::saturating_add);
+        is_tail(prover.claimed_size.saturating_sub(before), prover.claimed_size)
+    });
     let (mut reports, since) = match since {
         Some((loader, registry)) => {
             prover.registry = registry;
@@ -157,7 +165,12 @@ pub(crate) fn prove(
     Ok(Proved { chains: reports, unusable, keys, adopted: prover.adopted, since })
 }
 
-/// How many entries the source claims: for progress only.
+/// Whether the last entries of all are few enough to be judged from an anchor on.
+fn is_tail(new: u64, all: u64) -> bool {
+    new <= FEW || new <= NEW_MAX && new <= all / 4
+}
+
+/// How many entries the source claims.
 pub(crate) fn claimed_size(tables: &dyn Tables) -> Result<u64, SourceError> {
     if let Some(export) = tables.export() {
         return Ok(export.entries());
@@ -528,6 +541,26 @@ fn read_pieces(
         // The other side stops at the first suspicion.
         if !prepare(&mut piece) || sender.send(piece).is_err() || end {
             return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_new_is_judged_alone_where_that_takes_less() {
+        for (new, all, alone) in [
+            (0, 0, true),
+            (65_536, 65_540, true),
+            (65_537, 200_000, false),
+            (65_537, 262_148, true),
+            (1 << 20, 10_000_000, true),
+            (1_048_577, 10_000_000, false),
+            (5, 3, true),
+        ] {
+            assert_eq!(is_tail(new, all), alone, "{new} of {all}");
         }
     }
 }

@@ -236,8 +236,8 @@ impl<'p, 'a> Walk<'p, 'a> {
             // Whoever takes the lines remembers states too.
             HOT / 8
         } else if prover.sums.kept.is_some() {
-            // Walks of all chains may be paused at once.
-            HOT / prover.genesis.chains.max(1) as usize
+            // Walks of all chains may be paused at once, and what is looked up takes room.
+            HOT / 4 / prover.genesis.chains.max(1) as usize
         } else {
             HOT
         };
