@@ -27,7 +27,7 @@ use crate::source::Tables;
 use crate::stored::{Histories, Lost, Read, StoredChain};
 
 /// Orders or SKUs that are looked up at once.
-const CASES: usize = 1 << 10;
+const CASES: usize = 1 << 8;
 
 impl From<Lost> for Stop {
     fn from(lost: Lost) -> Stop {
