@@ -245,12 +245,10 @@ impl Postgres {
         if !*self.passing.borrow() {
             return self.held();
         }
+        self.lapse()?;
         let First { client, passing, .. } = &mut *self.first.borrow_mut();
-        if passing.is_some_and(|begun| begun.elapsed() < PASSING) {
+        if passing.is_some() {
             return Ok(());
-        }
-        if passing.take().is_some() {
-            client.batch_execute("COMMIT").map_err(|e| self.failed(&e))?;
         }
         let names: Vec<&str> = self.present.keys().map(String::as_str).collect();
         let tables: Vec<String> = names.iter().map(|name| format!("{SCHEMA}.{name}")).collect();
@@ -258,6 +256,15 @@ impl Postgres {
         client.batch_execute(&begin).map_err(|e| self.failed(&e))?;
         *passing = Some(Instant::now());
         plain(client, &names).map_err(|e| self.failed(&e))?.map_err(|why| self.unreadable(why))?;
+        Ok(())
+    }
+
+    /// Ends a transaction of look-ups that is some moments old: whoever alters a table waits for it.
+    fn lapse(&self) -> Result<(), SourceError> {
+        let First { client, passing, .. } = &mut *self.first.borrow_mut();
+        if passing.take_if(|begun| begun.elapsed() >= PASSING).is_some() {
+            client.batch_execute("COMMIT").map_err(|e| self.failed(&e))?;
+        }
         Ok(())
     }
 
@@ -1058,7 +1065,7 @@ fn counted_alike(client: &mut Client) -> Result<bool, postgres::Error> {
         for (at, (by, not)) in [("index", "seq"), ("seq", "index")].into_iter().enumerate() {
             client.batch_execute(&format!(
                 "SET LOCAL enable_{by}scan = on; SET LOCAL enable_{not}scan = off; SET LOCAL enable_bitmapscan = off;
-                     SET LOCAL enable_indexonlyscan = {}",
+                 SET LOCAL enable_indexonlyscan = {}",
                 if by == "index" { "on" } else { "off" }
             ))?;
             counted[at] = client.query_one(&format!("SELECT count(*) FROM {SCHEMA}.{table}"), &[])?.get(0);
@@ -1189,7 +1196,10 @@ impl Cursor for PageCursor<'_> {
                 return Ok(None);
             }
             match self.receiver.recv() {
-                Ok(Ok(Some(page))) => self.page = page.into_iter(),
+                Ok(Ok(Some(page))) => {
+                    self.page = page.into_iter();
+                    self.source.lapse()?;
+                }
                 Ok(Ok(None)) => {
                     self.ended = true;
                     if let Some(counted) = self.counted {
