@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use audit_verify::{Anchor, Demands, Verdict, explain, verify_path, verify_path_with};
 use flate2::Compression;
 use flate2::read::MultiGzDecoder;
-use flate2::write::GzEncoder;
+use flate2::write::{DeflateEncoder, GzEncoder};
 use ledger_engine::archive::{ExportError, ExportOptions};
 use ledger_engine::export::{ExportFile, FileKind, MANIFEST_NAME, Manifest};
 use ledger_engine::hash::{Hash, sha256};
@@ -296,7 +296,7 @@ async fn an_export_says_what_the_ledger_says() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = dir.path().join("ledger");
         let id = sample(&ledger, chains).await;
-        let (plain, gzip, again) = (dir.path().join("plain"), dir.path().join("gzip"), dir.path().join("again"));
+        let [plain, gzip, again, mixed] = ["plain", "gzip", "again", "mixed"].map(|name| dir.path().join(name));
         let manifest = export(&ledger, OPTIONS(), &plain).await;
         let compressed = export(&ledger, ExportOptions { gzip: true, ..OPTIONS() }, &gzip).await;
         assert_eq!(manifest.chains, compressed.chains);
@@ -311,11 +311,31 @@ async fn an_export_says_what_the_ledger_says() {
             let mut zip = GzEncoder::new(Vec::new(), Compression::best());
             zip.write_all(&lines).unwrap();
             std::fs::write(again.join(&b.name), zip.finish().unwrap()).unwrap();
+            // The first lines as they were, and others as `gzip` makes them.
+            std::fs::create_dir_all(&mixed).unwrap();
+            let first = lines.iter().position(|b| *b == b'\n').unwrap() + 1;
+            let (ours, rest) = lines.split_at(first);
+            let mut deflate = DeflateEncoder::new(Vec::new(), Compression::fast());
+            deflate.write_all(ours).unwrap();
+            let deflated = deflate.finish().unwrap();
+            let mut sum = flate2::Crc::new();
+            sum.update(ours);
+            let header = ledger_engine::export::member_header(deflated.len()).unwrap();
+            let mut pieces =
+                [&header[..], &deflated, &sum.sum().to_le_bytes(), &(ours.len() as u32).to_le_bytes()].concat();
+            for piece in [rest, &[]] {
+                let mut zip = GzEncoder::new(&mut pieces, Compression::best());
+                zip.write_all(piece).unwrap();
+                zip.finish().unwrap();
+            }
+            std::fs::write(mixed.join(&b.name), pieces).unwrap();
         }
-        std::fs::copy(gzip.join(MANIFEST_NAME), again.join(MANIFEST_NAME)).unwrap();
+        for other in [&again, &mixed] {
+            std::fs::copy(gzip.join(MANIFEST_NAME), other.join(MANIFEST_NAME)).unwrap();
+        }
         let of_ledger = verify_path(&ledger, Some(id));
         assert_eq!(of_ledger.verdict(), Verdict::Verified, "{}", of_ledger.to_text());
-        for path in [&plain, &gzip, &again, &plain.join(MANIFEST_NAME)] {
+        for path in [&plain, &gzip, &again, &mixed, &plain.join(MANIFEST_NAME)] {
             let report = verify_path(path, Some(id));
             assert_eq!(report.verdict(), Verdict::Verified, "{}", report.to_text());
             assert_eq!(report.reason(), "", "the quick proof did");

@@ -120,9 +120,18 @@ impl Blocks {
                 }
                 let header: &[u8; MEMBER_HEADER_BYTES] =
                     member.as_slice().try_into().unwrap_or(&[0; MEMBER_HEADER_BYTES]);
-                let Some(len) = member_len(header).filter(|len| *len <= MEMBER_BYTES_MAX) else {
-                    return fault("a gzip member does not say how long it is, or is too long".to_owned());
+                let Some(len) = member_len(header) else {
+                    // From here on somebody compressed it in another way.
+                    input.seek_relative(-(MEMBER_HEADER_BYTES as i64))?;
+                    let nothing = Blocks::Stream(Box::new(io::empty()), Vec::new());
+                    if let Blocks::Members(rest) = std::mem::replace(self, nothing) {
+                        *self = Blocks::Stream(Box::new(MultiGzDecoder::new(rest)), Vec::new());
+                    }
+                    return self.next(spare);
                 };
+                if len > MEMBER_BYTES_MAX {
+                    return fault(format!("a gzip member of {len} bytes, over the limit of {MEMBER_BYTES_MAX}"));
+                }
                 member.resize(len, 0);
                 if read_up_to(input, &mut member[MEMBER_HEADER_BYTES..])? + MEMBER_HEADER_BYTES < len {
                     return fault("the file ends within a gzip member".to_owned());
