@@ -1123,6 +1123,103 @@ fn an_archive_of_keys_in_other_hands_needs_a_checkpoint() {
     let (exit, said) = restore("alone", "kept");
     assert!(exit == 0 && said.contains("the ledger goes on"), "{said}");
     assert_eq!(shop.verify("alone", " --anchor kept").0, 0);
+
+    // What was tried is tried again, and goes on as soon as somebody answers for it.
+    let (exit, said) = restore("tried", "none --drill");
+    assert!(exit == 0 && said.contains("an earlier run had begun it"), "{said}");
+    shell(shop.dir.path(), "cp -r shop/keys tried/keys");
+    let (exit, said) = restore("tried", "none");
+    assert!(exit == 2 && said.contains("in other hands then"), "{said}");
+    let (exit, said) = restore("tried", "kept");
+    assert!(exit == 0 && said.contains("the ledger goes on"), "{said}");
+
+    // A document that was damaged is lost, and nothing else: the checkpoint answers for the rest of a damaged archive too.
+    shell(
+        shop.dir.path(),
+        "gunzip archive/marketplace/*/*-00000001-*/private-*; f=$(ls archive/marketplace/*/*-00000001-*/private-* | head -1); \
+         sed -i '2s/@/#/' $f; gzip archive/marketplace/*/*-00000001-*/private-*",
+    );
+    keys("damaged");
+    let (exit, said) = restore("damaged", "none --accept-loss x");
+    assert!(exit == 2 && said.contains("in other hands then") && !shop.path("damaged/ledger.db").exists(), "{said}");
+    let (exit, said) = restore("damaged", "kept --accept-loss x");
+    assert!(exit == 0 && said.contains("the ledger goes on") && said.contains("of 1 entry is not in"), "{said}");
+    assert_eq!(shop.verify("damaged", " --anchor kept").0, 0);
+}
+
+/// A ledger that is there, and that no restore began, is none that a restore ends.
+#[test]
+fn what_no_restore_began_is_left_alone() {
+    let shop = Shop::with("init");
+    shop.json("export --copy --out copy", &[]);
+    let restore = |dir: &str, rest: &str| {
+        shop.run_in(dir, &format!("restore --from copy --trust {} --newest-checkpoint none{rest}", shop.id))
+    };
+    let submit = r#"{"command":"sku.list","actor":"service:c","sku_id":"more","title":"t","price":{"amount":5,"currency":"EUR","scale":2}}"#;
+    std::fs::write(shop.path("more"), submit).unwrap();
+    shell(shop.dir.path(), "cp -r shop live");
+    for rest in ["", " --drill"] {
+        let (exit, said) = restore("live", rest);
+        assert!(exit == 2 && said.contains("there is nothing to restore"), "{said}");
+    }
+    let listed = "SELECT count(*) FROM entries WHERE event_type = 'ledger.restored'";
+    assert_eq!(rows(&shop.path("live/ledger.db"), listed), ["Integer(0)"]);
+    let (exit, said) = shop.run_in("live", "submit more");
+    assert!(exit == 0 && said.contains("1 accepted") && !shop.path("live/held.txt").exists(), "{said}");
+
+    // In a database, whose URL may be that of whoever tries.
+    let (url, elsewhere) = (test_servers::Server::shared().database(), "elsewhere");
+    shell(shop.dir.path(), &format!("mkdir {elsewhere} && cp -r shop/keys {elsewhere}/keys"));
+    let (exit, said) = shop.run(&format!("--database {url} migrate"), &[]);
+    assert_eq!(exit, 0, "{said}");
+    let (exit, said) = restore(elsewhere, &format!(" --database {url}"));
+    assert_eq!(exit, 0, "{said}");
+    let (exit, said) = shop.run_in(elsewhere, &format!("--database {url} export --copy --out copy"));
+    assert!(exit == 2, "{said}");
+    shell(shop.dir.path(), "mv copy first");
+    let (exit, said) = shop.run_in(elsewhere, &format!("--database {url} export --copy --out copy"));
+    assert_eq!(exit, 0, "{said}");
+    for rest in [" --drill", ""] {
+        let (exit, said) = restore("nowhere", &format!("{rest} --database {url}"));
+        assert!(exit == 2, "{said}");
+        let (exit, said) = restore(elsewhere, &format!("{rest} --database {url}"));
+        assert!(exit == 2 && said.contains("there is nothing to restore"), "{said}");
+    }
+    let (exit, said) = shop.run_in(elsewhere, &format!("--database {url} submit more"));
+    assert!(exit == 0 && said.contains("1 accepted"), "{said}");
+    shell(shop.dir.path(), "rm -r copy; mv first copy");
+
+    // A restore that was killed at the end of its way goes on, whatever it had said of it before.
+    shell(shop.dir.path(), "mkdir ended && cp -r shop/keys ended/keys");
+    let (exit, said) = restore("ended", "");
+    assert_eq!(exit, 0, "{said}");
+    let drilled = restore("drilled", " --drill");
+    assert_eq!(drilled.0, 0, "{drilled:?}");
+    let held = std::fs::read(shop.path("drilled/held.txt")).unwrap();
+    for why in [Some(held), None] {
+        let database = rusqlite::Connection::open(shop.path("ended/ledger.db")).unwrap();
+        database.pragma_update(None, "application_id", 0x4f4c_6768).unwrap();
+        drop(database);
+        if let Some(why) = why {
+            std::fs::write(shop.path("ended/held.txt"), why).unwrap();
+        }
+        let (exit, said) = restore("ended", " --drill");
+        assert!(exit == 2 && said.contains("never written over"), "{said}");
+        let (exit, said) = restore("ended", "");
+        assert!(exit == 0 && said.contains("an earlier run had begun it"), "{said}");
+        assert_eq!(rows(&shop.path("ended/ledger.db"), listed), ["Integer(1)"]);
+        assert!(!shop.path("ended/held.txt").exists());
+        assert_eq!(shop.run_in("ended", "checkpoint").0, 0);
+    }
+
+    // Somebody's own directory is not taken for what a restore left.
+    shell(shop.dir.path(), "mkdir -p own/.restoring && touch own/.restoring/mine");
+    let (exit, said) = restore("own", " --drill");
+    assert!(exit == 2 && said.contains("move them away") && shop.path("own/.restoring/mine").exists(), "{said}");
+    // What the archive is not, no other archive is.
+    let (exit, said) = shop
+        .run_in("strange", &format!("restore --from copy --trust {} --newest-checkpoint none --drill", "0".repeat(64)));
+    assert!(exit == 1 && said.contains("check the id"), "{said}");
 }
 
 /// Numbers that come the same each time.

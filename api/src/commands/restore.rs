@@ -71,6 +71,13 @@ struct Wanted {
     accept_loss: Option<String>,
 }
 
+impl Wanted {
+    /// Keys that were in other hands leave a verdict open, and are no reason not to try.
+    fn may_be_tried(&self, report: &Report) -> bool {
+        self.drill && report.faults() == 0 && report.is_open_for_keys_alone()
+    }
+}
+
 pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, CliError> {
     let trust = Hash::from_hex(&args.trust).ok_or_else(|| wrong("--trust: a ledger's id is 64 hex characters"))?;
     let anchors = match args.newest_checkpoint.as_str() {
@@ -88,6 +95,7 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
             return Err(stays_closed(&place.dir.display().to_string()));
         }
     }
+    let accepted = accept_loss.is_some();
     let wanted = Wanted { from, trust, anchors, drill, accept_loss };
     let (place, url) = (place.clone(), place.url()?.map(str::to_owned));
     let restored =
@@ -115,11 +123,20 @@ pub(crate) async fn run(place: &Place, json: bool, args: Args) -> Result<u8, Cli
                     )?;
                     return Ok(report.exit().max(2));
                 }
+                if report.faults_of(Code::LedgerIdMismatch) > 0 {
+                    output::line(
+                        "nothing was restored: the archive is of another ledger than --trust says; check the id, and where the archive is from",
+                    )?;
+                    return Ok(report.exit().max(1));
+                }
                 let short = report.faults_of(Code::AnchorBeyondTail) > 0;
                 let contradicted = report.faults_of(Code::AnchorMismatch) > 0;
                 output::line(if contradicted {
                     "nothing was restored: the ledger's own key signed a checkpoint that this archive contradicts, so that there are two histories. Find out \
                      which of them is the ledger's, and restore that one; --newest-checkpoint none with --drill only looks at what this one has"
+                } else if accepted {
+                    "nothing was restored: there is no good commit at the beginning of this archive, so that there is nothing to begin with. Get it again from \
+                     where it is kept, or another one"
                 } else if short {
                     "nothing was restored: the ledger had signed more than the archive holds. Look for what is missing (the database's own backups, other \
                      archives); this ledger must not go on without it, since it would have two histories. If it is lost, --accept-loss restores what there is \
@@ -252,9 +269,7 @@ fn restore(place: &Place, url: Option<&str>, wanted: &Wanted) -> Result<Restored
     } else {
         Making::of(&export, wanted, &building, demands)?
     };
-    // Keys that were in other hands leave a verdict open, and are no reason not to try.
-    let only_keys = wanted.drill && report.faults() == 0 && report.is_open_for_keys_alone();
-    let good = report.verdict() == Verdict::Verified && report.exit() == 0 || only_keys;
+    let good = report.verdict() == Verdict::Verified && report.exit() == 0 || wanted.may_be_tried(&report);
     let doubtful = export.doubtful();
     if good && !doubtful.is_empty() && !wanted.drill && wanted.accept_loss.is_none() {
         return Err(wrong(format!(
@@ -278,6 +293,8 @@ fn restore(place: &Place, url: Option<&str>, wanted: &Wanted) -> Result<Restored
 
 /// Where an embedded ledger is made, within the directory where it will be.
 const BUILDING: &str = ".restoring";
+/// In there, what is tried of a damaged archive.
+const SALVAGE: &str = "salvage";
 
 /// A directory for what is being made. It goes with everything that was not put elsewhere.
 struct Building {
@@ -305,11 +322,22 @@ impl Building {
             Err(TryLockError::Error(e)) => return Err(io(target)(e)),
         }
         let dir = target.join(BUILDING);
-        match std::fs::remove_dir_all(&dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(&dir)(e)),
-            // What a run that was killed has left, or nothing.
-            _ => std::fs::create_dir(&dir).map_err(io(&dir))?,
+        // What a run that was killed has left.
+        remove_database(&dir.join(SALVAGE))?;
+        remove_database(&dir)?;
+        for dir in [&dir.join(SALVAGE), &dir] {
+            match std::fs::remove_dir(dir) {
+                Err(e) if e.kind() == std::io::ErrorKind::DirectoryNotEmpty => {
+                    let dir = dir.display();
+                    return Err(wrong(format!(
+                        "{dir} has files that no restore made: move them away, and run this again"
+                    )));
+                }
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(dir)(e)),
+                _ => {}
+            }
         }
+        std::fs::create_dir(&dir).map_err(io(&dir))?;
         Ok(Building { dir, around, _alone: alone })
     }
 }
@@ -321,6 +349,18 @@ impl Drop for Building {
         // Those that are empty: nothing was restored.
         self.around.iter().for_each(|dir| drop(std::fs::remove_dir(dir)));
     }
+}
+
+/// Removes a database, and what belongs to it.
+fn remove_database(dir: &Path) -> Result<(), CliError> {
+    for suffix in ["", "-wal", "-shm", "-journal"] {
+        let file = dir.join(format!("{DATABASE_FILE}{suffix}"));
+        match std::fs::remove_file(&file) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(&file)(e)),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Puts a file where there is none; two that do it at once do not write over each other.
@@ -342,6 +382,14 @@ fn stays_closed(shown: &str) -> CliError {
     wrong(format!(
         "{shown} holds a ledger that was closed, and that does not go on: its successor takes what is new. To look at what this archive has, restore \
          it into another place with --drill. If the successor was not begun yet, and this archive has what had been lost, restore it into an empty place"
+    ))
+}
+
+/// What no restore began is not the beginning of one.
+fn nothing_to_restore(shown: &str) -> CliError {
+    wrong(format!(
+        "{shown} holds this ledger, and no restore into it was begun: there is nothing to restore, and nothing was done. To try the archive, give an \
+         empty place; to make the ledger again, take what is there away and keep it"
     ))
 }
 
@@ -369,7 +417,7 @@ fn build(
     } else {
         match salvage(export, wanted, building)? {
             Salvaged::Nothing => return Ok(Restored::Refused(Box::new(report))),
-            Salvaged::Contradicted(why) => return Ok(Restored::Refused(why)),
+            Salvaged::Contradicted(why) | Salvaged::Doubtful(why) => return Ok(Restored::Refused(why)),
             Salvaged::Good(report, sizes) => (*report, Some(sizes)),
         }
     };
@@ -400,6 +448,7 @@ fn build(
             if store.ledger_id()?.is_some_and(|id| id != wanted.trust) {
                 return Err(wrong("the database holds another ledger; restore into an empty one"));
             }
+            let begun = store.heads()?.iter().any(|head| head.size() > 0);
             if held.why()?.as_deref() == Some(CLOSED) {
                 let wanted: Vec<u64> = match limits {
                     Some(limits) => limits.to_vec(),
@@ -416,10 +465,11 @@ fn build(
                     ));
                 }
                 return restored_before(&store, export, "the database", &held, (false, wanted.drill));
+            } else if begun && held.why()?.is_none() {
+                return Err(nothing_to_restore("the database"));
             } else {
                 held.hold(INCOMPLETE)?;
             }
-            let begun = store.heads()?.iter().any(|head| head.size() > 0);
             (store, begun, None)
         }
         None => match made.filter(|_| limits.is_none()) {
@@ -438,7 +488,7 @@ fn build(
     }
     if let Some(url) = url.filter(|_| resumed) {
         // What was there before this run was not compared with the archive.
-        unchanged(url, wanted.trust, "the database")?;
+        unchanged(url, wanted, "the database")?;
     }
     let entries = sizes.iter().sum();
     let fate = match succession {
@@ -575,8 +625,15 @@ fn there_already(place: &Place, wanted: &Wanted, export: &Export, report: &Repor
     if goes_beyond(&*store, export)? {
         return restored_before(&store, export, &into, &held, (mark == Mark::Held, wanted.drill));
     }
-    unchanged(&into, wanted.trust, &into)?;
+    if mark != Mark::Held {
+        return Err(nothing_to_restore(&into));
+    }
+    unchanged(&into, wanted, &into)?;
     let fate = if wanted.drill { Fate::Drill } else { Fate::Continued };
+    if let Fate::Continued = fate {
+        // It is no drill any more, also for a run that goes on when this one is killed.
+        held.hold(INCOMPLETE)?;
+    }
     end(place, store, &fate, &held, || record(export, wanted, report))?;
     let (entries, private_withheld) =
         (export.manifest().chains.iter().map(|c| c.to).sum(), export.manifest().private_withheld);
@@ -584,9 +641,9 @@ fn there_already(place: &Place, wanted: &Wanted, export: &Export, report: &Repor
 }
 
 /// That what an earlier run left, or somebody since, is what was signed: nothing is signed on top of anything else.
-fn unchanged(source: &str, trust: Hash, shown: &str) -> Result<(), CliError> {
-    let report = verify_path(Path::new(source), Some(trust));
-    if report.exit() == 0 {
+fn unchanged(source: &str, wanted: &Wanted, shown: &str) -> Result<(), CliError> {
+    let report = judged(Path::new(source), wanted);
+    if report.exit() == 0 || wanted.may_be_tried(&report) {
         return Ok(());
     }
     let codes = report.codes().join(", ");
@@ -617,8 +674,9 @@ fn restored_before(
     match held.why()?.as_deref() {
         _ if drill => same = false,
         None if !marked => {}
+        Some(CLOSED) => same = false,
         // A run that was killed there had come to its end, if nothing lies beyond the archive but what the restore itself appended.
-        Some(INCOMPLETE) if same => {
+        _ if same => {
             let own = |h: &ChainHead| {
                 let appended = if h.chain == 0 { OWN_ENTRIES } else { 0 };
                 sizes.get(h.chain as usize).is_some_and(|size| h.size() <= size + appended)
@@ -732,13 +790,15 @@ enum Salvaged {
     Good(Box<Report>, Vec<u64>),
     /// A checkpoint that the ledger signed contradicts it.
     Contradicted(Box<Report>),
+    /// Nothing is wrong with its good part, but that a key was in other hands.
+    Doubtful(Box<Report>),
 }
 
 /// What there is is restored and judged, and cut off where a fault is, until none is left.
 fn salvage(export: &Export, wanted: &Wanted, dir: &Path) -> Result<Salvaged, CliError> {
     let trust = wanted.trust;
     let mut limits: Vec<u64> = export.manifest().chains.iter().map(|c| c.to).collect();
-    let scratch = dir.join("salvage");
+    let scratch = dir.join(SALVAGE);
     loop {
         if limits.first().is_none_or(|size| *size == 0) {
             return Ok(Salvaged::Nothing);
@@ -748,7 +808,7 @@ fn salvage(export: &Export, wanted: &Wanted, dir: &Path) -> Result<Salvaged, Cli
         let sizes = fill(&store, export, trust, Some(&limits))?.sizes;
         store.close()?;
         drop(store);
-        let report = verify_path(&scratch, Some(trust));
+        let report = judged(&scratch, wanted);
         let good = report.verdict() == Verdict::Verified;
         let contradicted = if good { contradicted(export, wanted, &report, &scratch) } else { None };
         std::fs::remove_dir_all(&scratch).map_err(io(&scratch))?;
@@ -757,6 +817,9 @@ fn salvage(export: &Export, wanted: &Wanted, dir: &Path) -> Result<Salvaged, Cli
         }
         if good {
             return Ok(Salvaged::Good(Box::new(report), sizes));
+        }
+        if report.faults() == 0 && report.is_open_for_keys_alone() {
+            return Ok(Salvaged::Doubtful(Box::new(report)));
         }
         let mut next = sizes.clone();
         for finding in report.findings() {
@@ -773,16 +836,29 @@ fn salvage(export: &Export, wanted: &Wanted, dir: &Path) -> Result<Salvaged, Cli
     }
 }
 
+/// Whether a ledger has what a checkpoint is of.
+fn is_reached(anchor: &Anchor, report: &Report) -> bool {
+    let head = anchor.tree_head(report);
+    head.is_some_and(|h| report.chains().iter().any(|c| c.chain == u64::from(h.chain) && h.size <= c.entries))
+}
+
+/// What was restored, as the checkpoints that were given say it, as far as it reaches them.
+fn judged(restored: &Path, wanted: &Wanted) -> Report {
+    let alone = verify_path(restored, Some(wanted.trust));
+    let anchors: Vec<Anchor> = wanted.anchors.iter().filter(|anchor| is_reached(anchor, &alone)).cloned().collect();
+    // Only what is left open can another judgement change.
+    if anchors.is_empty() || !alone.is_open_for_keys_alone() {
+        return alone;
+    }
+    verify_path_with(restored, Demands { trust: Some(wanted.trust), anchors: &anchors, ..Demands::default() })
+}
+
 /// What the checkpoints of sizes that were restored say against it, where they do: those that were given, and those of the archive's manifests, which
 /// may be of a batch that is not among the good ones.
 fn contradicted(export: &Export, wanted: &Wanted, report: &Report, restored: &Path) -> Option<Report> {
-    let reached = |anchor: &Anchor| {
-        let head = anchor.tree_head(report);
-        head.is_some_and(|h| report.chains().iter().any(|c| c.chain == u64::from(h.chain) && h.size <= c.entries))
-    };
     let mut known = export.checkpoints();
     known.extend(wanted.anchors.iter().cloned());
-    known.retain(reached);
+    known.retain(|anchor| is_reached(anchor, report));
     let demands = Demands { trust: Some(wanted.trust), anchors: &known, ..Demands::default() };
     let report = verify_path_with(restored, demands);
     (report.faults_of(Code::AnchorMismatch) > 0).then_some(report)
@@ -919,13 +995,7 @@ impl Making {
         // Nobody needs what is in it.
         let _ = store.close();
         drop(store);
-        for suffix in ["", "-wal", "-shm", "-journal"] {
-            let file = building.dir.join(format!("{DATABASE_FILE}{suffix}"));
-            match std::fs::remove_file(&file) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(&file)(e)),
-                _ => {}
-            }
-        }
+        remove_database(&building.dir)?;
         Ok((report, None))
     }
 }
