@@ -6,6 +6,7 @@
 //! alone. One thread reads, the others hash and fold.
 
 pub(crate) mod batch;
+mod claims;
 mod history;
 mod multiset;
 mod since;
@@ -25,15 +26,18 @@ use ledger_engine::registry::Registry;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use self::claims::Claims;
 use self::multiset::{Kept, Sums};
 pub(crate) use self::multiset::{RowKey, Sum};
 use self::since::{Earlier, Loader};
 pub(crate) use self::states::said_digest;
+use self::states::spilled;
 pub(crate) use self::walk::Prepared;
 use self::walk::{Begin, Standing, Walk};
 use crate::anchor::Anchor;
 use crate::export::{Export, Taker, channel, feed};
 use crate::frequent::FrequentKeys;
+use crate::named::Named;
 use crate::report::{ChainReport, KeyReport};
 use crate::row::number;
 use crate::source::{Cursor, SourceError, Tables, bytes_of, sizes, table_names};
@@ -100,7 +104,12 @@ pub(crate) struct Prover<'a> {
     listed: HashSet<u128>,
     /// With an order that names it: its chain and index.
     claimed: HashMap<u128, (u32, u64)>,
+    /// What `chain.heads` says, where chains are not walked one after the other from their beginning.
     heads: Vec<HeadClaim>,
+    /// The same, where they are.
+    claims: Claims,
+    /// What anchors of chain 0 cover of the others.
+    named: Named,
     adopted: Vec<Adopted>,
     /// Each anchor with the chain it is of, and once that chain has its size, whether the root is the same.
     anchors: Vec<(&'a Anchor, Option<u32>, Option<bool>)>,
@@ -137,11 +146,14 @@ pub(crate) fn prove(
     let key = RowKey::draw().map_err(|e| Stop::Spill(format!("no random numbers: {e}")))?;
     let registry = Registry::new(genesis.chains, genesis.keys(), genesis_hash);
     let anchors = demands.anchors.iter();
+    let of = |anchor: &Anchor| anchor.chain(&genesis.origin, &ledger_id, genesis.chains);
+    let of_first = demands.anchors.iter().filter(|anchor| of(anchor) == Some(0));
     let mut prover = Prover {
         key: tables.export().is_none().then_some(&key),
         claimed_size: claimed_size(tables)?,
         taker: demands.taker,
-        anchors: anchors.map(|a| (a, a.chain(&genesis.origin, &ledger_id, genesis.chains), None)).collect(),
+        named: Named::below(of_first.map(Anchor::size)),
+        anchors: anchors.map(|a| (a, of(a), None)).collect(),
         ..Prover::new(ledger_id, genesis, registry, demands.progress)
     };
     let since = match demands.since_anchor && tables.export().is_none() {
@@ -226,6 +238,8 @@ impl<'a> Prover<'a> {
             listed: HashSet::new(),
             claimed: HashMap::new(),
             heads: Vec::new(),
+            claims: Claims::default(),
+            named: Named::default(),
             adopted: Vec::new(),
             anchors: Vec::new(),
             progress,
@@ -252,11 +266,16 @@ impl<'a> Prover<'a> {
                 }
             };
             cover(chain.unwrap_or_default(), anchor.size());
-            // A checkpoint of chain 0 covers the heads of the others that its entries name.
-            let named = self.heads.iter().filter(|h| *chain == Some(0) && h.index < anchor.size());
-            named.for_each(|h| cover(h.chain, h.size));
+            if *chain == Some(0) {
+                self.named.covered(anchor.size()).for_each(|(chain, size)| cover(chain, size));
+            }
         }
         Ok(unusable)
+    }
+
+    /// Chain 0, which is walked first, has made all its claims.
+    fn sort_claims(&mut self) -> Result<(), Stop> {
+        if self.claims.is_open() { self.claims.sort().map_err(spilled) } else { Ok(()) }
     }
 
     /// Whether listings say all that orders and deliveries rest on.
@@ -286,8 +305,10 @@ impl<'a> Prover<'a> {
             }
         }
         let mut reports = Vec::new();
+        self.claims = Claims::open();
         for chain in 0..self.genesis.chains {
             reports.push(self.whole_chain(tables, chain, |walk| walk.finish())?);
+            self.sort_claims()?;
         }
         self.prices()?;
         for (table, sum) in stored {
@@ -391,10 +412,12 @@ impl<'a> Prover<'a> {
         check(export.fits(), "the manifest, or the files of the directory")?;
         check(export.manifest().chains.len() == self.genesis.chains as usize, "the number of chains")?;
         let mut reports = Vec::new();
+        self.claims = Claims::open();
         for chain in 0..self.genesis.chains {
             let report = self.export_chain(export, chain)?;
             check(export.describes(&report).is_ok(), "what the manifest says of a chain")?;
             reports.push(report);
+            self.sort_claims()?;
         }
         check(export.signatures(&self.registry).is_empty(), "the signature of a manifest")?;
         self.prices()?;

@@ -28,7 +28,7 @@ use super::batch::{ChainFacts, Later, Record};
 use super::history::History;
 use super::multiset::Sums;
 use super::since::{Earlier, Start};
-use super::states::{Effects, HOT, Key, Link, States, Tip, head_row};
+use super::states::{Effects, HOT, Key, Link, States, Tip, head_row, spilled};
 use super::{HeadClaim, Piece, Prover, Stop, check, suspect};
 use crate::commits::{CheckpointJudge, Commit, read_commit};
 use crate::export::{Fed, Item, Judged, JudgedEntry};
@@ -37,6 +37,8 @@ use crate::row::{Digests, blob, number, read_entry, text};
 
 /// Pieces whose signatures may still be on their way.
 const VERDICTS: usize = 8;
+/// Claims about heads of a batch, or of what came after an anchor, in memory. With more the whole is judged.
+const CLAIMS_MAX: usize = 1 << 20;
 /// Entry hashes kept, for what `chain.heads` says of its own chain.
 const RECENT: usize = 16_384;
 
@@ -503,6 +505,9 @@ impl<'p, 'a> Walk<'p, 'a> {
         while let Some((_, root, last)) = self.now.heads.pop_front_if(|h| h.0 == size) {
             check(root == self.now.history.range.root() && last == self.now.last_hash, "what chain.heads says")?;
         }
+        while let Some((root, last)) = self.prover.claims.take(self.now.chain, size).map_err(spilled)? {
+            check(root == self.now.history.range.root() && last == self.now.last_hash, "what chain.heads says")?;
+        }
         while let Some((_, at)) = self.now.anchors.pop_front_if(|(s, _)| *s == size) {
             let (anchor, _, held) = &mut self.prover.anchors[at];
             *held = Some(anchor.root() == self.now.history.range.root());
@@ -700,7 +705,11 @@ impl<'p, 'a> Walk<'p, 'a> {
             check(number == u64::from(chain), "the form of chain.heads")?;
             if chain > 0 {
                 let index = self.size();
-                self.prover.heads.push(HeadClaim { index, chain, size, root, last_hash: last });
+                self.prover.named.name(index, chain, size);
+                if !self.prover.claims.push(chain, size, &root, &last).map_err(spilled)? {
+                    check(self.prover.heads.len() < CLAIMS_MAX, "so much that chain.heads says")?;
+                    self.prover.heads.push(HeadClaim { index, chain, size, root, last_hash: last });
+                }
                 continue;
             }
             check(self.now.was(size, &root, &last), "what chain.heads says")?;
@@ -844,7 +853,8 @@ impl<'p, 'a> Walk<'p, 'a> {
         check(!doubtful, "a compromised key")?;
         let left =
             self.now.documents.len() + self.now.commits.len() + self.now.signatures.len() + self.now.checkpoints.len();
-        check(left == 0 && self.now.heads.is_empty(), "rows beyond the end of the chain")?;
+        let claimed = !self.now.heads.is_empty() || self.prover.claims.left(self.now.chain);
+        check(left == 0 && !claimed, "rows beyond the end of the chain")?;
         let (chain, size) = (self.now.chain, self.size());
         self.prover.judged += size;
         self.now.report.head = Some(self.now.last_hash);

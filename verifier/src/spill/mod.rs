@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub(crate) use self::log::{Forward, Log};
 pub(crate) use self::records::{RecordReader, Records};
-pub(crate) use self::runs::{Sorter, Spool, Texts};
+pub(crate) use self::runs::{Sorted, Sorter, Spool, Texts};
 pub(crate) use self::shelf::Shelf;
 use crate::source::SourceError;
 
