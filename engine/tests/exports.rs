@@ -194,6 +194,26 @@ const CASES: &[Case] = &[
         *line = line.replacen("@example.org", "@example.net", 1);
         e.seal();
     }),
+    broken(
+        "private_of_another_chain",
+        "the chain of a private document's line is not its file's",
+        &["chain_unknown", "export_line_misplaced"],
+        |e| {
+            let line = &mut e.private()[0];
+            *line = line.replacen("\"chain\":0", "\"chain\":1", 1);
+            e.seal();
+        },
+    ),
+    broken(
+        "commit_of_another_chain",
+        "the chain of a commit's line is not its file's",
+        &["chain_unknown", "commit_tiling", "export_line_misplaced"],
+        |e| {
+            let line = e.entries(0).iter_mut().filter(|l| l.starts_with("{\"commit\"")).nth(4).unwrap();
+            *line = line.replacen("\"chain\":0", "\"chain\":1", 1);
+            e.seal();
+        },
+    ),
     broken("private_added", "a document that no entry names", &["private_unexpected"], |e| {
         let line = e.private()[0].replacen(",\"index\":14", ",\"index\":15", 1);
         assert_ne!(line, e.private()[0]);

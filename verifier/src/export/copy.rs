@@ -7,7 +7,7 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 use ledger_engine::domain::projection::Cell;
-use ledger_engine::export::{ExportFile, FileKind, LINE_BYTES_MAX, Line};
+use ledger_engine::export::{ExportFile, LINE_BYTES_MAX, Line};
 use ledger_engine::hash::Hash;
 
 use super::{Export, rows};
@@ -150,17 +150,9 @@ impl Reading<'_> {
             Some(Err(e)) => return self.undecodable(e.to_string()),
             None => return self.undecodable(format!("no line feed after {} bytes", line.len())),
         };
-        // Entries stand at their index, a commit before its first, a checkpoint after its last.
-        let (chain, kind, place, after) = match &parsed {
-            Line::Entry(e) => (e.header.chain, FileKind::Entries, e.header.index, e.header.index + 1),
-            Line::Commit(c) => (c.chain, FileKind::Entries, c.first_index, c.first_index),
-            Line::Checkpoint(c) => (c.chain, FileKind::Entries, c.size, c.size),
-            Line::Private(p) => (p.chain, FileKind::Private, p.index, p.index + 1),
-        };
+        let (chain, place, after) = rows::place(&parsed);
         let ahead = self.last.is_none_or(|last| place >= last);
-        let fits =
-            chain == self.file.chain && kind == self.file.kind && (self.file.from..=self.file.to).contains(&place);
-        if !(ahead && fits) {
+        if !(ahead && rows::is_of(&parsed, self.file)) {
             self.misplaced += 1;
             if self.misplaced <= LISTED_MAX {
                 let what = format!(

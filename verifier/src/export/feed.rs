@@ -1,11 +1,11 @@
 //! The short way through an export: blocks are inflated, parsed and hashed side by side and handed over in order, while
 //! digests of the files run along.
 
-use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
 
 use ledger_engine::domain::projection::Cell;
-use ledger_engine::export::{EntryLine, Line};
+use ledger_engine::export::{EntryLine, ExportFile, Line};
 use ledger_engine::hash::Hash;
 
 use super::blocks::{Block, Blocks};
@@ -49,7 +49,7 @@ pub(crate) fn feed(files: &[Located<'_>], ledger_id: Hash, keep: bool, out: &Syn
         let fed = std::thread::scope(|scope| {
             // Buffers go round: new ones would have to be cleared by the kernel each time.
             let (back, spare) = std::sync::mpsc::channel();
-            scope.spawn(move || read(&located.path, (ledger_id, keep), &sender, &spare));
+            scope.spawn(move || read(located, (ledger_id, keep), &sender, &spare));
             collect(located, receiver, &back, out)
         });
         // A closed channel: the judge has seen enough.
@@ -66,13 +66,14 @@ pub(crate) fn feed(files: &[Located<'_>], ledger_id: Hash, keep: bool, out: &Syn
 type Waiting = Receiver<Result<Parsed, String>>;
 
 /// Reads blocks and has them parsed by the pool; their results are awaited in order.
-fn read(path: &Path, (ledger_id, keep): (Hash, bool), out: &SyncSender<Waiting>, spare: &Receiver<Vec<u8>>) {
+fn read(located: &Located<'_>, (ledger_id, keep): (Hash, bool), out: &SyncSender<Waiting>, spare: &Receiver<Vec<u8>>) {
     let failed = |e: std::io::Error| {
         let (sender, receiver) = sync_channel(1);
         let _ = sender.send(Err(e.to_string()));
         let _ = out.send(receiver);
     };
-    let mut blocks = match Blocks::open(path) {
+    let file = Arc::new(located.file.clone());
+    let mut blocks = match Blocks::open(&located.path) {
         Ok(blocks) => blocks,
         Err(e) => return failed(e),
     };
@@ -87,16 +88,20 @@ fn read(path: &Path, (ledger_id, keep): (Hash, bool), out: &SyncSender<Waiting>,
             return;
         }
         // Nobody waits for it if the judge has stopped.
-        rayon::spawn(move || drop(sender.send(parse(block, &ledger_id, keep))));
+        let file = Arc::clone(&file);
+        rayon::spawn(move || drop(sender.send(parse(block, &file, &ledger_id, keep))));
     }
 }
 
-fn parse(block: Block, ledger_id: &Hash, keep: bool) -> Result<Parsed, String> {
+fn parse(block: Block, file: &ExportFile, ledger_id: &Hash, keep: bool) -> Result<Parsed, String> {
     let plain = block.into_lines()?;
     let mut items = Vec::with_capacity(plain.len() / 512);
     let (mut from, mut lines) = (0, 0);
     for end in memchr::memchr_iter(b'\n', &plain) {
         let line = Line::parse(&plain[from..end], ledger_id).map_err(|e| e.to_string())?;
+        if !rows::is_of(&line, file) {
+            return Err("a line of another place".to_owned());
+        }
         item(line, keep, &mut items).ok_or("an entry's own bytes")?;
         from = end + 1;
         lines += 1;

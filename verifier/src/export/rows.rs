@@ -1,11 +1,29 @@
 //! Lines as rows of the tables of FORMAT.md 8.
 
 use ledger_engine::domain::projection::Cell;
-use ledger_engine::export::{CheckpointLine, CommitLine, EntryLine, PrivateLine};
+use ledger_engine::export::{CheckpointLine, CommitLine, EntryLine, ExportFile, FileKind, Line, PrivateLine};
 use ledger_engine::hash::Hash;
 
 fn hash(hash: &Hash) -> Cell {
     Cell::Blob(hash.0.to_vec())
+}
+
+/// The chain of a line, its place there, and the smallest place that may follow. Entries stand at their index, a commit before its first, a
+/// checkpoint after its last.
+pub(super) fn place(line: &Line<'_>) -> (u32, u64, u64) {
+    match line {
+        Line::Entry(e) => (e.header.chain, e.header.index, e.header.index + 1),
+        Line::Commit(c) => (c.chain, c.first_index, c.first_index),
+        Line::Checkpoint(c) => (c.chain, c.size, c.size),
+        Line::Private(p) => (p.chain, p.index, p.index + 1),
+    }
+}
+
+/// Whether a line may stand in a file.
+pub(super) fn is_of(line: &Line<'_>, file: &ExportFile) -> bool {
+    let kind = if let Line::Private(_) = line { FileKind::Private } else { FileKind::Entries };
+    let (chain, place, _) = place(line);
+    (chain, kind) == (file.chain, file.kind) && (file.from..=file.to).contains(&place)
 }
 
 pub(super) fn entry(line: &EntryLine<'_>) -> Vec<Cell> {
