@@ -79,7 +79,7 @@ struct Cli {
     #[arg(long, value_name = "ID", conflicts_with = "save_anchor")]
     stream: Option<String>,
     /// Judge only what came after the anchors, in time that depends on what is new; what was not read again is named. Where more than a million
-    /// entries are new, or a quarter of all, all are judged: that takes less
+    /// entries are new, or more than 65,536 and a quarter of all, all are judged: that takes less
     #[arg(long, requires = "anchor", conflicts_with = "stream")]
     since_anchor: bool,
     /// Only these batches of an archive, each by itself (A-B, A- or A); what rests on earlier ones is named
